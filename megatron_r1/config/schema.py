@@ -1,0 +1,192 @@
+"""Every setting, typed and documented. One tree serves all commands; each command reads the sections it needs.
+
+Unknown keys are fatal (see `load.py`). Where the papers do not state a value, the description says "not stated".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows no extra keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which architecture, and where its weights come from."""
+
+    preset: str = Field("tiny", description="tiny, small, 16b or 671b; ignored when `weights` names a folder")
+    overrides: dict[str, Any] = Field({}, description="fields of the Hugging Face config.json that replace the preset's")
+    weights: str | None = Field(None, description="Hugging Face folder (config.json, safetensors, tokenizer) to start from")
+
+
+class ParallelConfig(Section):
+    """How the model is laid out over ranks. Data parallelism is what is left of the world size."""
+
+    tp: int = Field(1, gt=0, description="tensor parallel")
+    pp: int = Field(1, gt=0, description="pipeline parallel")
+    vpp: int = Field(1, gt=0, description="virtual pipeline stages per rank (interleaved schedule)")
+    ep: int = Field(1, gt=0, description="expert parallel")
+    etp: int | None = Field(None, description="tensor parallel inside experts; default: tp without ep, else 1")
+    cp: int = Field(1, gt=0, description="context parallel")
+    sequence_parallel: bool | None = Field(None, description="default: on when tp > 1")
+
+
+class RuntimeConfig(Section):
+    """Device and numerics."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(1, gt=0, description="OpenMP threads per process on CPU")
+    recompute: Literal["none", "full", "selective"] = Field("none", description="activation recomputation")
+    recompute_modules: list[str] = Field(["layernorm", "mla_up_proj"], description="for selective (V3 section 3.2.3)")
+
+
+class OptimizerConfig(Section):
+    """AdamW (V3 section 4.2: betas 0.9/0.95, weight decay 0.1, clip 1.0); for RL these are not stated."""
+
+    lr: float = Field(gt=0)
+    min_lr_ratio: float = Field(1.0, ge=0, le=1, description="final lr over lr")
+    warmup_steps: int = Field(0, ge=0, description="policy updates of linear warm-up")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0: off")
+
+
+class MoeTrainingConfig(Section):
+    """How the router and the multi-token-prediction head are trained."""
+
+    bias_update_rate: float = Field(0.0, ge=0, description="gamma of auxiliary-loss-free balancing (V3: 0.001, then 0)")
+    aux_loss_coeff: float = Field(0.0, ge=0, description="alpha of the sequence-wise balance loss (V3: 1e-4)")
+    mtp_loss_scale: float = Field(0.0, ge=0, description="lambda of multi-token prediction (V3: 0.3, then 0.1); 0: the head is not trained")
+
+
+class DataConfig(Section):
+    """Where prompts and documents come from."""
+
+    source: str = Field("tally", description="'tally' (generated arithmetic) or a path to a .jsonl / .json file of problems or documents")
+    question_field: str = "question"
+    answer_field: str = "answer"
+    answer_format: Literal["plain", "gsm8k"] = Field("plain", description="gsm8k: the answer is what follows '####'")
+    tokenizer: str | None = Field(None, description="folder with tokenizer.json; default: model.weights")
+    template: Literal["r1_zero", "r1_chat"] = "r1_zero"
+    max_prompt_tokens: int = Field(1024, gt=0, description="longer prompts are refused by name, not cut")
+    heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of problems kept for evaluation, by a hash of the problem")
+
+
+class PretrainConfig(Section):
+    """Next-token pretraining."""
+
+    steps: int = Field(1000, gt=0)
+    sequence_length: int = Field(64, gt=1)
+    global_batch_size: int = Field(16, gt=0, description="sequences per update")
+    micro_batch_size: int = Field(16, gt=0, description="sequences per forward pass")
+    mask_documents: bool = Field(False, description="attention stays inside a document (V3 pretraining packs without it)")
+    gate_accuracy: float = Field(0.0, ge=0, le=1, description="greedy accuracy with a forced <think> that the base must reach; 0: no gate")
+    gate_problems: int = Field(128, gt=0)
+    gate_extra_steps: int = Field(0, ge=0, description="continue at the final lr, this many steps at a time, while the gate fails")
+    gate_max_extra: int = Field(0, ge=0, description="give up after this many extra rounds")
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2.2e-4)
+    moe: MoeTrainingConfig = MoeTrainingConfig(bias_update_rate=0.001, aux_loss_coeff=1e-4, mtp_loss_scale=0.3)
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning on prompt/response pairs (R1: 2 epochs, batch 64, lr 5e-6, cosine to a tenth)."""
+
+    epochs: int = Field(2, gt=0)
+    batch_size: int = Field(64, gt=0, description="examples per update")
+    micro_batch_tokens: int = Field(4096, gt=0, description="packed tokens per forward pass")
+    prompt_field: str = "prompt"
+    response_field: str = "response"
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, min_lr_ratio=0.1, schedule="cosine")
+    moe: MoeTrainingConfig = MoeTrainingConfig()
+
+
+class GrpoConfig(Section):
+    """GRPO. Defaults are R1-Zero's (arXiv 2501.12948v2 section 2.1): lr 3e-6, KL 0.001, G 16, 8,192 outputs in 16 minibatches."""
+
+    rollouts: int = Field(650, gt=0, description="rollout rounds; one round is prompts_per_rollout x group_size outputs")
+    prompts_per_rollout: int = Field(512, gt=0)
+    group_size: int = Field(16, gt=1)
+    minibatch_size: int = Field(512, gt=0, description="outputs per policy update")
+    micro_batch_tokens: int = Field(32768, gt=0, description="packed tokens per forward pass")
+    clip_eps: float = Field(0.2, gt=0, description="not stated for R1-Zero; 10 for R1's first RL stage")
+    kl_coef: float = Field(0.001, ge=0)
+    normalization: Literal["sequence", "token"] = Field(
+        "sequence", description="sequence: mean over a response's tokens, then over responses (DeepSeekMath eq 3); token: mean over all tokens"
+    )
+    advantage_std: Literal["population", "sample"] = Field("population", description="not stated")
+    reference_update_interval: int = Field(400, ge=0, description="policy updates between reference refreshes; 0: never")
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-6, weight_decay=0.0)
+    moe: MoeTrainingConfig = MoeTrainingConfig()
+    freeze_router: bool = Field(False, description="router weights get no gradient")
+    shuffle_rewards: bool = Field(False, description="control experiment: rewards are permuted over the batch, nothing can be learned")
+
+
+class RolloutConfig(Section):
+    """The vLLM engine and what is asked of it."""
+
+    tensor_parallel_size: int = Field(1, gt=0)
+    max_response_tokens: int = Field(32768, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    kv_cache_bytes: int | None = Field(None, description="KV cache size; default: vLLM's share of the device")
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    max_num_seqs: int = Field(256, gt=0)
+    transfer: Literal["auto", "shm", "nccl"] = Field("auto", description="how weights travel: shared memory on CPU, NCCL on CUDA")
+    verify_weights: bool = Field(True, description="compare a checksum of every tensor after every update")
+    max_logprob_diff_mean: float = Field(1e-4, gt=0, description="trainer against engine, on-policy; above it the run stops")
+    max_logprob_diff_max: float = Field(1e-2, gt=0)
+    start_timeout_seconds: float = 600.0
+    step_timeout_seconds: float = 3600.0
+
+
+class RewardConfig(Section):
+    """Reward_rule = Reward_accuracy + Reward_format with the same weight (v2 eq 4)."""
+
+    accuracy_weight: float = 1.0
+    format_weight: float = 1.0
+    answer_location: Literal["answer_tag", "boxed"] = Field("answer_tag", description="the only place where an answer counts")
+
+
+class EvaluateConfig(Section):
+    """Held-out evaluation."""
+
+    interval: int = Field(0, ge=0, description="rollouts between evaluations during training; 0: only at the end")
+    problems: int = Field(64, gt=0)
+    samples: int = Field(8, gt=0, description="k: samples per problem for pass@1 and pass@k")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = 99
+
+
+class CheckpointConfig(Section):
+    """What is kept of a run."""
+
+    interval: int = Field(10, gt=0, description="steps between checkpoints")
+    keep: int = Field(2, gt=0, description="newest complete checkpoints kept")
+
+
+class Config(Section):
+    """The whole tree."""
+
+    run_dir: str = Field("runs/default", description="folder of this run; started again, it resumes")
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

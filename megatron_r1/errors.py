@@ -1,0 +1,45 @@
+"""One exception hierarchy. The command line prints the message of an `R1Error` on one line and exits with `exit_code`."""
+
+
+class R1Error(Exception):
+    """Base of every error a user can cause or fix. The message names the file, key or tensor and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(R1Error):
+    """A config key, value or parallel layout that cannot work."""
+
+
+class DataError(R1Error):
+    """A prompt, corpus or tokenizer file that is missing, empty or malformed."""
+
+
+class CheckpointError(R1Error):
+    """A checkpoint or model folder that is missing, incomplete or corrupt."""
+
+
+class ConversionError(R1Error):
+    """A tensor without a counterpart, with a wrong shape, or used more than once."""
+
+
+class RewardError(R1Error):
+    """A reward that could not be computed (not a wrong answer: a broken grader)."""
+
+
+class RolloutError(R1Error):
+    """The rollout engine failed to start, died or answered nonsense."""
+
+    exit_code = 1
+
+
+class WeightSyncError(R1Error):
+    """The rollout engine does not hold the trainer's weights, or does not reproduce its log-probabilities."""
+
+    exit_code = 1
+
+
+class DeviceError(R1Error):
+    """The chosen device cannot run here."""
+
+    exit_code = 1

@@ -1,0 +1,103 @@
+"""The nouns of the training loop, in the order in which data flows through them.
+
+    Prompt -> Rollout -> RolloutGroup -> TrainingSample -> MicroBatch
+
+Axis names: P prompts, G samples of a group, T tokens of one sequence, S sequences of a micro-batch, N tokens of a packed
+micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question, rendered and tokenised."""
+
+    id: str  #: stable over runs: rollouts, data cursor and seeds refer to it
+    question: str  #: the bare question, before the template
+    answer: str  #: reference answer as the reward function wants it
+    text: str  #: the rendered template, exactly what `token_ids` encode
+    token_ids: tuple[int, ...]  #: [T] prompt tokens, beginning-of-sequence included
+    language: str = ""  #: "en", "zh", or "" where unknown
+    domain: str = "math"  #: which rewards apply
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample responses. `temperature` 0 is greedy."""
+
+    n: int  #: responses per prompt (G)
+    temperature: float
+    top_p: float
+    max_tokens: int  #: response tokens, end-of-sequence included
+
+
+@dataclass
+class Rollout:
+    """One sampled response."""
+
+    token_ids: list[int]  #: [T] response tokens, end-of-sequence included when `finished`
+    rollout_logprobs: list[float]  #: [T] natural log, of the distribution sampled from (temperature and top-p applied)
+    text: str  #: decoded response without end-of-sequence
+    finished: bool  #: ended with end-of-sequence; False: cut at max_tokens
+
+
+@dataclass
+class RolloutGroup:
+    """All responses to one prompt: the unit over which GRPO normalises."""
+
+    prompt: Prompt
+    rollouts: list[Rollout]  #: G of them
+    weights_version: int  #: trainer version that sampled them
+    rewards_G: torch.Tensor | None = None  #: [G] float64, total reward
+    reward_parts: dict[str, list[float]] = field(default_factory=dict)  #: name -> [G], e.g. "accuracy", "format"
+    advantages_G: torch.Tensor | None = None  #: [G] float64
+
+
+@dataclass
+class TrainingSample:
+    """One sequence to train on. Every [T-1] field is aligned to targets: entry t belongs to `token_ids[t + 1]`."""
+
+    token_ids: list[int]  #: [T] prompt and response
+    loss_mask: list[int]  #: [T-1] 1 where the target is trained on
+    advantage: float = 0.0  #: scalar, the same for every token of the response
+    rollout_logprobs: torch.Tensor | None = None  #: [T-1] float32, 0 outside the mask
+    old_logprobs: torch.Tensor | None = None  #: [T-1] float32, the trainer's before the first update of this rollout
+    ref_logprobs: torch.Tensor | None = None  #: [T-1] float32, the reference policy's
+
+    @property
+    def num_targets(self) -> int:
+        """Number of positions this sample occupies in a packed micro-batch."""
+        return len(self.token_ids) - 1
+
+    @property
+    def num_trained(self) -> int:
+        """Number of targets with loss."""
+        return sum(self.loss_mask)
+
+
+@dataclass
+class MicroBatch:
+    """What one forward pass takes: sequences packed end to end ("thd"), or `[B, T]` rows when `cu_seqlens` is None.
+
+    Packed: B is 1 and the row holds S sequences; tokens after `cu_seqlens[-1]` are padding without loss.
+    All tensors are on the CPU until the policy moves them.
+    """
+
+    token_ids: torch.Tensor  #: [B, N] int64
+    labels: torch.Tensor  #: [B, N] int64, the next token
+    loss_mask: torch.Tensor  #: [B, N] float32
+    position_ids: torch.Tensor  #: [B, N] int64, starts at 0 in every sequence
+    cu_seqlens: torch.Tensor | None = None  #: [S+1] int32 boundaries
+    sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed
+    token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
+    #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of the micro-batch, padding included."""
+        return self.token_ids.numel()
