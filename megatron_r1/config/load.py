@@ -1,0 +1,183 @@
+"""From YAML and `key.sub=value` overrides to one checked `Config`, and back to YAML.
+
+Every setting of every layer is first turned into `(dotted key, value)`, so that a file and the command line are checked by
+the same code and every error can name the layer that it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from megatron_r1.config.schema import Config
+from megatron_r1.errors import ConfigError
+
+COMMAND_LINE = "on the command line"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-4` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key_node, deep=True) for key_node, _ in node.value]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{min(repeated)}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
+    """Merge, from weakest to strongest: the schema's defaults, `defaults`, the YAML file, the overrides.
+
+    Raises ConfigError with one line that names the key and the layer: a missing or malformed file, an unknown key (with
+    the nearest known one), a value of the wrong type or out of range.
+    """
+    layers: list[tuple[str, list[tuple[str, Any]]]] = [("in the defaults", list(_flatten(defaults or {})))]
+    if path is not None:
+        layers.append((f"in {path}", list(_flatten(_read_yaml(path)))))
+    layers.append((COMMAND_LINE, [setting for text in overrides for setting in _parse_override(text)]))
+
+    tree = Config().model_dump()
+    sources: dict[str, str] = {}
+    for source, settings in layers:
+        for key, value in settings:
+            _check_key(key, value, source)
+            _set(tree, key, value)
+            sources[key] = source
+    try:
+        return Config.model_validate(tree, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, sources)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write `dump(config)`; a killed process leaves the old file or the new one, never half of it."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(dump(config), encoding="utf-8")
+    temporary.replace(path)
+
+
+def flatten_config(config: Config) -> dict[str, Any]:
+    """Dotted key -> value for every setting, in the order of the schema."""
+    return dict(_flatten(config.model_dump()))
+
+
+def known_keys() -> dict[str, FieldInfo]:
+    """Dotted key -> field for every setting of the schema, in its order; sections themselves are left out."""
+    return {key: field for key, field in _walk(Config, "") if _section(field) is None}
+
+
+def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield prefix + name, field
+        inner = _section(field)
+        if inner is not None:
+            yield from _walk(inner, f"{prefix}{name}.")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    return field.annotation if is_section else None
+
+
+_FIELDS = dict(_walk(Config, ""))
+_SECTIONS = {key for key, field in _FIELDS.items() if _section(field) is not None}
+_FREE_FORM = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}
+
+
+def _flatten(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if key in _SECTIONS and isinstance(value, Mapping):
+            yield from _flatten(value, f"{key}.")
+        elif key not in _SECTIONS or value is not None:  # a section whose lines are all commented out changes nothing
+            yield key, value
+
+
+def _read_yaml(path: Path) -> Mapping[Any, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {_one_line(error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"config file {path} holds a {type(content).__name__}, expected 'key: value' lines")
+    return content
+
+
+def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{text}' {COMMAND_LINE} is not of the form key.sub=value")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of '{key}' {COMMAND_LINE} is not valid YAML: {_one_line(error)}") from None
+    if key in _SECTIONS and isinstance(parsed, Mapping):
+        return _flatten(parsed, f"{key}.")
+    return iter([(key, parsed)])
+
+
+def _check_key(key: str, value: Any, source: str) -> None:
+    if key in _SECTIONS:
+        raise ConfigError(f"'{key}' {source} is a section, got {value!r}, expected settings such as '{_example(key)}'")
+    if key not in _FIELDS and not any(key.startswith(f"{free}.") for free in _FREE_FORM):
+        raise ConfigError(f"unknown key '{key}' {source}; the nearest known key is '{_nearest(key)}'")
+
+
+def _example(section: str) -> str:
+    return next(key for key in _FIELDS if key.startswith(f"{section}.") and key not in _SECTIONS)
+
+
+def _nearest(key: str) -> str:
+    """The known key most like `key`, wherever it stands: the last name counts most, the sections around it break ties."""
+
+    def similarity(known: str) -> float:
+        names = difflib.SequenceMatcher(None, key.rpartition(".")[2], known.rpartition(".")[2]).ratio()
+        paths = difflib.SequenceMatcher(None, key, known).ratio()
+        return 2 * names + paths
+
+    return max(_FIELDS, key=similarity)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, name = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[name] = value
+
+
+def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
+    """The first problem of `error` on one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    source = next((source for known, source in sources.items() if key == known or key.startswith(f"{known}.")), COMMAND_LINE)
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"'{key}' {source} is {first['input']!r}, expected {expected}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

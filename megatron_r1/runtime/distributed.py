@@ -1,0 +1,136 @@
+"""The process group, and how ranks fail together.
+
+A rank that raises while its peers wait in a collective leaves them hanging. Work that only one rank does, or that can fail
+on one rank alone, therefore runs under `on_rank_zero` or `failing_together`: every rank then raises the same error.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from megatron_r1.errors import DeviceError
+from megatron_r1.runtime.device import Device
+from megatron_r1.runtime.launch import LaunchInfo
+
+T = TypeVar("T")
+
+
+_STORE: dist.Store | None = None  # where the ranks met; outlives the collectives when one of them fails
+
+
+def initialize(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
+    """Join the process group, also as its only member. Raises DeviceError where the ranks cannot meet."""
+    global _STORE
+    address = f"[{launch.master_address}]" if ":" in launch.master_address else launch.master_address
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    try:
+        _STORE, rank, world_size = next(
+            dist.rendezvous(f"tcp://{address}:{launch.master_port}", launch.rank, launch.world_size, timeout=timeout)
+        )
+        dist.init_process_group(
+            device.backend,
+            store=_STORE,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=device.torch_device if device.kind == "cuda" else None,
+        )
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"rank {launch.rank} cannot join at {launch.master_address}:{launch.master_port}: {reason}") from None
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    global _STORE
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _STORE = None
+
+
+def rank() -> int:
+    """This process's rank; 0 before `initialize`."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks; 1 before `initialize`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes the files and prints the lines."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    gather_objects(None)  # objects travel over gloo, so no GPU stream is involved
+
+
+def broadcast_object(value: T | None) -> T:
+    """Rank 0's `value` on every rank; what the others pass is ignored. The value must be picklable."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The `value` of every rank, in the order of ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and return its result, or raise its error, on every rank."""
+    result, error = None, None
+    if is_rank_zero():
+        try:
+            result = work()
+        except Exception as caught:  # noqa: BLE001 - raised again below, on every rank
+            error = caught
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Where any rank's block raises, every rank raises: its own error, else that of the lowest rank that failed.
+
+    The block must contain no collective that the failing rank might skip.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:  # noqa: BLE001 - raised again below, on every rank
+        error = caught
+    errors = [other for other in gather_objects(error) if other is not None]
+    if error is not None:
+        raise error
+    if errors:
+        raise errors[0]
+
+
+def claim_error_line() -> bool:
+    """True for the one rank that prints why the job ends: the first that asks, so that an error of any one rank is told.
+
+    True on every rank before `initialize`: the caller then goes by the launcher's rank.
+    """
+    if _STORE is None:
+        return True
+    try:
+        return _STORE.add("megatron_r1/error_lines", 1) == 1
+    except dist.DistError:
+        return False  # rank 0, which holds the store, is gone and has told why

@@ -1,0 +1,180 @@
+"""How this process was started. The only module that reads or writes environment variables.
+
+Four launchers are told apart by what they set: torchrun (`RANK`...), Open MPI's mpirun (`OMPI_COMM_WORLD_RANK`...), Slurm's
+srun (`SLURM_PROCID`...) and none at all. torchrun wins over mpirun and mpirun over srun, because the first of each pair is
+often started by the second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_r1.errors import ConfigError
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OPENMPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+LAUNCHER_VARIABLE = re.compile(
+    r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|SLURM_.*|OMPI_.*|PMI.*|PRTE.*)"
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class LaunchInfo:
+    """This process among its peers, and where they meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int  #: rank among the processes of this machine
+    local_world_size: int
+    master_address: str  #: host of rank 0
+    master_port: int
+    launcher: Literal["torchrun", "openmpi", "slurm", "single"]
+
+
+def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
+    """Tell the launcher from the environment.
+
+    Raises ConfigError where the variables of a launcher are half set, are not numbers or contradict each other.
+    """
+    if any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        launch = _read_torchrun(environment)
+    elif "OMPI_COMM_WORLD_RANK" in environment:
+        launch = _read_openmpi(environment)
+    elif "SLURM_PROCID" in environment:
+        launch = _read_slurm(environment)
+    else:
+        launch = LaunchInfo(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")
+    _check(launch)
+    return launch
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """Set variables of this process, for libraries that can be told in no other way."""
+    os.environ.update(values)
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a process that is no rank of this job: without what a launcher set, and with `extra`."""
+    inherited = {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLE.fullmatch(name)}
+    return inherited | dict(extra or {})
+
+
+def configure_threads(threads: int) -> None:
+    """Use `threads` OpenMP threads here and in child processes. Call it before the first `import torch`."""
+    set_environment({name: str(threads) for name in THREAD_VARIABLES})
+    import torch  # OpenMP reads its variables once, when torch loads it
+
+    torch.set_num_threads(threads)
+
+
+def first_host(node_list: str) -> str:
+    """The first host of a Slurm node list: `node[03-05,9],other` gives `node03`."""
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", node_list.strip()).group()
+    return re.sub(r"\[([^\]]*)\]", lambda ranges: re.split("[,-]", ranges.group(1))[0], first)
+
+
+def _read_torchrun(environment: Mapping[str, str]) -> LaunchInfo:
+    _require(environment, TORCHRUN, "torchrun")
+    rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in TORCHRUN[:4])
+    by_hand = "TORCHELASTIC_RUN_ID" not in environment
+    if by_hand and "SLURM_STEP_ID" in environment and _number(environment, "SLURM_PROCID") != rank and world_size > 1:
+        raise ConfigError(f"RANK={rank} contradicts SLURM_PROCID={environment['SLURM_PROCID']}: unset one of the two")
+    return LaunchInfo(
+        rank, world_size, local_rank, local_world_size, environment["MASTER_ADDR"], _number(environment, "MASTER_PORT"), "torchrun"
+    )
+
+
+def _read_openmpi(environment: Mapping[str, str]) -> LaunchInfo:
+    _require(environment, OPENMPI, "mpirun")
+    rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in OPENMPI)
+    address = environment.get("MASTER_ADDR")
+    if address is None:
+        if local_world_size < world_size:
+            raise ConfigError("mpirun over several machines does not tell the host of rank 0: pass -x MASTER_ADDR=<that host>")
+        address = "127.0.0.1"
+    if "MASTER_PORT" in environment:
+        port = _number(environment, "MASTER_PORT")
+    elif "PMIX_NAMESPACE" in environment:  # one name for all processes of this mpirun, another for the next
+        port = _port_from(zlib.crc32(environment["PMIX_NAMESPACE"].encode()))
+    else:
+        raise ConfigError("mpirun has set no PMIX_NAMESPACE to choose a port from: pass -x MASTER_PORT=<free port>")
+    return LaunchInfo(rank, world_size, local_rank, local_world_size, address, port, "openmpi")
+
+
+def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:
+    _require(environment, SLURM, "srun")
+    rank, local_rank = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
+    size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+    world_size = _number(environment, size_name)
+    if world_size > 1 and "SLURM_STEP_ID" not in environment:
+        raise ConfigError(
+            f"a Slurm batch script with {size_name}={world_size} started this process without srun: put srun before it"
+        )
+    node_list = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    if not node_list:
+        raise ConfigError("srun has set SLURM_PROCID but no SLURM_JOB_NODELIST to take the host of rank 0 from")
+    address = environment.get("MASTER_ADDR") or first_host(node_list)
+    if "MASTER_PORT" in environment:
+        port = _number(environment, "MASTER_PORT")
+    else:
+        step = _number(environment, "SLURM_STEP_ID") if "SLURM_STEP_ID" in environment else 0
+        port = _port_from(_number(environment, "SLURM_JOB_ID") + 1009 * step)
+    return LaunchInfo(rank, world_size, local_rank, _slurm_local_world_size(environment, world_size), address, port, "slurm")
+
+
+def _slurm_local_world_size(environment: Mapping[str, str], world_size: int) -> int:
+    """Tasks on this node, from a list such as `4(x2),3`: four on nodes 0 and 1, three on node 2."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE")
+    if tasks is None:
+        return world_size
+    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", tasks):
+        raise ConfigError(f"SLURM_TASKS_PER_NODE={tasks} is not of the form '4(x2),3'")
+    per_node = [int(count) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))]
+    node = _number(environment, "SLURM_NODEID") if "SLURM_NODEID" in environment else 0
+    if node >= len(per_node):
+        raise ConfigError(f"SLURM_NODEID={node} is not among the {len(per_node)} nodes of SLURM_TASKS_PER_NODE={tasks}")
+    return per_node[node]
+
+
+def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        present = next(name for name in names if name in environment)
+        raise ConfigError(f"{present} is set but {', '.join(missing)} is not: start with {launcher}, or unset {present}")
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not value.isdecimal():
+        raise ConfigError(f"environment variable {name} is '{value}', expected a whole number from 0")
+    return int(value)
+
+
+def _check(launch: LaunchInfo) -> None:
+    if launch.rank >= launch.world_size:
+        raise ConfigError(f"{launch.launcher} gave rank {launch.rank} in a world of {launch.world_size}: ranks count from 0")
+    if launch.local_rank >= launch.local_world_size:
+        raise ConfigError(f"{launch.launcher} gave local rank {launch.local_rank} among {launch.local_world_size} local processes")
+    if launch.local_world_size > launch.world_size:
+        raise ConfigError(f"{launch.launcher} gave {launch.local_world_size} local processes in a world of {launch.world_size}")
+    if not 0 < launch.master_port < 65536:
+        raise ConfigError(f"{launch.launcher} gave port {launch.master_port}, expected 1 to 65535")
+
+
+def _port_from(number: int) -> int:
+    """A port that all ranks derive alike, below the range that the kernel hands out (32768 and up)."""
+    return 15000 + number % 15000
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
