@@ -1,0 +1,174 @@
+"""One wrapper over a Hugging Face `tokenizer.json`, strict about what may become a control token.
+
+Three ways in, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode`
+(responses and template text: tags such as <think> are tokens, beginning and end of sequence are not) and `encode_prompt`.
+Beginning and end of sequence are only ever placed by code, as ids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from megatron_r1.data.templates import render, split_prompt
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.model.architecture import Architecture
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+#: General text: a word with the space before it, one Han character, up to three digits, a run of punctuation, space.
+TEXT_PATTERN = r" ?\p{Han}| ?[\p{L}\p{M}]+|\d{1,3}| ?[^\p{L}\p{M}\d\s]+|\s+"
+#: The tally: a word with the spaces around it, a signed digit and a number are one token each, so that sequences are short and
+#: every step is two tokens.
+TALLY_PATTERN = r" ?[A-Za-z]+ ?| ?\p{Han}|[+-]\d|\d+| ?[^\p{L}\d\s]+ ?|\s+"
+
+
+class Tokenizer:
+    """Text to ids and back. `bos_id` is None for vocabularies without one (Qwen2)."""
+
+    def __init__(self, tokenizer_json: str, bos: str | None, eos: str, pad: str | None):
+        """Args: the text of a tokenizer.json and its control tokens; without `pad`, `eos` pads.
+
+        Raises:
+            DataError: not a tokenizer, or a control token that is not in the vocabulary.
+        """
+        try:
+            self._with_tags = tokenizers.Tokenizer.from_str(tokenizer_json)
+            self._plain = tokenizers.Tokenizer.from_str(json.dumps({**json.loads(tokenizer_json), "added_tokens": []}))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"tokenizer.json is not a tokenizer: {str(error).splitlines()[0]}") from error
+        self._with_tags.encode_special_tokens = True  # control tokens in a text stay text
+        self._json, self._bos, self._eos, self._pad = tokenizer_json, bos, eos, pad or eos
+        self.eos_id = self._control_id(self._eos)
+        self.pad_id = self._control_id(self._pad)
+        self.bos_id = None if bos is None else self._control_id(bos)
+        self.vocab_size = max(self._with_tags.get_vocab(with_added_tokens=True).values()) + 1  #: highest id + 1
+        self._control_ids = {self.eos_id, self.pad_id, self.bos_id}
+        self._fixed_ids: dict[str, list[int]] = {}
+
+    def _control_id(self, token: str) -> int:
+        token_id = self._with_tags.token_to_id(token)
+        if token_id is None:
+            raise DataError(f"tokenizer: control token {token!r} is not in the vocabulary")
+        return token_id
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What every sequence begins with: [bos_id], or nothing where the vocabulary has none."""
+        return [] if self.bos_id is None else [self.bos_id]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Untrusted text: nothing in it becomes an added token, "<think>" is seven characters."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode(self, text: str) -> list[int]:
+        """Text whose tags are tokens. "<eos>" and other control tokens written in it stay text."""
+        return self._with_tags.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, template: str, question: str) -> tuple[str, list[int]]:
+        """The rendered prompt and its ids, beginning of sequence included; the question is encoded as untrusted text."""
+        before, middle, after = split_prompt(template, question)
+        token_ids = self.start_ids + self._encode_fixed(before) + self.encode_plain(middle) + self._encode_fixed(after)
+        return render(template, question), token_ids
+
+    def _encode_fixed(self, text: str) -> list[int]:
+        if text not in self._fixed_ids:
+            self._fixed_ids[text] = self.encode(text)
+        return self._fixed_ids[text]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Everything but beginning of sequence, end of sequence and padding; tags and other added tokens are shown."""
+        return self._with_tags.decode([i for i in token_ids if i not in self._control_ids], skip_special_tokens=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer and vLLM load."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self._bos, "eos_token": self._eos, "pad_token": self._pad,
+            "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        for name, text in (("tokenizer.json", self._json), ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
+            temporary = folder / f".{name}.{os.getpid()}"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(folder / name)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read a folder with tokenizer.json and tokenizer_config.json.
+
+        Raises:
+            DataError: a missing or malformed file, named.
+        """
+        folder = Path(folder)
+        texts = {}
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            try:
+                texts[name] = (folder / name).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{folder / name}: cannot read the tokenizer ({error}); make one with tools/train_tokenizer.py") from error
+        try:
+            config = json.loads(texts["tokenizer_config.json"])
+            bos, eos, pad = (_token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token"))
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{folder / 'tokenizer_config.json'}: not a tokenizer config ({error})") from error
+        if eos is None:
+            raise DataError(f"{folder / 'tokenizer_config.json'}: eos_token is missing")
+        try:
+            return cls(texts["tokenizer.json"], bos, eos, pad)
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
+
+
+def _token_text(token: str | dict | None) -> str | None:
+    """Control tokens are written as a string or as a serialised AddedToken."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, pattern: str = TEXT_PATTERN, single_tokens: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level BPE: ids 0, 1, 2 are padding, beginning and end of sequence, then the tags, then `single_tokens`.
+
+    Args:
+        texts: training texts, without tags or `single_tokens`.
+        vocab_size: upper bound; a small corpus may give fewer tokens.
+        pattern: what one token can at most span, as a regular expression.
+        single_tokens: whole texts that become one token each. With the two fixed texts of the R1-Zero template here, the template is
+            used word for word and costs 2 tokens: a tiny model cannot afford 110 tokens of prompt.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the bytes and the added tokens.
+    """
+    added = (PAD, BOS, EOS, *TAGS, *single_tokens)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(added) + len(alphabet):
+        raise ConfigError(f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added tokens need {len(added) + len(alphabet)}")
+    bpe = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in added]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    state = json.loads(bpe.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] in (PAD, BOS, EOS)  # the trainer calls all of them special, which hides tags in decoding
+    return Tokenizer(json.dumps(state, ensure_ascii=False, indent=2), BOS, EOS, PAD)
+
+
+def check_tokenizer_fits(tokenizer: Tokenizer, architecture: Architecture) -> None:
+    """Every id of the tokenizer has a row in the embedding.
+
+    Raises:
+        ConfigError: the tokenizer is larger than the model's vocabulary.
+    """
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model's vocab_size is {architecture.vocab_size};"
+            " set model.overrides.vocab_size or take another data.tokenizer"
+        )
