@@ -8,7 +8,7 @@ micro-batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -101,3 +101,9 @@ class MicroBatch:
     def num_tokens(self) -> int:
         """Positions of the micro-batch, padding included."""
         return self.token_ids.numel()
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """A copy with every tensor on `device`."""
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        token_fields = {name: value.to(device) for name, value in self.token_fields.items()}
+        return replace(self, **moved, token_fields=token_fields)

@@ -1,0 +1,144 @@
+"""The GRPO loop (DeepSeek-R1, arXiv 2501.12948, section 2.1): R1-Zero and both RL stages of R1 run it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_r1.algorithms.advantage import group_advantages
+from megatron_r1.algorithms.grpo import grpo_loss
+from megatron_r1.config.schema import GrpoConfig, RolloutConfig
+from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.parity import check_parity, compare_logprobs
+from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, RewardFn, Stats
+from megatron_r1.training.samples import minibatches, to_training_samples, with_logprobs
+from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample
+
+
+def train_grpo(
+    stage: GrpoConfig,
+    rollout: RolloutConfig,
+    *,
+    policy: Policy,
+    reference: Reference | None,
+    engine: RolloutEngine,
+    reward_fn: RewardFn,
+    prompts: PromptSource,
+    run: Run,
+    save: Callable[[Path], None],
+    evaluate: Callable[[int], dict[str, float]],
+    seed: int,
+) -> None:
+    """Train until `stage.rollouts` rounds are done, going on where `run` left off.
+
+    One step of the run is one rollout round: sample, score, then several policy updates, each on another minibatch.
+
+    Args:
+        reference: None when `stage.kl_coef` is 0.
+        reward_fn: fills rewards_G and reward_parts of a group.
+        save: writes policy and reference into a folder.
+        evaluate: held-out metrics of a step; empty where none is due.
+
+    Raises:
+        WeightSyncError: the engine does not hold, or does not reproduce, the trainer's policy.
+    """
+    sampling = Sampling(stage.group_size, rollout.temperature, rollout.top_p, rollout.max_response_tokens)
+    engine.load_weights(policy.weights(), version=policy.updates)
+    if run.step == 0:
+        run.record(0, evaluate(0))
+    for step in run.steps(stage.rollouts, "GRPO"):
+        with run.timer("rollout"):
+            groups = engine.generate(prompts.next(stage.prompts_per_rollout), sampling, seed=_derive_seed(seed, step))
+        with run.timer("reward"):
+            for group in groups:
+                reward_fn(group)
+            if stage.shuffle_rewards:
+                shuffle_rewards(groups, seed=f"{seed}/{step}")
+            for group in groups:
+                group.advantages_G = group_advantages(group.rewards_G, std=stage.advantage_std)
+        with run.timer("logprob"):
+            samples = with_logprobs(to_training_samples(groups), policy, reference)
+        parity = compare_logprobs(samples)
+        check_parity(parity, rollout)
+        with run.timer("train"):
+            stats = [policy.train_step(m, loss_of(stage, m)) for m in minibatches(samples, stage.minibatch_size, f"{seed}/{step}")]
+        with run.timer("sync"):
+            engine.load_weights(policy.weights(), version=policy.updates)
+        if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
+            reference.refresh()
+        run.count_tokens("rollout", sum(len(r.token_ids) for g in groups for r in g.rollouts))
+        run.count_tokens("train", sum(s.num_targets for s in samples))
+        run.save_rollouts(step, groups)
+        run.record(step, {**describe(groups, samples, stats), **parity, "updates": policy.updates, **evaluate(step)})
+        if run.checkpoint_due(step, stage.rollouts):
+            run.checkpoint(step, save, {"prompts": prompts.state_dict()})
+
+
+def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
+    """`grpo_loss` with the settings and the denominator of this minibatch."""
+    denominator = len(minibatch) if stage.normalization == "sequence" else sum(s.num_trained for s in minibatch)
+
+    def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        fields = micro_batch.token_fields
+        return grpo_loss(
+            logprobs,
+            old_logprobs=fields["old_logprobs"],
+            ref_logprobs=fields.get("ref_logprobs"),
+            advantages=fields["advantages"],
+            loss_mask=micro_batch.loss_mask,
+            sequence_lengths=fields["sequence_lengths"],
+            denominator=denominator,
+            clip_eps=stage.clip_eps,
+            kl_coef=stage.kl_coef,
+            normalization=stage.normalization,
+        )
+
+    return compute
+
+
+def is_due(updates: int, new_updates: int, interval: int) -> bool:
+    """Whether the last `new_updates` of `updates` policy updates passed a multiple of `interval`; 0: never."""
+    return bool(interval) and updates // interval > (updates - new_updates) // interval
+
+
+def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
+    """Permute rewards over the whole batch: a control in which reward says nothing about the response."""
+    rewards = torch.cat([g.rewards_G for g in groups])
+    order = list(range(len(rewards)))
+    random.Random(seed).shuffle(order)
+    for group, part in zip(groups, rewards[order].split([len(g.rollouts) for g in groups]), strict=True):
+        group.rewards_G = part
+
+
+def describe(groups: list[RolloutGroup], samples: list[TrainingSample], stats: list[Stats]) -> dict[str, float]:
+    """The step's metrics that come from the batch and its updates."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    trained = sum(s.num_trained for s in samples)
+    sums = {name: sum(s.sums[name] for s in stats) / trained for name in stats[0].sums}
+    parts = {f"reward/{name}": _mean([v for g in groups for v in g.reward_parts[name]]) for name in groups[0].reward_parts}
+    return {
+        "reward/mean": _mean([r for g in groups for r in g.rewards_G.tolist()]),
+        **parts,
+        "reward/zero_variance_groups": _mean([float(not g.advantages_G.any()) for g in groups]),
+        "response_length/mean": _mean([len(r.token_ids) for r in rollouts]),
+        "response_length/max": max(len(r.token_ids) for r in rollouts),
+        "response/finished": _mean([float(r.finished) for r in rollouts]),
+        "kl/reference": sums.pop("kl/reference", 0.0),
+        **sums,
+        "entropy/sampled": -_mean([lp for r in rollouts for lp in r.rollout_logprobs]),
+        "loss": _mean([s.loss for s in stats]),
+        "grad_norm": _mean([s.grad_norm for s in stats]),
+        "lr": stats[-1].lr,
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _derive_seed(seed: int, step: int) -> int:
+    return random.Random(f"rollout/{seed}/{step}").getrandbits(31)

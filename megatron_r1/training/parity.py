@@ -1,0 +1,30 @@
+"""Trainer against engine: do both give the sampled tokens the same log-probability?"""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.errors import WeightSyncError
+from megatron_r1.types import TrainingSample
+
+
+def compare_logprobs(samples: list[TrainingSample]) -> dict[str, float]:
+    """|trainer - engine| over the response tokens of an on-policy batch, in nats: "logprob_diff/mean" and "/max"."""
+    differences = torch.cat([(s.old_logprobs - s.rollout_logprobs)[torch.tensor(s.loss_mask) > 0] for s in samples]).abs()
+    return {"logprob_diff/mean": differences.mean().item(), "logprob_diff/max": differences.max().item()}
+
+
+def check_parity(differences: dict[str, float], bounds: RolloutConfig) -> None:
+    """Stop where the engine samples from another policy than the one that is trained.
+
+    Raises:
+        WeightSyncError: a difference is above its bound, or not a number.
+    """
+    for name, bound_key in (("logprob_diff/mean", "max_logprob_diff_mean"), ("logprob_diff/max", "max_logprob_diff_max")):
+        bound = getattr(bounds, bound_key)
+        if not differences[name] <= bound:
+            raise WeightSyncError(
+                f"{name} is {differences[name]:.3g}, above rollout.{bound_key}={bound:g}: trainer and engine disagree on the sampled "
+                "tokens; look at weight sync and dtype, or raise the bound (bf16 needs about 0.05 and 2)"
+            )

@@ -1,0 +1,100 @@
+"""Next-token pretraining of a base model (DeepSeek-V3, arXiv 2412.19437, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from megatron_r1.algorithms.sft import cross_entropy_loss
+from megatron_r1.config.schema import PretrainConfig
+from megatron_r1.errors import R1Error
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.protocols import LossFn, Stats
+from megatron_r1.types import MicroBatch
+
+
+class Documents(Protocol):
+    """An endless token stream with a cursor that can be saved."""
+
+    def next_batch(self, rows: int, sequence_length: int) -> MicroBatch:
+        """The next rows x sequence_length tokens."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, as JSON."""
+
+
+class Trainable(Protocol):
+    """The policy, seen by pretraining."""
+
+    def train_on_micro_batches(self, micro_batches: list[MicroBatch], loss_fn: LossFn) -> Stats:
+        """One update on this rank's micro-batches."""
+
+
+class GateNotReached(R1Error):
+    """The base did not learn what the next stage needs."""
+
+    exit_code = 1
+
+
+def pretrain(
+    stage: PretrainConfig,
+    *,
+    policy: Trainable,
+    documents: Documents,
+    run: Run,
+    save: Callable[[Path], None],
+    gate: Callable[[], float] | None,
+    data_parallel: tuple[int, int],
+) -> None:
+    """Train for `stage.steps` updates, then, where there is a gate, at the final learning rate until it is passed.
+
+    Args:
+        save: writes the policy into a folder.
+        gate: measures the accuracy that `stage.gate_accuracy` asks for.
+        data_parallel: this rank's index and the number of data-parallel ranks.
+
+    Raises:
+        GateNotReached: still below the gate after `stage.gate_max_extra` rounds of `stage.gate_extra_steps`.
+    """
+    rank, size = data_parallel
+    micro_batches = stage.global_batch_size // stage.micro_batch_size
+    final = stage.steps + (stage.gate_max_extra * stage.gate_extra_steps if gate else 0)
+    loss_fn = loss_over(stage.global_batch_size * stage.sequence_length)
+    for step in run.steps(final, "pretraining"):
+        with run.timer("data"):
+            batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]
+        with run.timer("train"):
+            stats = policy.train_on_micro_batches(batches[rank::size], loss_fn)
+        run.count_tokens("train", stage.global_batch_size * stage.sequence_length)
+        metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr}
+        passed = False
+        if gate and _gate_due(step, stage):
+            metrics["gate/accuracy"] = gate()
+            passed = metrics["gate/accuracy"] >= stage.gate_accuracy
+        run.record(step, metrics)
+        if passed or run.checkpoint_due(step, final):
+            run.checkpoint(step, save, {"documents": documents.state_dict(), "gate_passed": passed})
+        if passed:
+            return
+        if gate and step == final:
+            raise GateNotReached(
+                f"the base reaches {metrics['gate/accuracy']:.2f} after {step} steps, pretrain.gate_accuracy asks for "
+                f"{stage.gate_accuracy}: reinforcement learning would not take off; raise pretrain.steps or try another seed"
+            )
+
+
+def loss_over(num_targets: int) -> LossFn:
+    """Mean negative log-likelihood over a batch of `num_targets` trained tokens."""
+
+    def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return cross_entropy_loss(logprobs, loss_mask=micro_batch.loss_mask, denominator=num_targets)
+
+    return compute
+
+
+def _gate_due(step: int, stage: PretrainConfig) -> bool:
+    beyond = step - stage.steps
+    return beyond == 0 or (beyond > 0 and stage.gate_extra_steps > 0 and beyond % stage.gate_extra_steps == 0)

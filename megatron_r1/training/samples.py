@@ -1,0 +1,46 @@
+"""From scored rollouts to training samples and minibatches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from megatron_r1.training.protocols import Policy, Reference
+from megatron_r1.types import RolloutGroup, TrainingSample
+
+
+def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
+    """One sample per response; loss on the response tokens only."""
+    samples = []
+    for group in groups:
+        prompt = group.prompt.token_ids
+        for rollout, advantage in zip(group.rollouts, group.advantages_G.tolist(), strict=True):
+            # Entry t of a [T-1] field belongs to token t + 1, so the prompt takes len(prompt) - 1 entries.
+            before = len(prompt) - 1
+            samples.append(
+                TrainingSample(
+                    token_ids=[*prompt, *rollout.token_ids],
+                    loss_mask=[0] * before + [1] * len(rollout.token_ids),
+                    advantage=advantage,
+                    rollout_logprobs=torch.tensor([0.0] * before + rollout.rollout_logprobs, dtype=torch.float32),
+                )
+            )
+    return samples
+
+
+def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Reference | None) -> list[TrainingSample]:
+    """Samples with the trainer's log-probs before any update on them, and the reference policy's where there is one."""
+    old = policy.logprobs(samples)
+    ref = reference.logprobs(samples) if reference else [None] * len(samples)
+    return [replace(s, old_logprobs=o, ref_logprobs=r) for s, o, r in zip(samples, old, ref, strict=True)]
+
+
+def minibatches(samples: list[TrainingSample], size: int, seed: str) -> Iterator[list[TrainingSample]]:
+    """Split the samples at random into minibatches of `size`, each used once (one inner epoch)."""
+    order = list(range(len(samples)))
+    random.Random(seed).shuffle(order)
+    for start in range(0, len(order), size):
+        yield [samples[i] for i in order[start : start + size]]
