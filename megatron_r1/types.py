@@ -84,7 +84,8 @@ class TrainingSample:
 class MicroBatch:
     """What one forward pass takes: sequences packed end to end ("thd"), or `[B, T]` rows when `cu_seqlens` is None.
 
-    Packed: B is 1 and the row holds S sequences; tokens after `cu_seqlens[-1]` are padding without loss.
+    Packed: B is 1, the row holds S sequences and `cu_seqlens[-1]` is N; padding stands at the end as sequences of its own,
+    without loss and with sample id -1.
     All tensors are on the CPU until the policy moves them.
     """
 
@@ -93,7 +94,7 @@ class MicroBatch:
     loss_mask: torch.Tensor  #: [B, N] float32
     position_ids: torch.Tensor  #: [B, N] int64, starts at 0 in every sequence
     cu_seqlens: torch.Tensor | None = None  #: [S+1] int32 boundaries
-    sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed
+    sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed, -1: padding
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
     #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
 

@@ -1,0 +1,159 @@
+"""Problems with a reference answer, split into a training part and a held-out part that never meet."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from megatron_r1.config.schema import DataConfig
+from megatron_r1.data.records import read_records, take_text
+from megatron_r1.data.split import is_heldout
+from megatron_r1.data.tally import TallyProblem, draw_problem
+from megatron_r1.errors import DataError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and its reference answer."""
+
+    id: str  #: stable over runs
+    question: str
+    answer: str  #: as the reward function wants it
+    language: str = ""  #: "en", "zh", or "" where unknown
+    domain: str = "math"
+
+
+class ProblemSource(Protocol):
+    """Where prompts come from. Everything is a function of the seed and the position: there is no state to save."""
+
+    fingerprint: str  #: changes when the problems change
+
+    def train(self, position: int, seed: int) -> Problem:
+        """The problem at this position of an endless stream of training problems."""
+
+    def heldout(self, count: int, seed: int) -> list[Problem]:
+        """`count` different held-out problems."""
+
+    def fixed_problems(self) -> list[Problem]:
+        """Every problem there can be, to check before a run; empty where problems are generated."""
+
+
+def load_problems(config: DataConfig) -> ProblemSource:
+    """The generated tally, or the problems of a file.
+
+    Raises:
+        DataError: a file that is missing, empty or malformed, with the line.
+    """
+    if config.source == "tally":
+        return TallyProblems(config.heldout_fraction)
+    return FileProblems(read_problems(config), config.heldout_fraction, config.source)
+
+
+class TallyProblems:
+    """Generated on demand; a problem may come again after a few thousand others."""
+
+    def __init__(self, heldout_fraction: float):
+        self._fraction = heldout_fraction
+        self.fingerprint = f"tally-{heldout_fraction}"
+
+    def train(self, position: int, seed: int) -> Problem:
+        """See `ProblemSource`."""
+        return _tally_problem(draw_problem(random.Random(f"tally {seed} {position}"), False, self._fraction))
+
+    def heldout(self, count: int, seed: int) -> list[Problem]:
+        """See `ProblemSource`; different in their numbers, not only in their language."""
+        rng = random.Random(f"tally heldout {seed}")
+        chosen: dict[str, TallyProblem] = {}
+        while len(chosen) < count:
+            problem = draw_problem(rng, True, self._fraction)
+            chosen.setdefault(problem.expression, problem)
+        return [_tally_problem(problem) for problem in chosen.values()]
+
+    def fixed_problems(self) -> list[Problem]:
+        """See `ProblemSource`."""
+        return []
+
+
+def _tally_problem(problem: TallyProblem) -> Problem:
+    return Problem(f"tally-{problem.language}-{problem.expression}", problem.question, str(problem.answer), problem.language)
+
+
+class FileProblems:
+    """A list of problems; every epoch visits every training problem once, in a new order."""
+
+    def __init__(self, problems: list[Problem], heldout_fraction: float, name: str):
+        """Args: `name` stands for the problems in messages.
+
+        Raises:
+            DataError: one of the two parts is empty.
+        """
+        parts: dict[bool, list[Problem]] = {True: [], False: []}
+        for problem in problems:
+            parts[is_heldout(problem.question, heldout_fraction)].append(problem)
+        self._name, self._train, self._heldout = name, parts[False], parts[True]
+        if not self._train:
+            raise DataError(f"{name}: no training problem is left of {len(problems)} with data.heldout_fraction={heldout_fraction}")
+        text = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in self._train)
+        self.fingerprint = f"{len(self._train)}-{zlib.crc32(text.encode()):08x}"
+
+    def train(self, position: int, seed: int) -> Problem:
+        """See `ProblemSource`."""
+        epoch, offset = divmod(position, len(self._train))
+        return self._train[shuffled(len(self._train), seed, epoch)[offset]]
+
+    def heldout(self, count: int, seed: int) -> list[Problem]:
+        """See `ProblemSource`.
+
+        Raises:
+            DataError: fewer held-out problems than asked for.
+        """
+        if count > len(self._heldout):
+            raise DataError(
+                f"{self._name}: evaluate.problems={count} but only {len(self._heldout)} problems are held out;"
+                " ask for fewer or raise data.heldout_fraction"
+            )
+        return random.Random(f"heldout {seed}").sample(self._heldout, count)
+
+    def fixed_problems(self) -> list[Problem]:
+        """See `ProblemSource`."""
+        return self._train + self._heldout
+
+
+@lru_cache(maxsize=4)
+def shuffled(size: int, seed: int, epoch: int) -> list[int]:
+    """The order of this epoch: a permutation of range(size)."""
+    order = list(range(size))
+    random.Random(f"epoch {seed} {epoch}").shuffle(order)
+    return order
+
+
+def read_problems(config: DataConfig) -> list[Problem]:
+    """The problems of `config.source`, a .jsonl file (one object a line) or a .json file (a list of objects).
+
+    Raises:
+        DataError: file and line of what is missing, malformed or there twice.
+    """
+    path = Path(config.source)
+    problems, first_seen = [], {}
+    for number, (where, record) in enumerate(read_records(path), start=1):
+        question = take_text(record, config.question_field, where)
+        answer = take_text(record, config.answer_field, where)
+        if config.answer_format == "gsm8k":
+            answer = _gsm8k_answer(answer, where)
+        if question in first_seen:
+            raise DataError(f"{where}: the same question stands at {first_seen[question]}; remove one of the two")
+        first_seen[question] = where
+        problems.append(Problem(f"{path.stem}-{number}", question, answer))
+    return problems
+
+
+def _gsm8k_answer(solution: str, where: str) -> str:
+    _, marker, answer = solution.rpartition("####")
+    answer = answer.strip().replace(",", "")
+    if not marker or not answer:
+        raise DataError(f"{where}: data.answer_format=gsm8k needs '#### <answer>' at the end of the answer")
+    return answer

@@ -1,0 +1,83 @@
+"""Prompts in an order that depends on the seed and the position alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from megatron_r1.data.problems import Problem, ProblemSource
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import DataError
+from megatron_r1.types import Prompt
+
+
+class PromptStream:
+    """An endless stream of training prompts whose whole state is one number.
+
+    Problems of a file come once an epoch, reshuffled for each; generated problems are drawn independently.
+    """
+
+    def __init__(self, source: ProblemSource, tokenizer: Tokenizer, template: str, seed: int, max_prompt_tokens: int):
+        """
+        Raises:
+            DataError: a prompt of a file is longer than `max_prompt_tokens`.
+        """
+        self._source, self._tokenizer, self._template = source, tokenizer, template
+        self._seed, self._max_prompt_tokens = seed, max_prompt_tokens
+        self._position = 0
+        for problem in source.fixed_problems():
+            make_prompt(problem, tokenizer, template, max_prompt_tokens)
+
+    def next(self, count: int) -> list[Prompt]:
+        """The next `count` prompts."""
+        positions = range(self._position, self._position + count)
+        self._position += count
+        problems = [self._source.train(position, self._seed) for position in positions]
+        return [make_prompt(problem, self._tokenizer, self._template, self._max_prompt_tokens) for problem in problems]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, fit for JSON."""
+        return {"position": self._position, "seed": self._seed, "problems": self._source.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            DataError: the seed or the problems are not those of the saved run, so the position means nothing.
+        """
+        if state["problems"] != self._source.fingerprint:
+            raise DataError("data.source: the problems are not those this run began with; restore the file or start a new run_dir")
+        if state["seed"] != self._seed:
+            raise DataError(f"seed={self._seed} but this run began with {state['seed']}; restore it or start a new run_dir")
+        self._position = state["position"]
+
+
+def heldout_prompts(
+    source: ProblemSource, tokenizer: Tokenizer, template: str, count: int, seed: int, max_prompt_tokens: int
+) -> list[Prompt]:
+    """`count` prompts of different held-out problems, the same for the same seed.
+
+    Raises:
+        DataError: too few held-out problems, or one longer than `max_prompt_tokens`.
+    """
+    return [make_prompt(problem, tokenizer, template, max_prompt_tokens) for problem in source.heldout(count, seed)]
+
+
+def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_prompt_tokens: int) -> Prompt:
+    """Render and tokenise one problem.
+
+    Raises:
+        DataError: the prompt is longer than `max_prompt_tokens`.
+    """
+    text, token_ids = tokenizer.encode_prompt(template, problem.question)
+    if len(token_ids) > max_prompt_tokens:
+        raise DataError(
+            f"problem {problem.id} has a prompt of {len(token_ids)} tokens, data.max_prompt_tokens is {max_prompt_tokens};"
+            " raise it or remove the problem"
+        )
+    return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), problem.language, problem.domain)
+
+
+def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    """The prompt with an opened <think> at its end: measures what a base can reason, apart from whether it chooses to."""
+    return replace(prompt, text=prompt.text + "<think>", token_ids=prompt.token_ids + tuple(tokenizer.encode("<think>")))
