@@ -1,0 +1,224 @@
+"""Every change made to Megatron-Core 0.16.1 beyond the source rules of `host_rewrite.py`, in one list.
+
+A fix is applied to its module right after that module was executed, so later `from module import name` sees the fixed name.
+`sha256` pins the source of what is replaced: when it changes, `host.py` refuses to start and names the fix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.mcore.packing import packed_positions
+
+
+@dataclass(frozen=True)
+class HostFix:
+    """One replacement inside megatron.core."""
+
+    name: str
+    module: str  #: the module that is changed
+    target: str  #: qualified name inside the module whose source is pinned
+    sha256: str  #: of the target's source in 0.16.1
+    needed: Literal["without_cuda", "without_te"]  #: where it is applied
+    reason: str
+    apply: Callable[[ModuleType], None]
+
+
+def _disable_jit_fuser(module: ModuleType) -> None:
+    module.disable_jit_fuser()
+
+
+def _use_default_generator(module: ModuleType) -> None:
+    def get_state(device: object = None, clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, device: object = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(new_state)
+
+    module._get_cuda_rng_state, module._set_cuda_rng_state = get_state, set_state
+
+
+def _fork_default_generator(module: ModuleType) -> None:
+    @contextlib.contextmanager
+    def fork(self: Any, name: str = module._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self.states_[name])
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+    module.CudaRNGStatesTracker.fork = fork
+
+
+def _no_fp8_state(module: ModuleType) -> None:
+    module.FP8GlobalStateManager = SimpleNamespace(is_fp8_enabled=lambda: False, get_fp8_recipe=lambda: None)
+    module.activation_recompute_forward = lambda **_: contextlib.nullcontext()
+    module.fp8_autocast = lambda **_: contextlib.nullcontext()
+
+
+def _no_te_gemm(module: ModuleType) -> None:
+    module.te_general_gemm = None
+
+
+def _replicated_down_projection(module: ModuleType) -> None:
+    from megatron_r1.mcore.layers import ReplicatedLinear
+
+    module.TELinear = ReplicatedLinear
+
+
+def _uneven_gather(module: ModuleType) -> None:
+    even_gather = module._gather_along_first_dim
+
+    def gather(input_: torch.Tensor, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> torch.Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return even_gather(input_, group, None, use_global_buffer)
+        sizes = [int(size) for size in output_split_sizes]
+        output = input_.new_empty(sum(sizes), *input_.shape[1:])
+        copies = input_.repeat(len(sizes), *[1] * (input_.dim() - 1))
+        dist.all_to_all_single(output, copies, sizes, [input_.shape[0]] * len(sizes), group=group)
+        return output
+
+    module._gather_along_first_dim = gather
+
+
+def _uneven_reduce_scatter(module: ModuleType) -> None:
+    even_reduce_scatter = module._reduce_scatter_along_first_dim
+
+    def reduce_scatter(
+        input_: torch.Tensor, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> torch.Tensor:
+        if input_split_sizes is None or group.size() == 1:
+            return even_reduce_scatter(input_, group, None, use_global_buffer)
+        sizes = [int(size) for size in input_split_sizes]
+        own = sizes[group.rank()]
+        parts = input_.new_empty(own * len(sizes), *input_.shape[1:])
+        dist.all_to_all_single(parts, input_.contiguous(), [own] * len(sizes), sizes, group=group)
+        return parts.view(len(sizes), own, *input_.shape[1:]).sum(0)
+
+    module._reduce_scatter_along_first_dim = reduce_scatter
+
+
+def _rope_by_position(module: ModuleType) -> None:
+    def apply_thd(
+        t: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, rotary_interleaved: bool = False,
+        multi_latent_attention: bool = False, mscale: float = 1.0, cp_group: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        positions = packed_positions(cu_seqlens, t.shape[0], cp_group.size(), cp_group.rank())
+        rotated = module._apply_rotary_pos_emb_bshd(
+            t.unsqueeze(1), freqs[positions], rotary_interleaved, multi_latent_attention, mscale
+        )
+        return rotated.squeeze(1)
+
+    module._apply_rotary_pos_emb_thd = apply_thd
+
+
+def _roll_packed_at_once(module: ModuleType) -> None:
+    per_sequence_roll = module._roll_tensor_packed_seq
+
+    def roll(
+        tensor: torch.Tensor, shifts: int, dims: int, packed_seq_params: Any, cp_group: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if cp_group is not None and cp_group.size() > 1:
+            return per_sequence_roll(tensor, shifts, dims, packed_seq_params, cp_group)
+        ends = packed_seq_params.cu_seqlens_q[1:].long()
+        rolled = tensor.roll(-1, -1)
+        rolled[..., ends - 1] = 0
+        rolled[..., int(ends[-1]) :] = tensor[..., int(ends[-1]) :]
+        return rolled, rolled.sum()
+
+    module._roll_tensor_packed_seq = roll
+
+
+def _keep_adam_step(module: ModuleType) -> None:
+    set_states = module.DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def set_without_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        step = state.pop("step", None) if "step" not in tensors else None
+        set_states(self, model_param, tensors)
+        if step is not None:
+            state["step"] = step
+
+    module.DistributedOptimizer._set_main_param_and_optimizer_states = set_without_step
+
+
+FIXES: tuple[HostFix, ...] = (
+    HostFix(
+        "jit fuser off", "megatron.core.jit", "enable_jit_fuser",
+        "f50d820098b21568ac02b2dcfaed8724e0813f50f34ce947c132e7f3f7e17d31", "without_cuda",
+        "torch.compile of small functions needs a C++ compiler at run time and costs more than it saves on CPU",
+        _disable_jit_fuser,
+    ),
+    HostFix(
+        "rng state", "megatron.core.tensor_parallel.random", "_set_cuda_rng_state",
+        "dea947ca0b7dc92be0bb70f6161b4d04bdcac7e3223e3be967bd05a40898d0de", "without_cuda",
+        "the state functions reach into torch's CUDA generators; the default generator takes their place",
+        _use_default_generator,
+    ),
+    HostFix(
+        "rng fork", "megatron.core.tensor_parallel.random", "CudaRNGStatesTracker.fork",
+        "92b05af7dcf35f4593ccea14ca3845e8185cda822e2e71287c0b1014da5ecaf8", "without_cuda",
+        "the stock tracker warns whenever the CPU generator moves inside a fork, which here is the generator that is forked",
+        _fork_default_generator,
+    ),
+    HostFix(
+        "no fp8 state", "megatron.core.tensor_parallel.random", "CheckpointWithoutOutputFunction",
+        "4702b39ed5379fdc5f53e1e7d9e31787ba8ec1821c091ed9bb4f7d02ebe10f63", "without_te",
+        "selective recomputation asks FP8GlobalStateManager, a NameError without Transformer Engine",
+        _no_fp8_state,
+    ),
+    HostFix(
+        "no te gemm", "megatron.core.transformer.moe.moe_utils", "RouterGatingLinearFunction",
+        "32a20173b5a18ed8099d13227b8348b1188d93f29912cb3f426b1ad1ded6e953", "without_te",
+        "the router asks te_general_gemm, a NameError without Transformer Engine",
+        _no_te_gemm,
+    ),
+    HostFix(
+        "replicated down-projection", "megatron.core.transformer.multi_latent_attention", "MLASelfAttention.__init__",
+        "62c9ac1258c6900764fef12fd464c1fab443d7df6c429ea6773ca302a4cd6453", "without_te",
+        "MLA accepts only TELinear as a TP-replicated down-projection (a MagicMock here, which isinstance rejects); the stock "
+        "column-parallel one loses the tensor-parallel sum of the decoupled key's gradient",
+        _replicated_down_projection,
+    ),
+    HostFix(
+        "uneven gather", "megatron.core.tensor_parallel.mappings", "_gather_along_first_dim",
+        "abaaf454b5e0914995deade91cf37ccc5d2178d8f7debdaa73ce925a5d4c82b6", "without_cuda",
+        "gloo's all_gather needs equal sizes; MoE dispatch under expert tensor parallelism is uneven",
+        _uneven_gather,
+    ),
+    HostFix(
+        "uneven reduce-scatter", "megatron.core.tensor_parallel.mappings", "_reduce_scatter_along_first_dim",
+        "09ac896729369d2d24a34ad36cdbb1d8841d21c21a9547a9536ce48d29d1a52f", "without_cuda",
+        "gloo's reduce_scatter needs equal sizes",
+        _uneven_reduce_scatter,
+    ),
+    HostFix(
+        "packed rope", "megatron.core.models.common.embeddings.rope_utils", "_apply_rotary_pos_emb_thd",
+        "43ef0a5f0572526dcb377ace35c83229002f24be7a3535907ea6dd4c62667b25", "without_cuda",
+        "a Python loop over sequences, twice per layer",
+        _rope_by_position,
+    ),
+    HostFix(
+        "packed roll", "megatron.core.transformer.multi_token_prediction", "_roll_tensor_packed_seq",
+        "c6e208b53512d5d8263eb6ae4161a3c171147a8b38a8c42d96a2bbc02a47a71c", "without_cuda",
+        "a Python loop over sequences, five times per step and depth",
+        _roll_packed_at_once,
+    ),
+    HostFix(
+        "adam step", "megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._set_main_param_and_optimizer_states",
+        "0fb8c1343b9d75846dbdc8e318c8e92c12461ac34976151344ebc34e4d9fb95b",
+        "without_te",
+        "torch's AdamW keeps 'step' per parameter, which a resharded checkpoint does not hold: KeyError",
+        _keep_adam_step,
+    ),
+)  # fmt: skip

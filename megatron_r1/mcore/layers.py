@@ -1,0 +1,141 @@
+"""Layers for machines without Transformer Engine: norm, replicated linear, attention, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megatron_r1.mcore import host
+from megatron_r1.mcore.packing import PaddedRows, local_token_indices, packed_positions
+
+host.require_active()
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region  # noqa: E402
+from megatron.core.transformer.module import MegatronModule  # noqa: E402
+from megatron.core.transformer.moe.experts import SequentialMLP  # noqa: E402
+from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """RMSNorm whose weight gradient is summed over tensor-parallel ranks when each sees a part of the sequence."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+class ReplicatedLinear(torch.nn.Linear):
+    """A linear layer with the whole weight on every tensor-parallel rank: MLA's down-projections."""
+
+    def __init__(
+        self, input_size: int, output_size: int, *, config: TransformerConfig, init_method: Callable[[torch.Tensor], Any], **_: Any
+    ) -> None:
+        super().__init__(input_size, output_size, bias=False, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel
+        init_method(self.weight)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """(y, no bias), as Megatron's linear layers answer."""
+        return super().forward(x), None
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
+        """One full tensor, replicated over tensor-parallel ranks."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            sharded_offsets=sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+class CoreAttention(MegatronModule):
+    """Causal attention by torch's scaled_dot_product_attention: rows [s, b], packed sequences (thd), context parallel.
+
+    Under context parallelism keys and values are gathered over the group and put into sequence order; queries stay local and
+    are masked by their positions.
+    """
+
+    def __init__(self, config: TransformerConfig, *, softmax_scale: float, pg_collection: Any, **_: Any) -> None:
+        super().__init__(config)
+        self.scale, self.cp_group = softmax_scale, pg_collection.cp
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None = None,
+        attn_mask_type: Any = None, attention_bias: None = None, packed_seq_params: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Attention output [s, b, heads * v_dim] from [s, b, heads, dim], or [t, heads, v_dim] from packed [t, heads, dim]."""
+        if packed_seq_params is None:
+            cu_seqlens = None
+        else:
+            cu_seqlens = packed_seq_params.cu_seqlens_q
+            query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        if self.cp_group.size() > 1:
+            output = self._context_parallel(query, key, value, cu_seqlens)
+        elif cu_seqlens is None:
+            output = self._attend(query, key, value)
+        else:
+            output = self._packed(query, key, value, cu_seqlens)
+        return output.flatten(2) if packed_seq_params is None else output.squeeze(1)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """[s, b, heads, v_dim]; causal when no mask [b or 1, 1, s, t] is given."""
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        return output.permute(2, 0, 1, 3)
+
+    def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """Rows of right-padded sequences: a causal row never looks at the padding behind it."""
+        rows = PaddedRows(cu_seqlens)
+        output = value.new_zeros(query.shape[0], 1, *value.shape[2:])
+        for tokens, cells, num_rows, width in rows.groups:
+            padded = (_to_rows(x[tokens, 0], cells, num_rows, width) for x in (query, key, value))
+            attended = self._attend(*(x.transpose(0, 1) for x in padded)).transpose(0, 1)
+            output = output.index_copy(0, tokens, attended.flatten(0, 1)[cells].unsqueeze(1))
+        return output
+
+    def _context_parallel(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor | None
+    ) -> torch.Tensor:
+        size, rank = self.cp_group.size(), self.cp_group.rank()
+        if cu_seqlens is None:
+            cu_seqlens = torch.tensor([0, query.shape[0] * size], dtype=torch.int32, device=query.device)
+        order = torch.cat([local_token_indices(cu_seqlens, size, r) for r in range(size)]).argsort()
+        key, value = (gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group)[order] for x in (key, value))
+        tokens = local_token_indices(cu_seqlens, size, rank)
+        # One row with a block mask: a query sees the keys of its own sequence up to its own position.
+        starts = tokens - packed_positions(cu_seqlens, len(tokens), size, rank)
+        keys = torch.arange(key.shape[0], device=key.device)
+        mask = (keys <= tokens[:, None]) & (keys >= starts[:, None])
+        return self._attend(query, key, value, mask[None, None])
+
+
+def _to_rows(x: torch.Tensor, cells: torch.Tensor, num_rows: int, width: int) -> torch.Tensor:
+    """[tokens, heads, dim] -> zero-padded [num_rows, width, heads, dim]."""
+    return x.new_zeros(num_rows * width, *x.shape[1:]).index_copy(0, cells, x).view(num_rows, width, *x.shape[1:])
+
+
+class LeanExperts(SequentialMLP):
+    """SequentialMLP's parameters and checkpoint layout, with a forward of bare matrix products.
+
+    Only for whole experts (expert-tensor-parallel 1) with SwiGLU and no bias; otherwise the stock forward runs.
+    """
+
+    def forward(
+        self, permuted_local_hidden_states: torch.Tensor, tokens_per_expert: torch.Tensor, permuted_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        """Expert outputs weighted by their routing probabilities, [tokens, hidden]."""
+        if self.tp_group.size() > 1:
+            return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
+        counts = tokens_per_expert.tolist()
+        inputs, probs = permuted_local_hidden_states.split(counts), permuted_probs.unsqueeze(-1).split(counts)
+        outputs = []
+        for expert, x, p in zip(self.local_experts, inputs, probs, strict=True):
+            gate, up = F.linear(x, expert.linear_fc1.weight).chunk(2, dim=-1)
+            outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), expert.linear_fc2.weight))
+        return torch.cat(outputs), None

@@ -1,0 +1,95 @@
+"""How a model is laid out over ranks, checked before anything is built. Pure: no torch.distributed, no Megatron-Core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.model.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of every kind of parallelism; tp * pp * cp * dp = world_size."""
+
+    tp: int = 1  #: tensor
+    pp: int = 1  #: pipeline
+    vpp: int = 1  #: virtual pipeline stages per rank
+    ep: int = 1  #: expert
+    etp: int = 1  #: tensor inside experts
+    cp: int = 1  #: context
+    dp: int = 1  #: data (of everything but experts)
+    sequence_parallel: bool = False
+    world_size: int = 1
+
+
+def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int, *, mtp: bool, packed: bool) -> Layout:
+    """The layout that `parallel` asks for on `world_size` ranks.
+
+    Args:
+        parallel: sizes; data parallelism is what is left.
+        arch: the model that is laid out.
+        world_size: number of processes.
+        mtp: whether multi-token prediction is trained.
+        packed: whether micro-batches are packed sequences.
+
+    Raises:
+        ConfigError: the sizes do not divide the world or the model, or Megatron-Core 0.16.1 cannot or wrongly computes it.
+    """
+    tp, pp, vpp, ep, cp = parallel.tp, parallel.pp, parallel.vpp, parallel.ep, parallel.cp
+    etp = parallel.etp or (tp if ep == 1 else 1)
+    sequence_parallel = tp > 1 if parallel.sequence_parallel is None else parallel.sequence_parallel
+
+    _require(world_size % (tp * pp * cp) == 0, f"parallel.tp={tp} x pp={pp} x cp={cp} does not divide the {world_size} processes")
+    _require(
+        world_size % (etp * ep * pp) == 0,
+        f"parallel.ep={ep} x etp={etp} x pp={pp} does not divide the {world_size} processes",
+    )
+    _check_model(arch, tp, ep, etp)
+    _check_pipeline(arch, pp, vpp)
+    _require(
+        etp == tp or ep > 1,
+        f"parallel.etp={etp} with tp={tp} needs parallel.ep above 1: Megatron-Core computes expert gradients wrongly otherwise",
+    )
+    _require(
+        sequence_parallel or tp == 1,
+        f"parallel.sequence_parallel=false with tp={tp}: Megatron-Core does not train mixture-of-experts layers that way; leave it unset",
+    )
+    _require(not sequence_parallel or tp > 1, "parallel.sequence_parallel=true needs parallel.tp above 1; leave it unset")
+    _require(
+        not (mtp and packed and cp > 1),
+        f"parallel.cp={cp} with packed sequences cannot train multi-token prediction: set moe.mtp_loss_scale=0 or parallel.cp=1",
+    )
+    return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size)
+
+
+def stage_layers(num_layers: int, stages: int) -> list[int]:
+    """Decoder layers of every pipeline stage; the first ones take the rest, since the last also has the output head."""
+    base, rest = divmod(num_layers, stages)
+    return [base + (stage < rest) for stage in range(stages)]
+
+
+def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:
+    shared = arch.n_shared_experts * arch.moe_intermediate_size
+    for size, key, what, dimension in (
+        (tp, "tp", "num_attention_heads", arch.num_attention_heads),
+        (tp, "tp", "vocab_size", arch.vocab_size),
+        (tp, "tp", "intermediate_size", arch.intermediate_size),
+        (tp, "tp", "hidden_size", arch.hidden_size),
+        (tp, "tp", "the shared experts' width", shared),
+        (ep, "ep", "n_routed_experts", arch.n_routed_experts),
+        (etp, "etp", "moe_intermediate_size", arch.moe_intermediate_size),
+    ):
+        _require(dimension % size == 0, f"parallel.{key}={size} does not divide {what}={dimension} of the model")
+
+
+def _check_pipeline(arch: Architecture, pp: int, vpp: int) -> None:
+    layers = arch.num_hidden_layers
+    _require(vpp == 1 or pp > 1, f"parallel.vpp={vpp} needs parallel.pp above 1")
+    _require(pp * vpp <= layers, f"parallel.pp={pp} x vpp={vpp} needs at least {pp * vpp} layers, the model has {layers}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

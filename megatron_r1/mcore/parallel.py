@@ -1,0 +1,116 @@
+"""Process groups of a layout, and each rank's share of a micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.errors import ConfigError
+from megatron_r1.mcore import host
+from megatron_r1.mcore.layout import Layout, resolve_layout
+from megatron_r1.mcore.packing import local_token_indices
+from megatron_r1.types import MicroBatch
+
+host.require_active()
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+
+__all__ = [
+    "Groups", "Layout", "data_parallel_rank", "gather_context_parallel", "groups", "initialize", "resolve_layout",
+    "slice_context_parallel",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Process groups that this rank belongs to."""
+
+    tp: dist.ProcessGroup  #: tensor parallel
+    etp: dist.ProcessGroup  #: tensor parallel inside experts
+    ep: dist.ProcessGroup  #: expert parallel
+    pp: dist.ProcessGroup  #: pipeline parallel, in stage order
+    cp: dist.ProcessGroup  #: context parallel
+    dp: dist.ProcessGroup  #: data parallel
+    dp_cp: dist.ProcessGroup  #: data and context parallel: all ranks with the same non-expert parameters
+    expert_dp: dist.ProcessGroup  #: all ranks with the same expert parameters
+
+
+def initialize(layout: Layout, seed: int) -> None:
+    """Build the process groups of `layout`, replacing earlier ones, and seed Megatron-Core's generators.
+
+    torch.distributed is already initialised with `layout.world_size` ranks.
+    """
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def groups() -> Groups:
+    """The process groups of this rank."""
+    return Groups(
+        tp=parallel_state.get_tensor_model_parallel_group(),
+        etp=parallel_state.get_expert_tensor_parallel_group(),
+        ep=parallel_state.get_expert_model_parallel_group(),
+        pp=parallel_state.get_pipeline_model_parallel_group(),
+        cp=parallel_state.get_context_parallel_group(),
+        dp=parallel_state.get_data_parallel_group(),
+        dp_cp=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        expert_dp=parallel_state.get_expert_data_parallel_group(),
+    )
+
+
+def data_parallel_rank() -> int:
+    """Which share of the global batch this rank computes."""
+    return parallel_state.get_data_parallel_rank()
+
+
+def slice_context_parallel(micro_batch: MicroBatch) -> MicroBatch:
+    """This rank's tokens of a micro-batch, in zigzag order; `cu_seqlens` keeps the global boundaries.
+
+    Raises:
+        ConfigError: a sequence length is not divisible by 2 * cp.
+    """
+    size = parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return micro_batch
+    mine = _indices(micro_batch.cu_seqlens, micro_batch.token_ids.shape[1], size, parallel_state.get_context_parallel_rank())
+    return replace(
+        micro_batch,
+        token_ids=micro_batch.token_ids[:, mine],
+        labels=micro_batch.labels[:, mine],
+        loss_mask=micro_batch.loss_mask[:, mine],
+        position_ids=micro_batch.position_ids[:, mine],
+        token_fields={name: values[:, mine] for name, values in micro_batch.token_fields.items()},
+    )
+
+
+def gather_context_parallel(values: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
+    """Per-token values [B, N / cp] of every context-parallel rank, put back into sequence order: [B, N]. No gradient."""
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(group.size())]
+    dist.all_gather(parts, values.contiguous(), group=group)
+    num_tokens = values.shape[1] * group.size()
+    order = torch.cat([_indices(cu_seqlens, num_tokens, group.size(), rank) for rank in range(group.size())])
+    return torch.cat(parts, dim=1)[:, order.argsort().to(values.device)]
+
+
+def _indices(cu_seqlens: torch.Tensor | None, num_tokens: int, cp_size: int, cp_rank: int) -> torch.Tensor:
+    bounds = torch.tensor([0, num_tokens]) if cu_seqlens is None else cu_seqlens
+    try:
+        return local_token_indices(bounds, cp_size, cp_rank)
+    except ValueError as error:
+        raise ConfigError(f"parallel.cp={cp_size}: {error}") from error

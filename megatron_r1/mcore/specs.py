@@ -1,0 +1,91 @@
+"""Which modules a layer is built of: Transformer Engine's where it is installed, our own (`layers.py`) where it is not."""
+
+from __future__ import annotations
+
+from megatron_r1.mcore import host
+
+host.require_active()
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
+from megatron.core.models.backends import LocalSpecProvider  # noqa: E402
+from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
+    get_gpt_decoder_block_spec,
+    get_gpt_decoder_layer_specs,
+    get_gpt_mtp_block_spec,
+    get_gpt_mtp_block_spec_for_backend,
+    get_mlp_module_spec_for_backend,
+)
+from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
+from megatron.core.transformer.mlp import MLPSubmodules  # noqa: E402
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules  # noqa: E402
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlock  # noqa: E402
+from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build  # noqa: E402
+from megatron.core.transformer.transformer_config import MLATransformerConfig  # noqa: E402
+from megatron.core.transformer.transformer_layer import (  # noqa: E402
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+
+from megatron_r1.mcore.layers import CoreAttention, LeanExperts, ReplicatedLinear, RMSNorm  # noqa: E402
+
+
+class TorchBackend(LocalSpecProvider):
+    """Plain torch modules around Megatron-Core's parallel linear layers."""
+
+    def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:
+        """RMSNorm everywhere (V3 has no other)."""
+        return RMSNorm
+
+    def core_attention(self) -> type:
+        """Attention by torch."""
+        return CoreAttention
+
+    def grouped_mlp_modules(self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool) -> tuple[type, MLPSubmodules]:
+        """One module per expert."""
+        _, submodules = super().grouped_mlp_modules(False, False)
+        return LeanExperts, submodules
+
+
+def block_specs(config: MLATransformerConfig, vp_stage: int | None) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
+    """Specs of this stage's decoder layers and of its multi-token prediction block (None where this stage has none)."""
+    if host.require_active() == "cuda" and host.have_transformer_engine():
+        decoder = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
+        return decoder, _mtp_spec(config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage))
+    backend = TorchBackend()
+    layers = [_layer_spec(config, backend, bool(is_moe)) for is_moe in config.moe_layer_freq]
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+    mine = layers[first : first + get_num_layers_to_build(config, vp_stage=vp_stage)]
+    decoder = TransformerBlockSubmodules(layer_specs=mine, layer_norm=RMSNorm)
+    return decoder, _mtp_spec(config, get_gpt_mtp_block_spec_for_backend(config, layers[-1], backend, vp_stage=vp_stage))
+
+
+def _mtp_spec(config: MLATransformerConfig, submodules: object | None) -> ModuleSpec | None:
+    return ModuleSpec(module=MultiTokenPredictionBlock, submodules=submodules) if config.mtp_num_layers and submodules else None
+
+
+def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: bool) -> ModuleSpec:
+    attention = MLASelfAttentionSubmodules(
+        linear_q_proj=backend.column_parallel_linear(),
+        linear_q_down_proj=ReplicatedLinear,
+        linear_q_up_proj=backend.column_parallel_linear(),
+        linear_kv_down_proj=ReplicatedLinear,
+        linear_kv_up_proj=backend.column_parallel_linear(),
+        core_attention=CoreAttention,
+        linear_proj=backend.row_parallel_linear(),
+        q_layernorm=RMSNorm,
+        kv_layernorm=RMSNorm,
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(MLASelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=get_mlp_module_spec_for_backend(backend, num_experts=config.num_moe_experts if is_moe else None),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
