@@ -1,0 +1,70 @@
+"""Held-out evaluation: sampled and greedy side by side, so that sharpening is told from learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_r1.config.schema import EvaluateConfig
+from megatron_r1.evaluation.passk import mean, pass_at_k, wilson_interval
+from megatron_r1.types import Prompt, RolloutGroup, Sampling
+
+
+class Sampler(Protocol):
+    """The part of a rollout engine that evaluation needs."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+        """`sampling.n` responses to every prompt."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Means over problems, in [0, 1] where nothing else is said."""
+
+    problems: int  #: number of different problems
+    k: int  #: samples per problem
+    temperature: float  #: of the sampled pass
+    pass_at_1: float  #: share of samples with the right answer
+    pass_at_k: float  #: share of problems with a right answer among k samples
+    greedy: float  #: accuracy at temperature 0
+    format: float  #: share of samples in the required format
+    format_greedy: float
+    response_length: float  #: mean tokens of a sample, end of sequence included
+    finished: float  #: share of samples that ended by themselves
+    intervals: dict[str, tuple[float, float]]  #: 95%, for pass_at_1, pass_at_k, greedy, format and format_greedy
+
+
+def evaluate(
+    engine: Sampler, prompts: Sequence[Prompt], reward_fn: Callable[[RolloutGroup], None], config: EvaluateConfig, max_tokens: int
+) -> EvaluationResult:
+    """Sample `config.samples` responses to every prompt, and one greedy response.
+
+    Args:
+        reward_fn: fills reward_parts with "accuracy" and "format".
+        max_tokens: response tokens, end of sequence included.
+
+    The same weights, prompts and config give the same result: `config.seed` seeds the engine.
+    """
+    sampled = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed)
+    greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed)
+    for group in (*sampled, *greedy):
+        reward_fn(group)
+    correct = [round(sum(group.reward_parts["accuracy"])) for group in sampled]
+    shares = {
+        "pass_at_1": mean([pass_at_k(config.samples, c, 1) for c in correct]),
+        "pass_at_k": mean([pass_at_k(config.samples, c, config.samples) for c in correct]),
+        "greedy": mean([group.reward_parts["accuracy"][0] for group in greedy]),
+        "format": mean([mean(group.reward_parts["format"]) for group in sampled]),
+        "format_greedy": mean([group.reward_parts["format"][0] for group in greedy]),
+    }
+    rollouts = [rollout for group in sampled for rollout in group.rollouts]
+    return EvaluationResult(
+        problems=len(prompts),
+        k=config.samples,
+        temperature=config.temperature,
+        **shares,
+        response_length=mean([len(rollout.token_ids) for rollout in rollouts]),
+        finished=mean([float(rollout.finished) for rollout in rollouts]),
+        intervals={name: wilson_interval(share, len(prompts)) for name, share in shares.items()},
+    )
