@@ -1,0 +1,262 @@
+"""The run folder: config, steps, timers, metrics, rollouts, checkpoints and resume.
+
+    run_dir/
+        config.yaml       the resolved config
+        run.json          which command made the run
+        metrics.jsonl     one JSON object a step
+        tensorboard/      the same numbers as events
+        rollouts/         step_000001.jsonl: every response of the step with its rewards
+        checkpoints/      see checkpoints.py
+        .lock             held while a process writes here
+
+A run killed at any moment resumes with the same command: what was recorded after the newest complete checkpoint is dropped
+and done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from megatron_r1.config.load import flatten_config, load_config, save_config
+from megatron_r1.config.schema import Config
+from megatron_r1.errors import CheckpointError, ConfigError
+from megatron_r1.runtime.checkpoints import (
+    complete_checkpoints,
+    prune_checkpoints,
+    read_state,
+    remove_leftovers,
+    step_of,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero
+from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.metrics import MetricsWriter
+from megatron_r1.runtime.progress import Progress
+from megatron_r1.types import RolloutGroup
+
+SHOWN = {
+    "loss": "loss",
+    "reward/mean": "reward",
+    "reward/accuracy": "accuracy",
+    "reward/format": "format",
+    "grad_norm": "grad_norm",
+}
+FREE_TO_CHANGE = re.compile(r"run_dir|checkpoint\..*|runtime\.threads")
+
+
+class Run:
+    """One run of one command. All ranks open it and call its methods; rank 0 alone writes, except into checkpoints."""
+
+    def __init__(self, folder: Path, config: Config, step: int) -> None:
+        """Use `Run.open`."""
+        self.folder = folder
+        self.step = step  #: last step in the newest complete checkpoint; 0 where there is none
+        self._config = config
+        self._lock: TextIO | None = None
+        self._metrics: MetricsWriter | None = None
+        self._progress: Progress | None = None
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._tokens: defaultdict[str, int] = defaultdict(int)
+        self._step_started = time.perf_counter()
+
+    @classmethod
+    def open(cls, folder: Path, config: Config, command: str) -> Run:
+        """Create the run, or resume it where `folder` holds one. All ranks call this.
+
+        Raises ConfigError where another process writes there, where the run was made by another command, or where a setting
+        that changes the result differs from the run's.
+        """
+        lock: list[TextIO] = []
+
+        def prepare() -> int:
+            lock.append(_lock_folder(folder))
+            try:
+                return _prepare_folder(folder, config, command)
+            except Exception:
+                lock[0].close()
+                raise
+
+        run = cls(folder, config, on_rank_zero(prepare))
+        with failing_together():
+            if is_rank_zero():
+                run._lock = lock[0]
+                # step 0 is recorded before the first update, so only a run with a checkpoint has it to keep
+                run._metrics = MetricsWriter(folder, last_step=run.step if run.latest_checkpoint() else -1)
+                if run.step:
+                    print(f"{command}: resuming {folder} after step {run.step}", file=sys.stderr, flush=True)
+        return run
+
+    def close(self) -> None:
+        """Close the files and let another process have the folder."""
+        if self._progress is not None:
+            self._progress.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def steps(self, total: int, description: str) -> Iterator[int]:
+        """The steps that are left, from `self.step + 1` to `total`, behind a progress bar."""
+        self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
+        self._step_started = time.perf_counter()
+        for step in range(self.step + 1, total + 1):
+            yield step
+            self._progress.advance()
+        self._progress.close()
+
+    @contextmanager
+    def timer(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to `seconds/<name>` of the next `record`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[f"seconds/{name}"] += time.perf_counter() - started
+
+    def count_tokens(self, name: str, tokens: int) -> None:
+        """Let the next `record` write `tokens_per_second/<name>`: tokens over the seconds of the timer of that name."""
+        self._tokens[name] += tokens
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one step's metrics, with the timers and the whole time (`seconds/step`) since the last record.
+
+        Call it once a step, and before the step's checkpoint: a resumed run keeps the lines up to its checkpoint.
+        """
+        now = time.perf_counter()
+        if self._metrics is not None:
+            numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
+            rates = {f"tokens_per_second/{n}": t / self._seconds[f"seconds/{n}"] for n, t in self._tokens.items()}
+            self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
+        if self._progress is not None:
+            self._progress.show({short: float(metrics[name]) for name, short in SHOWN.items() if name in metrics})
+        self._seconds.clear()
+        self._tokens.clear()
+        self._step_started = now
+
+    def save_rollouts(self, step: int, groups: list[RolloutGroup]) -> None:
+        """Write every response of the step, one JSON object a line, into `rollouts/`. Call it before the step's checkpoint."""
+        if is_rank_zero():
+            lines = [json.dumps(line, ensure_ascii=False) + "\n" for group in groups for line in _rollout_lines(step, group)]
+            write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
+
+    def checkpoint_due(self, step: int, total: int) -> bool:
+        """Whether `checkpoint.interval` or the end of the run asks for a checkpoint after this step."""
+        return step % self._config.checkpoint.interval == 0 or step == total
+
+    def checkpoint(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
+        """Make a complete checkpoint and drop those beyond `checkpoint.keep`. All ranks call this.
+
+        `write` puts this rank's files into the folder that it is given; `state` must survive JSON.
+        Raises CheckpointError where the files cannot be written.
+        """
+        folder = self.folder / "checkpoints"
+        with self.timer("checkpoint"):
+            path = write_checkpoint(folder, step, write, state)
+            on_rank_zero(lambda: prune_checkpoints(folder, self._config.checkpoint.keep))
+        self.step = step
+        return path
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint. Verify it with `load_state` before reading from it."""
+        done = complete_checkpoints(self.folder / "checkpoints")
+        return done[-1] if done else None
+
+    def load_state(self, checkpoint: Path) -> dict[str, Any]:
+        """Verify every file of a checkpoint and return its `state`. All ranks call this. Raises CheckpointError."""
+        verify_checkpoint(checkpoint)
+        return read_state(checkpoint)
+
+
+def _lock_folder(folder: Path) -> TextIO:
+    """Make the folder and lock it. The kernel lets go of the lock when the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run_dir {folder} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise ConfigError(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
+
+
+def _prepare_folder(folder: Path, config: Config, command: str) -> int:
+    """Check that the run may go on here, drop what will be done again, and return the step to go on from."""
+    _check_resumes(folder, config, command)
+    save_config(config, folder / "config.yaml")
+    write_atomically(folder / "run.json", json.dumps({"command": command}) + "\n")
+    rollouts, checkpoints = folder / "rollouts", folder / "checkpoints"
+    rollouts.mkdir(exist_ok=True)
+    checkpoints.mkdir(exist_ok=True)
+    remove_leftovers(checkpoints)
+    for path in [*folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
+        if path.is_file():
+            path.unlink()
+    done = complete_checkpoints(checkpoints)
+    step = step_of(done[-1]) if done else 0
+    for path in rollouts.glob("step_*.jsonl"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+    return step
+
+
+def _check_resumes(folder: Path, config: Config, command: str) -> None:
+    if not (folder / "run.json").exists():
+        return
+    try:
+        made_by = json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder / 'run.json'} does not name the command that made the run: choose another run_dir"
+        ) from None
+    if made_by != command:
+        raise ConfigError(f"run_dir {folder} holds a run of '{made_by}', not of '{command}': choose another run_dir")
+    before, now = flatten_config(load_config(folder / "config.yaml")), flatten_config(config)
+    for key, value in before.items():
+        if value != now[key] and not FREE_TO_CHANGE.fullmatch(key):
+            raise ConfigError(
+                f"run_dir {folder} was started with {key}={value}, now it is {now[key]}: keep the value, or choose another run_dir"
+            )
+
+
+def _rollout_lines(step: int, group: RolloutGroup) -> Iterator[dict[str, Any]]:
+    for index, rollout in enumerate(group.rollouts):
+        yield {
+            "step": step,
+            "prompt_id": group.prompt.id,
+            "question": group.prompt.question,
+            "answer": group.prompt.answer,
+            "response": rollout.text,
+            "reward": None if group.rewards_G is None else float(group.rewards_G[index]),
+            "reward_parts": {name: values[index] for name, values in group.reward_parts.items()},
+            "advantage": None if group.advantages_G is None else float(group.advantages_G[index]),
+            "finished": rollout.finished,
+            "length": len(rollout.token_ids),
+            "weights_version": group.weights_version,
+        }

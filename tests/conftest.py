@@ -1,0 +1,25 @@
+"""What every test shares: the repository on the import path of child processes, one thread, and no GPU tests without a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect `gpu` tests on a machine without CUDA, so that the count of tests is the count of tests that can run."""
+    if torch.cuda.is_available():
+        return
+    without_gpu = [item for item in items if item.get_closest_marker("gpu") is None]
+    if len(without_gpu) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu") is not None])
+        items[:] = without_gpu

@@ -1,0 +1,264 @@
+"""The run folder: resume after a kill at any moment, verified checkpoints, one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_r1.config.load import load_config
+from megatron_r1.errors import CheckpointError, ConfigError, DataError
+from megatron_r1.runtime.metrics import read_metrics
+from megatron_r1.runtime.run import Run
+from megatron_r1.types import Prompt, Rollout, RolloutGroup
+
+CONFIG = load_config(None, ["checkpoint.interval=2", "checkpoint.keep=2"])
+
+
+def write_weights(folder: Path) -> None:
+    (folder / "policy").mkdir()
+    (folder / "policy" / "weights.bin").write_bytes(bytes(range(256)))
+
+
+def group(step: int) -> RolloutGroup:
+    prompt = Prompt(id=f"p{step}", question="1+1?", answer="2", text="1+1?", token_ids=(1, 2))
+    rollouts = [Rollout([3, 4], [-0.1, -0.2], "<think>\u4e8c</think>", True), Rollout([5], [-0.3], "x", False)]
+    rewards = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    return RolloutGroup(prompt, rollouts, step - 1, rewards, {"accuracy": [1.0, 0.0]}, torch.tensor([1.0, -1.0]))
+
+
+def train(folder: Path, steps: int, config=CONFIG) -> Run:
+    with Run.open(folder, config, "grpo") as run:
+        for step in run.steps(steps, "grpo"):
+            with run.timer("rollout"):
+                run.save_rollouts(step, [group(step)])
+            run.record(step, {"loss": 1 / step})
+            if run.checkpoint_due(step, steps):
+                run.checkpoint(step, write_weights, {"cursor": step * 16})
+    return run
+
+
+def test_a_run_records_each_step_and_keeps_the_newest_checkpoints(tmp_path):
+    run = train(tmp_path / "run", 7)
+    records = read_metrics(run.folder / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 8))
+    assert records[3]["loss"] == 0.25
+    assert 0 < records[0]["seconds/rollout"] <= records[0]["seconds/step"]
+    assert "seconds/checkpoint" in records[2], "a checkpoint's time counts in the record after it"
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["step_000006", "step_000007"]
+    assert load_config(run.folder / "config.yaml") == CONFIG
+
+    lines = [json.loads(line) for line in (run.folder / "rollouts" / "step_000003.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[0]["response"] == "<think>\u4e8c</think>"
+    assert (lines[1]["prompt_id"], lines[1]["reward"], lines[1]["advantage"], lines[1]["length"]) == ("p3", 0.0, -1.0, 1)
+    assert lines[1]["reward_parts"] == {"accuracy": 0.0}
+    assert lines[1]["weights_version"] == 2
+
+
+def test_resume_drops_what_came_after_the_checkpoint_and_redoes_it(tmp_path):
+    folder = tmp_path / "run"
+    with Run.open(folder, CONFIG, "grpo") as run:
+        assert run.step == 0
+        assert run.latest_checkpoint() is None
+        run.record(0, {"eval/pass@1": 0.25})
+        for step in run.steps(9, "grpo"):
+            run.save_rollouts(step, [group(step)])
+            run.record(step, {"loss": float(step)})
+            if step == 4:
+                run.checkpoint(step, write_weights, {"cursor": 64})
+            if step == 6:
+                break
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # a kill in the middle of a write
+
+    with Run.open(folder, CONFIG, "grpo") as run:
+        assert run.step == 4
+        assert run.load_state(run.latest_checkpoint()) == {"cursor": 64}
+        assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+        assert len(list((folder / "rollouts").iterdir())) == 4
+        for step in run.steps(6, "grpo"):
+            run.record(step, {"loss": -float(step)})
+    assert [record.get("loss") for record in read_metrics(folder / "metrics.jsonl")] == [None, 1, 2, 3, 4, -5, -6]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, -5), (6, -6)]
+
+
+def test_a_run_without_checkpoint_starts_over(tmp_path):
+    for _ in range(2):
+        with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+            run.record(0, {"eval/pass@1": 0.5})
+            for step in run.steps(1, "grpo"):
+                run.record(step, {"loss": 1.0})
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1]
+
+
+def test_a_finished_run_has_no_steps_left(tmp_path):
+    train(tmp_path / "run", 3)
+    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        assert list(run.steps(3, "grpo")) == []
+
+
+def test_a_number_that_is_not_finite_keeps_the_file_readable(tmp_path):
+    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        run.record(1, {"loss": float("nan"), "tokens": 3})
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert record["loss"] is None
+    assert record["tokens"] == 3
+
+
+def test_a_malformed_metrics_line_is_named(tmp_path):
+    train(tmp_path / "run", 3)
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "{nonsense", lines[2]]) + "\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl line 2"):
+        Run.open(tmp_path / "run", CONFIG, "grpo")
+
+
+def test_a_changed_setting_is_refused_and_named(tmp_path):
+    train(tmp_path / "run", 2)
+    changed = load_config(None, ["checkpoint.interval=2", "grpo.kl_coef=0.5"])
+    with pytest.raises(ConfigError, match=r"grpo\.kl_coef=0\.001, now it is 0\.5"):
+        Run.open(tmp_path / "run", changed, "grpo")
+    with pytest.raises(ConfigError, match="holds a run of 'grpo', not of 'sft'"):
+        Run.open(tmp_path / "run", CONFIG, "sft")
+    free = load_config(None, ["checkpoint.interval=5", "checkpoint.keep=1", "runtime.threads=2", "run_dir=elsewhere"])
+    with Run.open(tmp_path / "run", free, "grpo") as run:
+        assert run.step == 2
+    assert load_config(tmp_path / "run" / "config.yaml") == free
+
+
+def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
+    with Run.open(tmp_path / "run", CONFIG, "grpo"), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+        Run.open(tmp_path / "run", CONFIG, "grpo")
+    Run.open(tmp_path / "run", CONFIG, "grpo").close()
+
+
+def test_a_run_dir_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ConfigError, match="run_dir .*run cannot be written"):
+        Run.open(tmp_path / "run", CONFIG, "grpo")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["policy/weights.bin", "state.json", "manifest.json"])
+def test_damage_to_any_file_is_named_with_a_way_out(tmp_path, name, damage):
+    run = train(tmp_path / "run", 4)
+    damage(run.folder / "checkpoints" / "step_000004" / name)
+    with Run.open(run.folder, CONFIG, "grpo") as run, pytest.raises(CheckpointError) as caught:
+        run.load_state(run.latest_checkpoint())
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"step_000004/{name}" in message
+    assert "to resume from step_000002" in message
+
+
+def test_a_corrupt_only_checkpoint_says_that_there_is_no_older_one(tmp_path):
+    run = train(tmp_path / "run", 2)
+    flip_bit(run.folder / "checkpoints" / "step_000002" / "policy" / "weights.bin")
+    with pytest.raises(CheckpointError, match="no older one exists"):
+        run.load_state(run.latest_checkpoint())
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    def fail(folder: Path) -> None:
+        write_weights(folder)
+        raise OSError(28, "No space left on device")
+
+    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        run.checkpoint(1, write_weights, {})
+        with pytest.raises(CheckpointError, match="step_000002 cannot be written: No space left on device"):
+            run.checkpoint(2, fail, {})
+        assert run.step == 1
+    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        assert run.step == 1
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+
+
+WORKER = """
+    import random, sys
+    from pathlib import Path
+    from megatron_r1.config.load import load_config
+    from megatron_r1.runtime.run import Run
+
+    def write(folder):
+        for index in range(20):
+            (folder / f"{index}.bin").write_bytes(bytes(2000))
+
+    config = load_config(None, ["checkpoint.interval=3", "checkpoint.keep=2"])
+    with Run.open(Path(sys.argv[1]), config, "grpo") as run:
+        generator, total = random.Random(0), 0.0
+        if run.latest_checkpoint():
+            state = run.load_state(run.latest_checkpoint())
+            generator.setstate((state["rng"][0], tuple(state["rng"][1]), None))
+            total = state["total"]
+        for step in run.steps(int(sys.argv[2]), "grpo"):
+            total += generator.random()
+            run.record(step, {"total": total})
+            if run.checkpoint_due(step, int(sys.argv[2])):
+                run.checkpoint(step, write, {"rng": generator.getstate(), "total": total})
+"""
+
+
+def test_sigkill_at_any_moment_changes_no_metric(tmp_path):
+    """Killed again and again at random moments, a run ends with the metrics of one that was left alone."""
+    script = tmp_path / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    steps = 150
+
+    def start(folder: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, str(script), str(folder), str(steps)], stderr=subprocess.PIPE, text=True)
+
+    quiet = start(tmp_path / "quiet")
+    assert quiet.wait(timeout=120) == 0, quiet.stderr.read()
+
+    moments = random.Random(1)
+    killed = 0
+    for _ in range(4):
+        process = start(tmp_path / "killed")
+        before = _last_step(tmp_path / "killed")
+        deadline = time.monotonic() + 60
+        while process.poll() is None and _last_step(tmp_path / "killed") < before + 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.05))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 3
+    last = start(tmp_path / "killed")
+    assert last.wait(timeout=120) == 0, last.stderr.read()
+    assert "resuming" in last.stderr.read()
+
+    def totals(name: str) -> list[tuple[int, float]]:
+        return [(record["step"], record["total"]) for record in read_metrics(tmp_path / name / "metrics.jsonl")]
+
+    assert totals("killed") == totals("quiet")
+    assert len(totals("quiet")) == steps
+
+
+def _last_step(folder: Path) -> int:
+    records = read_metrics(folder / "metrics.jsonl")
+    return records[-1]["step"] if records else 0
