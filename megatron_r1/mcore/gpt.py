@@ -10,7 +10,7 @@ from megatron_r1.mcore import host
 
 host.require_active()
 
-from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
+from megatron.core.models.gpt.gpt_model import GPTModel
 
 
 class R1GPTModel(GPTModel):

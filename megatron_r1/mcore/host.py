@@ -152,7 +152,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, fixes: Sequence[HostFix], retarget: bool) -> None:
         self.fixes, self.retarget = fixes, retarget
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None):  # noqa: ANN201
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None):
         if not _is_megatron_core(fullname):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)

@@ -68,7 +68,7 @@ class CUDAGraph:
     """Named in type checks only."""
 
 
-class nvtx:  # noqa: N801  (the name of torch.cuda.nvtx)
+class nvtx:
     """Profiler ranges go nowhere."""
 
     @staticmethod

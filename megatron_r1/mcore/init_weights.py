@@ -11,11 +11,10 @@ from megatron_r1.mcore import host
 
 host.require_active()
 
-from megatron.core import parallel_state  # noqa: E402
+from megatron.core import parallel_state
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"(experts\.local_experts\.|experts\.linear_fc[12]\.weight)(\d+)")
-_GATED = ("linear_fc1.weight",)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""Layers for machines without Transformer Engine: norm, replicated linear, attention, experts."""
+"""Layers for machines without Transformer Engine (norm, replicated linear, attention, experts), and an MTP layer for all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from megatron_r1.mcore.packing import PaddedRows, local_token_indices, packed_po
 
 host.require_active()
 
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region  # noqa: E402
-from megatron.core.transformer.module import MegatronModule  # noqa: E402
-from megatron.core.transformer.moe.experts import SequentialMLP  # noqa: E402
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -139,3 +141,14 @@ class LeanExperts(SequentialMLP):
             gate, up = F.linear(x, expert.linear_fc1.weight).chunk(2, dim=-1)
             outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), expert.linear_fc2.weight))
         return torch.cat(outputs), None
+
+
+class MtpLayer(MultiTokenPredictionLayer):
+    """Megatron-Core's multi-token-prediction layer that can also recompute packed sequences."""
+
+    def _checkpointed_forward(
+        self, forward_func: Callable, *args: Any, packed_seq_params: Any = None, sequence_len_offset: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        # The stock method hands every argument to a checkpoint function that can save tensors only.
+        bound = partial(forward_func, packed_seq_params=packed_seq_params, sequence_len_offset=sequence_len_offset)
+        return super()._checkpointed_forward(bound, *args, **kwargs)

@@ -15,8 +15,10 @@ from megatron_r1.types import MicroBatch
 
 host.require_active()
 
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 __all__ = [
     "Groups", "Layout", "data_parallel_rank", "gather_context_parallel", "groups", "initialize", "resolve_layout",
@@ -53,6 +55,9 @@ def initialize(layout: Layout, seed: int) -> None:
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.etp,
     )
+    # Both are module globals that keep the number of layers of the first model.
+    get_moe_layer_wise_logging_tracker().clear()
+    MTPLossLoggingHelper.tracker.clear()
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 

@@ -12,12 +12,12 @@ from megatron_r1.model.architecture import Architecture
 
 host.require_active()
 
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.transformer.transformer_config import MLATransformerConfig  # noqa: E402
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import MLATransformerConfig
 
-from megatron_r1.mcore.gpt import R1GPTModel  # noqa: E402
-from megatron_r1.mcore.init_weights import initialize_weights  # noqa: E402
-from megatron_r1.mcore.specs import block_specs  # noqa: E402
+from megatron_r1.mcore.gpt import R1GPTModel
+from megatron_r1.mcore.init_weights import initialize_weights
+from megatron_r1.mcore.specs import block_specs
 
 
 def build_model(
@@ -106,71 +106,71 @@ def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfi
 
 def _attention(arch: Architecture) -> dict[str, object]:
     """Multi-head latent attention with decoupled, interleaved RoPE, stretched by YaRN where the architecture asks for it."""
-    settings: dict[str, object] = dict(
-        multi_latent_attention=True,
-        q_lora_rank=arch.q_lora_rank,
-        kv_lora_rank=arch.kv_lora_rank,
-        qk_head_dim=arch.qk_nope_head_dim,
-        qk_pos_emb_head_dim=arch.qk_rope_head_dim,
-        v_head_dim=arch.v_head_dim,
-        rotary_base=arch.rope_theta,
-        apply_rope_fusion=False,
-    )
+    settings: dict[str, object] = {
+        "multi_latent_attention": True,
+        "q_lora_rank": arch.q_lora_rank,
+        "kv_lora_rank": arch.kv_lora_rank,
+        "qk_head_dim": arch.qk_nope_head_dim,
+        "qk_pos_emb_head_dim": arch.qk_rope_head_dim,
+        "v_head_dim": arch.v_head_dim,
+        "rotary_base": arch.rope_theta,
+        "apply_rope_fusion": False,
+    }
     scaling = arch.rope_scaling
     if scaling is None:
         # rotary_scaling_factor 1 also makes MLA's softmax scale the plain 1 / sqrt(head width).
-        return settings | dict(rope_type="rope", rotary_scaling_factor=1.0)
-    return settings | dict(
-        rope_type="yarn",
-        rotary_scaling_factor=scaling.factor,
-        original_max_position_embeddings=scaling.original_max_position_embeddings,
-        beta_fast=scaling.beta_fast,
-        beta_slow=scaling.beta_slow,
-        mscale=scaling.mscale,
-        mscale_all_dim=scaling.mscale_all_dim,
-    )
+        return settings | {"rope_type": "rope", "rotary_scaling_factor": 1.0}
+    return settings | {
+        "rope_type": "yarn",
+        "rotary_scaling_factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        "beta_fast": scaling.beta_fast,
+        "beta_slow": scaling.beta_slow,
+        "mscale": scaling.mscale,
+        "mscale_all_dim": scaling.mscale_all_dim,
+    }
 
 
 def _experts(arch: Architecture, moe: MoeTrainingConfig) -> dict[str, object]:
     """DeepSeekMoE: sigmoid scores, biased selection, unbiased normalised weights (V3 section 2.1.2)."""
     grouped = arch.n_group > 1
     shared = arch.n_shared_experts * arch.moe_intermediate_size
-    return dict(
-        moe_layer_freq=[int(layer >= arch.first_k_dense_replace) for layer in range(arch.num_hidden_layers)],
-        num_moe_experts=arch.n_routed_experts,
-        moe_ffn_hidden_size=arch.moe_intermediate_size,
-        moe_shared_expert_intermediate_size=shared or None,
-        moe_router_topk=arch.num_experts_per_tok,
-        moe_router_num_groups=arch.n_group if grouped else None,
-        moe_router_group_topk=arch.topk_group if grouped else None,
-        moe_router_score_function="sigmoid",
-        moe_router_topk_scaling_factor=arch.routed_scaling_factor,
-        moe_router_dtype="fp32",
-        moe_router_enable_expert_bias=True,
-        moe_router_bias_update_rate=moe.bias_update_rate,
-        moe_router_load_balancing_type="seq_aux_loss" if moe.aux_loss_coeff else "none",
-        moe_aux_loss_coeff=moe.aux_loss_coeff,
-        moe_token_dispatcher_type="alltoall",
-        moe_grouped_gemm=host.require_active() == "cuda" and host.have_transformer_engine(),
-    )
+    return {
+        "moe_layer_freq": [int(layer >= arch.first_k_dense_replace) for layer in range(arch.num_hidden_layers)],
+        "num_moe_experts": arch.n_routed_experts,
+        "moe_ffn_hidden_size": arch.moe_intermediate_size,
+        "moe_shared_expert_intermediate_size": shared or None,
+        "moe_router_topk": arch.num_experts_per_tok,
+        "moe_router_num_groups": arch.n_group if grouped else None,
+        "moe_router_group_topk": arch.topk_group if grouped else None,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_topk_scaling_factor": arch.routed_scaling_factor,
+        "moe_router_dtype": "fp32",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_bias_update_rate": moe.bias_update_rate,
+        "moe_router_load_balancing_type": "seq_aux_loss" if moe.aux_loss_coeff else "none",
+        "moe_aux_loss_coeff": moe.aux_loss_coeff,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": host.require_active() == "cuda" and host.have_transformer_engine(),
+    }
 
 
 def _parallel(arch: Architecture, layout: Layout, dtype: torch.dtype) -> dict[str, object]:
     interleaved = layout.vpp > 1
-    return dict(
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        virtual_pipeline_model_parallel_size=layout.vpp if interleaved else None,
-        pipeline_model_parallel_layout=_pipeline_stages(arch, layout) if layout.pp > 1 else None,
-        context_parallel_size=layout.cp,
-        expert_model_parallel_size=layout.ep,
-        expert_tensor_parallel_size=layout.etp,
-        sequence_parallel=layout.sequence_parallel,
-        pipeline_dtype=dtype,
+    return {
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.vpp if interleaved else None,
+        "pipeline_model_parallel_layout": _pipeline_stages(arch, layout) if layout.pp > 1 else None,
+        "context_parallel_size": layout.cp,
+        "expert_model_parallel_size": layout.ep,
+        "expert_tensor_parallel_size": layout.etp,
+        "sequence_parallel": layout.sequence_parallel,
+        "pipeline_dtype": dtype,
         # Batched point-to-point calls pair the wrong messages when an interleaved schedule runs over two ranks.
-        batch_p2p_comm=not interleaved,
-        overlap_p2p_comm=interleaved,
-    )
+        "batch_p2p_comm": not interleaved,
+        "overlap_p2p_comm": interleaved,
+    }
 
 
 def _pipeline_stages(arch: Architecture, layout: Layout) -> list[list[str]]:
@@ -182,9 +182,9 @@ def _pipeline_stages(arch: Architecture, layout: Layout) -> list[list[str]]:
 
 def _recompute(runtime: RuntimeConfig) -> dict[str, object]:
     if runtime.recompute == "full":
-        return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if runtime.recompute == "selective":
-        return dict(recompute_granularity="selective", recompute_modules=list(runtime.recompute_modules))
+        return {"recompute_granularity": "selective", "recompute_modules": list(runtime.recompute_modules)}
     return {}
 
 

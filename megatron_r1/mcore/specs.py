@@ -6,29 +6,29 @@ from megatron_r1.mcore import host
 
 host.require_active()
 
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
-from megatron.core.models.backends import LocalSpecProvider  # noqa: E402
-from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
     get_gpt_mtp_block_spec,
     get_gpt_mtp_block_spec_for_backend,
     get_mlp_module_spec_for_backend,
 )
-from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
-from megatron.core.transformer.mlp import MLPSubmodules  # noqa: E402
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules  # noqa: E402
-from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlock  # noqa: E402
-from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build  # noqa: E402
-from megatron.core.transformer.transformer_config import MLATransformerConfig  # noqa: E402
-from megatron.core.transformer.transformer_layer import (  # noqa: E402
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlock, MultiTokenPredictionBlockSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
 )
 
-from megatron_r1.mcore.layers import CoreAttention, LeanExperts, ReplicatedLinear, RMSNorm  # noqa: E402
+from megatron_r1.mcore.layers import CoreAttention, LeanExperts, MtpLayer, ReplicatedLinear, RMSNorm
 
 
 class TorchBackend(LocalSpecProvider):
@@ -62,8 +62,12 @@ def block_specs(config: MLATransformerConfig, vp_stage: int | None) -> tuple[Tra
     return decoder, _mtp_spec(config, get_gpt_mtp_block_spec_for_backend(config, layers[-1], backend, vp_stage=vp_stage))
 
 
-def _mtp_spec(config: MLATransformerConfig, submodules: object | None) -> ModuleSpec | None:
-    return ModuleSpec(module=MultiTokenPredictionBlock, submodules=submodules) if config.mtp_num_layers and submodules else None
+def _mtp_spec(config: MLATransformerConfig, submodules: MultiTokenPredictionBlockSubmodules | None) -> ModuleSpec | None:
+    if not config.mtp_num_layers or submodules is None:
+        return None
+    for layer in submodules.layer_specs:
+        layer.module = MtpLayer
+    return ModuleSpec(module=MultiTokenPredictionBlock, submodules=submodules)
 
 
 def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: bool) -> ModuleSpec:

@@ -1,0 +1,110 @@
+"""Every parallel layout trains the same model: three fp32 steps agree with one rank's.
+
+All layouts of one world size share one set of processes, because starting them costs more than training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # absolute; relative
+
+
+def case(name: str, mtp: bool = False, packed: bool = False, recompute: str = "none", **parallel: int) -> dict:
+    """One layout with one way of training."""
+    suffix = "".join(["-mtp" * mtp, "-packed" * packed, f"-{recompute}" * (recompute != "none")])
+    return {"name": name + suffix, "mtp": mtp, "packed": packed, "recompute": recompute, "parallel": parallel}
+
+
+WAYS = [{"mtp": mtp, "packed": packed} for mtp in (False, True) for packed in (False, True)]
+REFERENCES = [case("one", **way) for way in WAYS]
+
+ONE_RANK = [
+    case("one", recompute="full"),
+    case("one", recompute="full", mtp=True, packed=True),
+    case("one", recompute="selective"),
+    case("one", recompute="selective", mtp=True, packed=True),
+]
+
+TWO_RANKS = [
+    *[case("dp2", **way) for way in WAYS],
+    *[case("tp2", tp=2, **way) for way in WAYS],
+    *[case("pp2", pp=2, **way) for way in WAYS],
+    *[case("pp2-vpp2", pp=2, vpp=2, **way) for way in WAYS],
+    *[case("ep2", ep=2, **way) for way in WAYS],
+    case("cp2", cp=2),
+    case("cp2", cp=2, mtp=True),
+    case("cp2", cp=2, packed=True),
+    case("tp2", tp=2, recompute="full"),
+    case("tp2", tp=2, recompute="selective", packed=True),
+    case("pp2", pp=2, recompute="full", mtp=True),
+    case("ep2", ep=2, recompute="full"),
+]  # fmt: skip
+
+FOUR_RANKS = [
+    *[case("tp2-ep2", tp=2, ep=2, **way) for way in WAYS],
+    *[case("pp2-ep2", pp=2, ep=2, **way) for way in WAYS],
+    *[case("tp2-pp2", tp=2, pp=2, **way) for way in WAYS],
+    case("tp2-ep2-etp2", tp=2, ep=2, etp=2),
+    case("tp2-pp2-ep2", tp=2, pp=2, ep=2, mtp=True, packed=True),
+    case("tp2-cp2", tp=2, cp=2),
+    case("tp2-cp2", tp=2, cp=2, mtp=True),
+    case("tp2-cp2", tp=2, cp=2, packed=True),
+    case("tp2-dp2", tp=2, packed=True, recompute="selective"),
+]  # fmt: skip
+
+
+@cache
+def train(world_size: int) -> dict[str, list[dict[str, float]]]:
+    """Results of all cases of this world size."""
+    cases = {1: REFERENCES + ONE_RANK, 2: TWO_RANKS, 4: FOUR_RANKS}[world_size]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with TemporaryDirectory() as folder:
+        results = Path(folder) / "results.json"
+        arguments = [str(world_size), f"{folder}/rendezvous", json.dumps(cases), str(results)]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("train_layouts.py")), str(rank), *arguments],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+        outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
+        failed = [output[-3000:] for rank, output in zip(ranks, outputs, strict=True) if rank.returncode]
+        assert not failed, "\n".join(failed)
+        return json.loads(results.read_text())
+
+
+def reference_of(one: dict) -> list[dict[str, float]]:
+    """One rank, without recomputation, trained the same way."""
+    return train(1)[case("one", mtp=one["mtp"], packed=one["packed"])["name"]]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "one"),
+    [(1, c) for c in ONE_RANK] + [(2, c) for c in TWO_RANKS] + [(4, c) for c in FOUR_RANKS],
+    ids=lambda value: value["name"] if isinstance(value, dict) else str(value),
+)
+def test_layout_agrees_with_one_rank(world_size: int, one: dict) -> None:
+    for got, want in zip(train(world_size)[one["name"]], reference_of(one), strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], abs=LOSS_TOLERANCE)
+        assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=GRAD_NORM_TOLERANCE)
+
+
+def test_reference_trains() -> None:
+    """The comparison means something: losses and gradient norms move and differ between the ways of training."""
+    for one in REFERENCES:
+        steps = train(1)[one["name"]]
+        assert all(math.isfinite(step["loss"]) and step["grad_norm"] > 0.01 for step in steps)
+    first_norms = {round(train(1)[one["name"]][0]["grad_norm"], 5) for one in REFERENCES}
+    assert len(first_norms) == len(REFERENCES)
