@@ -87,17 +87,24 @@ class Tokenizer:
         return self._with_tags.decode([i for i in token_ids if i not in self._control_ids], skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer and vLLM load."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer and vLLM load.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self._bos, "eos_token": self._eos, "pad_token": self._pad,
             "clean_up_tokenization_spaces": False,
         }  # fmt: skip
-        for name, text in (("tokenizer.json", self._json), ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.rename(folder / name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in (("tokenizer.json", self._json), ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
+                temporary = folder / f".{name}.{os.getpid()}"
+                temporary.write_text(text, encoding="utf-8")
+                temporary.rename(folder / name)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot write the tokenizer ({error.strerror})") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
