@@ -1,0 +1,67 @@
+"""Tensors packed into buckets in an anonymous memory file, for a process of the same machine to read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+_ALIGNMENT = 16  # bytes; every dtype can be viewed at such an offset
+
+
+class SharedBuckets:
+    """One memory file, reused for every bucket. It has no name on disk, so a killed run leaves nothing behind.
+
+    Args:
+        bucket_bytes: tensors are collected up to this size; a larger tensor makes a bucket of its own.
+    """
+
+    def __init__(self, bucket_bytes: int = 64 << 20) -> None:
+        self.bucket_bytes = bucket_bytes
+        self._fd = os.memfd_create("megatron_r1-weights")
+        self._size = 0
+
+    def pack(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
+        """Write bucket after bucket and yield each one's layout: the fields of `vllm_transfer.SharedMemoryBucket`.
+
+        A bucket must have been read when the next one is asked for.
+        """
+        bucket: list[tuple[str, torch.Tensor]] = []
+        size = 0
+        for name, tensor in weights:
+            if bucket and size + tensor.nbytes > self.bucket_bytes:
+                yield self._write(bucket)
+                bucket, size = [], 0
+            bucket.append((name, tensor.detach().to("cpu").contiguous()))
+            size += tensor.nbytes
+        if bucket:
+            yield self._write(bucket)
+
+    def close(self) -> None:
+        """Free the memory. Safe to call twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self, bucket: list[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+        offsets, end = [], 0
+        for _, tensor in bucket:
+            offsets.append(end)
+            end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if end > self._size:
+            os.ftruncate(self._fd, end)
+            self._size = end
+        with mmap.mmap(self._fd, self._size) as shared:
+            for (_, tensor), offset in zip(bucket, offsets, strict=True):
+                shared[offset : offset + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).numpy().data
+        return {
+            "path": f"/proc/{os.getpid()}/fd/{self._fd}",
+            "num_bytes": end,
+            "names": [name for name, _ in bucket],
+            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
+            "shapes": [list(tensor.shape) for _, tensor in bucket],
+            "offsets": offsets,
+        }

@@ -1,0 +1,101 @@
+"""What an engine process is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.model.architecture import Architecture
+
+WORKER_EXTENSION = "megatron_r1.rollout.vllm_worker.HeldWeights"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Settings of one engine; sent to the engine process as it starts."""
+
+    hf_config: dict[str, Any]  #: the config.json of the model
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    eos_token_id: int
+    max_model_len: int  #: prompt and response tokens together
+    max_num_seqs: int  #: sequences computed at a time
+    tensor_parallel_size: int
+    kv_cache_bytes: int | None  #: None: vLLM's share of the device
+    gpu_memory_utilization: float
+    transfer: Literal["shm", "nccl"]
+    verify_weights: bool
+    start_timeout_seconds: float
+    step_timeout_seconds: float
+    worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self.hf_config["vocab_size"]
+
+
+def engine_options(
+    arch: Architecture,
+    rollout: RolloutConfig,
+    *,
+    device: Literal["cpu", "cuda"],
+    dtype: Literal["float32", "bfloat16"],
+    bos_token_id: int,
+    eos_token_id: int,
+    max_prompt_tokens: int,
+) -> EngineOptions:
+    """Options for a model and a config.
+
+    Raises:
+        ConfigError: a prompt and a response together are longer than the model's positions, the model does not divide over
+            the engine's ranks, or the transfer does not fit the device.
+    """
+    max_model_len = max_prompt_tokens + rollout.max_response_tokens
+    if max_model_len > arch.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_prompt_tokens={max_prompt_tokens} and rollout.max_response_tokens={rollout.max_response_tokens} "
+            f"are more than the model's max_position_embeddings={arch.max_position_embeddings}"
+        )
+    tp = rollout.tensor_parallel_size
+    for name in ("num_attention_heads", "moe_intermediate_size", "intermediate_size", "vocab_size"):
+        if getattr(arch, name) % tp:
+            raise ConfigError(f"rollout.tensor_parallel_size={tp} does not divide the model's {name}={getattr(arch, name)}")
+    transfer = rollout.transfer if rollout.transfer != "auto" else {"cpu": "shm", "cuda": "nccl"}[device]
+    if transfer == "nccl" and device == "cpu":
+        raise ConfigError("rollout.transfer=nccl needs a CUDA device: set rollout.transfer=shm or auto")
+    return EngineOptions(
+        hf_config=arch.to_hf_config(bos_token_id, eos_token_id, dtype),
+        device=device,
+        dtype=dtype,
+        eos_token_id=eos_token_id,
+        max_model_len=max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=tp,
+        kv_cache_bytes=rollout.kv_cache_bytes,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        transfer=transfer,
+        verify_weights=rollout.verify_weights,
+        start_timeout_seconds=rollout.start_timeout_seconds,
+        step_timeout_seconds=rollout.step_timeout_seconds,
+    )
+
+
+def engine_environment(device: Literal["cpu", "cuda"], threads: int) -> dict[str, str]:
+    """Variables that vLLM and torch read as they are imported in the engine process."""
+    common = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine process is already ours alone
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",  # everything is in the local folder
+        "PYTHONUNBUFFERED": "1",
+    }
+    if device == "cuda":
+        return common
+    return common | {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHDYNAMO_DISABLE": "1",  # the sampler would compile for 14 s at the first call
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" pins every engine of a machine to the same cores
+    }

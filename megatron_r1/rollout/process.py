@@ -1,0 +1,142 @@
+"""The rollout engine of a trainer process: vLLM in a child process, commanded without importing vLLM here.
+
+A process of its own keeps vLLM's globals, its torch.distributed state and its rank variables away from Megatron's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_r1.errors import RolloutError
+from megatron_r1.rollout.buckets import SharedBuckets
+from megatron_r1.rollout.child import EngineProcess
+from megatron_r1.rollout.options import EngineOptions, engine_environment
+from megatron_r1.rollout.protocol import SyncReport
+from megatron_r1.rollout.verify import verify_held
+from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
+from megatron_r1.weights.checksum import checksum
+
+HOST_MODULE = "megatron_r1.rollout.vllm_host"
+
+
+class VllmProcessEngine:
+    """A `RolloutEngine` on one machine. Starting takes seconds; the first call must be `load_weights`.
+
+    Args:
+        options: from `engine_options`.
+        decode: response token ids, without end-of-sequence -> text.
+        environment: of the child process, without the trainer's rank variables (`runtime.launch.child_environment()`).
+        log_path: takes all output of the child.
+        threads: OpenMP threads of the engine on CPU.
+
+    Raises:
+        RolloutError: the engine did not start; the message ends with the end of its log.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        decode: Callable[[list[int]], str],
+        environment: Mapping[str, str],
+        log_path: Path,
+        threads: int = 1,
+    ) -> None:
+        self.options, self.decode = options, decode
+        self.version: int | None = None
+        self._constants: dict[str, int] | None = None
+        environment = {**environment, **engine_environment(options.device, threads)}
+        self._child = EngineProcess(HOST_MODULE, log_path, environment)
+        self._buckets = SharedBuckets()
+        started = time.monotonic()
+        self._call("start", options, timeout=options.start_timeout_seconds)
+        self._call("init_weight_transfer_engine", {})
+        self.start_seconds = time.monotonic() - started
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
+        """See `RolloutEngine.load_weights`."""
+        started = time.monotonic()
+        sent: dict[str, int] = {}
+        dtypes: dict[str, str] = {}
+        counts = [0, 0]
+        self.version = None
+        self._call("start_weight_update")
+        for bucket in self._buckets.pack(self._watched(weights, sent, dtypes, counts)):
+            self._call("update_weights", bucket)
+        self._call("finish_weight_update", str(version))
+        verify_started = time.monotonic()
+        if self.options.verify_weights:
+            reports = self._call("call_workers", "held_weights", dtypes)
+            self._constants = verify_held(sent, reports, self._constants)
+        self.version = version
+        now = time.monotonic()
+        return SyncReport(version, counts[0], counts[1], len(sent), now - started, now - verify_started)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+        """See `RolloutEngine.generate`."""
+        if self.version is None:
+            raise RolloutError("the rollout engine has no weights: load_weights must succeed before generate")
+        for prompt in prompts:
+            self._check(prompt, sampling)
+        seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in range(len(prompts))]
+        answers = self._call("generate", [list(prompt.token_ids) for prompt in prompts], sampling, seeds)
+        return [
+            RolloutGroup(prompt, [self._rollout(*answer) for answer in row], self.version)
+            for prompt, row in zip(prompts, answers, strict=True)
+        ]
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`."""
+        self._child.close()
+        self._buckets.close()
+
+    def _call(self, name: str, *args: Any, timeout: float | None = None) -> Any:
+        return self._child.call(name, *args, timeout=timeout or self.options.step_timeout_seconds)
+
+    def _watched(
+        self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pass on what the engine's model has, taking checksums on the way."""
+        for name, tensor in weights:
+            if self._is_draft_layer(name):
+                continue
+            counts[0] += 1
+            counts[1] += tensor.nbytes
+            if self.options.verify_weights:
+                sent[name] = checksum(tensor)
+                dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+            yield name, tensor
+
+    def _is_draft_layer(self, name: str) -> bool:
+        """Multi-token-prediction layers follow the model's own; vLLM's main model does not have them."""
+        parts = name.split(".")
+        return parts[:2] == ["model", "layers"] and int(parts[2]) >= self.options.hf_config["num_hidden_layers"]
+
+    def _check(self, prompt: Prompt, sampling: Sampling) -> None:
+        length, limit = len(prompt.token_ids), self.options.max_model_len
+        if length == 0:
+            raise RolloutError(f"prompt {prompt.id!r} has no tokens")
+        if length + sampling.max_tokens > limit:
+            raise RolloutError(
+                f"prompt {prompt.id!r} has {length} tokens: with {sampling.max_tokens} of response that is more than the "
+                f"engine's {limit}; raise data.max_prompt_tokens or shorten the prompt"
+            )
+        outside = [token for token in prompt.token_ids if not 0 <= token < self.options.vocab_size]
+        if outside:
+            raise RolloutError(
+                f"prompt {prompt.id!r} has token id {outside[0]}, outside the vocabulary of {self.options.vocab_size}"
+            )
+
+    def _rollout(self, token_ids: list[int], logprobs: list[float], finished: bool) -> Rollout:
+        return Rollout(token_ids, logprobs, self.decode(token_ids[:-1] if finished else token_ids), finished)
+
+
+def _sample_seed(seed: int, prompt_index: int, sample_index: int) -> int:
+    """Seed of one response: any two differ, and it does not depend on the process or on the other responses."""
+    digest = hashlib.blake2b(f"{seed} {prompt_index} {sample_index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2

@@ -1,0 +1,52 @@
+"""What a rollout engine is, to everything above it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from megatron_r1.types import Prompt, RolloutGroup, Sampling
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One weight update, as the engine confirmed it."""
+
+    version: int  #: the trainer's weights version that the engine now holds
+    num_tensors: int  #: Hugging Face tensors sent
+    num_bytes: int
+    num_verified: int  #: tensors whose checksum in the engine was compared with the trainer's; 0 with verification off
+    seconds: float  #: the whole update
+    verify_seconds: float  #: of which spent on checksums and their comparison
+
+
+class RolloutEngine(Protocol):
+    """Samples responses from the weights that it was given last."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
+        """Replace all weights.
+
+        Args:
+            weights: (Hugging Face name, full tensor), every tensor of the model once; consumed completely.
+            version: what `RolloutGroup.weights_version` says from now on.
+
+        Raises:
+            WeightSyncError: the engine does not hold exactly what was sent; the message names the tensors.
+            RolloutError: the engine died or refused.
+        """
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+        """Sample `sampling.n` responses to every prompt, in the order of `prompts`.
+
+        The same weights, prompts, sampling and seed give the same tokens and log-probs, also in another process.
+
+        Raises:
+            RolloutError: a prompt that is too long or has token ids outside the vocabulary (the message names it), or a dead
+                engine.
+        """
+
+    def close(self) -> None:
+        """Stop the engine and free what it holds. Safe to call twice."""

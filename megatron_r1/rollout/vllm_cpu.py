@@ -1,0 +1,79 @@
+"""Everything that vLLM needs changed on a machine without CUDA, as one list, for one pinned version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import vllm
+from vllm.model_executor.layers import utils as linear_utils
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+from megatron_r1.errors import DeviceError
+
+VLLM_VERSION = "0.32.0"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One change to vLLM, applied in the engine process before a model is built."""
+
+    name: str
+    reason: str
+    apply: Callable[[], None]
+
+
+def check_version() -> None:
+    """Raises DeviceError where another vLLM is installed than the fixes and the held-weights reader were written for."""
+    installed = vllm.__version__.partition("+")[0]
+    if installed != VLLM_VERSION:
+        raise DeviceError(
+            f"vllm {installed} is installed but megatron_r1 was written for {VLLM_VERSION}: "
+            "install the version of the constraints file, or check rollout/vllm_*.py against the new one"
+        )
+
+
+def apply_fixes() -> None:
+    """Apply every fix once per process."""
+    for fix in FIXES:
+        if fix.name not in _APPLIED:
+            fix.apply()
+            _APPLIED.add(fix.name)
+
+
+def _repack_experts() -> None:
+    setup_kernel = UnquantizedFusedMoEMethod._setup_kernel
+
+    def setup_and_repack(self: UnquantizedFusedMoEMethod, layer: torch.nn.Module, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        is_update = self.moe_kernel is not None
+        setup_kernel(self, layer, w13, w2)
+        if is_update:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    UnquantizedFusedMoEMethod._setup_kernel = setup_and_repack
+
+
+def _keep_linear_weights() -> None:
+    def use_plain_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    linear_utils.dispatch_cpu_unquantized_gemm = use_plain_weight
+
+
+_APPLIED: set[str] = set()
+
+FIXES = (
+    Fix(
+        "repack experts at every update",
+        "vLLM packs expert weights for its CPU kernel only when a layer is first loaded; an update copies the plain layout into "
+        "the packed storage, and the outputs are silently wrong",
+        _repack_experts,
+    ),
+    Fix(
+        "keep linear weights",
+        "vLLM packs linear weights into opaque oneDNN handles and deletes them, so that nobody can check what it computes with; "
+        "torch's own matrix product on the plain weight is as fast",
+        _keep_linear_weights,
+    ),
+)

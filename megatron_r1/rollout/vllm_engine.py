@@ -1,0 +1,127 @@
+"""vLLM, inside the engine process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.config import WeightTransferConfig
+
+from megatron_r1.rollout.options import EngineOptions
+from megatron_r1.rollout.vllm_cpu import apply_fixes, check_version
+from megatron_r1.rollout.vllm_transfer import register_transfer
+from megatron_r1.types import Sampling
+
+
+class VllmEngine:
+    """One `vllm.LLM` that starts with meaningless weights and is given real ones by updates.
+
+    The four methods of weight transfer are those of vLLM's `VLLMWeightSyncClient` protocol.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        check_version()
+        if options.device == "cpu":
+            apply_fixes()
+        register_transfer()
+        self.eos_token_id = options.eos_token_id
+        with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
+            Path(folder, "config.json").write_text(json.dumps(options.hf_config))
+            self.llm = LLM(folder, **_arguments(options))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Open the transfer; once."""
+        self.llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        """Begin an update of all weights."""
+        self.llm.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive one bucket."""
+        self.llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """End the update: from here on the new weights are used, and nothing cached from the old ones is."""
+        self.llm.finish_weight_update(weight_version)
+        self.reset_prefix_cache()
+
+    def call_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of the worker extension on every worker; their results in order."""
+        return self.llm.collective_rpc(method, args=args)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached keys and values."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
+
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seeds: list[list[int]]
+    ) -> list[list[tuple[list[int], list[float], bool]]]:
+        """Sample responses to tokenised prompts.
+
+        Args:
+            prompts: token ids, one list a prompt.
+            sampling: for all prompts.
+            seeds: one seed per prompt and sample.
+
+        Returns:
+            Per prompt and sample: token ids, their log-probs, and whether the response ended with end-of-sequence.
+        """
+        # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
+        self.reset_prefix_cache()
+        requests = [({"prompt_token_ids": p}, self._parameters(sampling, seed)) for p, row in zip(prompts, seeds) for seed in row]
+        outputs = self.llm.generate([r[0] for r in requests], [r[1] for r in requests], use_tqdm=False)
+        rows = [self._unpack(output.outputs[0]) for output in outputs]
+        return [rows[i : i + sampling.n] for i in range(0, len(rows), sampling.n)]
+
+    def _parameters(self, sampling: Sampling, seed: int) -> SamplingParams:
+        return SamplingParams(
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=0,  # of the sampled token only
+            stop_token_ids=[self.eos_token_id],
+            detokenize=False,
+        )
+
+    def _unpack(self, completion: Any) -> tuple[list[int], list[float], bool]:
+        token_ids = list(completion.token_ids)
+        logprobs = [at[token].logprob for at, token in zip(completion.logprobs, token_ids, strict=True)]
+        return token_ids, logprobs, completion.finish_reason == "stop"
+
+
+def _arguments(options: EngineOptions) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,  # text is decoded by the trainer, with its own tokenizer
+        "generation_config": "vllm",
+        "dtype": options.dtype,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: temperature and top-p applied
+        "async_scheduling": False,
+        "disable_log_stats": True,
+        "weight_transfer_config": WeightTransferConfig(backend=options.transfer),
+        "worker_extension_cls": options.worker_extension,
+    }
+    if options.device == "cuda":
+        arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back
+        return arguments
+    arguments.update(
+        enforce_eager=True,
+        distributed_executor_backend="uni" if options.tensor_parallel_size == 1 else "mp",
+        # vLLM's CPU operator rotates the three-dimensional queries of MLA wrongly; its torch code is right.
+        compilation_config={"custom_ops": ["-rotary_embedding"]},
+    )
+    if options.hf_config.get("kv_lora_rank"):
+        arguments["attention_backend"] = "CPU_MLA"
+    return arguments

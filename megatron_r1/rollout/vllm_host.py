@@ -1,0 +1,65 @@
+"""Main program of the engine process: answers the trainer's calls over an inherited socket until it closes.
+
+Run as `python -m megatron_r1.rollout.vllm_host SOCKET_FD`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+from megatron_r1.errors import R1Error, RolloutError
+
+CALLS = (
+    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers", "generate",
+)  # fmt: skip
+
+
+def main(socket_fd: int) -> None:
+    """Build the engine from the first message, then serve calls. One reply for every message."""
+    _die_with_parent()
+    connection = Connection(socket_fd)
+    engine = None
+    while True:
+        try:
+            call, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            if call == "start":
+                from megatron_r1.rollout.vllm_engine import VllmEngine
+
+                engine = VllmEngine(*args)
+                reply = None
+            elif call in CALLS:
+                reply = getattr(engine, call)(*args)
+            else:
+                raise RolloutError(f"the engine has no call {call!r}")
+        except R1Error as error:
+            connection.send((False, error))
+        except Exception as error:  # noqa: BLE001 - reported to the trainer, which raises it
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            connection.send((False, RolloutError(f"the rollout engine failed in {call}: {reason}")))
+        else:
+            connection.send((True, reply))
+
+
+def _die_with_parent() -> None:
+    """Leave as soon as the trainer is gone, also from the middle of a long call and after a SIGKILL of the trainer."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
