@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import time
@@ -50,7 +51,7 @@ def test_masked_documents_never_see_each_other(tokenizer):
         assert set(range(0, 129, 32)) <= set(bounds), "a row's end ends its sequence"
         assert packed.sample_ids == list(range(len(bounds) - 1))
         tokens = packed.token_ids[0].tolist()
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in itertools.pairwise(bounds):
             assert 0 < end - start <= 32
             assert packed.position_ids[0, start:end].tolist() == list(range(end - start))
             assert BOS not in tokens[start + 1 : end], "a document begins inside a sequence"

@@ -1,0 +1,105 @@
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from megatron_r1.config.schema import EvaluateConfig, RewardConfig
+from megatron_r1.evaluation.evaluate import EvaluationResult, evaluate
+from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
+from megatron_r1.evaluation.table import render_table
+from megatron_r1.rewards.compose import build_reward
+from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    for samples in range(1, 8):
+        for correct in range(samples + 1):
+            right = [True] * correct + [False] * (samples - correct)
+            for k in range(1, samples + 1):
+                subsets = list(itertools.combinations(right, k))
+                assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize(("samples", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])
+def test_pass_at_k_refuses_what_cannot_be(samples, correct, k):
+    with pytest.raises(ValueError, match="cannot be estimated"):
+        pass_at_k(samples, correct, k)
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe 1998 (Statistics in Medicine 17:857), Table I, method 3.
+    for correct, problems, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+        assert wilson_interval(correct / problems, problems) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(1.0, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+
+
+def test_wilson_interval_covers_clustered_scores():
+    """Problems differ in difficulty and are sampled 8 times: the interval over problems covers the mean 95% of the time or more."""
+    generator = torch.Generator().manual_seed(0)
+    trials, problems, samples = 2000, 64, 8
+    difficulty = torch.rand(trials, problems, generator=generator) ** 2  # mean 1/3
+    counts = torch.rand(trials, problems, samples, generator=generator).lt(difficulty[..., None]).double().mean(dim=(1, 2))
+    covered = sum(low <= 1 / 3 <= high for low, high in (wilson_interval(p, problems) for p in counts.tolist()))
+    assert covered / trials >= 0.95
+
+
+class ScriptedEngine:
+    """Answers every prompt with given texts; the greedy answer is the last of them."""
+
+    def __init__(self, texts: list[list[str]]):
+        self.texts, self.calls = texts, []
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+        self.calls.append((sampling, seed))
+        groups = []
+        for prompt, texts in zip(prompts, self.texts, strict=True):
+            chosen = texts[-1:] if sampling.temperature == 0 else texts
+            rollouts = [Rollout([7] * len(text), [0.0] * len(text), text, not text.endswith("...")) for text in chosen]
+            groups.append(RolloutGroup(prompt, rollouts, 3))
+        return groups
+
+
+RIGHT, WRONG, LOOSE = "<think>a</think><answer>8</answer>", "<think>a</think><answer>7</answer>", "<answer>8</answer>"
+
+
+def run(texts: list[list[str]]) -> tuple[EvaluationResult, ScriptedEngine]:
+    prompts = [Prompt(f"p{n}", "q", "8", "text", (1,)) for n in range(len(texts))]
+    engine = ScriptedEngine(texts)
+    config = EvaluateConfig(samples=len(texts[0]), temperature=0.7, top_p=0.9, seed=11)
+    return evaluate(engine, prompts, build_reward(RewardConfig()), config, max_tokens=50), engine
+
+
+def test_evaluation_counts_sampled_and_greedy_apart():
+    result, engine = run([[RIGHT, WRONG, WRONG, RIGHT], [LOOSE, WRONG, "8...", WRONG], [WRONG, WRONG, WRONG, LOOSE], ["8"] * 4])
+    assert engine.calls == [(Sampling(4, 0.7, 0.9, 50), 11), (Sampling(1, 0.0, 1.0, 50), 11)]
+    assert (result.problems, result.k, result.temperature) == (4, 4, 0.7)
+    assert result.pass_at_1 == pytest.approx((2 + 1 + 1 + 0) / 16)
+    assert result.pass_at_k == pytest.approx(3 / 4)
+    assert result.greedy == pytest.approx(2 / 4)
+    assert result.format == pytest.approx((4 + 2 + 3 + 0) / 16)
+    assert result.format_greedy == pytest.approx(2 / 4)
+    assert result.finished == pytest.approx(15 / 16)
+    lengths = [34] * 4 + [18, 34, 4, 34] + [34, 34, 34, 18] + [1] * 4
+    assert result.response_length == pytest.approx(sum(lengths) / 16)
+    for name in ("pass_at_1", "pass_at_k", "greedy", "format", "format_greedy"):
+        low, high = result.intervals[name]
+        assert low < getattr(result, name) < high
+
+
+def test_the_table_shows_results_side_by_side():
+    base, _ = run([[WRONG, WRONG, RIGHT]] * 4)
+    zero, _ = run([[RIGHT] * 3] * 4)
+    lines = render_table({"base": base, "R1-Zero": zero}).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["4 held-out problems", "base", "R1-Zero"]
+    assert len({len(line) for line in lines[:-2]}) == 1, "columns are aligned"
+    cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2])}
+    assert list(cells) == ["pass@1", "pass@3", "greedy accuracy", "format", "format, greedy", "response length (tokens)", "finished"]
+    assert cells["pass@1"][0].startswith("33.3% [") and cells["pass@1"][1].startswith("100.0% [51.0%, 100.0%]")
+    assert cells["pass@3"][0].startswith("100.0%") and cells["response length (tokens)"] == ["34.0", "34.0"]
+    assert "temperature 0.7, 3 samples" in lines[-1]
+
+
+def test_results_of_different_settings_do_not_stand_side_by_side():
+    with pytest.raises(ValueError, match="cannot be compared"):
+        render_table({"a": run([[RIGHT, RIGHT]])[0], "b": run([[RIGHT]])[0]})
