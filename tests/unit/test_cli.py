@@ -1,0 +1,179 @@
+"""The command line: help, exit codes, and one line for one error, on one rank."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+
+import megatron_r1.pipeline
+from megatron_r1 import cli
+from megatron_r1.errors import CheckpointError, WeightSyncError
+from megatron_r1.runtime import distributed
+from megatron_r1.runtime.launch import child_environment
+
+
+@pytest.fixture(autouse=True)
+def no_process_group(monkeypatch):
+    """As in a fresh process, whatever ran before in this one."""
+    monkeypatch.setattr(distributed, "_STORE", None)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """In place of `pipeline.commands`: keeps the config that a command was called with."""
+    seen = {}
+    module = types.ModuleType("megatron_r1.pipeline.commands")
+    for name in ("pretrain", "sft", "grpo", "evaluate", "pipeline_r1_zero"):
+        setattr(module, name, lambda config, name=name: seen.update({name: config}))
+    module.seen = seen
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(megatron_r1.pipeline, "commands", module, raising=False)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function"),
+    [
+        (["pretrain"], "pretrain"),
+        (["sft"], "sft"),
+        (["grpo"], "grpo"),
+        (["evaluate"], "evaluate"),
+        (["pipeline", "r1-zero"], "pipeline_r1_zero"),
+    ],
+)
+def test_each_command_gets_the_merged_config(commands, tmp_path, arguments, function):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\ngrpo: {group_size: 4}\n")
+    assert cli.main([*arguments, "seed=5", "--config", str(path), "grpo.kl_coef=0"]) == 0
+    config = commands.seen[function]
+    assert (config.seed, config.grpo.group_size, config.grpo.kl_coef) == (5, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["grpo", "clip_eps=1"], "unknown key 'clip_eps' on the command line; the nearest known key is 'grpo.clip_eps'"),
+        (["grpo", "--config", "none.yaml"], "config file none.yaml cannot be read"),
+        (["grpo", "--resume"], "unknown argument --resume"),
+        (["train"], "invalid choice: 'train'"),
+        ([], "COMMAND"),
+        (["doctor", "seed=1"], "unknown argument seed=1"),
+        (["report"], "run_dir"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(commands, capsys, arguments, says):
+    try:
+        code = cli.main(arguments)
+    except SystemExit as exit_of_argparse:
+        code = exit_of_argparse.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("megatron-r1: error: ")
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+    assert not commands.seen
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (CheckpointError("corrupt checkpoint: x"), 2, "megatron-r1: error: corrupt checkpoint: x\n"),
+        (WeightSyncError("layer 1 differs"), 1, "megatron-r1: error: layer 1 differs\n"),
+        (KeyboardInterrupt(), 130, "megatron-r1: interrupted; the same command resumes\n"),
+    ],
+)
+def test_an_error_of_a_command_becomes_a_line_and_its_exit_code(commands, capsys, error, code, line):
+    def fail(config):
+        raise error
+
+    commands.grpo = fail
+    assert cli.main(["grpo"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_bug_keeps_its_traceback(commands):
+    def fail(config):
+        raise ZeroDivisionError
+
+    commands.grpo = fail
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["grpo"])
+
+
+def test_only_rank_zero_tells_an_error_that_all_ranks_have(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["grpo", "nonsense=1"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["pretrain"], ["sft"], ["grpo"], ["evaluate"], ["doctor"], ["report"], ["pipeline", "r1-zero"]]
+)
+def test_every_command_has_help(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--help"])
+    assert caught.value.code == 0
+    assert "usage: megatron-r1" in capsys.readouterr().out
+
+
+def test_help_shows_the_settings_that_the_command_reads(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["grpo", "--help"])
+    out = capsys.readouterr().out
+    assert "grpo.clip_eps=0.2\n      not stated for R1-Zero" in out
+    assert "runtime.device=auto\n      one of auto, cpu, cuda\n" in out
+    assert "sft.epochs" not in out
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys\nfrom megatron_r1 import cli\ntry: cli.main(['grpo', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+WORKER = """
+    import sys, types
+    from megatron_r1 import cli
+    from megatron_r1.errors import DataError
+
+    def grpo(config):
+        from megatron_r1.runtime import distributed
+        from megatron_r1.runtime.device import resolve_device
+        from megatron_r1.runtime.launch import read_launch
+
+        distributed.initialize(read_launch(), resolve_device("cpu"), timeout_seconds=60)
+        try:
+            if config.seed == 1:
+                with distributed.failing_together():
+                    if distributed.rank() == 1:
+                        raise DataError("prompts.jsonl is empty")
+            if distributed.rank() == 1:
+                raise DataError("only rank 1 failed")
+            distributed.barrier()
+        finally:
+            distributed.shutdown()
+
+    sys.modules["megatron_r1.pipeline.commands"] = module = types.ModuleType("commands")
+    module.grpo = grpo
+    import megatron_r1.pipeline
+    megatron_r1.pipeline.commands = module
+    sys.exit(cli.main(["grpo", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(("seed", "line"), [(1, "prompts.jsonl is empty"), (2, "only rank 1 failed")])
+def test_ranks_tell_an_error_once_and_all_fail(tmp_path, seed, line):
+    """Also when rank 1 alone fails while rank 0 waits for it."""
+    script = tmp_path / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(script), f"seed={seed}"], env=child_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count(f"megatron-r1: error: {line}\n") == 1

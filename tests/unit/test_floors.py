@@ -1,0 +1,148 @@
+"""The house rules of the code: imports point down, a few modules own a dependency, files stay short."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "megatron_r1"
+LONGEST_FILE = 400
+FLOORS = [
+    {"errors"},
+    {"types", "config", "model"},
+    {"runtime", "data", "rewards", "algorithms", "weights"},
+    {"mcore", "rollout", "evaluation", "curation"},
+    {"training"},
+    {"pipeline", "report"},
+    {"cli"},
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+ENVIRONMENT = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
+TOOLS = sorted((ROOT / "tools").rglob("*.py"))
+EVERY_FILE = sorted(path for folder in (PACKAGE, "tools", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported_names(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that a module imports anywhere in it; `from a import b` gives `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; the project imports by full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def environment_reads(tree: ast.Module) -> Iterator[int]:
+    """Lines that touch environment variables."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in ENVIRONMENT
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "os"
+        ):
+            yield node.lineno
+        if isinstance(node, ast.ImportFrom) and node.module == "os" and any(alias.name in ENVIRONMENT for alias in node.names):
+            yield node.lineno
+
+
+def imports_any(path: Path, *packages: str) -> list[str]:
+    return [name for name in imported_names(parse(path)) if any(name == p or name.startswith(f"{p}.") for p in packages)]
+
+
+def part_of(path: Path) -> str:
+    """The part of the house that a file belongs to: a package, or a module beside them."""
+    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+
+
+def upward_imports(part: str, names: Iterator[str]) -> list[str]:
+    """Imports that leave `part` for another part that is not on a lower floor."""
+    others = [(name, name.split(".")[1]) for name in names if name.startswith(f"{PACKAGE}.")]
+    return [name for name, other in others if other != part and FLOOR_OF.get(other, len(FLOORS)) >= FLOOR_OF[part]]
+
+
+def test_the_layout_is_there():
+    for part in set(FLOOR_OF) - {"errors", "types", "cli"}:
+        assert (ROOT / PACKAGE / part / "__init__.py").is_file(), part
+    for folder in ("tools", "examples", "slurm", "benchmarks", "tests", "setup.py", "README.md", "Makefile", ".ci/run"):
+        assert (ROOT / folder).exists(), folder
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / PACKAGE)))
+def test_imports_point_down(path):
+    if path.parent == ROOT / PACKAGE and path.name == "__init__.py":
+        assert not list(imported_names(parse(path))), "importing the package must cost nothing"
+        return
+    assert upward_imports(part_of(path), imported_names(parse(path))) == []
+
+
+def test_an_upward_import_would_be_found():
+    source = ast.parse("def f():\n    from megatron_r1.training.grpo import train_grpo\nimport megatron_r1.errors, torch")
+    assert upward_imports("rollout", imported_names(source)) == ["megatron_r1.training.grpo.train_grpo"]
+    sideways = ast.parse("from megatron_r1.mcore import policy")
+    assert upward_imports("rollout", imported_names(sideways)) == ["megatron_r1.mcore.policy"]
+    assert upward_imports("mcore", imported_names(sideways)) == []
+
+
+def test_only_mcore_imports_megatron_core_and_nobody_megatron_training():
+    for path in MODULES + TOOLS:
+        names = imports_any(path, "megatron")
+        assert all(name.startswith("megatron.core") for name in names), f"{path} imports {names}"
+        assert not names or path.parent == ROOT / PACKAGE / "mcore", f"{path} imports {names}"
+
+
+def test_only_the_vllm_modules_of_rollout_import_vllm():
+    for path in MODULES + TOOLS:
+        allowed = path.parent == ROOT / PACKAGE / "rollout" and path.name.startswith("vllm_")
+        assert allowed or not imports_any(path, "vllm"), path
+
+
+def test_only_launch_touches_environment_variables():
+    for path in MODULES + TOOLS:
+        lines = list(environment_reads(parse(path)))
+        assert not lines or path == ROOT / PACKAGE / "runtime" / "launch.py", f"{path} lines {lines}"
+
+
+def test_a_read_of_the_environment_would_be_found():
+    source = ast.parse("import os\nfrom os import environ\nx = os.environ['A']\ny = os.getenv('B')\nz = os.path")
+    assert sorted(environment_reads(source)) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("part", "forbidden"),
+    [
+        ("model", ["torch", "transformers"]),
+        ("config", ["torch"]),
+        ("algorithms", ["torch.distributed", "megatron_r1.config", "megatron_r1.runtime", "pathlib"]),
+        ("rewards", ["transformers", "torch.nn"]),
+        ("weights", ["vllm", "transformers"]),
+    ],
+)
+def test_what_a_part_may_not_know(part, forbidden):
+    for path in (ROOT / PACKAGE / part).rglob("*.py"):
+        assert imports_any(path, *forbidden) == [], path
+
+
+def test_no_file_is_long():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in EVERY_FILE}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_the_product_knows_no_path_of_the_machine_it_was_written_on():
+    suffixes = {".py", ".yaml", ".sh", ".sbatch", ".md", ".toml", ".txt"}
+    folders = [ROOT / name for name in (PACKAGE, "tools", "examples", "slurm")]
+    for path in (path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes):
+        text = path.read_text(encoding="utf-8")
+        assert "/work/" not in text, path
+        assert "shared/data" not in text, path

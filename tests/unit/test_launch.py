@@ -1,0 +1,212 @@
+"""What each launcher sets, what contradicts itself, and one real meeting of ranks under each launcher that is here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_r1.errors import ConfigError, DeviceError
+from megatron_r1.runtime.device import resolve_device
+from megatron_r1.runtime.launch import LaunchInfo, child_environment, first_host, launched_rank, read_launch
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "x",
+}
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "1807876097",
+}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "0",
+    "SLURM_JOB_NODELIST": "gpu[07-08],gpu12",
+    "SLURM_STEP_TASKS_PER_NODE": "4,3",
+}
+
+
+def test_each_launcher_is_read():
+    assert read_launch(TORCHRUN) == LaunchInfo(3, 4, 1, 2, "node1", 29500, "torchrun")
+    slurm = read_launch(SLURM)
+    assert slurm == LaunchInfo(5, 7, 1, 3, "gpu07", slurm.master_port, "slurm")
+    openmpi = read_launch(OPENMPI)
+    assert openmpi == LaunchInfo(1, 2, 1, 2, "127.0.0.1", openmpi.master_port, "openmpi")
+
+
+def test_a_single_process_gets_a_port_that_is_free():
+    launch = read_launch({})
+    assert (launch.rank, launch.world_size, launch.launcher) == (0, 1, "single")
+    with socket.socket() as probe:
+        probe.bind((launch.master_address, launch.master_port))
+
+
+def test_a_launcher_inside_another_wins():
+    assert read_launch(SLURM | TORCHRUN).launcher == "torchrun"
+    assert read_launch(SLURM | OPENMPI).launcher == "openmpi"
+    assert read_launch({name: value for name, value in SLURM.items() if name != "SLURM_PROCID"}).launcher == "single"
+
+
+def test_ranks_agree_on_a_port_and_jobs_and_steps_differ():
+    port = read_launch(SLURM).master_port
+    assert read_launch(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}).master_port == port
+    assert read_launch(SLURM | {"SLURM_JOB_ID": "123457"}).master_port != port
+    assert read_launch(SLURM | {"SLURM_STEP_ID": "1"}).master_port != port
+    assert read_launch(SLURM | {"MASTER_PORT": "1234", "MASTER_ADDR": "head"}).master_port == 1234
+    other = read_launch(OPENMPI | {"PMIX_NAMESPACE": "1807876098"}).master_port
+    assert other != read_launch(OPENMPI).master_port
+
+
+def test_tasks_of_a_node_are_read_from_slurms_short_form():
+    spread = SLURM | {"SLURM_NTASKS": "11", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_PROCID": "9"}
+    assert [read_launch(spread | {"SLURM_NODEID": str(node)}).local_world_size for node in range(3)] == [4, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [
+        ("node1", "node1"),
+        ("a,b[1-2]", "a"),
+        ("node[03-05,9],other", "node03"),
+        ("rack[1-2]n[3-4]", "rack1n3"),
+        ("n[7,9]-ib", "n7-ib"),
+    ],
+)
+def test_first_host(node_list, host):
+    assert first_host(node_list) == host
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"RANK": "0"}, "RANK is set but WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set but RANK"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"SLURM_PROCID": "0"}, "SLURM_NTASKS"),
+        (TORCHRUN | {"RANK": "4"}, "rank 4 in a world of 4"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK is '-1'"),
+        (TORCHRUN | {"LOCAL_RANK": "2"}, "local rank 2 among 2"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, "8 local processes in a world of 4"),
+        (TORCHRUN | {"MASTER_PORT": "70000"}, "port 70000"),
+        (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+        (SLURM | {k: v for k, v in TORCHRUN.items() if k != "TORCHELASTIC_RUN_ID"}, "RANK=3 contradicts SLURM_PROCID=5"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "four"}, "not of the form"),
+        (SLURM | {"SLURM_NODEID": "2"}, "SLURM_NODEID=2 is not among the 2 nodes"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}, "without srun"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_JOB_NODELIST"}, "SLURM_JOB_NODELIST"),
+        (OPENMPI | {"OMPI_COMM_WORLD_SIZE": "4"}, "MASTER_ADDR"),
+        ({k: v for k, v in OPENMPI.items() if k != "PMIX_NAMESPACE"}, "MASTER_PORT"),
+    ],
+)
+def test_half_set_and_contradictory_variables_are_refused(environment, says):
+    with pytest.raises(ConfigError) as caught:
+        read_launch(environment)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_launched_rank_never_fails():
+    assert [launched_rank(e) for e in (TORCHRUN, OPENMPI, SLURM, {}, {"RANK": "x"})] == [3, 1, 5, 0, 0]
+
+
+def test_a_child_inherits_nothing_of_the_launcher(monkeypatch):
+    for name, value in (TORCHRUN | OPENMPI | SLURM | {"PMI_RANK": "1", "GROUP_RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KEPT", "yes")
+    child = child_environment({"EXTRA": "1", "MASTER_PORT": "7"})
+    assert child["KEPT"] == "yes"
+    assert child["EXTRA"] == "1"
+    assert child["MASTER_PORT"] == "7", "what is asked for is there"
+    assert child["PATH"] == os.environ["PATH"]
+    gone = (TORCHRUN | OPENMPI | SLURM).keys() - {"MASTER_PORT"} | {"PMI_RANK", "GROUP_RANK"}
+    assert not gone & child.keys()
+
+
+def test_device_choice_without_cuda():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    device = resolve_device("auto")
+    assert (device.kind, device.backend, device.layer_specs, device.weight_transfer) == ("cpu", "gloo", "host", "shm")
+    with pytest.raises(DeviceError, match="runtime.device is 'cuda' but this torch is built without CUDA"):
+        resolve_device("cuda")
+
+
+WORKER = """
+    import json, sys
+    from megatron_r1.errors import DataError, R1Error
+    from megatron_r1.runtime import distributed
+    from megatron_r1.runtime.device import resolve_device
+    from megatron_r1.runtime.launch import read_launch
+
+    launch = read_launch()
+    distributed.initialize(launch, resolve_device("cpu"), timeout_seconds=60)
+    rank = distributed.rank()
+    assert distributed.broadcast_object({"from": rank}) == {"from": 0}
+    assert distributed.gather_objects(rank) == list(range(launch.world_size))
+
+    def errors(rank_that_fails):
+        try:
+            with distributed.failing_together():
+                if rank == rank_that_fails:
+                    raise DataError(f"rank {rank} failed")
+        except R1Error as error:
+            return str(error)
+
+    def fail():
+        raise DataError("file is empty")
+
+    seen = [errors(0), errors(launch.world_size - 1)]
+    try:
+        distributed.on_rank_zero(fail)
+    except DataError as error:
+        seen.append(str(error))
+    claims = distributed.gather_objects(distributed.claim_error_line())
+    distributed.barrier()
+    distributed.shutdown()
+    if rank == 0:
+        print(json.dumps([launch.launcher, launch.world_size, seen, sum(claims)]))
+"""
+
+
+def meet(tmp_path: Path, launcher: list[str]) -> str:
+    script = tmp_path / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    environment = child_environment({"OMP_NUM_THREADS": "1"})
+    done = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(line for line in done.stdout.splitlines() if line.startswith("["))
+
+
+def test_one_process_is_a_group_too(tmp_path):
+    line = meet(tmp_path, [sys.executable])
+    assert line == '["single", 1, ["rank 0 failed", "rank 0 failed", "file is empty"], 1]'
+
+
+def test_torchrun_ranks_meet_and_fail_together(tmp_path):
+    line = meet(tmp_path, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
+    assert line == '["torchrun", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian package openmpi-bin)")
+def test_mpirun_ranks_meet_and_fail_together(tmp_path):
+    line = meet(tmp_path, ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable])
+    assert line == '["openmpi", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
