@@ -1,4 +1,5 @@
-"""Layers for machines without Transformer Engine (norm, replicated linear, attention, experts), and an MTP layer for all."""
+"""Layers for machines without Transformer Engine (norm, replicated linear, attention, experts), and two corrections that every
+machine needs (router, multi-token prediction)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_r1.mcore import host
@@ -18,6 +20,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -141,6 +144,25 @@ class LeanExperts(SequentialMLP):
             gate, up = F.linear(x, expert.linear_fc1.weight).chunk(2, dim=-1)
             outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), expert.linear_fc2.weight))
         return torch.cat(outputs), None
+
+
+class Router(TopKRouter):
+    """Megatron-Core's router with the sequence-wise balance loss at its full weight in every layout.
+
+    Under `calculate_per_token_loss` gradients are divided by the number of tokens, so the balance loss must be multiplied by
+    that of the micro-batch. The stock router takes one sequence's share on one rank: the loss is too small by tp * cp and by
+    the number of rows.
+    """
+
+    def attach_and_log_load_balancing_loss(
+        self, activation: torch.Tensor, aux_loss_coeff: float, aux_loss: torch.Tensor, aux_loss_name: str,
+        reduce_group: dist.ProcessGroup, reduce_group_has_dp: bool = False, valid_token_count: int | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """`activation` [local tokens, experts], with the gradient of `aux_loss` attached."""
+        return super().attach_and_log_load_balancing_loss(
+            activation, aux_loss_coeff, aux_loss, aux_loss_name, reduce_group, reduce_group_has_dp,
+            valid_token_count=activation.shape[0] * reduce_group.size(),
+        )  # fmt: skip
 
 
 class MtpLayer(MultiTokenPredictionLayer):

@@ -17,6 +17,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlock, MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -28,7 +29,7 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from megatron_r1.mcore.layers import CoreAttention, LeanExperts, MtpLayer, ReplicatedLinear, RMSNorm
+from megatron_r1.mcore.layers import CoreAttention, LeanExperts, MtpLayer, ReplicatedLinear, RMSNorm, Router
 
 
 class TorchBackend(LocalSpecProvider):
@@ -53,6 +54,8 @@ def block_specs(config: MLATransformerConfig, vp_stage: int | None) -> tuple[Tra
     if host.require_active() == "cuda" and host.have_transformer_engine():
         decoder = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
+        for layer in [*decoder.layer_specs, last_layer]:
+            _use_router(layer.submodules.mlp)
         return decoder, _mtp_spec(config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage))
     backend = TorchBackend()
     layers = [_layer_spec(config, backend, bool(is_moe)) for is_moe in config.moe_layer_freq]
@@ -70,6 +73,11 @@ def _mtp_spec(config: MLATransformerConfig, submodules: MultiTokenPredictionBloc
     return ModuleSpec(module=MultiTokenPredictionBlock, submodules=submodules)
 
 
+def _use_router(mlp: ModuleSpec) -> None:
+    if isinstance(mlp.submodules, MoESubmodules):
+        mlp.submodules.router = Router
+
+
 def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: bool) -> ModuleSpec:
     attention = MLASelfAttentionSubmodules(
         linear_q_proj=backend.column_parallel_linear(),
@@ -82,6 +90,8 @@ def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: boo
         q_layernorm=RMSNorm,
         kv_layernorm=RMSNorm,
     )
+    mlp = get_mlp_module_spec_for_backend(backend, num_experts=config.num_moe_experts if is_moe else None)
+    _use_router(mlp)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -89,7 +99,7 @@ def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: boo
             self_attention=ModuleSpec(MLASelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=get_mlp_module_spec_for_backend(backend, num_experts=config.num_moe_experts if is_moe else None),
+            mlp=mlp,
             mlp_bda=get_bias_dropout_add,
         ),
     )
