@@ -1,0 +1,40 @@
+"""Random models for tests: weights large enough that distributions are peaked, and a folder that transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from megatron_r1.model.architecture import Architecture, RopeScaling
+from megatron_r1.weights.hf import export_hf
+from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
+
+
+def full_architecture(mtp: int = 1) -> Architecture:
+    """A small model with every part of V3: q-lora, YaRN, group-limited routing, a shared expert, multi-token prediction."""
+    return Architecture(
+        vocab_size=130, hidden_size=64, num_hidden_layers=5, first_k_dense_replace=1, num_nextn_predict_layers=mtp,
+        intermediate_size=128, num_attention_heads=4, q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8,
+        v_head_dim=16, max_position_embeddings=128, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=32),
+        n_routed_experts=8, n_shared_experts=1, moe_intermediate_size=32, num_experts_per_tok=4, n_group=4, topk_group=2,
+        routed_scaling_factor=2.5, init_std=0.05,
+    )  # fmt: skip
+
+
+def random_weights(arch: Architecture, seed: int, std: float = 0.1) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, tensor) of a whole model, in streaming order. Norms are around 1, router biases not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, torch.Tensor] = {}
+    for name, shape in hf_shapes(arch).items():
+        made[name] = torch.randn(shape, generator=generator) * std + ("norm" in name)
+    for original, copy in MTP_COPIES.items():
+        made.update({name: made[original] for name in made if name.endswith(copy) and name != original})
+    yield from made.items()
+
+
+def write_random_model(folder: Path, arch: Architecture, seed: int = 0) -> Path:
+    """An exported folder of random weights."""
+    export_hf(random_weights(arch, seed), arch, folder, bos_token_id=0, eos_token_id=1)
+    return folder
