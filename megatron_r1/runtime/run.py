@@ -2,7 +2,7 @@
 
     run_dir/
         config.yaml       the resolved config
-        run.json          which command made the run
+        run.json          which command made the run, and when
         metrics.jsonl     one JSON object a step
         tensorboard/      the same numbers as events
         rollouts/         step_000001.jsonl: every response of the step with its rewards
@@ -15,6 +15,7 @@ and done again.
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import json
 import os
@@ -210,7 +211,9 @@ def _prepare_folder(folder: Path, config: Config, command: str) -> int:
     """Check that the run may go on here, drop what will be done again, and return the step to go on from."""
     _check_resumes(folder, config, command)
     save_config(config, folder / "config.yaml")
-    write_atomically(folder / "run.json", json.dumps({"command": command}) + "\n")
+    if not (folder / "run.json").exists():
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        write_atomically(folder / "run.json", json.dumps({"command": command, "started": started}) + "\n")
     rollouts, checkpoints = folder / "rollouts", folder / "checkpoints"
     rollouts.mkdir(exist_ok=True)
     checkpoints.mkdir(exist_ok=True)
