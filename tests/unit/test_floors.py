@@ -15,7 +15,8 @@ LONGEST_FILE = 400
 FLOORS = [
     {"errors"},
     {"types", "config", "model"},
-    {"runtime", "data", "rewards", "algorithms", "weights"},
+    {"runtime", "data", "rewards", "algorithms"},
+    {"weights"},  # below mcore and rollout, which both use it
     {"mcore", "rollout", "evaluation", "curation"},
     {"training"},
     {"pipeline", "report"},
