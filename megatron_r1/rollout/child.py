@@ -24,7 +24,7 @@ class EngineProcess:
     """A Python module running in a process and session of its own, answering one call at a time over a socket.
 
     Args:
-        module: run with `python -m`; its only argument is the socket's file descriptor.
+        module: run with `python -m`; its arguments are the socket's file descriptor and this process's id.
         log_path: takes the process's output; appended to.
         environment: the process's complete environment.
     """
@@ -35,7 +35,7 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with open(log_path, "ab") as log, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -65,26 +65,26 @@ class EngineProcess:
             self._connection.send((name, args))
             while not self._connection.poll(_POLL_SECONDS):
                 if time.monotonic() > deadline:
-                    self.close(wait=False)
+                    self.close(patience=0)
                     raise RolloutError(f"the rollout engine did not answer {name} in {timeout:.0f} s; {self._log_tail()}")
                 if self._process.poll() is not None and not self._connection.poll(0):
                     raise EOFError
             succeeded, result = self._connection.recv()
         except (EOFError, ConnectionError):
-            self.close(wait=False)
+            self.close()
             raise RolloutError(f"the rollout engine died in {name} ({self._exit_reason()}); {self._log_tail()}") from None
         if not succeeded:
             raise result
         return result
 
-    def close(self, wait: bool = True) -> None:
-        """Let the process leave by itself (`wait`) or kill it, with what it started. Safe to call twice."""
+    def close(self, patience: float = _CLOSE_SECONDS) -> None:
+        """Let the process leave by itself for `patience` seconds, then kill it with what it started. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
         self._connection.close()  # the end of the socket tells the process to leave
         try:
-            self._process.wait(_CLOSE_SECONDS if wait else 0.5)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             pass
         try:

@@ -1,6 +1,6 @@
 """Main program of the engine process: answers the trainer's calls over an inherited socket until it closes.
 
-Run as `python -m megatron_r1.rollout.vllm_host SOCKET_FD`.
+Run as `python -m megatron_r1.rollout.vllm_host SOCKET_FD TRAINER_PID`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CALLS = (
 )  # fmt: skip
 
 
-def main(socket_fd: int) -> None:
+def main(socket_fd: int, trainer_pid: int) -> None:
     """Build the engine from the first message, then serve calls. One reply for every message."""
-    _die_with_parent()
+    _die_with(trainer_pid)
     connection = Connection(socket_fd)
     engine = None
     while True:
@@ -49,12 +49,11 @@ def main(socket_fd: int) -> None:
             connection.send((True, reply))
 
 
-def _die_with_parent() -> None:
+def _die_with(trainer_pid: int) -> None:
     """Leave as soon as the trainer is gone, also from the middle of a long call and after a SIGKILL of the trainer."""
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == trainer_pid:
             time.sleep(0.5)
         os._exit(1)
 
@@ -62,4 +61,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,42 @@
+"""A worker that can damage what it holds. Test only; named to vLLM as the worker extension."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from megatron_r1.rollout.vllm_held import read_held
+from megatron_r1.rollout.vllm_worker import HeldWeights
+
+
+class CorruptingWorker(HeldWeights):
+    """Flips single bits of vLLM's memory."""
+
+    def flip_bit(self, name: str) -> None:
+        """Flip the lowest bit of one element of a parameter or buffer; a second call restores it."""
+        model = self.model_runner.model
+        tensor = dict([*model.named_parameters(), *model.named_buffers()])[name]
+        _flip(tensor.data)
+
+    def replace_router_bias(self, layer: int) -> None:
+        """Give a router a copy of its bias that later updates would not reach, with one bit changed."""
+        for name, module in self.model_runner.model.named_modules():
+            router = vars(module).get("router")
+            if f"layers.{layer}." in name and router is not None:
+                bias = router.e_score_correction_bias.data.clone()
+                _flip(bias)
+                router.e_score_correction_bias = bias
+
+    def add_parameter(self) -> None:
+        """Register a parameter that no rule explains."""
+        self.model_runner.model.register_parameter("surplus", torch.nn.Parameter(torch.zeros(2), requires_grad=False))
+
+    def held_tensors(self) -> dict[str, np.ndarray]:
+        """Everything the model holds, in Hugging Face form."""
+        return {held.name: held.tensor.detach().numpy().copy() for held in read_held(self.model_runner.model)}
+
+
+def _flip(tensor: torch.Tensor) -> None:
+    index = tuple(size // 2 for size in tensor.shape)
+    element = tensor[index].clone().reshape(1).view(torch.int32)
+    tensor[index] = (element ^ 1).view(torch.float32)[0]
