@@ -139,8 +139,9 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return compile(tree, path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        setattr(module, NAMESPACE, host_cuda)
-        setattr(module, TO_DEVICE, host_cuda.to_device)
+        if self.retarget:
+            setattr(module, NAMESPACE, host_cuda)
+            setattr(module, TO_DEVICE, host_cuda.to_device)
         super().exec_module(module)
         for fix in self.fixes:
             fix.apply(module)

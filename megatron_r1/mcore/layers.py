@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_r1.mcore import host
-from megatron_r1.mcore.packing import PaddedRows, local_token_indices, packed_positions
+from megatron_r1.mcore.packing import RowGroup, group_rows, local_token_indices, packed_positions
 
 host.require_active()
 
@@ -96,13 +96,19 @@ class CoreAttention(MegatronModule):
 
     def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Rows of right-padded sequences: a causal row never looks at the padding behind it."""
-        rows = PaddedRows(cu_seqlens)
-        output = value.new_zeros(query.shape[0], 1, *value.shape[2:])
-        for tokens, cells, num_rows, width in rows.groups:
-            padded = (_to_rows(x[tokens, 0], cells, num_rows, width) for x in (query, key, value))
-            attended = self._attend(*(x.transpose(0, 1) for x in padded)).transpose(0, 1)
-            output = output.index_copy(0, tokens, attended.flatten(0, 1)[cells].unsqueeze(1))
+        groups = group_rows(cu_seqlens)
+        if groups[0].tokens is None and groups[0].cells.shape[0] == query.shape[0]:
+            return self._attend_rows(query, key, value, groups[0])
+        output = value.new_zeros(value.shape)  # tokens after the last sequence attend to nothing
+        for group in groups:
+            tokens = torch.arange(len(group.cells), device=value.device) if group.tokens is None else group.tokens
+            output = output.index_copy(0, tokens, self._attend_rows(query[tokens], key[tokens], value[tokens], group))
         return output
+
+    def _attend_rows(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: RowGroup) -> torch.Tensor:
+        """[n, 1, heads, v_dim] for the n tokens of a group."""
+        rows = (_to_rows(x, group) for x in (query, key, value))
+        return self._attend(*rows).transpose(0, 1).flatten(0, 1)[group.cells].unsqueeze(1)
 
     def _context_parallel(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor | None
@@ -120,9 +126,10 @@ class CoreAttention(MegatronModule):
         return self._attend(query, key, value, mask[None, None])
 
 
-def _to_rows(x: torch.Tensor, cells: torch.Tensor, num_rows: int, width: int) -> torch.Tensor:
-    """[tokens, heads, dim] -> zero-padded [num_rows, width, heads, dim]."""
-    return x.new_zeros(num_rows * width, *x.shape[1:]).index_copy(0, cells, x).view(num_rows, width, *x.shape[1:])
+def _to_rows(x: torch.Tensor, group: RowGroup) -> torch.Tensor:
+    """[n, 1, heads, dim] -> zero-padded [width, rows, heads, dim]."""
+    rows = x.new_zeros(group.num_rows * group.width, *x.shape[2:]).index_copy(0, group.cells, x.squeeze(1))
+    return rows.view(group.num_rows, group.width, *x.shape[2:]).transpose(0, 1)
 
 
 class LeanExperts(SequentialMLP):

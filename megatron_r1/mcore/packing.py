@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+_MAX_PADDING = 4
 
 
 def packed_positions(cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int = 1, cp_rank: int = 0) -> torch.Tensor:
@@ -42,33 +46,35 @@ def local_token_indices(cu_seqlens: torch.Tensor, cp_size: int, cp_rank: int) ->
     return starts + packed_positions(cu_seqlens, num_local, cp_size, cp_rank)
 
 
-class PaddedRows:
-    """Packed sequences as right-padded rows and back, so that one causal attention serves many sequences.
+@dataclass(frozen=True)
+class RowGroup:
+    """Sequences that share right-padded rows of one width."""
 
-    Sequences of very different length share rows only with their like (lengths between powers of two), so that padding
+    tokens: torch.Tensor | None  #: [n] which tokens of the pack; None: all of them
+    cells: torch.Tensor  #: [n] row * width + position of each of those tokens
+    num_rows: int
+    width: int
+
+
+def group_rows(cu_seqlens: torch.Tensor) -> list[RowGroup]:
+    """Lay packed sequences out as padded rows, so that one causal attention serves many of them.
+
+    Sequences of very different length share rows only with their like (lengths between two powers of two), so that padding
     never costs more than `_MAX_PADDING` times the tokens.
     """
-
-    _MAX_PADDING = 4
-
-    def __init__(self, cu_seqlens: torch.Tensor) -> None:
-        lengths = cu_seqlens.diff().long()
-        longest = int(lengths.max())
-        self.num_tokens = int(cu_seqlens[-1])
-        self.groups: list[tuple[torch.Tensor, torch.Tensor, int, int]] = []  #: tokens, their cells, rows, row length
-        position = packed_positions(cu_seqlens, self.num_tokens)
-        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-        if len(lengths) * longest <= self._MAX_PADDING * self.num_tokens:
-            self._add_group(None, sequence, position, len(lengths), longest)
-            return
-        size_class = torch.log2(lengths.clamp(min=1).float()).ceil().long()
-        for wanted in size_class.unique():
-            members = (size_class == wanted).nonzero().flatten()
-            row = torch.full((len(lengths),), -1, device=lengths.device)
-            row[members] = torch.arange(len(members), device=lengths.device)
-            tokens = (row[sequence] >= 0).nonzero().flatten()
-            self._add_group(tokens, row[sequence[tokens]], position[tokens], len(members), int(lengths[members].max()))
-
-    def _add_group(self, tokens: torch.Tensor | None, row: torch.Tensor, position: torch.Tensor, rows: int, width: int) -> None:
-        tokens = torch.arange(self.num_tokens, device=row.device) if tokens is None else tokens
-        self.groups.append((tokens, row * width + position, rows, width))
+    lengths = cu_seqlens.diff().long()
+    num_tokens, longest = int(cu_seqlens[-1]), int(lengths.max())
+    positions = packed_positions(cu_seqlens, num_tokens)
+    sequences = torch.repeat_interleave(lengths)
+    if len(lengths) * longest <= _MAX_PADDING * num_tokens:
+        return [RowGroup(None, sequences * longest + positions, len(lengths), longest)]
+    groups = []
+    size_classes = torch.log2(lengths.clamp(min=1).float()).ceil()
+    for size_class in size_classes.unique():
+        members = (size_classes == size_class).nonzero().flatten()
+        rows = torch.full_like(lengths, -1)
+        rows[members] = torch.arange(len(members), device=lengths.device)
+        tokens = (rows[sequences] >= 0).nonzero().flatten()
+        width = int(lengths[members].max())
+        groups.append(RowGroup(tokens, rows[sequences[tokens]] * width + positions[tokens], len(members), width))
+    return groups

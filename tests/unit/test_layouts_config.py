@@ -1,0 +1,84 @@
+"""A layout is checked before anything is built, and what Megatron-Core gets silently wrong is refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.mcore.layout import Layout, resolve_layout, stage_layers
+from megatron_r1.model.presets import PRESETS, resolve_architecture
+
+
+def resolve(world_size: int, *, mtp: bool = False, packed: bool = True, preset: str = "tiny", **sizes: object) -> Layout:
+    return resolve_layout(ParallelConfig(**sizes), PRESETS[preset], world_size, mtp=mtp, packed=packed)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "sizes", "expected"),
+    [
+        (1, {}, Layout()),
+        (2, {}, Layout(dp=2, world_size=2)),
+        (2, {"tp": 2}, Layout(tp=2, etp=2, sequence_parallel=True, world_size=2)),
+        (2, {"pp": 2}, Layout(pp=2, world_size=2)),
+        (2, {"ep": 2}, Layout(ep=2, dp=2, world_size=2)),
+        (4, {"tp": 2, "ep": 2}, Layout(tp=2, ep=2, etp=1, dp=2, sequence_parallel=True, world_size=4)),
+        (4, {"tp": 2, "ep": 2, "etp": 2}, Layout(tp=2, ep=2, etp=2, dp=2, sequence_parallel=True, world_size=4)),
+        (4, {"tp": 2, "cp": 2}, Layout(tp=2, cp=2, etp=2, sequence_parallel=True, world_size=4)),
+    ],
+)
+def test_what_is_left_is_data_parallel(world_size: int, sizes: dict, expected: Layout) -> None:
+    assert resolve(world_size, **sizes) == expected
+
+
+def test_interleaved_stages() -> None:
+    assert resolve(2, pp=2, vpp=4, preset="small").vpp == 4
+
+
+def test_the_671b_recipe() -> None:
+    layout = resolve(2048, preset="671b", pp=16, ep=64, mtp=True, packed=False)
+    assert (layout.dp, layout.etp) == (128, 1)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "sizes", "message"),
+    [
+        (4, {"tp": 3}, "parallel.tp=3 x pp=1 x cp=1 does not divide the 4 processes"),
+        (3, {"tp": 3}, "parallel.tp=3 does not divide num_attention_heads=4 of the model"),
+        (2, {"ep": 4}, "parallel.ep=4 x etp=1 x pp=1 does not divide the 2 processes"),
+        (3, {"ep": 3}, "parallel.ep=3 does not divide n_routed_experts=8 of the model"),
+        (4, {"pp": 4}, "parallel.pp=4 x vpp=1 needs at least 4 layers, the model has 3"),
+        (2, {"pp": 2, "vpp": 2}, "parallel.pp=2 x vpp=2 needs at least 4 layers, the model has 3"),
+        (1, {"vpp": 2}, "parallel.vpp=2 needs parallel.pp above 1"),
+        (2, {"tp": 2, "etp": 1}, "parallel.etp=1 with tp=2 needs parallel.ep above 1"),
+        (2, {"etp": 2}, "parallel.etp=2 with tp=1 needs parallel.ep above 1"),
+        (2, {"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel=false with tp=2"),
+        (1, {"sequence_parallel": True}, "parallel.sequence_parallel=true needs parallel.tp above 1"),
+        (2, {"cp": 2, "mtp": True}, "parallel.cp=2 with packed sequences cannot train multi-token prediction"),
+    ],
+)
+def test_refusals_name_the_key(world_size: int, sizes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve(world_size, **sizes)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "overrides", "what"),
+    [
+        ({"tp": 2}, {"vocab_size": 449}, "vocab_size=449"),
+        ({"tp": 2}, {"intermediate_size": 257}, "intermediate_size=257"),
+        ({"tp": 2}, {"moe_intermediate_size": 63}, "the shared experts' width=63"),
+        ({"tp": 2, "ep": 2, "etp": 2}, {"moe_intermediate_size": 63, "n_shared_experts": 2}, "moe_intermediate_size=63"),
+    ],
+)
+def test_every_split_dimension_is_checked(sizes: dict, overrides: dict, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"does not divide {what} of the model"):
+        resolve_layout(ParallelConfig(**sizes), resolve_architecture("tiny", overrides), 4, mtp=False, packed=True)
+
+
+def test_uneven_stages_give_the_first_ones_more() -> None:
+    assert stage_layers(3, 2) == [2, 1]
+    assert stage_layers(61, 16) == [4] * 13 + [3] * 3
+    assert stage_layers(8, 4) == [2, 2, 2, 2]

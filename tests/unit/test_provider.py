@@ -1,0 +1,168 @@
+"""The V3 architecture on one rank: equal to transformers' DeepseekV3, and what the settings switch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.mcore import host
+from megatron_r1.model.architecture import Architecture, RopeScaling
+from megatron_r1.model.presets import resolve_architecture
+
+host.activate("cpu")
+
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_r1.mcore import parallel, provider
+from megatron_r1.weights.load import load_weights
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 16, "moe_intermediate_size": 32, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4,
+    "routed_scaling_factor": 2.5, "rope_theta": 10000.0, "init_std": 0.05,
+}  # fmt: skip
+
+
+def build(arch: Architecture, moe: MoeTrainingConfig | None = None, seed: int = 1, **options: object) -> provider.R1GPTModel:
+    """The whole model on this process."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    parallel.initialize(layout, seed=1)
+    return provider.build_model(arch, layout, RuntimeConfig(), moe or MoeTrainingConfig(), seed=seed, **options)[0]
+
+
+def rows(count: int = 2, length: int = 48) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, positions and labels."""
+    generator = torch.Generator().manual_seed(3)
+    tokens, labels = torch.randint(96, (2, count, length), generator=generator).unbind()
+    return tokens.contiguous(), torch.arange(length).expand(count, length).contiguous(), labels.contiguous()
+
+
+@pytest.mark.parametrize(
+    ("q_lora_rank", "scaling"),
+    [
+        (None, None),
+        (24, RopeScaling(factor=8.0, original_max_position_embeddings=16)),
+        (24, RopeScaling(factor=8.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.5)),
+    ],
+    ids=["plain", "yarn", "yarn-mscale"],
+)
+def test_logits_equal_those_of_transformers(q_lora_rank: int | None, scaling: RopeScaling | None, tmp_path: Path) -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    arch = resolve_architecture("tiny", SMALL | {"q_lora_rank": q_lora_rank, "rope_scaling": scaling})
+    torch.manual_seed(0)
+    config = arch.to_hf_config(bos_token_id=0, eos_token_id=1, dtype="float32")
+    theirs = DeepseekV3ForCausalLM(DeepseekV3Config(**config)).float().eval()
+    for name, bias in theirs.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias.copy_(torch.randn_like(bias) * 0.05)
+    theirs.save_pretrained(tmp_path)
+    ours = build(arch)
+    load_weights([ours], arch, tmp_path, parallel.groups())
+    tokens, positions, _ = rows()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens, positions, None), theirs(tokens).logits, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[20, 1, 11], [100, 2, 3, 1, 1, 5, 2, 2]], ids=["one group", "two or more groups"])
+def test_packed_sequences_do_not_see_each_other(lengths: list[int]) -> None:
+    model = build(resolve_architecture("tiny", SMALL))
+    tokens, _, labels = rows(1, sum(lengths))
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    packing = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    with torch.no_grad():
+        packed = model(tokens, positions, None, labels=labels, packed_seq_params=packing)
+        alone = [
+            model(t, torch.arange(t.shape[1])[None], None, labels=y)
+            for t, y in zip(tokens.split(lengths, 1), labels.split(lengths, 1), strict=True)
+        ]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_temperature_divides_the_logits() -> None:
+    model = build(resolve_architecture("tiny", SMALL))
+    tokens, positions, labels = rows()
+    with torch.no_grad():
+        logits = model(tokens, positions, None)
+        model.logit_temperature = 0.7
+        nll = model(tokens, positions, None, labels=labels)
+    expected = -(logits / 0.7).log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(nll, expected)
+
+
+def test_frozen_mtp_keeps_its_weights_and_costs_nothing() -> None:
+    arch = resolve_architecture("tiny", SMALL | {"num_nextn_predict_layers": 1})
+    frozen, trained = build(arch), build(arch, MoeTrainingConfig(mtp_loss_scale=0.3))
+    assert frozen.state_dict().keys() == trained.state_dict().keys()
+    tokens, positions, labels = rows()
+    calls = []
+    for model in (frozen, trained):
+        model.mtp.register_forward_hook(lambda *_, m=model: calls.append(m))
+        model(tokens, positions, None, labels=labels).sum().backward()
+    assert calls == [trained]
+    for name, parameter in frozen.named_parameters():
+        assert (parameter.grad is None) == name.startswith("mtp.")
+    assert all(parameter.grad is not None for parameter in trained.parameters())
+
+
+def test_frozen_router_gets_no_gradient() -> None:
+    model = build(resolve_architecture("tiny", SMALL), freeze_router=True)
+    tokens, positions, labels = rows()
+    model(tokens, positions, None, labels=labels).sum().backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {f"decoder.layers.{layer}.mlp.router.weight" for layer in (1, 2)}
+
+
+def test_initial_weights_depend_on_seed_and_have_one_deviation() -> None:
+    arch = resolve_architecture("tiny", {})
+    first, again, other = (dict(build(arch, seed=seed).named_parameters()) for seed in (1, 1, 2))
+    for name, parameter in first.items():
+        assert torch.equal(parameter, again[name])
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, torch.ones_like(parameter))
+            continue
+        assert not torch.equal(parameter, other[name])
+        assert parameter.std().item() == pytest.approx(arch.init_std, rel=0.05)
+    drawn = [p.flatten()[0].item() for p in first.values() if p.dim() > 1]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_balance_loss_is_that_of_the_report() -> None:
+    """alpha sum_i f_i P_i, averaged over sequences and times the tokens of the micro-batch (V3 equations 17 to 20)."""
+    alpha = 0.1
+    arch = resolve_architecture("tiny", SMALL)
+    layers = [build(arch, MoeTrainingConfig(aux_loss_coeff=coeff)).decoder.layers[1].mlp.router for coeff in (alpha, 0.0)]
+    hidden = torch.randn(12, 3, 64, generator=torch.Generator().manual_seed(0))  # [sequence, rows, hidden]
+    gradients = []
+    for router in layers:
+        probs, _ = router(hidden)
+        (probs.sum() * 0.0).backward()
+        gradients.append(router.weight.grad)
+    weight = layers[0].weight.detach().clone().requires_grad_()
+    scores = (hidden @ weight.T).sigmoid()
+    chosen = torch.zeros_like(scores).scatter(-1, scores.topk(4, dim=-1).indices, 1.0)
+    f = chosen.sum(0) * 8 / (4 * 12)
+    p = (scores / scores.sum(-1, keepdim=True)).mean(0)
+    (alpha * (f * p).sum(-1).mean() * hidden.shape[0] * hidden.shape[1]).backward()
+    torch.testing.assert_close(gradients[0], weight.grad, atol=1e-5, rtol=1e-4)
+    assert gradients[1].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_experts_per_tok": 2}, "scores a group by its best 1 experts, DeepSeek-V3 by its best 2"),
+        ({"norm_topk_prob": False}, "norm_topk_prob=false"),
+    ],
+)
+def test_routers_that_megatron_computes_differently_are_refused(overrides: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(resolve_architecture("tiny", SMALL | overrides))
