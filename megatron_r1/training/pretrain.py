@@ -79,11 +79,11 @@ def pretrain(
             run.checkpoint(step, save, {"documents": documents.state_dict(), "gate_passed": passed})
         if passed:
             return
-        if gate and step == final:
-            raise GateNotReached(
-                f"the base reaches {metrics['gate/accuracy']:.2f} after {step} steps, pretrain.gate_accuracy asks for "
-                f"{stage.gate_accuracy}: reinforcement learning would not take off; raise pretrain.steps or try another seed"
-            )
+    if gate:
+        raise GateNotReached(
+            f"the base is below pretrain.gate_accuracy={stage.gate_accuracy} after {final} steps (gate/accuracy in metrics.jsonl): "
+            "reinforcement learning would not take off; raise pretrain.steps or try another seed"
+        )
 
 
 def loss_over(num_targets: int) -> LossFn:

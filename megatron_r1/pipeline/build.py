@@ -1,0 +1,194 @@
+"""From a config to the objects that a stage runs on. The only module that names the concrete engines.
+
+`mcore.policy` and its siblings are imported inside functions: on a machine without CUDA, Megatron-Core must be loaded through
+`mcore.host`, which `open_session` prepares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
+from megatron_r1.data.problems import ProblemSource
+from megatron_r1.data.prompts import heldout_prompts
+from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tokenizer import Tokenizer, check_tokenizer_fits
+from megatron_r1.errors import ConfigError
+from megatron_r1.evaluation.evaluate import evaluate
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.presets import resolve_architecture
+from megatron_r1.pipeline.session import Session
+from megatron_r1.rewards.compose import build_reward
+from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.process import VllmProcessEngine
+from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.launch import child_environment
+from megatron_r1.weights.hf import HfFolder, export_hf
+
+if TYPE_CHECKING:
+    from megatron_r1.mcore.policy import MegatronPolicy
+
+
+def build_architecture(config: Config) -> Architecture:
+    """The shape of the folder in `model.weights`, else of the preset.
+
+    Raises:
+        ConfigError: unknown preset or fields, or overrides that a folder would make meaningless.
+        CheckpointError: no such folder, or one of another architecture.
+    """
+    if config.model.weights is None:
+        return resolve_architecture(config.model.preset, config.model.overrides)
+    if config.model.overrides:
+        raise ConfigError("model.overrides would have no effect on the folder in model.weights: drop one of the two")
+    return HfFolder(Path(config.model.weights)).architecture()
+
+
+def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
+    """`data.tokenizer`, else the tokenizer beside `model.weights`, else, for the tally alone, one trained on the spot.
+
+    Raises:
+        ConfigError: there is none, or it is larger than the model's vocabulary.
+        DataError: a folder without a readable tokenizer.
+    """
+    folder = config.data.tokenizer or config.model.weights
+    if folder is not None:
+        tokenizer = Tokenizer.load(folder)
+    elif config.data.source == "tally":
+        tokenizer = train_tally_tokenizer(arch.vocab_size, config.data.template, config.data.heldout_fraction)
+    else:
+        raise ConfigError("data.tokenizer is not set and no model.weights has one beside it: make one with tools/train_tokenizer.py")
+    check_tokenizer_fits(tokenizer, arch)
+    return tokenizer
+
+
+def build_policy(
+    config: Config,
+    session: Session,
+    arch: Architecture,
+    *,
+    optimizer: OptimizerConfig,
+    moe: MoeTrainingConfig,
+    total_updates: int,
+    micro_batch_tokens: int,
+    packed: bool,
+    temperature: float = 1.0,
+    freeze_router: bool = False,
+) -> MegatronPolicy:
+    """The policy on this job's layout, with the weights of `model.weights` or fresh ones.
+
+    Raises:
+        ConfigError: the layout does not fit the number of processes, the model or Megatron-Core.
+    """
+    from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.policy import MegatronPolicy
+
+    mtp = moe.mtp_loss_scale > 0 and arch.num_nextn_predict_layers > 0
+    layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=mtp, packed=packed)
+    parallel.initialize(layout, config.seed)
+    policy = MegatronPolicy(
+        arch,
+        layout,
+        config.runtime,
+        moe,
+        optimizer=optimizer,
+        total_updates=total_updates,
+        seed=config.seed,
+        device=session.device.torch_device,
+        micro_batch_tokens=micro_batch_tokens,
+        temperature=temperature,
+        freeze_router=freeze_router,
+    )
+    if config.model.weights is not None:
+        policy.load_hf(Path(config.model.weights))
+    return policy
+
+
+@contextmanager
+def open_engine(config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path) -> Iterator[RolloutEngine]:
+    """The vLLM engine for the block: a process beside rank 0, used by all ranks.
+
+    Args:
+        log: takes all output of the engine process.
+    """
+    options = engine_options(
+        arch,
+        config.rollout,
+        device=session.device.kind,
+        dtype="bfloat16" if config.runtime.dtype == "bf16" else "float32",
+        bos_token_id=_bos_id(tokenizer),
+        eos_token_id=tokenizer.eos_id,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+
+    def start() -> RolloutEngine:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return VllmProcessEngine(options, tokenizer.decode, child_environment(), log, threads=config.runtime.threads)
+
+    engine = CollectiveEngine(start)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def build_evaluation(
+    config: Config, engine: RolloutEngine, source: ProblemSource, tokenizer: Tokenizer
+) -> Callable[[int, int], dict[str, float]]:
+    """A function of (step, last step) that measures the engine's weights on held-out problems where it is due, else nothing.
+
+    It is due before the first step, after the last, and every `evaluate.interval` steps.
+    """
+    prompts = heldout_prompts(
+        source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
+    )
+    reward_fn = build_reward(config.reward)
+
+    def measure(step: int, last: int) -> dict[str, float]:
+        interval = config.evaluate.interval
+        if step not in (0, last) and not (interval and step % interval == 0):
+            return {}
+        result = asdict(evaluate(engine, prompts, reward_fn, config.evaluate, config.rollout.max_response_tokens))
+        intervals = result.pop("intervals")
+        low_high = {f"eval/{_key(name)}/{end}": value for name, pair in intervals.items() for end, value in zip(("low", "high"), pair)}
+        return {f"eval/{_key(name)}": value for name, value in result.items()} | low_high
+
+    return measure
+
+
+def export_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the policy's weights and its tokenizer as a Hugging Face folder, collectively."""
+    weights = policy.weights()
+    if dist.get_rank() == 0:
+        tokenizer_folder = folder.with_name(f".{folder.name}.tokenizer")
+        tokenizer.save(tokenizer_folder)
+        export_hf(
+            weights,
+            policy.arch,
+            folder,
+            bos_token_id=_bos_id(tokenizer),
+            eos_token_id=tokenizer.eos_id,
+            tokenizer=tokenizer_folder,
+        )
+        for file in tokenizer_folder.iterdir():
+            file.unlink()
+        tokenizer_folder.rmdir()
+    else:
+        for _ in weights:
+            pass
+    dist.barrier()
+
+
+def _bos_id(tokenizer: Tokenizer) -> int:
+    # config.json wants a number; a vocabulary without beginning-of-sequence never produces it.
+    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def _key(name: str) -> str:
+    return {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}.get(name, name)

@@ -1,0 +1,52 @@
+"""R1-Zero as one program: pretrain a base, train it with rewards alone (no SFT), compare the two.
+
+Source: DeepSeek-R1 (arXiv 2501.12948) section 2.1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from megatron_r1.config.schema import Config
+from megatron_r1.evaluation.evaluate import EvaluationResult
+from megatron_r1.evaluation.table import render_table
+from megatron_r1.pipeline.session import Session
+from megatron_r1.pipeline.stages import run_grpo, run_pretrain
+from megatron_r1.report.html import write_report
+from megatron_r1.runtime.distributed import on_rank_zero
+from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.metrics import read_metrics
+
+
+def run_r1_zero(config: Config, session: Session) -> None:
+    """Base, then GRPO from it, then the table; each part is skipped where it is finished already."""
+    root = Path(config.run_dir)
+    base_config = config
+    if config.model.weights is None:
+        base = run_pretrain(config.model_copy(update={"run_dir": str(root / "base")}), session)
+        model = config.model.model_copy(update={"weights": str(base.folder), "overrides": {}})
+        base_config = config.model_copy(update={"model": model})
+    run_grpo(base_config.model_copy(update={"run_dir": str(root / "r1_zero")}), session)
+    on_rank_zero(lambda: compare(root))
+
+
+def compare(root: Path) -> None:
+    """Print base against R1-Zero, and keep it as summary.json and report.html."""
+    evaluated = [m for m in read_metrics(root / "r1_zero" / "metrics.jsonl") if "eval/pass@1" in m]
+    results = {"base": _result(evaluated[0]), "R1-Zero": _result(evaluated[-1])}
+    table = render_table(results)
+    rows = [{"name": name, **{f.name: getattr(r, f.name) for f in fields(r) if f.name != "intervals"}} for name, r in results.items()]
+    write_atomically(root / "summary.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    write_atomically(root / "summary.md", table + "\n")
+    print(f"\n{table}\n\nreport: {write_report(root)}\nmodel:  {root / 'r1_zero' / 'hf'}", flush=True)
+
+
+def _result(metrics: dict[str, float]) -> EvaluationResult:
+    """The evaluation that a line of metrics.jsonl holds."""
+    key = {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}
+    values = {f.name: metrics[f"eval/{key.get(f.name, f.name)}"] for f in fields(EvaluationResult) if f.name != "intervals"}
+    shares = [n for n in values if f"eval/{key.get(n, n)}/low" in metrics]
+    intervals = {n: (metrics[f"eval/{key.get(n, n)}/low"], metrics[f"eval/{key.get(n, n)}/high"]) for n in shares}
+    return EvaluationResult(**values, intervals=intervals)

@@ -1,0 +1,40 @@
+"""One process of a command: threads, device and process group set up, Megatron-Core made ready, and torn down again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from megatron_r1.config.schema import RuntimeConfig
+from megatron_r1.runtime import distributed, launch
+from megatron_r1.runtime.device import Device, resolve_device
+
+
+@dataclass(frozen=True)
+class Session:
+    """What this process is and computes on."""
+
+    launch: launch.LaunchInfo
+    device: Device
+
+
+@contextmanager
+def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
+    """Join the other ranks for the block.
+
+    Megatron-Core is imported by `mcore.policy` and its siblings, which must happen inside the block: on a machine without CUDA
+    they are loaded through `mcore.host`.
+    """
+    info = launch.read_launch()
+    if runtime.device != "cuda":
+        launch.configure_threads(runtime.threads)
+    device = resolve_device(runtime.device, info.local_rank)
+    from megatron_r1.mcore import host
+
+    host.activate(device.kind)
+    distributed.initialize(info, device)
+    try:
+        yield Session(info, device)
+    finally:
+        distributed.shutdown()

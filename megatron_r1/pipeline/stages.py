@@ -1,0 +1,236 @@
+"""One training stage each: build what it needs, resume or start, train, export the model.
+
+Every stage writes `<run_dir>/hf`, a sealed artifact; a stage whose artifact is there is not run again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_r1.config.schema import Config
+from megatron_r1.data.documents import DocumentStream, load_documents
+from megatron_r1.data.problems import load_problems
+from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts
+from megatron_r1.data.sft import load_sft_samples
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.pipeline.build import build_architecture, build_evaluation, build_policy, build_tokenizer, export_policy, open_engine
+from megatron_r1.pipeline.session import Session
+from megatron_r1.report.html import write_report
+from megatron_r1.rewards.compose import build_reward
+from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.distributed import broadcast_object, on_rank_zero
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.grpo import train_grpo
+from megatron_r1.training.pretrain import pretrain
+from megatron_r1.training.sft import count_updates, train_sft
+from megatron_r1.types import Sampling
+
+if TYPE_CHECKING:
+    from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
+
+
+def run_pretrain(config: Config, session: Session) -> Artifact:
+    """Pretrain a base model until its steps, and its gate where it has one, are done."""
+    stage = config.pretrain
+    artifact = Artifact(Path(config.run_dir) / "hf")
+    if _is_done(artifact):
+        return artifact
+    _require(stage.global_batch_size % stage.micro_batch_size == 0, "pretrain.micro_batch_size does not divide pretrain.global_batch_size")
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+    documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
+    with Run.open(Path(config.run_dir), config, "pretrain") as run:
+        policy = build_policy(
+            config,
+            session,
+            arch,
+            optimizer=stage.optimizer,
+            moe=stage.moe,
+            total_updates=stage.steps,
+            micro_batch_tokens=stage.micro_batch_size * stage.sequence_length,
+            packed=stage.mask_documents,
+        )
+        from megatron_r1.mcore import parallel
+
+        data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
+        _require(
+            stage.global_batch_size // stage.micro_batch_size % policy.layout.dp == 0,
+            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} "
+            "data-parallel ranks; lower pretrain.micro_batch_size",
+        )
+        state = _resume(run, policy)
+        if state:
+            documents.load_state_dict(state["documents"])
+
+        def train(gate: Callable[[], float] | None) -> None:
+            pretrain(
+                stage,
+                policy=policy,
+                documents=documents,
+                run=run,
+                save=_saver(policy),
+                gate=gate,
+                data_parallel=data_parallel,
+            )
+
+        if not stage.gate_accuracy:
+            train(None)
+        elif not state or not state["gate_passed"]:
+            with open_engine(config, session, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
+                train(_build_gate(config, engine, policy, tokenizer))
+        return _finish(config, "pretrain", policy, tokenizer, artifact)
+
+
+def run_sft(config: Config, session: Session) -> Artifact:
+    """Fine-tune on the prompt/response pairs of `data.source`."""
+    stage = config.sft
+    artifact = Artifact(Path(config.run_dir) / "hf")
+    if _is_done(artifact):
+        return artifact
+    _require_no_context_parallel(config)
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+    samples = load_sft_samples(Path(config.data.source), stage, config.data.template, tokenizer)
+    with Run.open(Path(config.run_dir), config, "sft") as run:
+        policy = build_policy(
+            config,
+            session,
+            arch,
+            optimizer=stage.optimizer,
+            moe=stage.moe,
+            total_updates=count_updates(stage, len(samples)),
+            micro_batch_tokens=stage.micro_batch_tokens,
+            packed=True,
+        )
+        _resume(run, policy)
+        train_sft(stage, policy=policy, samples=samples, run=run, save=_saver(policy), seed=config.seed)
+        return _finish(config, "sft", policy, tokenizer, artifact)
+
+
+def run_grpo(config: Config, session: Session) -> Artifact:
+    """Train with GRPO from `model.weights`, or from random weights where there are none."""
+    stage = config.grpo
+    artifact = Artifact(Path(config.run_dir) / "hf")
+    if _is_done(artifact):
+        return artifact
+    outputs = stage.prompts_per_rollout * stage.group_size
+    _require(outputs % stage.minibatch_size == 0, f"grpo.minibatch_size={stage.minibatch_size} does not divide the {outputs} outputs of a rollout")
+    _require_no_context_parallel(config)
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+    source = load_problems(config.data)
+    prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
+    folder = Path(config.run_dir)
+    with Run.open(folder, config, "grpo") as run:
+        policy = build_policy(
+            config,
+            session,
+            arch,
+            optimizer=stage.optimizer,
+            moe=stage.moe,
+            total_updates=stage.rollouts * math.ceil(outputs / stage.minibatch_size),
+            micro_batch_tokens=stage.micro_batch_tokens,
+            packed=True,
+            temperature=config.rollout.temperature,
+            freeze_router=stage.freeze_router,
+        )
+        from megatron_r1.mcore.policy import ReferencePolicy
+
+        reference = ReferencePolicy(policy) if stage.kl_coef else None
+        state = _resume(run, policy, reference)
+        if state:
+            prompts.load_state_dict(state["prompts"])
+        with open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine:
+            measure = build_evaluation(config, engine, source, tokenizer)
+            train_grpo(
+                stage,
+                config.rollout,
+                policy=policy,
+                reference=reference,
+                engine=engine,
+                reward_fn=build_reward(config.reward),
+                prompts=prompts,
+                run=run,
+                save=_saver(policy, reference),
+                evaluate=lambda step: measure(step, stage.rollouts),
+                seed=config.seed,
+            )
+        return _finish(config, "grpo", policy, tokenizer, artifact)
+
+
+def _build_gate(config: Config, engine: RolloutEngine, policy: MegatronPolicy, tokenizer: Tokenizer) -> Callable[[], float]:
+    """Greedy accuracy on held-out problems with the thinking opened by the prompt: what the base can do, apart from its habits."""
+    problems = heldout_prompts(
+        load_problems(config.data),
+        tokenizer,
+        config.data.template,
+        config.pretrain.gate_problems,
+        config.evaluate.seed,
+        config.data.max_prompt_tokens,
+    )
+    prompts = [force_thinking(prompt, tokenizer) for prompt in problems]
+    reward_fn = build_reward(config.reward)
+
+    def measure() -> float:
+        engine.load_weights(policy.weights(), version=policy.updates)
+        groups = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0)
+        for group in groups:
+            reward_fn(group)
+        return sum(group.reward_parts["accuracy"][0] for group in groups) / len(groups)
+
+    return measure
+
+
+def _resume(run: Run, policy: MegatronPolicy, reference: ReferencePolicy | None = None) -> dict[str, Any] | None:
+    """Load the newest complete checkpoint, if there is one, and return its state."""
+    from megatron_r1.mcore.checkpoint import load_policy
+
+    checkpoint = broadcast_object(run.latest_checkpoint())
+    if checkpoint is None:
+        return None
+    state = run.load_state(checkpoint)
+    load_policy(policy, checkpoint, reference)
+    return state
+
+
+def _saver(policy: MegatronPolicy, reference: ReferencePolicy | None = None) -> Callable[[Path], None]:
+    from megatron_r1.mcore.checkpoint import save_policy
+
+    return lambda folder: save_policy(policy, folder, reference)
+
+
+def _finish(config: Config, stage: str, policy: MegatronPolicy, tokenizer: Tokenizer, artifact: Artifact) -> Artifact:
+    """Export the model, seal it with its inputs, and write the report."""
+    export_policy(policy, tokenizer, artifact.folder)
+    inputs = {"model.weights": config.model.weights, "data.tokenizer": config.data.tokenizer}
+    if Path(config.data.source).exists():
+        inputs["data.source"] = config.data.source
+
+    def seal() -> None:
+        artifact.seal(stage, config.model_dump(), {name: Path(path) for name, path in inputs.items() if path})
+        write_report(Path(config.run_dir))
+
+    on_rank_zero(seal)
+    return artifact
+
+
+def _is_done(artifact: Artifact) -> bool:
+    if not broadcast_object(artifact.exists):
+        return False
+    on_rank_zero(artifact.verify)
+    on_rank_zero(lambda: print(f"{artifact.folder} is finished; remove {artifact.folder.parent} to make it again", flush=True))
+    return True
+
+
+def _require_no_context_parallel(config: Config) -> None:
+    _require(config.parallel.cp == 1, "parallel.cp above 1 works for pretraining only: packed responses are not cut for it")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
