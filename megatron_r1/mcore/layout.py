@@ -32,7 +32,7 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
         arch: the model that is laid out.
         world_size: number of processes.
         mtp: whether multi-token prediction is trained.
-        packed: whether micro-batches are packed sequences.
+        packed: whether micro-batches are packed by `data.packing`, whose sequences have any length.
 
     Raises:
         ConfigError: the sizes do not divide the world or the model, or Megatron-Core 0.16.1 cannot or wrongly computes it.
@@ -58,8 +58,12 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
     )
     _require(not sequence_parallel or tp > 1, "parallel.sequence_parallel=true needs parallel.tp above 1; leave it unset")
     _require(
-        not (mtp and packed and cp > 1),
-        f"parallel.cp={cp} with packed sequences cannot train multi-token prediction: set moe.mtp_loss_scale=0 or parallel.cp=1",
+        not (packed and cp > 1),
+        f"parallel.cp={cp} needs sequence lengths divisible by {2 * cp}, and packed sequences have any length: set parallel.cp=1",
+    )
+    _require(
+        not mtp or arch.num_nextn_predict_layers > 0,
+        "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0",
     )
     return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size)
 

@@ -64,9 +64,8 @@ def train(case: dict) -> list[dict[str, float]]:
     arch, packed = architecture(case["mtp"]), case["packed"]
     moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 if case["mtp"] else 0.0)
     runtime = RuntimeConfig(recompute=case["recompute"])
-    layout = parallel.resolve_layout(
-        ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=packed
-    )
+    # packed=False: the sequences of `batch` are as long as context parallelism needs them.
+    layout = parallel.resolve_layout(ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=False)
     parallel.initialize(layout, seed=1)
     modules = provider.build_model(arch, layout, runtime, moe, seed=7)
     config = modules[0].config

@@ -24,7 +24,7 @@ def resolve(world_size: int, *, mtp: bool = False, packed: bool = True, preset: 
         (2, {"ep": 2}, Layout(ep=2, dp=2, world_size=2)),
         (4, {"tp": 2, "ep": 2}, Layout(tp=2, ep=2, etp=1, dp=2, sequence_parallel=True, world_size=4)),
         (4, {"tp": 2, "ep": 2, "etp": 2}, Layout(tp=2, ep=2, etp=2, dp=2, sequence_parallel=True, world_size=4)),
-        (4, {"tp": 2, "cp": 2}, Layout(tp=2, cp=2, etp=2, sequence_parallel=True, world_size=4)),
+        (4, {"tp": 2, "cp": 2, "packed": False}, Layout(tp=2, cp=2, etp=2, sequence_parallel=True, world_size=4)),
     ],
 )
 def test_what_is_left_is_data_parallel(world_size: int, sizes: dict, expected: Layout) -> None:
@@ -54,7 +54,8 @@ def test_the_671b_recipe() -> None:
         (2, {"etp": 2}, "parallel.etp=2 with tp=1 needs parallel.ep above 1"),
         (2, {"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel=false with tp=2"),
         (1, {"sequence_parallel": True}, "parallel.sequence_parallel=true needs parallel.tp above 1"),
-        (2, {"cp": 2, "mtp": True}, "parallel.cp=2 with packed sequences cannot train multi-token prediction"),
+        (2, {"cp": 2}, "parallel.cp=2 needs sequence lengths divisible by 4, and packed sequences have any length: set parallel.cp=1"),
+        (1, {"mtp": True}, "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0"),
     ],
 )
 def test_refusals_name_the_key(world_size: int, sizes: dict, message: str) -> None:
