@@ -11,8 +11,7 @@ from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 
 from megatron_r1.rollout.options import EngineOptions
-from megatron_r1.rollout.vllm_cpu import apply_fixes, check_version
-from megatron_r1.rollout.vllm_transfer import register_transfer
+from megatron_r1.rollout.vllm_cpu import check_version
 from megatron_r1.types import Sampling
 
 
@@ -24,9 +23,6 @@ class VllmEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         check_version()
-        if options.device == "cpu":
-            apply_fixes()
-        register_transfer()
         self.eos_token_id = options.eos_token_id
         with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
             Path(folder, "config.json").write_text(json.dumps(options.hf_config))

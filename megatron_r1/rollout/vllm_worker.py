@@ -1,12 +1,22 @@
-"""What the engine's workers can do beyond vLLM: tell exactly which weights they hold."""
+"""What the engine's workers can do beyond vLLM: tell exactly which weights they hold.
+
+vLLM imports this module in every worker process before it builds the model, so fixes and transfer back end are set up here.
+"""
 
 from __future__ import annotations
 
 import torch
+from vllm.platforms import current_platform
 
 from megatron_r1.rollout.verify import HeldReport
+from megatron_r1.rollout.vllm_cpu import apply_fixes
 from megatron_r1.rollout.vllm_held import CONSTANT_BUFFERS, Held, read_derived, read_held
+from megatron_r1.rollout.vllm_transfer import register_transfer
 from megatron_r1.weights.checksum import checksum
+
+if current_platform.is_cpu():
+    apply_fixes()
+register_transfer()
 
 
 class HeldWeights:

@@ -123,16 +123,19 @@ def export_hf(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    dtype = _write_shards(weights, hf_shapes(arch), partial, max_shard_bytes)
-    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-    _write_json(partial / CONFIG, arch.to_hf_config(bos_token_id, eos_token_id, dtype))
-    _write_json(partial / GENERATION_CONFIG, {"_from_model_config": True, **ids})
-    for name in TOKENIZER_FILES if tokenizer else ():
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, partial / name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    try:
+        dtype = _write_shards(weights, hf_shapes(arch), partial, max_shard_bytes)
+        ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        _write_json(partial / CONFIG, arch.to_hf_config(bos_token_id, eos_token_id, dtype))
+        _write_json(partial / GENERATION_CONFIG, {"_from_model_config": True, **ids})
+        for name in TOKENIZER_FILES if tokenizer else ():
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, partial / name)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_shards(

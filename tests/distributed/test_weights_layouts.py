@@ -15,8 +15,8 @@ from tests.random_weights import full_architecture, write_random_model
 
 LAYOUTS = {
     1: [{}],
-    2: [{"tp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}, {"ep": 2}, {"cp": 2}],
-    4: [{"tp": 2, "pp": 2}, {"tp": 2, "ep": 2}, {"tp": 2, "ep": 2, "etp": 2}, {"pp": 2, "ep": 2}, {"tp": 2, "pp": 2, "ep": 2}],
+    2: [{"tp": 2}, {"pp": 2, "vpp": 2}, {"ep": 2}],
+    4: [{"tp": 2, "ep": 2, "etp": 2}, {"tp": 2, "pp": 2, "ep": 2}],
 }
 
 

@@ -1,0 +1,127 @@
+"""Comparison of checksums, engine options and the collective engine, without vLLM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.errors import ConfigError, WeightSyncError
+from megatron_r1.model.presets import PRESETS
+from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.verify import HeldReport, verify_held
+from megatron_r1.weights.checksum import MASK
+
+
+def test_agreement_returns_the_constants():
+    worker = HeldReport(replicated={"a": 1}, sharded={"b": 5}, constants={"rope": 9})
+    other = HeldReport(replicated={"a": 1}, sharded={"b": MASK - 1}, constants={"rope": 9})
+    constants = verify_held({"a": 1, "b": 3}, [worker, other], None)
+    assert constants == verify_held({"a": 1, "b": 3}, [worker, other], constants)
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        (HeldReport(replicated={"a": 2}), "different: a"),
+        (HeldReport(), "sent but not held: a"),
+        (HeldReport(replicated={"a": 1, "b": 1}), "held but not sent: b"),
+        (HeldReport(replicated={"a": 1}, uncovered=["w"]), "uncovered: w"),
+        (HeldReport(replicated={"a": 1}, underived=["W_UV"]), "underived: W_UV"),
+        (HeldReport(replicated={"a": 1}, contradictions=["c"]), "contradictions: c"),
+        (HeldReport(replicated={"a": 1}, constants={"rope": 8}), "changed constants: worker 0 rope"),
+    ],
+)
+def test_each_difference_is_named(worker, message):
+    with pytest.raises(WeightSyncError, match=message):
+        verify_held({"a": 1}, [worker], {"worker 0 rope": 9} if worker.constants else None)
+
+
+def test_workers_must_agree_on_what_is_not_sharded():
+    with pytest.raises(WeightSyncError, match="contradictions: a"):
+        verify_held({"a": 1}, [HeldReport(replicated={"a": 1}), HeldReport(replicated={"a": 2})], None)
+
+
+def test_many_names_are_cut():
+    with pytest.raises(WeightSyncError, match="t0, t1, t2, t3, t4 and 5 more") as caught:
+        verify_held({f"t{i}": 0 for i in range(10)}, [HeldReport(replicated={f"t{i}": 1 for i in range(10)})], None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        ({"max_response_tokens": 1000}, "max_position_embeddings=1024"),
+        ({"max_response_tokens": 8, "tensor_parallel_size": 3}, "tensor_parallel_size=3 does not divide"),
+        ({"max_response_tokens": 8, "transfer": "nccl"}, "needs a CUDA device"),
+    ],
+)
+def test_impossible_options_are_refused(rollout, message):
+    with pytest.raises(ConfigError, match=message):
+        engine_options(
+            PRESETS["tiny"], RolloutConfig(**rollout), device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1,
+            max_prompt_tokens=64,
+        )  # fmt: skip
+
+
+COLLECTIVE = """
+import sys
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from megatron_r1.errors import ConversionError, WeightSyncError
+from megatron_r1.rollout.collective import CollectiveEngine
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+
+def weights(fail_at=None):
+    for i in range(6):
+        value = torch.ones(1)
+        dist.all_reduce(value)  # hangs unless both ranks iterate
+        if i == fail_at:
+            raise ConversionError("bad tensor")
+        yield f"t{i}", value
+
+def load(weights, version):
+    for name, _ in weights:
+        if version == 13 and name == "t2":
+            raise WeightSyncError("tensor t2 differs")
+    return f"version {version}"
+
+def fails(call, error, message):
+    try:
+        call()
+    except error as caught:
+        assert message in str(caught)
+    else:
+        raise AssertionError("no error")
+
+def start():
+    assert rank == 0
+    return SimpleNamespace(load_weights=load, generate=lambda *a: ["groups", *a], close=lambda: print("closed"))
+
+engine = CollectiveEngine(start)
+assert engine.load_weights(weights(), 1) == "version 1"
+assert engine.generate(["p"], None, 3) == ["groups", ["p"], None, 3]
+fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
+fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")
+assert engine.load_weights(weights(), 4) == "version 4"
+fails(lambda: CollectiveEngine(lambda: 1 / 0), ZeroDivisionError, "")
+engine.close()
+"""
+
+
+def test_all_ranks_share_results_and_errors(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", COLLECTIVE, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    assert "closed" in outputs[0] and "closed" not in outputs[1]
