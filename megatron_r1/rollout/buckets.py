@@ -1,34 +1,51 @@
-"""Tensors packed into buckets in an anonymous memory file, for a process of the same machine to read."""
+"""Weight transfer on one machine: buckets of tensors in an anonymous memory file. The trainer's half of `vllm_transfer`."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 
 _ALIGNMENT = 16  # bytes; every dtype can be viewed at such an offset
 
 
-class SharedBuckets:
+class WeightSender(Protocol):
+    """The trainer's half of a weight transfer."""
+
+    def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Send all weights and have the engine use them."""
+
+    def close(self) -> None:
+        """Free what the transfer holds. Safe to call twice."""
+
+
+class SharedMemorySender:
     """One memory file, reused for every bucket. It has no name on disk, so a killed run leaves nothing behind.
 
     Args:
+        call: calls a method of the engine by name and waits for it.
         bucket_bytes: tensors are collected up to this size; a larger tensor makes a bucket of its own.
     """
 
-    def __init__(self, bucket_bytes: int = 64 << 20) -> None:
+    def __init__(self, call: Callable[..., Any], bucket_bytes: int = 64 << 20) -> None:
+        self._call = call
         self.bucket_bytes = bucket_bytes
         self._fd = os.memfd_create("megatron_r1-weights")
         self._size = 0
+        call("init_weight_transfer_engine", {})
 
-    def pack(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
-        """Write bucket after bucket and yield each one's layout: the fields of `vllm_transfer.SharedMemoryBucket`.
+    def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See `WeightSender.send`."""
+        self._call("start_weight_update")
+        for bucket in self._pack(weights):
+            self._call("update_weights", bucket)
+        self._call("finish_weight_update", str(version))
 
-        A bucket must have been read when the next one is asked for.
-        """
+    def _pack(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
+        """Write bucket after bucket and yield each one's layout: the fields of `vllm_transfer.SharedMemoryBucket`."""
         bucket: list[tuple[str, torch.Tensor]] = []
         size = 0
         for name, tensor in weights:
@@ -41,7 +58,7 @@ class SharedBuckets:
             yield self._write(bucket)
 
     def close(self) -> None:
-        """Free the memory. Safe to call twice."""
+        """See `WeightSender.close`."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

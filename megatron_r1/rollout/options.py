@@ -36,6 +36,11 @@ class EngineOptions:
         """Token ids are below this."""
         return self.hf_config["vocab_size"]
 
+    def is_draft_layer(self, name: str) -> bool:
+        """Multi-token-prediction layers follow the model's own; vLLM's main model does not have them."""
+        parts = name.split(".")
+        return parts[:2] == ["model", "layers"] and int(parts[2]) >= self.hf_config["num_hidden_layers"]
+
 
 def engine_options(
     arch: Architecture,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from megatron_r1.errors import RolloutError
-from megatron_r1.rollout.buckets import SharedBuckets
+from megatron_r1.rollout.buckets import SharedMemorySender, WeightSender
 from megatron_r1.rollout.child import EngineProcess
 from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.rollout.protocol import SyncReport
@@ -52,10 +52,9 @@ class VllmProcessEngine:
         self._constants: dict[str, int] | None = None
         environment = {**environment, **engine_environment(options.device, threads)}
         self._child = EngineProcess(HOST_MODULE, log_path, environment)
-        self._buckets = SharedBuckets()
         started = time.monotonic()
         self._call("start", options, timeout=options.start_timeout_seconds)
-        self._call("init_weight_transfer_engine", {})
+        self._sender = self._open_transfer()
         self.start_seconds = time.monotonic() - started
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
@@ -65,10 +64,7 @@ class VllmProcessEngine:
         dtypes: dict[str, str] = {}
         counts = [0, 0]
         self.version = None
-        self._call("start_weight_update")
-        for bucket in self._buckets.pack(self._watched(weights, sent, dtypes, counts)):
-            self._call("update_weights", bucket)
-        self._call("finish_weight_update", str(version))
+        self._sender.send(self._watched(weights, sent, dtypes, counts), version)
         verify_started = time.monotonic()
         if self.options.verify_weights:
             reports = self._call("call_workers", "held_weights", dtypes)
@@ -92,8 +88,15 @@ class VllmProcessEngine:
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""
+        self._sender.close()
         self._child.close()
-        self._buckets.close()
+
+    def _open_transfer(self) -> WeightSender:
+        if self.options.transfer == "nccl":
+            from megatron_r1.rollout.vllm_nccl import NcclSender  # the only part of vLLM that a trainer imports
+
+            return NcclSender(self._call, self.options)
+        return SharedMemorySender(self._call)
 
     def _call(self, name: str, *args: Any, timeout: float | None = None) -> Any:
         return self._child.call(name, *args, timeout=timeout or self.options.step_timeout_seconds)
@@ -103,7 +106,7 @@ class VllmProcessEngine:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Pass on what the engine's model has, taking checksums on the way."""
         for name, tensor in weights:
-            if self._is_draft_layer(name):
+            if self.options.is_draft_layer(name):
                 continue
             counts[0] += 1
             counts[1] += tensor.nbytes
@@ -111,11 +114,6 @@ class VllmProcessEngine:
                 sent[name] = checksum(tensor)
                 dtypes[name] = str(tensor.dtype).removeprefix("torch.")
             yield name, tensor
-
-    def _is_draft_layer(self, name: str) -> bool:
-        """Multi-token-prediction layers follow the model's own; vLLM's main model does not have them."""
-        parts = name.split(".")
-        return parts[:2] == ["model", "layers"] and int(parts[2]) >= self.options.hf_config["num_hidden_layers"]
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         length, limit = len(prompt.token_ids), self.options.max_model_len

@@ -106,7 +106,7 @@ def export_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and `HfFolder` load; it appears under its name only when complete.
 
-    Call it on one rank; the others exhaust their `weights`. An existing folder of that name is replaced.
+    Writes where it is called: in a job of many ranks, through `feed_rank_zero`. An existing folder of that name is replaced.
 
     Args:
         weights: (Hugging Face name, full tensor), each tensor of the model once.
@@ -131,11 +131,18 @@ def export_hf(
         for name in TOKENIZER_FILES if tokenizer else ():
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, partial / name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_shards(
