@@ -89,6 +89,7 @@ class PretrainConfig(Section):
     global_batch_size: int = Field(16, gt=0, description="sequences per update")
     micro_batch_size: int = Field(16, gt=0, description="sequences per forward pass")
     mask_documents: bool = Field(False, description="attention stays inside a document (V3 pretraining packs without it)")
+    checkpoint_interval: int = Field(100, gt=0, description="steps between checkpoints, in place of checkpoint.interval: these steps are short")
     gate_accuracy: float = Field(0.0, ge=0, le=1, description="greedy accuracy with a forced <think> that the base must reach; 0: no gate")
     gate_problems: int = Field(128, gt=0)
     gate_extra_steps: int = Field(0, ge=0, description="continue at the final lr, this many steps at a time, while the gate fails")

@@ -105,6 +105,7 @@ class MegatronPolicy:
             MegatronOptimizerConfig(
                 optimizer="adam",
                 lr=optimizer.lr,
+                min_lr=optimizer.lr * optimizer.min_lr_ratio,
                 weight_decay=optimizer.weight_decay,
                 adam_beta1=optimizer.beta1,
                 adam_beta2=optimizer.beta2,

@@ -44,7 +44,8 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
     documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
-    with Run.open(Path(config.run_dir), config, "pretrain") as run:
+    checkpoint = config.checkpoint.model_copy(update={"interval": stage.checkpoint_interval})
+    with Run.open(Path(config.run_dir), config.model_copy(update={"checkpoint": checkpoint}), "pretrain") as run:
         policy = build_policy(
             config,
             session,

@@ -55,7 +55,7 @@ SHOWN = {
     "reward/format": "format",
     "grad_norm": "grad_norm",
 }
-FREE_TO_CHANGE = re.compile(r"run_dir|checkpoint\..*|runtime\.threads")
+FREE_TO_CHANGE = re.compile(r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads")
 
 
 class Run:

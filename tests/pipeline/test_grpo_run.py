@@ -1,0 +1,74 @@
+"""What a GRPO run leaves behind, and that one killed at any moment ends up as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+KEYS = [
+    "step", "reward/mean", "reward/accuracy", "reward/format", "response_length/mean", "kl/reference", "ratio/clipped_fraction",
+    "logprob_diff/mean", "logprob_diff/max", "grad_norm", "tokens_per_second/rollout", "tokens_per_second/train", "seconds/rollout",
+    "seconds/reward", "seconds/logprob", "seconds/train", "seconds/sync",
+]  # fmt: skip
+
+
+def test_metrics_have_every_key_and_the_engine_agrees_with_the_trainer(finished_run: Path) -> None:
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    for line in lines[1:]:
+        assert [key for key in KEYS if key not in line] == []
+        assert line["logprob_diff/mean"] < 1e-4 and line["logprob_diff/max"] < 1e-2
+    assert ["eval/pass@1" in line and "eval/format" in line for line in lines] == [True, False, False, True, False, False, True]
+    assert lines[-1]["updates"] == 12
+
+
+def test_run_folder_holds_what_it_promises(finished_run: Path) -> None:
+    for name in ("config.yaml", "report.html", "hf/config.json", "hf/tokenizer.json", "hf/artifact.json", "checkpoints/step_000006/COMPLETE"):
+        assert (finished_run / name).is_file(), name
+    assert list((finished_run / "tensorboard").glob("events.*"))
+    assert sorted(p.name for p in (finished_run / "checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
+    rollouts = [json.loads(line) for line in (finished_run / "rollouts/step_000001.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 32 and {"prompt_id", "response", "reward", "advantage", "finished"} <= rollouts[0].keys()
+
+
+def test_no_prompt_comes_twice(finished_run: Path, runs) -> None:
+    ids = [prompt for step in runs.read_prompts(finished_run) for prompt in dict.fromkeys(step)]
+    assert len(ids) == len(set(ids)) == 48
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_run_goes_on_as_if_nothing_had_happened(finished_run: Path, runs, tmp_path: Path, seed: int) -> None:
+    folder, log = tmp_path / "killed", tmp_path / "log.txt"
+    command = runs.grpo_command(folder)
+    process = runs.start(command, log)
+    deadline = time.monotonic() + 300
+    wanted = random.Random(seed).randint(3, 5)  # lines of metrics.jsonl: after a checkpoint, between two
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= wanted):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.01)
+    time.sleep(random.Random(seed).random())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "hf").exists()
+    runs.finish(command, log)
+    assert "resuming" in log.read_text()
+    assert runs.read_metrics(folder) == runs.read_metrics(finished_run)
+    assert runs.read_prompts(folder) == runs.read_prompts(finished_run)
+    mine, theirs = (load_file(next((f / "hf").glob("*.safetensors"))) for f in (folder, finished_run))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_finished_run_is_not_run_again(finished_run: Path, runs, tmp_path: Path) -> None:
+    before = (finished_run / "metrics.jsonl").stat().st_mtime_ns
+    runs.finish(runs.grpo_command(finished_run), tmp_path / "log.txt")
+    assert (finished_run / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "is finished" in (tmp_path / "log.txt").read_text()
