@@ -39,8 +39,9 @@ class SharedMemorySender:
 
     def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `WeightSender.send`."""
-        self._call("start_weight_update")
-        for bucket in self._pack(weights):
+        for i, bucket in enumerate(self._pack(weights)):
+            if i == 0:  # not before there is something: gathering the weights may fail
+                self._call("start_weight_update")
             self._call("update_weights", bucket)
         self._call("finish_weight_update", str(version))
 

@@ -74,7 +74,7 @@ class EngineProcess:
             self.close()
             raise RolloutError(f"the rollout engine died in {name} ({self._exit_reason()}); {self._log_tail()}") from None
         if not succeeded:
-            raise result
+            raise RolloutError(f"{result} (see {self.log_path})") if isinstance(result, RolloutError) else result
         return result
 
     def close(self, patience: float = _CLOSE_SECONDS) -> None:

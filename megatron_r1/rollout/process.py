@@ -53,8 +53,12 @@ class VllmProcessEngine:
         environment = {**environment, **engine_environment(options.device, threads)}
         self._child = EngineProcess(HOST_MODULE, log_path, environment)
         started = time.monotonic()
-        self._call("start", options, timeout=options.start_timeout_seconds)
-        self._sender = self._open_transfer()
+        try:
+            self._call("start", options, timeout=options.start_timeout_seconds)
+            self._sender = self._open_transfer()
+        except BaseException:
+            self._child.close()
+            raise
         self.start_seconds = time.monotonic() - started
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:

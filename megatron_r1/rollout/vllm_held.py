@@ -94,7 +94,7 @@ def _read_experts(name: str, module: RoutedExperts) -> Iterator[Held]:
     axis_0, axis_1 = (0, 1) if parallel.tp_size > 1 else (None, None)
     start = parallel.tp_rank * width
     experts = name.removesuffix(".routed_experts")
-    for e in range(w13.shape[0] if parallel.ep_size == 1 else 0):
+    for e in range(w13.shape[0]):
         yield Held(f"{experts}.{e}.gate_proj.weight", w13[e, :width, :hidden], module.w13_weight, axis_0, start)
         yield Held(f"{experts}.{e}.up_proj.weight", w13[e, half : half + width, :hidden], module.w13_weight, axis_0, start)
         yield Held(f"{experts}.{e}.down_proj.weight", w2[e, :hidden, :width], module.w2_weight, axis_1, start)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +181,23 @@ def test_one_flipped_bit_is_named(engine, monkeypatch):
         call("call_workers", "flip_bit", target)
     monkeypatch.undo()
     engine.load_weights(random_weights(ARCH, 0), version=0)
+
+
+def test_check_finds_what_the_fixes_repair(tmp_path):
+    """vLLM without the repacking of experts: a silent error that the checksums see."""
+    unfixed = replace(options(ARCH), worker_extension="tests.pipeline.unfixed_worker.HeldWeights")
+    engine = VllmProcessEngine(unfixed, str, child_environment(), tmp_path / "engine.log")
+    try:
+        with pytest.raises(WeightSyncError, match=r"different: model.layers.1.mlp.experts.0.down_proj.weight.* and 43 more$"):
+            engine.load_weights(random_weights(ARCH, 0), version=0)
+    finally:
+        engine.close()
+
+
+def test_another_vllm_is_refused():
+    script = "import vllm; vllm.__version__ = '0.33.0'; from megatron_r1.rollout.vllm_cpu import check_version; check_version()"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
+    assert "DeviceError: vllm 0.33.0 is installed but megatron_r1 was written for 0.32.0" in done.stderr
 
 
 def test_missing_and_unknown_tensors_are_named(engine):

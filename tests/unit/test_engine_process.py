@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.errors import RolloutError, WeightSyncError
+from megatron_r1.model.presets import PRESETS
+from megatron_r1.rollout import process as engine_process
 from megatron_r1.rollout.child import EngineProcess
+from tests.pipeline.engine_cases import options
 
 SERVER = """
 import sys, os, time
 from multiprocessing.connection import Connection
-from megatron_r1.errors import WeightSyncError
+from megatron_r1.errors import RolloutError, WeightSyncError
 connection = Connection(int(sys.argv[1]))
 print("server is up", flush=True)
 while True:
@@ -25,7 +28,9 @@ while True:
         name, args = connection.recv()
     except EOFError:
         break
-    if name == "echo":
+    if name == "start":
+        connection.send((False, RolloutError("no memory left")))
+    elif name == "echo":
         connection.send((True, args))
     elif name == "fail":
         connection.send((False, WeightSyncError("these differ")))
@@ -38,10 +43,15 @@ while True:
 
 
 @pytest.fixture
-def process(tmp_path):
+def environment(tmp_path):
+    """In which the server can be imported."""
     (tmp_path / "toy_server.py").write_text(SERVER)
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    process = EngineProcess("toy_server", tmp_path / "logs" / "server.log", {"PYTHONPATH": path})
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+
+
+@pytest.fixture
+def process(tmp_path, environment):
+    process = EngineProcess("toy_server", tmp_path / "logs" / "server.log", environment)
     yield process
     process.close()
 
@@ -81,6 +91,15 @@ def test_close_ends_the_process(process):
     process.close()
     process.close()
     assert process._process.returncode == 0
+
+
+def test_failed_start_leaves_no_process(tmp_path, environment, monkeypatch):
+    started = []
+    monkeypatch.setattr(engine_process, "HOST_MODULE", "toy_server")
+    monkeypatch.setattr(engine_process, "EngineProcess", lambda *args: started.append(EngineProcess(*args)) or started[0])
+    with pytest.raises(RolloutError, match=r"no memory left \(see .*engine.log\)"):
+        engine_process.VllmProcessEngine(options(PRESETS["tiny"]), str, environment, tmp_path / "engine.log")
+    assert started[0]._process.returncode is not None
 
 
 def test_engine_leaves_when_its_trainer_is_killed(tmp_path):
