@@ -16,8 +16,8 @@ from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
 
 host.require_active()
 
-from megatron.core import dist_checkpointing  # noqa: E402
-from megatron.core.dist_checkpointing.core import CheckpointingException  # noqa: E402
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 
 _SCHEDULE_FILE = "schedule.json"
 

@@ -18,19 +18,20 @@ from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, Runtim
 from megatron_r1.data.packing import pack_samples, unpack_token_values
 from megatron_r1.mcore import host, parallel, provider
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.types import MicroBatch, TrainingSample
 from megatron_r1.weights.gather import gather_weights
 from megatron_r1.weights.load import load_weights
 
 host.require_active()
 
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # noqa: E402
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig  # noqa: E402
-from megatron.core.optimizer import get_megatron_optimizer  # noqa: E402
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
-from megatron.core.packed_seq_params import PackedSeqParams  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from megatron.core.transformer.module import Float16Module  # noqa: E402
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
 
 #: Takes log-probs [B, N] of a micro-batch's labels; returns this micro-batch's part of the loss (already divided by the
 #: whole minibatch's denominator) and sums to be added up over the minibatch.
@@ -235,7 +236,8 @@ class MegatronPolicy:
 
     def load_hf(self, folder: Path) -> None:
         """Take the weights of a Hugging Face folder; each rank reads what it holds."""
-        load_weights(self.modules, self.arch, folder, self.groups)
+        with failing_together():
+            load_weights(self.modules, self.arch, folder, self.groups)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
+import torch
 
 from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
 from megatron_r1.data.problems import ProblemSource
@@ -30,6 +31,7 @@ from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.launch import child_environment
+from megatron_r1.weights.feed import feed_rank_zero
 from megatron_r1.weights.hf import HfFolder, export_hf
 
 if TYPE_CHECKING:
@@ -164,9 +166,9 @@ def build_evaluation(
 
 def export_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the policy's weights and its tokenizer as a Hugging Face folder, collectively."""
-    weights = policy.weights()
-    if dist.get_rank() == 0:
-        tokenizer_folder = folder.with_name(f".{folder.name}.tokenizer")
+    tokenizer_folder = folder.with_name(f".{folder.name}.tokenizer")
+
+    def write(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         tokenizer.save(tokenizer_folder)
         export_hf(
             weights,
@@ -176,13 +178,9 @@ def export_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) ->
             eos_token_id=tokenizer.eos_id,
             tokenizer=tokenizer_folder,
         )
-        for file in tokenizer_folder.iterdir():
-            file.unlink()
-        tokenizer_folder.rmdir()
-    else:
-        for _ in weights:
-            pass
-    dist.barrier()
+        shutil.rmtree(tokenizer_folder)
+
+    feed_rank_zero(policy.weights(), write)
 
 
 def _bos_id(tokenizer: Tokenizer) -> int:

@@ -18,7 +18,14 @@ from megatron_r1.data.sft import load_sft_samples
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.artifact import Artifact
-from megatron_r1.pipeline.build import build_architecture, build_evaluation, build_policy, build_tokenizer, export_policy, open_engine
+from megatron_r1.pipeline.build import (
+    build_architecture,
+    build_evaluation,
+    build_policy,
+    build_tokenizer,
+    export_policy,
+    open_engine,
+)
 from megatron_r1.pipeline.session import Session
 from megatron_r1.report.html import write_report
 from megatron_r1.rewards.compose import build_reward

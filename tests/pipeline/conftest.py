@@ -1,4 +1,4 @@
-"""One finished small GRPO run that several tests look at."""
+"""A base model and a finished small GRPO run that several tests look at."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ def runs():
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `pretrain`: its model sometimes keeps the format."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    grpo_runs.finish(grpo_runs.pretrain_command(folder), folder.with_suffix(".log"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A GRPO run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("grpo") / "undisturbed"
-    grpo_runs.finish(grpo_runs.grpo_command(folder), folder.with_suffix(".log"))
+    grpo_runs.finish(grpo_runs.grpo_command(folder, base), folder.with_suffix(".log"))
     return folder

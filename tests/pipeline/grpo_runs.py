@@ -25,12 +25,22 @@ SMALL = [
 TIMES = ("seconds/", "tokens_per_second/")
 
 
-def grpo_command(run_dir: Path, *overrides: str, processes: int = 1) -> list[str]:
+def command(name: str, run_dir: Path, *overrides: str, processes: int = 1) -> list[str]:
     """The command line of one run."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "megatron_r1.cli", "grpo", "--config", str(CONFIG), f"run_dir={run_dir}", *SMALL, *overrides]
+    return [*launcher, "-m", "megatron_r1.cli", name, "--config", str(CONFIG), f"run_dir={run_dir}", *overrides]
+
+
+def pretrain_command(run_dir: Path) -> list[str]:
+    """Just enough pretraining for rewards that differ within a group."""
+    return command("pretrain", run_dir, "pretrain.steps=60", "pretrain.gate_accuracy=0.0")
+
+
+def grpo_command(run_dir: Path, base: Path, *overrides: str, processes: int = 1) -> list[str]:
+    """GRPO from the base in `base`."""
+    return command("grpo", run_dir, f"model.weights={base / 'hf'}", *SMALL, *overrides, processes=processes)
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -75,7 +75,7 @@ def test_empty_prompt_file(capfd, tmp_path, finished_run):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_corrupt_checkpoint(capfd, tmp_path, finished_run, runs, damage):
+def test_corrupt_checkpoint(capfd, tmp_path, finished_run, base, runs, damage):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "hf")
@@ -88,16 +88,16 @@ def test_corrupt_checkpoint(capfd, tmp_path, finished_run, runs, damage):
         victim.write_bytes(content)
     else:
         victim.unlink()
-    line = complain(capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", *runs.SMALL)
+    line = complain(capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", f"model.weights={base / 'hf'}", *runs.SMALL)
     assert victim.name in line and "step_000004" in line
     assert not (folder / "hf").exists()
 
 
-def test_changed_setting_of_a_started_run(capfd, tmp_path, finished_run, runs):
+def test_changed_setting_of_a_started_run(capfd, tmp_path, finished_run, base, runs):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "hf")
-    line = complain(capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", *runs.SMALL, "grpo.kl_coef=0.5")
+    line = complain(capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", f"model.weights={base / 'hf'}", *runs.SMALL, "grpo.kl_coef=0.5")
     assert "grpo.kl_coef" in line and "0.5" in line
 
 

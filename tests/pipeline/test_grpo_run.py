@@ -28,6 +28,7 @@ def test_metrics_have_every_key_and_the_engine_agrees_with_the_trainer(finished_
         assert line["logprob_diff/mean"] < 1e-4 and line["logprob_diff/max"] < 1e-2
     assert ["eval/pass@1" in line and "eval/format" in line for line in lines] == [True, False, False, True, False, False, True]
     assert lines[-1]["updates"] == 12
+    assert all(line["grad_norm"] > 1e-3 for line in lines[1:]), "no reward differed: this run would show nothing"
 
 
 def test_run_folder_holds_what_it_promises(finished_run: Path) -> None:
@@ -45,9 +46,9 @@ def test_no_prompt_comes_twice(finished_run: Path, runs) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_run_goes_on_as_if_nothing_had_happened(finished_run: Path, runs, tmp_path: Path, seed: int) -> None:
+def test_killed_run_goes_on_as_if_nothing_had_happened(finished_run: Path, base: Path, runs, tmp_path: Path, seed: int) -> None:
     folder, log = tmp_path / "killed", tmp_path / "log.txt"
-    command = runs.grpo_command(folder)
+    command = runs.grpo_command(folder, base)
     process = runs.start(command, log)
     deadline = time.monotonic() + 300
     wanted = random.Random(seed).randint(3, 5)  # lines of metrics.jsonl: after a checkpoint, between two
@@ -67,8 +68,8 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(finished_run: Path, runs,
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_finished_run_is_not_run_again(finished_run: Path, runs, tmp_path: Path) -> None:
+def test_finished_run_is_not_run_again(finished_run: Path, base: Path, runs, tmp_path: Path) -> None:
     before = (finished_run / "metrics.jsonl").stat().st_mtime_ns
-    runs.finish(runs.grpo_command(finished_run), tmp_path / "log.txt")
+    runs.finish(runs.grpo_command(finished_run, base), tmp_path / "log.txt")
     assert (finished_run / "metrics.jsonl").stat().st_mtime_ns == before
     assert "is finished" in (tmp_path / "log.txt").read_text()

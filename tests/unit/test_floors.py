@@ -19,7 +19,8 @@ FLOORS = [
     {"weights"},  # below mcore and rollout, which both use it
     {"mcore", "rollout", "evaluation", "curation"},
     {"training"},
-    {"pipeline", "report"},
+    {"report"},  # below pipeline, whose stages end with a report
+    {"pipeline"},
     {"cli"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,161 @@
+"""The policy on one rank: splits that must not matter, an on-policy ratio of one, the reference, and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_r1.algorithms.grpo import grpo_loss
+from megatron_r1.config.schema import Config, GrpoConfig, MoeTrainingConfig, OptimizerConfig
+from megatron_r1.pipeline.build import build_architecture, build_policy
+from megatron_r1.pipeline.session import open_session
+from megatron_r1.training.grpo import loss_of
+from megatron_r1.training.samples import with_logprobs
+from megatron_r1.types import TrainingSample
+
+CONFIG = Config()
+STAGE = GrpoConfig(kl_coef=0.04)
+
+
+@pytest.fixture(scope="module")
+def session():
+    with open_session(CONFIG.runtime) as opened:
+        yield opened
+
+
+def make_policy(session, micro_batch_tokens: int = 4096, temperature: float = 1.0):
+    return build_policy(
+        CONFIG,
+        session,
+        build_architecture(CONFIG),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup_steps=3),
+        moe=MoeTrainingConfig(),
+        total_updates=10,
+        micro_batch_tokens=micro_batch_tokens,
+        packed=True,
+        temperature=temperature,
+    )
+
+
+def make_samples(count: int = 12, seed: int = 0) -> list[TrainingSample]:
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for i in range(count):
+        length = int(torch.randint(6, 30, (), generator=generator))
+        ids = torch.randint(3, 448, (length,), generator=generator).tolist()
+        samples.append(TrainingSample(ids, [0] * 4 + [1] * (length - 5), advantage=float(i % 3 - 1)))
+    return samples
+
+
+def test_first_minibatch_is_on_policy(session) -> None:
+    from megatron_r1.mcore.policy import ReferencePolicy
+
+    policy = make_policy(session)
+    samples = with_logprobs(make_samples(), policy, ReferencePolicy(policy))
+    ratios = []
+
+    def watch(logprobs, micro_batch):
+        ratios.append(((logprobs - micro_batch.token_fields["old_logprobs"]).exp() - 1)[micro_batch.loss_mask > 0].abs().max().item())
+        return loss_of(STAGE, samples)(logprobs, micro_batch)
+
+    stats = policy.train_step(samples, watch)
+    assert max(ratios) == 0.0
+    assert stats.sums == {"kl/reference": 0.0, "ratio/clipped_fraction": 0.0}
+    # At ratio one the loss is minus the mean advantage.
+    assert stats.loss == pytest.approx(-sum(s.advantage for s in samples) / len(samples), abs=1e-6)
+    stats = policy.train_step(samples, loss_of(STAGE, samples))
+    assert stats.sums["kl/reference"] > 0
+
+
+@pytest.mark.parametrize("normalization", ["sequence", "token"])
+def test_micro_batch_split_does_not_matter(session, normalization: str) -> None:
+    stage = GrpoConfig(kl_coef=0.04, normalization=normalization)
+    results = []
+    for micro_batch_tokens in (4096, 64, 32):
+        policy = make_policy(session, micro_batch_tokens)
+        samples = [replace(s, old_logprobs=lp + 0.1, ref_logprobs=lp - 0.1) for s in make_samples() for lp in [torch.full((s.num_targets,), -6.0)]]
+        results.append([policy.train_step(samples, loss_of(stage, samples)) for _ in range(2)])
+    for other in results[1:]:
+        for got, expected in zip(other, results[0], strict=True):
+            assert got.loss == pytest.approx(expected.loss, rel=1e-5, abs=1e-6)
+            assert got.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+
+
+def test_logprobs_do_not_depend_on_their_neighbours(session) -> None:
+    policy = make_policy(session)
+    samples = make_samples()
+    together = policy.logprobs(samples)
+    alone = [policy.logprobs([s])[0] for s in samples]
+    assert [len(lp) for lp in together] == [s.num_targets for s in samples]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_temperature_divides_the_logits(session) -> None:
+    samples = make_samples(2)
+    at_one, at_half = make_policy(session).logprobs(samples), make_policy(session, temperature=0.5).logprobs(samples)
+    assert not torch.allclose(at_one[0], at_half[0], atol=1e-3)
+    # With two temperatures, log p_T(a) - log p_T(b) = (log p_1(a) - log p_1(b)) / T for two targets of one context.
+    first = [TrainingSample([*samples[0].token_ids[:5], token], [0, 0, 0, 0, 1]) for token in (7, 9)]
+    one = [lp[-1].item() for lp in make_policy(session).logprobs(first)]
+    half = [lp[-1].item() for lp in make_policy(session, temperature=0.5).logprobs(first)]
+    assert half[0] - half[1] == pytest.approx((one[0] - one[1]) / 0.5, abs=1e-5)
+
+
+def test_reference_stays_while_the_policy_moves(session) -> None:
+    from megatron_r1.mcore.policy import ReferencePolicy
+
+    policy = make_policy(session)
+    reference = ReferencePolicy(policy)
+    samples = with_logprobs(make_samples(), policy, reference)
+    before = policy.logprobs(samples)
+    policy.train_step(samples, loss_of(STAGE, samples))
+    after = policy.logprobs(samples)
+    assert all(torch.equal(a, b) for a, b in zip(reference.logprobs(samples), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(policy.logprobs(samples), after, strict=True))
+    assert not torch.allclose(before[0], after[0], atol=1e-4)
+    reference.refresh()
+    assert all(torch.equal(a, b) for a, b in zip(reference.logprobs(samples), after, strict=True))
+
+
+def test_checkpoint_goes_on_bit_by_bit(session, tmp_path: Path) -> None:
+    from megatron_r1.mcore.checkpoint import load_policy, save_policy
+    from megatron_r1.mcore.policy import ReferencePolicy
+
+    policy = make_policy(session)
+    reference = ReferencePolicy(policy)
+    samples = with_logprobs(make_samples(), policy, reference)
+    for _ in range(4):
+        policy.train_step(samples, loss_of(STAGE, samples))
+    save_policy(policy, tmp_path, reference)
+    expected = [policy.train_step(samples, loss_of(STAGE, samples)) for _ in range(3)]
+    weights = [t.clone() for t in policy.local_state()]
+    old_reference = [t.clone() for t in reference.state]
+
+    resumed = make_policy(session)
+    resumed_reference = ReferencePolicy(resumed)
+    resumed_reference.state = [t + 1 for t in resumed_reference.state]
+    load_policy(resumed, tmp_path, resumed_reference)
+    assert resumed.updates == 4
+    assert [resumed.train_step(samples, loss_of(STAGE, samples)) for _ in range(3)] == expected
+    assert all(torch.equal(a, b) for a, b in zip(resumed.local_state(), weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(resumed_reference.state, old_reference, strict=True))
+
+
+def test_zero_advantages_leave_the_policy_alone(session) -> None:
+    policy = make_policy(session)
+    samples = with_logprobs([replace(s, advantage=0.0) for s in make_samples()], policy, None)
+    stats = policy.train_step(samples, loss_of(GrpoConfig(kl_coef=0.0), samples))
+    assert stats.grad_norm == 0.0
+
+
+def test_loss_reads_no_logprob_outside_the_mask() -> None:
+    zeros = torch.zeros(1, 3)
+    loss, _ = grpo_loss(
+        torch.tensor([[-100.0, -1.0, -100.0]]), old_logprobs=zeros, ref_logprobs=zeros, advantages=zeros + 1,
+        loss_mask=torch.tensor([[0.0, 1.0, 0.0]]), sequence_lengths=zeros + 1, denominator=1, clip_eps=0.2, kl_coef=0.0,
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(-(torch.tensor(-1.0).exp().item()))
