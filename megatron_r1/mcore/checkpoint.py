@@ -93,7 +93,6 @@ def _load(policy: MegatronPolicy, folder: Path, with_optimizer: bool) -> None:
         module.load_state_dict(loaded["model" if len(policy.modules) == 1 else f"model{i}"], strict=True)
     if with_optimizer:
         policy.optimizer.load_state_dict(loaded["optimizer"])
-        _separate_step_counters(policy)
 
 
 def _create_optimizer_state(policy: MegatronPolicy) -> None:
@@ -102,17 +101,6 @@ def _create_optimizer_state(policy: MegatronPolicy) -> None:
         if not state:
             zeros = torch.zeros_like(parameter.data)
             state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
-
-
-def _separate_step_counters(policy: MegatronPolicy) -> None:
-    """Give every parameter its own step counter.
-
-    Megatron-Core restores one tensor for a whole group. torch's AdamW adds one to each parameter's counter in place, so the
-    shared one would run ahead by the number of parameters a step and quietly end Adam's bias correction.
-    """
-    for _, state in _adam_states(policy):
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
 
 
 def _adam_states(policy: MegatronPolicy) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:

@@ -147,7 +147,9 @@ def _keep_adam_step(module: ModuleType) -> None:
         step = state.pop("step", None) if "step" not in tensors else None
         set_states(self, model_param, tensors)
         if step is not None:
-            state["step"] = step
+            # A counter of its own: load_state_dict gave one tensor to a whole group, and AdamW counts up in place, so the shared
+            # one would run ahead by the number of parameters a step and quietly end the bias correction.
+            state["step"] = step.clone()
 
     module.DistributedOptimizer._set_main_param_and_optimizer_states = set_without_step
 
@@ -218,7 +220,7 @@ FIXES: tuple[HostFix, ...] = (
         "adam step", "megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._set_main_param_and_optimizer_states",
         "0fb8c1343b9d75846dbdc8e318c8e92c12461ac34976151344ebc34e4d9fb95b",
         "without_te",
-        "torch's AdamW keeps 'step' per parameter, which a resharded checkpoint does not hold: KeyError",
+        "torch's AdamW keeps 'step' per parameter, which a resharded checkpoint does not hold: KeyError; and load_state_dict shares one among a group",
         _keep_adam_step,
     ),
 )  # fmt: skip

@@ -61,29 +61,34 @@ def pretrain(
     """
     rank, size = data_parallel
     micro_batches = stage.global_batch_size // stage.micro_batch_size
-    final = stage.steps + (stage.gate_max_extra * stage.gate_extra_steps if gate else 0)
     loss_fn = loss_over(stage.global_batch_size * stage.sequence_length)
-    for step in run.steps(final, "pretraining"):
-        with run.timer("data"):
-            batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]
-        with run.timer("train"):
-            stats = policy.train_on_micro_batches(batches[rank::size], loss_fn)
-        run.count_tokens("train", stage.global_batch_size * stage.sequence_length)
-        metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr}
-        passed = False
-        if gate and _gate_due(step, stage):
-            metrics["gate/accuracy"] = gate()
-            passed = metrics["gate/accuracy"] >= stage.gate_accuracy
-        run.record(step, metrics)
-        if passed or run.checkpoint_due(step, final):
-            run.checkpoint(step, save, {"documents": documents.state_dict(), "gate_passed": passed})
-        if passed:
-            return
+    for total in count_steps(stage, gated=gate is not None):
+        for step in run.steps(total, "pretraining"):
+            with run.timer("data"):
+                batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]
+            with run.timer("train"):
+                stats = policy.train_on_micro_batches(batches[rank::size], loss_fn)
+            run.count_tokens("train", stage.global_batch_size * stage.sequence_length)
+            metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr}
+            if gate and step == total:
+                metrics["gate/accuracy"] = gate()
+            passed = metrics.get("gate/accuracy", -1.0) >= stage.gate_accuracy
+            run.record(step, metrics)
+            if run.checkpoint_due(step, total):
+                run.checkpoint(step, save, {"documents": documents.state_dict(), "gate_passed": passed})
+            if passed:
+                return
     if gate:
         raise GateNotReached(
-            f"the base is below pretrain.gate_accuracy={stage.gate_accuracy} after {final} steps (gate/accuracy in metrics.jsonl): "
+            f"the base is below pretrain.gate_accuracy={stage.gate_accuracy} after {total} steps (gate/accuracy in metrics.jsonl): "
             "reinforcement learning would not take off; raise pretrain.steps or try another seed"
         )
+
+
+def count_steps(stage: PretrainConfig, gated: bool) -> list[int]:
+    """The steps after which the gate is measured: at the end, then after every extra round."""
+    rounds = stage.gate_max_extra if gated and stage.gate_extra_steps else 0
+    return [stage.steps + i * stage.gate_extra_steps for i in range(rounds + 1)]
 
 
 def loss_over(num_targets: int) -> LossFn:
@@ -94,7 +99,3 @@ def loss_over(num_targets: int) -> LossFn:
 
     return compute
 
-
-def _gate_due(step: int, stage: PretrainConfig) -> bool:
-    beyond = step - stage.steps
-    return beyond == 0 or (beyond > 0 and stage.gate_extra_steps > 0 and beyond % stage.gate_extra_steps == 0)
