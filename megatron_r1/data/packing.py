@@ -15,7 +15,9 @@ PADDING = -1  #: sample id of the padding sequence
 _LOGPROB_FIELDS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
 
 
-def pack_samples(samples: list[TrainingSample], *, max_tokens: int, dp_size: int, pad_multiple: int) -> list[list[MicroBatch]]:
+def pack_samples(
+    samples: list[TrainingSample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
+) -> list[list[MicroBatch]]:
     """Every sample once, in micro-batches of one padded length N.
 
     Args:
@@ -23,6 +25,7 @@ def pack_samples(samples: list[TrainingSample], *, max_tokens: int, dp_size: int
         max_tokens: targets a micro-batch may hold.
         dp_size: data-parallel ranks.
         pad_multiple: N is a multiple of this (tensor parallel with sequence parallel needs a multiple of tp).
+        count_multiple: the number of micro-batches is a multiple of this (an interleaved pipeline needs a multiple of pp).
 
     Returns:
         One list of micro-batches per data-parallel rank, all of the same length; a rank with fewer gets micro-batches that
@@ -40,7 +43,7 @@ def pack_samples(samples: list[TrainingSample], *, max_tokens: int, dp_size: int
             )
     lengths = [sample.num_targets for sample in samples]
     bins_per_rank = [_best_fit(lengths, chosen, max_tokens) for chosen in _distribute(lengths, dp_size)]
-    num_bins = max(len(bins) for bins in bins_per_rank)
+    num_bins = -(-max(len(bins) for bins in bins_per_rank) // count_multiple) * count_multiple
     fullest = max(sum(lengths[i] for i in chosen) for bins in bins_per_rank for chosen in bins)
     size = -(-fullest // pad_multiple) * pad_multiple
     fields = [name for name in _LOGPROB_FIELDS if _has_field(samples, name)]

@@ -181,8 +181,13 @@ class MegatronPolicy:
         return [found[i] for i in range(num_samples)]
 
     def _pack(self, samples: list[TrainingSample]) -> list[list[MicroBatch]]:
-        pad_multiple = self.layout.tp * self.layout.cp * 2
-        return pack_samples(samples, max_tokens=self.micro_batch_tokens, dp_size=self.layout.dp, pad_multiple=pad_multiple)
+        return pack_samples(
+            samples,
+            max_tokens=self.micro_batch_tokens,
+            dp_size=self.layout.dp,
+            pad_multiple=self.layout.tp * self.layout.cp * 2,
+            count_multiple=self.layout.pp if self.layout.vpp > 1 else 1,
+        )
 
     def _run(self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, forward_only: bool) -> list[dict]:
         """Forward (and backward) over the pipeline; the loss callable's results of this rank's last stage, else empty."""

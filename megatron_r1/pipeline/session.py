@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     Megatron-Core is imported by `mcore.policy` and its siblings, which must happen inside the block: on a machine without CUDA
     they are loaded through `mcore.host`.
     """
+    # Notes of Megatron-Core and torch to each other; what is missing and which path that means, `doctor` says once.
+    warnings.filterwarnings("ignore", module=r"megatron\.core\b.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\b.*")
     info = launch.read_launch()
     if runtime.device != "cuda":
         launch.configure_threads(runtime.threads)

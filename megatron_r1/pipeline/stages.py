@@ -66,10 +66,11 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         from megatron_r1.mcore import parallel
 
         data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
+        divisor = policy.layout.dp * (policy.layout.pp if policy.layout.vpp > 1 else 1)
         _require(
-            stage.global_batch_size // stage.micro_batch_size % policy.layout.dp == 0,
-            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} "
-            "data-parallel ranks; lower pretrain.micro_batch_size",
+            stage.global_batch_size // stage.micro_batch_size % divisor == 0,
+            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} data-parallel "
+            f"ranks{' in an interleaved pipeline' if policy.layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
         )
         state = _resume(run, policy)
         if state:

@@ -1,4 +1,4 @@
-"""A base model and a finished small GRPO run that several tests look at."""
+"""One finished small pipeline that several tests look at."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ def runs():
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `pretrain`: its model sometimes keeps the format."""
-    folder = tmp_path_factory.mktemp("base") / "run"
-    grpo_runs.finish(grpo_runs.pretrain_command(folder), folder.with_suffix(".log"))
+def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `pipeline r1-zero` that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    grpo_runs.finish(grpo_runs.command("pipeline r1-zero", folder), folder.with_suffix(".log"))
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    """A GRPO run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("grpo") / "undisturbed"
-    grpo_runs.finish(grpo_runs.grpo_command(folder, base), folder.with_suffix(".log"))
-    return folder
+def base(pipeline_run: Path) -> Path:
+    """Its pretraining run."""
+    return pipeline_run / "base"
+
+
+@pytest.fixture(scope="session")
+def finished_run(pipeline_run: Path) -> Path:
+    """Its GRPO run."""
+    return pipeline_run / "r1_zero"

@@ -11,36 +11,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples/tiny_cpu/r1_zero.yaml"
 SMALL = [
+    "pretrain.steps=60",  # just enough for rewards that differ within a group
+    "pretrain.gate_accuracy=0.0",
     "grpo.rollouts=6",
     "grpo.prompts_per_rollout=8",
-    "grpo.group_size=4",
-    "grpo.minibatch_size=16",
+    "grpo.group_size=8",
+    "grpo.minibatch_size=32",
     "grpo.reference_update_interval=4",
     "evaluate.problems=8",
     "evaluate.samples=2",
     "evaluate.interval=3",
-    "rollout.max_response_tokens=12",
+    "rollout.max_response_tokens=20",
     "checkpoint.interval=2",
 ]
 TIMES = ("seconds/", "tokens_per_second/")
 
 
 def command(name: str, run_dir: Path, *overrides: str, processes: int = 1) -> list[str]:
-    """The command line of one run."""
+    """The command line of one run with the small settings."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "megatron_r1.cli", name, "--config", str(CONFIG), f"run_dir={run_dir}", *overrides]
-
-
-def pretrain_command(run_dir: Path) -> list[str]:
-    """Just enough pretraining for rewards that differ within a group."""
-    return command("pretrain", run_dir, "pretrain.steps=60", "pretrain.gate_accuracy=0.0")
+    return [*launcher, "-m", "megatron_r1.cli", *name.split(), "--config", str(CONFIG), f"run_dir={run_dir}", *SMALL, *overrides]
 
 
 def grpo_command(run_dir: Path, base: Path, *overrides: str, processes: int = 1) -> list[str]:
     """GRPO from the base in `base`."""
-    return command("grpo", run_dir, f"model.weights={base / 'hf'}", *SMALL, *overrides, processes=processes)
+    return command("grpo", run_dir, f"model.weights={base / 'hf'}", *overrides, processes=processes)
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -28,7 +28,7 @@ def test_metrics_have_every_key_and_the_engine_agrees_with_the_trainer(finished_
         assert line["logprob_diff/mean"] < 1e-4 and line["logprob_diff/max"] < 1e-2
     assert ["eval/pass@1" in line and "eval/format" in line for line in lines] == [True, False, False, True, False, False, True]
     assert lines[-1]["updates"] == 12
-    assert all(line["grad_norm"] > 1e-3 for line in lines[1:]), "no reward differed: this run would show nothing"
+    assert min(line["grad_norm"] for line in lines[1:4]) > 1e-2, "no reward differed: this run would show nothing"
 
 
 def test_run_folder_holds_what_it_promises(finished_run: Path) -> None:
@@ -37,7 +37,7 @@ def test_run_folder_holds_what_it_promises(finished_run: Path) -> None:
     assert list((finished_run / "tensorboard").glob("events.*"))
     assert sorted(p.name for p in (finished_run / "checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
     rollouts = [json.loads(line) for line in (finished_run / "rollouts/step_000001.jsonl").read_text().splitlines()]
-    assert len(rollouts) == 32 and {"prompt_id", "response", "reward", "advantage", "finished"} <= rollouts[0].keys()
+    assert len(rollouts) == 64 and {"prompt_id", "response", "reward", "advantage", "finished"} <= rollouts[0].keys()
 
 
 def test_no_prompt_comes_twice(finished_run: Path, runs) -> None:

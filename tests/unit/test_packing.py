@@ -128,3 +128,10 @@ def test_packing_does_not_depend_on_chance():
     samples = make_samples([random.Random(2).randint(2, 40) for _ in range(30)])
     first, second = (pack_samples(samples, max_tokens=64, dp_size=2, pad_multiple=8) for _ in range(2))
     assert [b.sample_ids for r in first for b in r] == [b.sample_ids for r in second for b in r]
+
+
+def test_number_of_micro_batches_is_rounded_up_with_padding():
+    samples = [TrainingSample(list(range(10)), [1] * 9) for _ in range(3)]
+    packed = pack_samples(samples, max_tokens=9, dp_size=1, pad_multiple=1, count_multiple=2)
+    assert [len(rank) for rank in packed] == [4]
+    assert packed[0][3].loss_mask.sum() == 0 and sorted(i for m in packed[0] for i in m.sample_ids if i >= 0) == [0, 1, 2]
