@@ -70,10 +70,12 @@ def train_grpo(
             engine.load_weights(policy.weights(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
             reference.refresh()
+        with run.timer("evaluate"):
+            held_out = evaluate(step)
         run.count_tokens("rollout", sum(len(r.token_ids) for g in groups for r in g.rollouts))
         run.count_tokens("train", sum(s.num_targets for s in samples))
         run.save_rollouts(step, groups)
-        run.record(step, {**describe(groups, samples, stats), **parity, "updates": policy.updates, **evaluate(step)})
+        run.record(step, {**describe(groups, samples, stats), **parity, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
 

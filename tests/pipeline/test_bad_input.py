@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from megatron_r1 import cli
+from megatron_r1.runtime import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "examples/tiny_cpu/r1_zero.yaml")
 GSM8K = str(ROOT / "examples/gsm8k/grpo.yaml")
+
+
+@pytest.fixture(autouse=True)
+def one_command_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is a process: forget where the ranks of the commands before met."""
+    monkeypatch.setattr(distributed, "_STORE", None)
 
 
 def complain(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -36,7 +43,8 @@ def test_misspelt_key(capfd, tmp_path):
     "override, words",
     [
         ("parallel.tp=2", ["parallel.tp=2", "1 processes"]),
-        ("parallel.pp=4", ["parallel.pp=4", "1 processes"]),
+        ("parallel.pp=4", ["pp=4", "1 processes"]),
+        ("parallel.etp=2", ["parallel.etp=2"]),
         ("grpo.minibatch_size=100", ["grpo.minibatch_size=100", "256"]),
         ("model.overrides.num_attention_heads=0", ["num_attention_heads"]),
         ("model.preset=huge", ["huge", "tiny"]),
