@@ -129,6 +129,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         return artifact
     outputs = stage.prompts_per_rollout * stage.group_size
     _require(outputs % stage.minibatch_size == 0, f"grpo.minibatch_size={stage.minibatch_size} does not divide the {outputs} outputs of a rollout")
+    _require(config.rollout.top_p == 1.0, "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut")
     _require_no_context_parallel(config)
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
