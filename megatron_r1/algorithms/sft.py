@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def cross_entropy_loss(logprobs: torch.Tensor, *, loss_mask: torch.Tensor, denominator: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def cross_entropy_loss(
+    logprobs: torch.Tensor, *, loss_mask: torch.Tensor, denominator: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Mean negative log-likelihood of the masked targets, in nats.
 
     Args:

@@ -65,13 +65,17 @@ class MoeTrainingConfig(Section):
 
     bias_update_rate: float = Field(0.0, ge=0, description="gamma of auxiliary-loss-free balancing (V3: 0.001, then 0)")
     aux_loss_coeff: float = Field(0.0, ge=0, description="alpha of the sequence-wise balance loss (V3: 1e-4)")
-    mtp_loss_scale: float = Field(0.0, ge=0, description="lambda of multi-token prediction (V3: 0.3, then 0.1); 0: the head is not trained")
+    mtp_loss_scale: float = Field(
+        0.0, ge=0, description="lambda of multi-token prediction (V3: 0.3, then 0.1); 0: the head is not trained"
+    )
 
 
 class DataConfig(Section):
     """Where prompts and documents come from."""
 
-    source: str = Field("tally", description="'tally' (generated arithmetic) or a path to a .jsonl / .json file of problems or documents")
+    source: str = Field(
+        "tally", description="'tally' (generated arithmetic) or a path to a .jsonl / .json file of problems or documents"
+    )
     question_field: str = "question"
     answer_field: str = "answer"
     answer_format: Literal["plain", "gsm8k"] = Field("plain", description="gsm8k: the answer is what follows '####'")
@@ -89,8 +93,12 @@ class PretrainConfig(Section):
     global_batch_size: int = Field(16, gt=0, description="sequences per update")
     micro_batch_size: int = Field(16, gt=0, description="sequences per forward pass")
     mask_documents: bool = Field(False, description="attention stays inside a document (V3 pretraining packs without it)")
-    checkpoint_interval: int = Field(100, gt=0, description="steps between checkpoints, in place of checkpoint.interval: these steps are short")
-    gate_accuracy: float = Field(0.0, ge=0, le=1, description="greedy accuracy with a forced <think> that the base must reach; 0: no gate")
+    checkpoint_interval: int = Field(
+        100, gt=0, description="steps between checkpoints, in place of checkpoint.interval: these steps are short"
+    )
+    gate_accuracy: float = Field(
+        0.0, ge=0, le=1, description="greedy accuracy with a forced <think> that the base must reach; 0: no gate"
+    )
     gate_problems: int = Field(128, gt=0)
     gate_extra_steps: int = Field(0, ge=0, description="continue at the final lr, this many steps at a time, while the gate fails")
     gate_max_extra: int = Field(0, ge=0, description="give up after this many extra rounds")
@@ -121,14 +129,17 @@ class GrpoConfig(Section):
     clip_eps: float = Field(0.2, gt=0, description="not stated for R1-Zero; 10 for R1's first RL stage")
     kl_coef: float = Field(0.001, ge=0)
     normalization: Literal["sequence", "token"] = Field(
-        "sequence", description="sequence: mean over a response's tokens, then over responses (DeepSeekMath eq 3); token: mean over all tokens"
+        "sequence",
+        description="sequence: mean over a response's tokens, then over responses (DeepSeekMath eq 3); token: mean over all tokens",
     )
     advantage_std: Literal["population", "sample"] = Field("population", description="not stated")
     reference_update_interval: int = Field(400, ge=0, description="policy updates between reference refreshes; 0: never")
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-6, weight_decay=0.0)
     moe: MoeTrainingConfig = MoeTrainingConfig()
     freeze_router: bool = Field(False, description="router weights get no gradient")
-    shuffle_rewards: bool = Field(False, description="control experiment: rewards are permuted over the batch, nothing can be learned")
+    shuffle_rewards: bool = Field(
+        False, description="control experiment: rewards are permuted over the batch, nothing can be learned"
+    )
 
 
 class RolloutConfig(Section):

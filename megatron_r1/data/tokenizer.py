@@ -119,7 +119,9 @@ class Tokenizer:
             try:
                 texts[name] = (folder / name).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{folder / name}: cannot read the tokenizer ({error}); make one with tools/train_tokenizer.py") from error
+                raise DataError(
+                    f"{folder / name}: cannot read the tokenizer ({error}); make one with tools/train_tokenizer.py"
+                ) from error
         try:
             config = json.loads(texts["tokenizer_config.json"])
             bos, eos, pad = (_token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token"))
@@ -138,7 +140,9 @@ def _token_text(token: str | dict | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, pattern: str = TEXT_PATTERN, single_tokens: Sequence[str] = ()) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, pattern: str = TEXT_PATTERN, single_tokens: Sequence[str] = ()
+) -> Tokenizer:
     """Byte-level BPE: ids 0, 1, 2 are padding, beginning and end of sequence, then the tags, then `single_tokens`.
 
     Args:
@@ -154,7 +158,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, pattern: str = TEXT_P
     added = (PAD, BOS, EOS, *TAGS, *single_tokens)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(added) + len(alphabet):
-        raise ConfigError(f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added tokens need {len(added) + len(alphabet)}")
+        raise ConfigError(
+            f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added tokens need {len(added) + len(alphabet)}"
+        )
     bpe = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -164,7 +170,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, pattern: str = TEXT_P
     bpe.train_from_iterator(texts, trainer)
     state = json.loads(bpe.to_str())
     for token in state["added_tokens"]:
-        token["special"] = token["content"] in (PAD, BOS, EOS)  # the trainer calls all of them special, which hides tags in decoding
+        token["special"] = token["content"] in (
+            PAD,
+            BOS,
+            EOS,
+        )  # the trainer calls all of them special, which hides tags in decoding
     return Tokenizer(json.dumps(state, ensure_ascii=False, indent=2), BOS, EOS, PAD)
 
 

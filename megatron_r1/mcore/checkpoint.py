@@ -81,14 +81,18 @@ def _save(state: dict[str, Any], folder: Path) -> None:
 
 def _load(policy: MegatronPolicy, folder: Path, with_optimizer: bool) -> None:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: this checkpoint does not hold what the run needs; delete it to use an older one")
+        raise CheckpointError(
+            f"{folder} is missing: this checkpoint does not hold what the run needs; delete it to use an older one"
+        )
     if with_optimizer:
         _create_optimizer_state(policy)
     try:
         loaded = dist_checkpointing.load(_state(policy, with_optimizer, is_loading=True), str(folder))
     except (CheckpointingException, RuntimeError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()
-        raise CheckpointError(f"{folder} cannot be loaded into this model: {reason[0] if reason else type(error).__name__}") from error
+        raise CheckpointError(
+            f"{folder} cannot be loaded into this model: {reason[0] if reason else type(error).__name__}"
+        ) from error
     for i, module in enumerate(policy.modules):
         module.load_state_dict(loaded["model" if len(policy.modules) == 1 else f"model{i}"], strict=True)
     if with_optimizer:

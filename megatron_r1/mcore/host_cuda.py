@@ -12,7 +12,12 @@ from typing import Any
 import torch
 
 OutOfMemoryError = torch.OutOfMemoryError
-FloatTensor, DoubleTensor, HalfTensor, BFloat16Tensor = torch.FloatTensor, torch.DoubleTensor, torch.HalfTensor, torch.BFloat16Tensor
+FloatTensor, DoubleTensor, HalfTensor, BFloat16Tensor = (
+    torch.FloatTensor,
+    torch.DoubleTensor,
+    torch.HalfTensor,
+    torch.BFloat16Tensor,
+)
 IntTensor, LongTensor, ByteTensor = torch.IntTensor, torch.LongTensor, torch.ByteTensor
 
 

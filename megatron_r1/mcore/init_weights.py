@@ -27,9 +27,7 @@ def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> Non
         if parameter.dim() < 2:
             continue
         is_expert = ".experts." in name
-        group = (
-            parallel_state.get_expert_tensor_parallel_group() if is_expert else parallel_state.get_tensor_model_parallel_group()
-        )
+        group = parallel_state.get_expert_tensor_parallel_group() if is_expert else parallel_state.get_tensor_model_parallel_group()
         parts = group.size() if getattr(parameter, "tensor_model_parallel", False) else 1
         axis = getattr(parameter, "partition_dim", 0) if parts > 1 else 0
         shape = list(parameter.shape)

@@ -88,7 +88,9 @@ class CoreAttention(MegatronModule):
             output = self._packed(query, key, value, cu_seqlens)
         return output.flatten(2) if packed_seq_params is None else output.squeeze(1)
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """[s, b, heads, v_dim]; causal when no mask [b or 1, 1, s, t] is given."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale)

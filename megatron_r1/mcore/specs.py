@@ -56,7 +56,9 @@ def block_specs(config: MLATransformerConfig, vp_stage: int | None) -> tuple[Tra
         last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
         for layer in [*decoder.layer_specs, last_layer]:
             _use_router(layer.submodules.mlp)
-        return decoder, _mtp_spec(config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage))
+        return decoder, _mtp_spec(
+            config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage)
+        )
     backend = TorchBackend()
     layers = [_layer_spec(config, backend, bool(is_moe)) for is_moe in config.moe_layer_freq]
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)

@@ -99,7 +99,13 @@ class Architecture(BaseModel):
         """
         if config.get("model_type") != "deepseek_v3":
             raise ValueError(f"model_type is {config.get('model_type')!r}, only deepseek_v3 is supported")
-        fixed = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "hidden_act": "silu", "attention_bias": False, "moe_layer_freq": 1}
+        fixed = {
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "moe_layer_freq": 1,
+        }
         for key, want in fixed.items():
             if config.get(key, want) != want:
                 raise ValueError(f"{key} is {config[key]!r}, this architecture has {want!r}")

@@ -49,7 +49,9 @@ def resolve_architecture(preset: str, overrides: dict | None = None) -> Architec
         raise ConfigError(f"model.preset={preset!r} is unknown; choose one of {', '.join(PRESETS)}")
     unknown = set(overrides or {}) - set(Architecture.model_fields)
     if unknown:
-        raise ConfigError(f"model.overrides has unknown fields {sorted(unknown)}; the fields are those of the Hugging Face config.json")
+        raise ConfigError(
+            f"model.overrides has unknown fields {sorted(unknown)}; the fields are those of the Hugging Face config.json"
+        )
     try:
         return Architecture(**{**PRESETS[preset].model_dump(), **(overrides or {})})
     except ValueError as error:

@@ -65,7 +65,9 @@ def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
     elif config.data.source == "tally":
         tokenizer = train_tally_tokenizer(arch.vocab_size, config.data.template, config.data.heldout_fraction)
     else:
-        raise ConfigError("data.tokenizer is not set and no model.weights has one beside it: make one with tools/train_tokenizer.py")
+        raise ConfigError(
+            "data.tokenizer is not set and no model.weights has one beside it: make one with tools/train_tokenizer.py"
+        )
     check_tokenizer_fits(tokenizer, arch)
     return tokenizer
 
@@ -158,7 +160,9 @@ def build_evaluation(
             return {}
         result = asdict(evaluate(engine, prompts, reward_fn, config.evaluate, config.rollout.max_response_tokens))
         intervals = result.pop("intervals")
-        low_high = {f"eval/{_key(name)}/{end}": value for name, pair in intervals.items() for end, value in zip(("low", "high"), pair)}
+        low_high = {
+            f"eval/{_key(name)}/{end}": value for name, pair in intervals.items() for end, value in zip(("low", "high"), pair)
+        }
         return {f"eval/{_key(name)}": value for name, value in result.items()} | low_high
 
     return measure

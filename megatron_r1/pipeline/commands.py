@@ -64,7 +64,9 @@ def evaluate(config: Config) -> None:
         folder = HfFolder(Path(config.model.weights))
         with open_engine(config, session, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
             engine.load_weights(((name, folder.read(name)) for name in folder.files), version=0)
-            result = evaluate_engine(engine, prompts, build_reward(config.reward), config.evaluate, config.rollout.max_response_tokens)
+            result = evaluate_engine(
+                engine, prompts, build_reward(config.reward), config.evaluate, config.rollout.max_response_tokens
+            )
 
         def write() -> None:
             write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")

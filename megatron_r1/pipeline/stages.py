@@ -47,7 +47,10 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
     artifact = Artifact(Path(config.run_dir) / "hf")
     if _is_done(artifact):
         return artifact
-    _require(stage.global_batch_size % stage.micro_batch_size == 0, "pretrain.micro_batch_size does not divide pretrain.global_batch_size")
+    _require(
+        stage.global_batch_size % stage.micro_batch_size == 0,
+        "pretrain.micro_batch_size does not divide pretrain.global_batch_size",
+    )
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
     documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
@@ -128,8 +131,14 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     if _is_done(artifact):
         return artifact
     outputs = stage.prompts_per_rollout * stage.group_size
-    _require(outputs % stage.minibatch_size == 0, f"grpo.minibatch_size={stage.minibatch_size} does not divide the {outputs} outputs of a rollout")
-    _require(config.rollout.top_p == 1.0, "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut")
+    _require(
+        outputs % stage.minibatch_size == 0,
+        f"grpo.minibatch_size={stage.minibatch_size} does not divide the {outputs} outputs of a rollout",
+    )
+    _require(
+        config.rollout.top_p == 1.0,
+        "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut",
+    )
     _require_no_context_parallel(config)
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)

@@ -98,4 +98,3 @@ def loss_over(num_targets: int) -> LossFn:
         return cross_entropy_loss(logprobs, loss_mask=micro_batch.loss_mask, denominator=num_targets)
 
     return compute
-

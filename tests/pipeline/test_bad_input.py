@@ -107,7 +107,9 @@ def test_changed_setting_of_a_started_run(capfd, tmp_path, finished_run, base, r
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "hf")
-    line = complain(capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", f"model.weights={base / 'hf'}", *runs.SMALL, "grpo.kl_coef=0.5")
+    line = complain(
+        capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", f"model.weights={base / 'hf'}", *runs.SMALL, "grpo.kl_coef=0.5"
+    )
     assert "grpo.kl_coef" in line and "0.5" in line
 
 

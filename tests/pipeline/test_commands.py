@@ -35,7 +35,8 @@ def test_sft_learns_its_pairs_and_evaluate_measures_it(capfd, base: Path, runs, 
     rng = random.Random(0)
     problems = [draw_problem(rng, heldout=False, heldout_fraction=0.1) for _ in range(256)]
     pairs = [
-        {"prompt": p.question, "response": f"<think>{chain_of_thought(rng, p)[0]}</think><answer>{p.answer}</answer>"} for p in problems
+        {"prompt": p.question, "response": f"<think>{chain_of_thought(rng, p)[0]}</think><answer>{p.answer}</answer>"}
+        for p in problems
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
     settings = ["--config", str(runs.CONFIG), f"model.weights={base / 'hf'}", "evaluate.problems=32", "evaluate.samples=2"]

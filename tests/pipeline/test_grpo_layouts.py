@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("layout", ["parallel.tp=2", "parallel.ep=2", "parallel.pp=2", "parallel.tp=1"], ids=["tp2", "ep2", "pp2", "dp2"])
+@pytest.mark.parametrize(
+    "layout", ["parallel.tp=2", "parallel.ep=2", "parallel.pp=2", "parallel.tp=1"], ids=["tp2", "ep2", "pp2", "dp2"]
+)
 def test_two_processes_train_like_one(finished_run: Path, base: Path, runs, tmp_path: Path, layout: str) -> None:
     runs.finish(runs.grpo_command(tmp_path / "run", base, layout, "grpo.rollouts=2", processes=2), tmp_path / "log.txt")
     lines, expected = runs.read_metrics(tmp_path / "run"), runs.read_metrics(finished_run)

@@ -32,7 +32,14 @@ def test_metrics_have_every_key_and_the_engine_agrees_with_the_trainer(finished_
 
 
 def test_run_folder_holds_what_it_promises(finished_run: Path) -> None:
-    for name in ("config.yaml", "report.html", "hf/config.json", "hf/tokenizer.json", "hf/artifact.json", "checkpoints/step_000006/COMPLETE"):
+    for name in (
+        "config.yaml",
+        "report.html",
+        "hf/config.json",
+        "hf/tokenizer.json",
+        "hf/artifact.json",
+        "checkpoints/step_000006/COMPLETE",
+    ):
         assert (finished_run / name).is_file(), name
     assert list((finished_run / "tensorboard").glob("events.*"))
     assert sorted(p.name for p in (finished_run / "checkpoints").glob("step_*")) == ["step_000004", "step_000006"]

@@ -58,7 +58,9 @@ def test_first_minibatch_is_on_policy(session) -> None:
     ratios = []
 
     def watch(logprobs, micro_batch):
-        ratios.append(((logprobs - micro_batch.token_fields["old_logprobs"]).exp() - 1)[micro_batch.loss_mask > 0].abs().max().item())
+        ratios.append(
+            ((logprobs - micro_batch.token_fields["old_logprobs"]).exp() - 1)[micro_batch.loss_mask > 0].abs().max().item()
+        )
         return loss_of(STAGE, samples)(logprobs, micro_batch)
 
     stats = policy.train_step(samples, watch)
@@ -76,7 +78,11 @@ def test_micro_batch_split_does_not_matter(session, normalization: str) -> None:
     results = []
     for micro_batch_tokens in (4096, 64, 32):
         policy = make_policy(session, micro_batch_tokens)
-        samples = [replace(s, old_logprobs=lp + 0.1, ref_logprobs=lp - 0.1) for s in make_samples() for lp in [torch.full((s.num_targets,), -6.0)]]
+        samples = [
+            replace(s, old_logprobs=lp + 0.1, ref_logprobs=lp - 0.1)
+            for s in make_samples()
+            for lp in [torch.full((s.num_targets,), -6.0)]
+        ]
         results.append([policy.train_step(samples, loss_of(stage, samples)) for _ in range(2)])
     for other in results[1:]:
         for got, expected in zip(other, results[0], strict=True):

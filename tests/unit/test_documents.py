@@ -115,7 +115,11 @@ def test_text_documents_are_reshuffled_every_epoch(tokenizer):
 def test_bad_document_files_are_one_line_errors(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"txt": "y"}\n')
-    for name, message in (("gone.md", "no such file"), ("empty.txt", "the file is empty"), ("a.jsonl", ":2: field 'text' is missing")):
+    for name, message in (
+        ("gone.md", "no such file"),
+        ("empty.txt", "the file is empty"),
+        ("a.jsonl", ":2: field 'text' is missing"),
+    ):
         with pytest.raises(DataError, match=message):
             load_documents(DataConfig(source=str(tmp_path / name)))
 

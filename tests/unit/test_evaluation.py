@@ -29,7 +29,12 @@ def test_pass_at_k_refuses_what_cannot_be(samples, correct, k):
 
 def test_wilson_interval_against_published_values():
     # Newcombe 1998 (Statistics in Medicine 17:857), Table I, method 3.
-    for correct, problems, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for correct, problems, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert wilson_interval(correct / problems, problems) == pytest.approx((low, high), abs=5e-5)
     assert wilson_interval(1.0, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
 
@@ -94,7 +99,15 @@ def test_the_table_shows_results_side_by_side():
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["4 held-out problems", "base", "R1-Zero"]
     assert len({len(line) for line in lines[:-2]}) == 1, "columns are aligned"
     cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2])}
-    assert list(cells) == ["pass@1", "pass@3", "greedy accuracy", "format", "format, greedy", "response length (tokens)", "finished"]
+    assert list(cells) == [
+        "pass@1",
+        "pass@3",
+        "greedy accuracy",
+        "format",
+        "format, greedy",
+        "response length (tokens)",
+        "finished",
+    ]
     assert cells["pass@1"][0].startswith("33.3% [") and cells["pass@1"][1].startswith("100.0% [51.0%, 100.0%]")
     assert cells["pass@3"][0].startswith("100.0%") and cells["response length (tokens)"] == ["34.0", "34.0"]
     assert "temperature 0.7, 3 samples" in lines[-1]

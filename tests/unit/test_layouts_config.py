@@ -54,7 +54,11 @@ def test_the_671b_recipe() -> None:
         (2, {"etp": 2}, "parallel.etp=2 with tp=1 needs parallel.ep above 1"),
         (2, {"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel=false with tp=2"),
         (1, {"sequence_parallel": True}, "parallel.sequence_parallel=true needs parallel.tp above 1"),
-        (2, {"cp": 2}, "parallel.cp=2 needs sequence lengths divisible by 4, and packed sequences have any length: set parallel.cp=1"),
+        (
+            2,
+            {"cp": 2},
+            "parallel.cp=2 needs sequence lengths divisible by 4, and packed sequences have any length: set parallel.cp=1",
+        ),
         (1, {"mtp": True}, "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0"),
     ],
 )

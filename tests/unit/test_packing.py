@@ -15,7 +15,11 @@ def make_samples(lengths: list[int], logprobs: bool = True, seed: int = 0) -> li
     for length in lengths:
         prompt = rng.randint(1, max(1, length - 1))
         mask = [0] * (prompt - 1) + [1] * (length - prompt)
-        fields = {name: torch.rand(length - 1) - 1.0 for name in ("rollout_logprobs", "old_logprobs", "ref_logprobs")} if logprobs else {}
+        fields = (
+            {name: torch.rand(length - 1) - 1.0 for name in ("rollout_logprobs", "old_logprobs", "ref_logprobs")}
+            if logprobs
+            else {}
+        )
         samples.append(TrainingSample([rng.randint(1, 99) for _ in range(length)], mask, rng.uniform(-1, 1), **fields))
     return samples
 
@@ -45,7 +49,9 @@ def check(samples: list[TrainingSample], ranks: list[list[MicroBatch]], max_toke
             assert batch.token_ids[0, start:end].tolist() == sample.token_ids[:-1]
             assert batch.labels[0, start:end].tolist() == sample.token_ids[1:]
             assert batch.loss_mask[0, start:end].tolist() == sample.loss_mask
-            assert torch.allclose(batch.token_fields["advantages"][0, start:end], torch.tensor(sample.advantage, dtype=torch.float32))
+            assert torch.allclose(
+                batch.token_fields["advantages"][0, start:end], torch.tensor(sample.advantage, dtype=torch.float32)
+            )
             assert batch.token_fields["sequence_lengths"][0, start:end].eq(max(sample.num_trained, 1)).all()
             for name in ("rollout_logprobs", "old_logprobs", "ref_logprobs"):
                 if getattr(sample, name) is not None:

@@ -216,7 +216,23 @@ def test_answers_that_do_not_agree(answer, reference):
 def test_numbers_are_exact_and_bounded():
     assert parse_number("0.1") == Fraction(1, 10)
     assert parse_number("-12/18") == Fraction(-2, 3)
-    for text in ("1e999999999", "1e-999999999", "1e100", "9" * 101, "1/" + "0" * 200, "e5", ".", "+", "-", ",", "$", "%", "1,", ",1", "1e"):
+    for text in (
+        "1e999999999",
+        "1e-999999999",
+        "1e100",
+        "9" * 101,
+        "1/" + "0" * 200,
+        "e5",
+        ".",
+        "+",
+        "-",
+        ",",
+        "$",
+        "%",
+        "1,",
+        ",1",
+        "1e",
+    ):
         assert parse_number(text) is None, text
 
 
@@ -239,7 +255,25 @@ def test_hostile_responses_cost_little_and_earn_nothing(body, location):
 
 def test_random_responses_never_raise_and_never_earn_both_rewards():
     rng = random.Random(0)
-    pieces = ["<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "{", "}", "7", " ", "1e9", "/", "%", "$", "-", ".", "第", "\n"]
+    pieces = [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "\\boxed{",
+        "{",
+        "}",
+        "7",
+        " ",
+        "1e9",
+        "/",
+        "%",
+        "$",
+        "-",
+        ".",
+        "第",
+        "\n",
+    ]
     for location in ("answer_tag", "boxed"):
         reward = build_reward(RewardConfig(answer_location=location))
         texts = ["".join(rng.choices(pieces, k=rng.randint(0, 30))) for _ in range(5000)]

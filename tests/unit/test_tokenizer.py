@@ -164,7 +164,18 @@ def test_the_command_line_tool_trains_and_reports_errors(tmp_path, capsys):
     spec.loader.exec_module(tool)
     source = tmp_path / "problems.jsonl"
     source.write_text('{"question": "How many clips?", "answer": "#### 72"}\n')
-    arguments = ["--input", str(source), "--field", "question", "--vocab-size", "270", "--template", "r1_zero", "--out", str(tmp_path / "t")]
+    arguments = [
+        "--input",
+        str(source),
+        "--field",
+        "question",
+        "--vocab-size",
+        "270",
+        "--template",
+        "r1_zero",
+        "--out",
+        str(tmp_path / "t"),
+    ]
     assert tool.main(arguments) == 0
     trained = Tokenizer.load(tmp_path / "t")
     assert len(trained.encode_prompt("r1_zero", "")[1]) == 4  # bos, template, the space before the question, template
@@ -173,5 +184,10 @@ def test_the_command_line_tool_trains_and_reports_errors(tmp_path, capsys):
     assert tool.main(["--input", str(tmp_path / "gone.txt"), "--vocab-size", "270", "--out", str(tmp_path / "u")]) == 2
     assert tool.main(["--input", str(source), "--field", "question", "--vocab-size", "9", "--out", str(tmp_path / "u")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and "'nope' is missing" in errors[0] and "gone.txt: no such file" in errors[1] and "vocab_size=9" in errors[2]
+    assert (
+        len(errors) == 3
+        and "'nope' is missing" in errors[0]
+        and "gone.txt: no such file" in errors[1]
+        and "vocab_size=9" in errors[2]
+    )
     assert not (tmp_path / "u").exists()
