@@ -44,7 +44,7 @@ def test_misspelt_key(capfd, tmp_path):
     [
         ("parallel.tp=2", ["parallel.tp=2", "1 processes"]),
         ("parallel.pp=4", ["pp=4", "1 processes"]),
-        ("parallel.etp=2", ["parallel.etp=2"]),
+        ("parallel.etp=2", ["etp=2", "1 processes"]),
         ("grpo.minibatch_size=100", ["grpo.minibatch_size=100", "256"]),
         ("model.overrides.num_attention_heads=0", ["num_attention_heads"]),
         ("rollout.top_p=0.9", ["rollout.top_p"]),
