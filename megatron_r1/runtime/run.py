@@ -230,8 +230,9 @@ def _prepare_folder(folder: Path, config: Config, command: str) -> int:
 
 
 def _check_resumes(folder: Path, config: Config, command: str) -> None:
-    if not (folder / "run.json").exists():
-        return
+    metrics = folder / "metrics.jsonl"
+    if not (folder / "run.json").exists() or not metrics.exists() or metrics.stat().st_size == 0:
+        return  # a run that stopped before its first step holds nothing that another setting could contradict
     try:
         made_by = json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"]
     except (ValueError, KeyError, TypeError):

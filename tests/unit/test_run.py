@@ -140,6 +140,13 @@ def test_a_changed_setting_is_refused_and_named(tmp_path):
     assert load_config(tmp_path / "run" / "config.yaml") == free
 
 
+def test_a_run_that_stopped_before_its_first_step_takes_other_settings(tmp_path):
+    Run.open(tmp_path, CONFIG, "grpo").close()
+    changed = CONFIG.model_copy(update={"seed": CONFIG.seed + 1})
+    with Run.open(tmp_path, changed, "pretrain"):
+        assert load_config(tmp_path / "config.yaml").seed == changed.seed
+
+
 def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
     with Run.open(tmp_path / "run", CONFIG, "grpo"), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
         Run.open(tmp_path / "run", CONFIG, "grpo")
