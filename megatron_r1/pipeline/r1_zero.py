@@ -37,9 +37,8 @@ def compare(root: Path) -> None:
     evaluated = [m for m in read_metrics(root / "r1_zero" / "metrics.jsonl") if "eval/pass@1" in m]
     results = {"base": _result(evaluated[0]), "R1-Zero": _result(evaluated[-1])}
     table = render_table(results)
-    rows = [
-        {"name": name, **{f.name: getattr(r, f.name) for f in fields(r) if f.name != "intervals"}} for name, r in results.items()
-    ]
+    shown = [f.name for f in fields(EvaluationResult) if f.name not in ("intervals", "temperature")]
+    rows = [{"name": name, **{field: getattr(result, field) for field in shown}} for name, result in results.items()]
     write_atomically(root / "summary.json", json.dumps({"rows": rows}, indent=1) + "\n")
     write_atomically(root / "summary.md", table + "\n")
     print(f"\n{table}\n\nreport: {write_report(root)}\nmodel:  {root / 'r1_zero' / 'hf'}", flush=True)
