@@ -111,6 +111,7 @@ fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad 
 assert engine.load_weights(weights(), 4) == "version 4"
 fails(lambda: CollectiveEngine(lambda: 1 / 0), ZeroDivisionError, "")
 engine.close()
+dist.destroy_process_group()  # without it gloo's threads sometimes abort the interpreter as it ends
 """
 
 
