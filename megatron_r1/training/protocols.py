@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -59,4 +59,3 @@ class PromptSource(Protocol):
 
 
 RewardFn = Callable[[RolloutGroup], None]  #: fills `rewards_G` and `reward_parts`
-Weights = Iterable[tuple[str, torch.Tensor]]
