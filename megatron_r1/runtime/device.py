@@ -21,6 +21,11 @@ class Device:
     layer_specs: Literal["host", "torch", "transformer_engine"]  #: which Megatron-Core layers are built
     weight_transfer: Literal["shm", "nccl"]  #: how weights travel to the rollout engine
 
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock read afterwards counts its work."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+
 
 def resolve_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:
     """Turn `runtime.device` into a `Device`. With CUDA, local rank n takes GPU n and makes it current.
