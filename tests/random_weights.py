@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from megatron_r1.model.architecture import Architecture, RopeScaling
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
 from megatron_r1.weights.hf import export_hf
 from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
 
 
-def full_architecture(mtp: int = 1) -> Architecture:
+def full_architecture(mtp: int = 1) -> DeepseekV3:
     """A small model with every part of V3: q-lora, YaRN, group-limited routing, a shared expert, multi-token prediction."""
-    return Architecture(
+    return DeepseekV3(
         vocab_size=130, hidden_size=64, num_hidden_layers=5, first_k_dense_replace=1, num_nextn_predict_layers=mtp,
         intermediate_size=128, num_attention_heads=4, q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8,
         v_head_dim=16, max_position_embeddings=128, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=32),

@@ -13,7 +13,7 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.rollout.options import EngineOptions
 from megatron_r1.weights.mapping import hf_shapes
 
@@ -50,7 +50,7 @@ class _Source(WeightSource):
 
     def __init__(self, options: EngineOptions) -> None:
         self.weights: Iterable[tuple[str, torch.Tensor]] = ()
-        shapes = hf_shapes(Architecture.from_hf_config(options.hf_config))
+        shapes = hf_shapes(read_hf_config(options.hf_config))
         dtype = getattr(torch, options.dtype)
         self._metadata = [
             ParamMeta(name, torch.float32 if name.endswith("e_score_correction_bias") else dtype, shape)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.weights.mapping import hf_shapes
 
 CONFIG, GENERATION_CONFIG, INDEX, SINGLE = (
@@ -43,9 +44,9 @@ class HfFolder:
     def architecture(self) -> Architecture:
         """Shape of the model. Raises CheckpointError where it is not one that this project has."""
         try:
-            return Architecture.from_hf_config(self.config)
+            return read_hf_config(self.config)
         except ValueError as error:
-            raise CheckpointError(f"{self.folder / CONFIG}: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the file's header."""

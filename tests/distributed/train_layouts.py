@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
 from megatron_r1.mcore import host
-from megatron_r1.model.architecture import Architecture, RopeScaling
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
 from megatron_r1.types import MicroBatch
 
 host.activate("cpu")
@@ -35,7 +36,7 @@ PACKED_LENGTHS = ([40, 24], [16, 8, 8, 32])
 
 def architecture(mtp: bool) -> Architecture:
     """Every part of V3: q-lora, YaRN, group-limited routing, a shared expert."""
-    return Architecture(
+    return DeepseekV3(
         vocab_size=128, hidden_size=64, num_hidden_layers=5, first_k_dense_replace=1, num_nextn_predict_layers=int(mtp),
         intermediate_size=128, num_attention_heads=4, q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8,
         v_head_dim=16, max_position_embeddings=128, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=32),

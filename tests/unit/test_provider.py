@@ -11,7 +11,8 @@ import torch.distributed as dist
 from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore import host
-from megatron_r1.model.architecture import Architecture, RopeScaling
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.deepseek_v3 import RopeScaling
 from megatron_r1.model.presets import resolve_architecture
 
 host.activate("cpu")
