@@ -9,6 +9,7 @@ import torch
 
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
+from megatron_r1.model.dense import Llama, Llama3RopeScaling, Qwen2
 from megatron_r1.weights.hf import export_hf
 from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
 
@@ -24,18 +25,38 @@ def full_architecture(mtp: int = 1) -> DeepseekV3:
     )  # fmt: skip
 
 
-def random_weights(arch: Architecture, seed: int, std: float = 0.1) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, tensor) of a whole model, in streaming order. Norms are around 1, router biases not zero."""
+def qwen2_architecture(tied: bool = True) -> Qwen2:
+    """A small qwen2: three query heads for every key head, heads that together are not the hidden size."""
+    return Qwen2(
+        vocab_size=130, hidden_size=48, num_hidden_layers=4, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2,
+        head_dim=16, max_position_embeddings=128, tie_word_embeddings=tied, init_std=0.05,
+    )  # fmt: skip
+
+
+def llama_architecture() -> Llama:
+    """A small llama whose scaled RoPE has all three of its ranges within 16 frequencies: kept, blended and divided."""
+    return Llama(
+        vocab_size=130, hidden_size=64, num_hidden_layers=4, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=128, rope_theta=100.0, init_std=0.05,
+        rope_scaling=Llama3RopeScaling(factor=4.0, high_freq_factor=3.0, original_max_position_embeddings=64),
+    )  # fmt: skip
+
+
+def random_weights(
+    arch: Architecture, seed: int, std: float = 0.1, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, tensor) of a whole model, in streaming order. Norms are around 1, router biases not zero and fp32."""
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, torch.Tensor] = {}
     for name, shape in hf_shapes(arch).items():
-        made[name] = torch.randn(shape, generator=generator) * std + ("norm" in name)
+        tensor = torch.randn(shape, generator=generator) * std + ("norm" in name)
+        made[name] = tensor if name.endswith("e_score_correction_bias") else tensor.to(dtype)
     for original, copy in MTP_COPIES.items():
         made.update({name: made[original] for name in made if name.endswith(copy) and name != original})
     yield from made.items()
 
 
-def write_random_model(folder: Path, arch: Architecture, seed: int = 0) -> Path:
+def write_random_model(folder: Path, arch: Architecture, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """An exported folder of random weights."""
-    export_hf(random_weights(arch, seed), arch, folder, bos_token_id=0, eos_token_id=1)
+    export_hf(random_weights(arch, seed, dtype=dtype), arch, folder, bos_token_id=0, eos_token_id=1)
     return folder

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.weights.fuse import unfuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.local import expert_owner, local_weights, name_some, tensor_group
 from megatron_r1.weights.mapping import Entry, Split
@@ -73,7 +74,7 @@ def _gather(
     groups: WeightGroups,
     device: torch.device,
 ) -> torch.Tensor:
-    """The full Megatron tensor, gate and up in one piece each: over tensor, then expert, then pipeline parallelism."""
+    """The full Megatron tensor as one rank would hold it: over tensor, then expert, then pipeline parallelism."""
     owner = expert_owner(entry, arch, groups)
     full = None
     if group_rank(groups.pp) == stage and (entry.expert is None or group_rank(groups.ep) == owner):
@@ -92,11 +93,12 @@ def _all_gather(shard: torch.Tensor, group: dist.ProcessGroup | None) -> list[to
 
 
 def _join(entry: Entry, shards: list[torch.Tensor]) -> torch.Tensor:
-    if len(shards) > 1:
-        if entry.split is Split.GLU:
-            shards = [half for halves in zip(*(shard.chunk(2) for shard in shards), strict=True) for half in halves]
+    parts = len(shards)
+    if parts > 1:
+        if entry.split is Split.GLU:  # every rank's gate, then every rank's up
+            shards = [piece for pieces in zip(*(unfuse(entry, shard, parts) for shard in shards), strict=True) for piece in pieces]
         shards = [torch.cat(shards, 1 if entry.split is Split.ROW else 0)]
-    return shards[0][: entry.full_shape[0]]
+    return shards[0][: entry.full_shape[0]]  # without a vocabulary's padding
 
 
 def _broadcast(
@@ -115,7 +117,7 @@ def _broadcast(
 
 
 def _split_names(entry: Entry, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from zip(entry.hf, full.chunk(len(entry.hf)), strict=True)
+    yield from zip(entry.hf, unfuse(entry, full), strict=True)
     for name in entry.copies:
         yield name, full
 

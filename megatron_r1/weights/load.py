@@ -9,9 +9,10 @@ import torch
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.weights.fuse import fuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.local import local_weights, shard_shape, tensor_group
+from megatron_r1.weights.local import local_weights, tensor_group
 from megatron_r1.weights.mapping import Entry, Split, hf_shapes
 
 
@@ -20,7 +21,7 @@ def load_weights(modules: Sequence[torch.nn.Module], arch: Architecture, folder:
     """Fill every parameter and persistent buffer of the modules. Not collective, but strict about the whole folder.
 
     Values are converted to the dtype of the parameters. The copies of embedding and output layer that published checkpoints
-    repeat in the multi-token-prediction layer must be there, and are not read.
+    repeat in the multi-token-prediction layer must be there and equal them: Megatron-Core shares them.
 
     Args:
         modules: this rank's Megatron modules without wrappers, one per virtual pipeline stage.
@@ -30,18 +31,16 @@ def load_weights(modules: Sequence[torch.nn.Module], arch: Architecture, folder:
 
     Raises:
         CheckpointError: a missing or broken folder or file.
-        ConversionError: tensors that are missing, unknown or of another shape, on either side.
+        ConversionError: tensors that are missing, unknown or of another shape, on either side; copies that differ.
     """
     source = HfFolder(folder)
     source.check_names(hf_shapes(arch))
     local = local_weights(modules, arch, groups)
     for i, targets in local.tensors.items():
         entry = local.entries[i]
-        for name in entry.hf:
-            if source.shape(name) != entry.shape:
-                raise ConversionError(
-                    f"tensor {name} in {folder} has shape {list(source.shape(name))}, expected {list(entry.shape)}"
-                )
+        for name, shape in zip(entry.hf, entry.shapes, strict=True):
+            if source.shape(name) != shape:
+                raise ConversionError(f"tensor {name} in {folder} has shape {list(source.shape(name))}, expected {list(shape)}")
         for target in targets:
             _fill(entry, target, source, groups)
 
@@ -50,12 +49,24 @@ def _fill(entry: Entry, target: torch.Tensor, source: HfFolder, groups: WeightGr
     group = tensor_group(entry, groups)
     rank, parts = group_rank(group), group_size(group)
     if entry.split is Split.VOCAB:
-        start = rank * target.shape[0]
-        rows = source.read(entry.hf[0], slice(min(start, entry.shape[0]), min(start + target.shape[0], entry.shape[0])))
-        target[: rows.shape[0]].copy_(rows)
-        target[rows.shape[0] :].zero_()  # padding: no token has these ids
-        return
-    size = shard_shape(entry, groups)[1] if entry.split is Split.ROW else entry.shape[0] // parts
-    part = slice(rank * size, (rank + 1) * size)
-    area = (slice(None), part) if entry.split is Split.ROW else (part, slice(None))
-    target.copy_(torch.cat([source.read(name, *area) for name in entry.hf]))
+        _fill_vocabulary(entry, target, source, rank)
+    elif entry.split is Split.ROW:
+        target.copy_(source.read(entry.name, columns=_piece(entry.shapes[0][1], rank, parts)))
+    else:
+        pieces = [source.read(name, _piece(s[0], rank, parts)) for name, s in zip(entry.hf, entry.shapes, strict=True)]
+        target.copy_(fuse(entry, pieces, parts))
+
+
+def _fill_vocabulary(entry: Entry, target: torch.Tensor, source: HfFolder, rank: int) -> None:
+    count, size = target.shape[0], entry.full_shape[0]
+    mine = slice(min(rank * count, size), min((rank + 1) * count, size))
+    rows = source.read(entry.name, mine)
+    for copy in entry.copies:
+        if not torch.equal(source.read(copy, mine), rows):
+            raise ConversionError(f"tensor {copy} in {source.folder} is not the copy of {entry.name} that it has to be")
+    target[: rows.shape[0]].copy_(rows)
+    target[rows.shape[0] :].zero_()  # padding: no token has these ids
+
+
+def _piece(size: int, rank: int, parts: int) -> slice:
+    return slice(rank * (size // parts), (rank + 1) * (size // parts))

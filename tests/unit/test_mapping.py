@@ -9,10 +9,15 @@ import torch
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.presets import PRESETS
+from megatron_r1.weights.fuse import fuse, unfuse
 from megatron_r1.weights.groups import OneRank
 from megatron_r1.weights.local import local_weights
-from megatron_r1.weights.mapping import hf_shapes, model_entries
-from tests.random_weights import full_architecture
+from megatron_r1.weights.mapping import Split, hf_shapes, model_entries
+from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, random_weights
+
+ARCHITECTURES = {
+    **PRESETS, "qwen2 tied": qwen2_architecture(), "qwen2": qwen2_architecture(tied=False), "llama": llama_architecture(),
+}  # fmt: skip
 
 
 def test_published_checkpoint_is_reproduced():
@@ -26,11 +31,42 @@ def test_published_checkpoint_is_reproduced():
     assert main == 671_026_419_200
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_name_is_there_once(preset):
-    entries = model_entries(PRESETS[preset])
+@pytest.mark.parametrize("arch", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_every_name_is_there_once(arch):
+    entries = model_entries(arch)
     for names in ([n for e in entries for n in e.megatron], [n for e in entries for n in (*e.hf, *e.copies)]):
         assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("arch", [qwen2_architecture(), qwen2_architecture(tied=False), llama_architecture()], ids=str)
+def test_dense_names_and_shapes_are_those_of_transformers(arch, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**arch.to_hf_config(0, 1, "float32")))
+    theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if arch.tie_word_embeddings:
+        del theirs["lm_head.weight"]  # state_dict names the one tensor twice, a folder has it once
+    assert hf_shapes(arch) == theirs
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_query_groups_are_interleaved_as_megatron_wants_them(parts):
+    """Megatron's rows, written out by hand: for every group its query heads, then its key head, then its value head."""
+    arch, dim = qwen2_architecture(), 16
+    weights = dict(random_weights(arch, 0))
+    entries = [entry for entry in model_entries(arch) if entry.split is Split.QKV and entry.name.startswith("model.layers.1.")]
+    assert [entry.megatron[0].rpartition(".")[2] for entry in entries] == ["weight", "bias"]
+    for entry in entries:
+        q, k, v = (weights[name] for name in entry.hf)
+        heads = [q[:48], k[:16], v[:16], q[48:], k[16:], v[16:]]
+        full = fuse(entry, [q, k, v])
+        assert torch.equal(full, torch.cat(heads)) and full.shape == entry.full_shape
+        for rank, shard in enumerate(full.chunk(parts)):
+            pieces = [tensor.chunk(parts)[rank] for tensor in (q, k, v)]
+            assert torch.equal(fuse(entry, pieces, parts), shard)
+            assert all(map(torch.equal, unfuse(entry, shard, parts), pieces))
+        assert [len(piece) for piece in unfuse(entry, full)] == [6 * dim, 2 * dim, 2 * dim]
 
 
 def test_order_goes_through_the_layers():
@@ -58,10 +94,10 @@ def megatron_like(arch, spelling: int = 0) -> torch.nn.Module:
     return root
 
 
+@pytest.mark.parametrize("arch", [full_architecture(mtp=1), qwen2_architecture(tied=False)], ids=["deepseek_v3", "qwen2"])
 @pytest.mark.parametrize("spelling", [0, 1])
-def test_both_spellings_are_found(spelling):
+def test_both_spellings_are_found(spelling, arch):
     """Separate and fused norms, sequential and grouped experts."""
-    arch = full_architecture(mtp=1)
     local = local_weights([megatron_like(arch, spelling)], arch, OneRank())
     assert sorted(local.tensors) == list(range(len(model_entries(arch))))
 
