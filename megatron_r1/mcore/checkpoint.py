@@ -54,6 +54,21 @@ def load_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy
         policy.scheduler.step(0)
 
 
+def load_policy_weights(policy: MegatronPolicy, folder: Path) -> None:
+    """Take only the weights from a checkpoint, whatever layout and dtype it was written with, collectively.
+
+    Args:
+        policy: its optimizer, where it has one, starts from these weights.
+        folder: what `save_policy` or a conversion wrote.
+
+    Raises:
+        CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
+    """
+    _load(policy, folder / "policy", with_optimizer=False)
+    if policy.optimizer is not None:
+        policy.optimizer.reload_model_params()
+
+
 def _metadata() -> dict[str, Any]:
     # fully_reshardable: the optimizer state is stored by parameter, so that another layout can load it.
     return {

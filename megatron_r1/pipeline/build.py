@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.weights.feed import feed_rank_zero
 from megatron_r1.weights.hf import HfFolder, export_hf
@@ -185,6 +187,14 @@ def export_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) ->
         shutil.rmtree(tokenizer_folder)
 
     feed_rank_zero(policy.weights(), write)
+
+
+def describe_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write config.json and the tokenizer into a folder of Megatron weights, so that it can be exported by itself."""
+    dtype = str(policy.modules[0].config.params_dtype).removeprefix("torch.")
+    config = policy.arch.to_hf_config(_bos_id(tokenizer), tokenizer.eos_id, dtype)
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    tokenizer.save(folder)
 
 
 def _bos_id(tokenizer: Tokenizer) -> int:

@@ -23,6 +23,7 @@ from megatron_r1.pipeline.build import (
     build_evaluation,
     build_policy,
     build_tokenizer,
+    describe_policy,
     export_policy,
     open_engine,
 )
@@ -85,7 +86,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
                 policy=policy,
                 documents=documents,
                 run=run,
-                save=_saver(policy),
+                save=_saver(policy, tokenizer),
                 gate=gate,
                 data_parallel=data_parallel,
             )
@@ -120,7 +121,7 @@ def run_sft(config: Config, session: Session) -> Artifact:
             packed=True,
         )
         _resume(run, policy)
-        train_sft(stage, policy=policy, samples=samples, run=run, save=_saver(policy), seed=config.seed)
+        train_sft(stage, policy=policy, samples=samples, run=run, save=_saver(policy, tokenizer), seed=config.seed)
         return _finish(config, "sft", policy, tokenizer, artifact)
 
 
@@ -175,7 +176,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
                 reward_fn=build_reward(config.reward),
                 prompts=prompts,
                 run=run,
-                save=_saver(policy, reference),
+                save=_saver(policy, tokenizer, reference),
                 evaluate=lambda step: measure(step, stage.rollouts),
                 seed=config.seed,
             )
@@ -217,10 +218,15 @@ def _resume(run: Run, policy: MegatronPolicy, reference: ReferencePolicy | None 
     return state
 
 
-def _saver(policy: MegatronPolicy, reference: ReferencePolicy | None = None) -> Callable[[Path], None]:
+def _saver(policy: MegatronPolicy, tokenizer: Tokenizer, reference: ReferencePolicy | None = None) -> Callable[[Path], None]:
+    """A function that writes everything of a checkpoint but the run's state. Config and tokenizer make it a model by itself."""
     from megatron_r1.mcore.checkpoint import save_policy
 
-    return lambda folder: save_policy(policy, folder, reference)
+    def save(folder: Path) -> None:
+        on_rank_zero(lambda: describe_policy(policy, tokenizer, folder))
+        save_policy(policy, folder, reference)
+
+    return save
 
 
 def _finish(config: Config, stage: str, policy: MegatronPolicy, tokenizer: Tokenizer, artifact: Artifact) -> Artifact:

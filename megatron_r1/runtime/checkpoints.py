@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], sta
         on_rank_zero(lambda: write_atomically(temporary / "state.json", json.dumps(state, indent=1)))
         with failing_together():
             files = _hash_files(temporary)
-        on_rank_zero(lambda: _seal(temporary, final, {"step": step, "files": files}))
+        on_rank_zero(lambda: seal(temporary, final, {"step": step, "files": files}))
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {final} cannot be written: {error.strerror}; the run can resume from the one before"
@@ -75,6 +75,21 @@ def verify_checkpoint(checkpoint: Path) -> None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `write_checkpoint` was given as `state`. Verify the checkpoint first."""
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
+def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Turn a folder whose files are all written and flushed into the complete checkpoint `final`. Rank 0 only.
+
+    Args:
+        temporary: beside `final`, its name beginning with `TEMPORARY`.
+        final: replaced where it exists.
+        manifest: {"files": {path below the folder: {"bytes": int, "sha256": hex}}} for every file, and what else is to be kept.
+    """
+    write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
+    if final.exists():
+        _remove(final)
+    temporary.rename(final)
+    write_atomically(final / COMPLETE, _sha256(final / MANIFEST))
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
@@ -102,14 +117,6 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(doomed)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
-    write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
-    if final.exists():
-        _remove(final)
-    temporary.rename(final)
-    write_atomically(final / COMPLETE, _sha256(final / MANIFEST))
 
 
 def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
