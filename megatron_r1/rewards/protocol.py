@@ -27,7 +27,8 @@ class Verdict:
     """
 
     score: float | None  #: before its weight, usually in [0, 1]; None where the outcome is not in `SCORED`
-    outcome: Outcome  #: correct, wrong: the response's doing. error, timeout: the grader's. unscorable: the reference's or the data's
+    #: correct, wrong: the response's doing. error, timeout: the grader's. unscorable: the reference's or the data's
+    outcome: Outcome
     detail: str = ""  #: one line for a person: why. Never holds a code test's expected output
     parts: Mapping[str, Any] | None = None  #: what the score is made of, e.g. every test's verdict
 
