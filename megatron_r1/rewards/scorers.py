@@ -39,6 +39,6 @@ def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
         return getattr(importlib.import_module(module), name)(**settings)
     except RewardError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a library raises at import, the user reads one line
+    except Exception as error:  # whatever a library raises at import, the user reads one line
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RewardError(f"the scorer {target} cannot be built: {reason}") from error

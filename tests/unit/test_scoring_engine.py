@@ -35,7 +35,10 @@ MIXED = [
 ]
 
 
-def engine(workers: int = 1, limit: float = 1.0, limits: Limits = Limits(2 * GIB, GIB), **arguments) -> ScoringEngine:
+ROOMY = Limits(2 * GIB, GIB)
+
+
+def engine(workers: int = 1, limit: float = 1.0, limits: Limits = ROOMY, **arguments) -> ScoringEngine:
     return ScoringEngine(
         {"odd": ScorerSpec(TARGET, limit, arguments.pop("settings", {}))}, workers=workers, limits=limits, **arguments
     )
