@@ -1,0 +1,234 @@
+"""Process 1 of a sandbox. It starts every test in a process of its own, ends it, and says how it ended.
+
+This file runs inside, under any Python from 3.9, and imports nothing of the project but `sandbox_values`. It holds no expected
+outputs and never sees the bytes that a test reads or writes: those go through descriptors that arrive over the control socket
+(fd 0) and are given to the one child they are for. As process 1 it cannot be killed or stopped from inside; the child's filter
+has no ptrace, no process_vm_*, no pidfd_getfd, and there is no /proc, so its memory and descriptors are out of reach.
+
+Messages are JSON, one packet each. First the configuration, answered by {"ready": true}; then tests, answered by endings.
+"""
+
+import ctypes
+import fcntl
+import json
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+import types
+
+import sandbox_values
+
+CONTROL, RESULT = 0, 3  #: descriptors: of the control socket here, of the result in a child
+SLICE_MILLISECONDS = 50  #: between looks at what a test has put into its folder
+MAX_FILES = 1000  #: in that folder: each costs kernel memory that no limit of the file system counts
+MAX_DESCRIPTORS = 4096
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+
+
+def main():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a handler would make process 1 reachable
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=CONTROL)
+    config = json.loads(control.recv(1 << 18))
+    if os.getpid() != 1:  # without namespaces nothing else ends this process when its parent is gone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    namespace = load_prelude(config)
+    untouched = os.stat(config["folder"]).st_ctime_ns
+    control.send(b'{"ready": true}')
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 4)
+        if not message:
+            return
+        ending = run_test(config, json.loads(message), descriptors, namespace)
+        ending["touched"] = os.stat(config["folder"]).st_ctime_ns != untouched
+        control.send(json.dumps(ending).encode())
+
+
+def load_prelude(config):
+    """The module in which programs are run, with what the tests' platform has imported; shared by forking."""
+    module = types.ModuleType("solution")
+    exec(compile(config["prelude"], "<prelude>", "exec"), module.__dict__)
+    return module
+
+
+def run_test(config, test, descriptors, module):
+    """Start a child, wait for its end or end it, and clean up after it."""
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            try:
+                be_child(config, descriptors, module)
+            except BaseException:
+                traceback.print_exc()
+        finally:
+            os._exit(1)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    ended_by = wait_for(child, start + test["wall_seconds"], config["folder"])
+    if ended_by:
+        os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    if os.getpid() == 1:
+        end_everything_else()
+    code = os.waitstatus_to_exitcode(status)
+    return {
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "ended_by": ended_by,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "wall_seconds": time.monotonic() - start,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def wait_for(child, deadline, folder):
+    """Returns None where the child ended by itself, else why it must be ended: "time" or "files"."""
+    handle = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        while not poll.poll(SLICE_MILLISECONDS):
+            if time.monotonic() > deadline:
+                return "time"
+            usage = os.statvfs(folder)
+            if os.getpid() == 1 and usage.f_files - usage.f_ffree > MAX_FILES:
+                return "files"
+        return None
+    finally:
+        os.close(handle)
+
+
+def end_everything_else():
+    """Process 1 only: kill(-1) reaches every other process of the namespace, and nothing outside of it."""
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def be_child(config, descriptors, module):
+    """Take the test's descriptors, give up everything else, run. Does not return where the program is a command."""
+    out_of_the_way = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in descriptors]
+    for target, descriptor in enumerate(out_of_the_way):
+        os.dup2(descriptor, target)
+    os.closerange(len(descriptors), MAX_DESCRIPTORS)
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):
+                pass  # the two numbers that libc keeps to itself
+    os.chdir(config["folder"])
+    if config["kind"] == "command":
+        set_limits(config["limits"])
+        install_filter(config["filter"])
+        os.execve(config["command"][0], config["command"], config["environment"])
+    request = b""
+    while config["kind"] == "function" and (piece := os.read(0, 1 << 20)):
+        request += piece
+    sys.path[:] = [*config["packages"], *(entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__)))]
+    sys.modules["solution"] = sys.modules["__main__"] = module
+    sys.argv = ["solution"]
+    set_limits(config["limits"])
+    install_filter(config["filter"])
+    if config["kind"] == "check":
+        run_check(config, module.__dict__)
+    else:
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        result = json.dumps(call_function(config, json.loads(request), module.__dict__)).encode()
+        write_all(RESULT, result)
+    sys.stdout.flush()
+    os._exit(0)  # whatever the program registered to run at exit stays unrun
+
+
+def call_function(config, request, namespace):
+    """Run the program, the test's set-up and the call, and return the encoded value. Raises whatever the program raises."""
+    with open(config["source"], "rb") as file:
+        exec(compile(file.read(), "main.py", "exec"), namespace)
+    exec(compile(request["setup"], "<setup>", "exec"), namespace)
+    if request["arguments"] is None:
+        return sandbox_values.encode(eval(compile(request["expression"], "<test>", "eval"), namespace))
+    function = eval(compile(request["expression"], "<test>", "eval"), namespace)
+    positional, named = (sandbox_values.decode(part) for part in request["arguments"])
+    return sandbox_values.encode(function(*positional, **named))
+
+
+def run_check(config, namespace):
+    """Run the tests' own code, trusted not to attack but confined all the same. Calls of the candidate are answered from outside (fd 0).
+
+    Exit code 0: every assertion held; 3: the outside ended it; 4: an assertion failed; 1: the check itself raised.
+    """
+    answers = os.fdopen(os.dup(0), "rb")
+
+    def candidate(*positional, **named):
+        arguments = [sandbox_values.encode(list(positional)), sandbox_values.encode(named)]
+        write_all(0, json.dumps(arguments).encode() + b"\n")
+        answer = answers.readline()
+        if not answer:
+            os._exit(3)
+        return sandbox_values.decode(json.loads(answer))
+
+    with open(config["source"], "rb") as file:
+        source = file.read()
+    try:
+        exec(compile(config["check_prelude"], "<prelude>", "exec"), namespace)
+        namespace.update(dict.fromkeys(config["candidate_names"], candidate))
+        exec(compile(source, "<check>", "exec"), namespace)
+    except AssertionError:
+        os._exit(4)
+
+
+def write_all(descriptor, content):
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def set_limits(limits):
+    seconds = math.ceil(limits["cpu_seconds"])
+    for which, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, limits["output_bytes"], limits["output_bytes"]),
+        (resource.RLIMIT_STACK, limits["stack_bytes"], limits["stack_bytes"]),
+        (resource.RLIMIT_NOFILE, limits["open_files"], limits["open_files"]),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_MSGQUEUE, 0, 0),
+        (resource.RLIMIT_SIGPENDING, 64, 64),
+    ):
+        resource.setrlimit(which, (soft, hard))
+    if os.getppid() == 1:  # counted within the namespace, process 1 with it; without one, all of the user's processes would count
+        resource.setrlimit(resource.RLIMIT_NPROC, (limits["threads"] + 1, limits["threads"] + 1))
+
+
+def install_filter(filter_hex):
+    """Empty: none, as for the compiler."""
+    if not filter_hex:
+        return
+
+    class Program(ctypes.Structure):
+        """struct sock_fprog"""
+
+        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+    content = bytes.fromhex(filter_hex)
+    program = Program(len(content) // 8, content)
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0):
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+if __name__ == "__main__":
+    main()
