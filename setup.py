@@ -13,6 +13,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "datasets",
+        "httpx",
         "matplotlib",
         "megatron-core==0.16.1",
         "numpy",

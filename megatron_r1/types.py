@@ -23,7 +23,8 @@ class Prompt:
     text: str  #: the rendered template, exactly what `token_ids` encode
     token_ids: tuple[int, ...]  #: [T] prompt tokens, beginning-of-sequence included
     language: str = ""  #: "en", "zh", or "" where unknown
-    domain: str = "math"  #: which rewards apply
+    domain: str = "math"  #: what judges accuracy: "math" or "code", whose `answer` is its tests as JSON
+    kind: str = "reasoning"  #: which rewards apply: "reasoning" has a rule, "general" needs a model
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class RolloutGroup:
     rollouts: list[Rollout]  #: G of them
     weights_version: int  #: trainer version that sampled them
     rewards_G: torch.Tensor | None = None  #: [G] float64, total reward
-    reward_parts: dict[str, list[float]] = field(default_factory=dict)  #: name -> [G], e.g. "accuracy", "format"
+    reward_parts: dict[str, list[float | None]] = field(default_factory=dict)  #: name -> [G], e.g. "accuracy"; None: no score
+    reward_outcomes: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], see `rewards.protocol.Outcome`
+    reward_details: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], why; one line each
     advantages_G: torch.Tensor | None = None  #: [G] float64
 
 

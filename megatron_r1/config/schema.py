@@ -160,12 +160,44 @@ class RolloutConfig(Section):
     step_timeout_seconds: float = 3600.0
 
 
+class JudgeConfig(Section):
+    """A served model that grades answers (v2 Listing 4), behind an OpenAI-compatible endpoint such as `vllm serve`."""
+
+    url: str | None = Field(None, description="base URL, e.g. http://localhost:8000/v1; needed where a judge is used")
+    model: str | None = Field(None, description="name that the endpoint serves it under; needed where a judge is used")
+    temperature: float = Field(0.0, ge=0, description="not stated")
+    max_tokens: int = Field(4096, gt=0, description="of the judge's answer; one cut at the limit gives no verdict")
+    seed: int = Field(0, description="sent with every request; pairwise votes also draw their order from it")
+    timeout_seconds: float = Field(120.0, gt=0, description="for one request")
+    retries: int = Field(4, ge=0, description="further requests after one that failed or gave no valid verdict")
+    concurrency: int = Field(16, gt=0, description="requests at a time")
+    cache: str | None = Field(None, description="file that keeps verdicts over runs; null: none are kept")
+    api_key_file: str | None = Field(None, description="file with the endpoint's key; null: none is sent")
+
+
 class RewardConfig(Section):
-    """Reward_rule = Reward_accuracy + Reward_format with the same weight (v2 eq 4)."""
+    """reasoning prompts: accuracy + format + language (v2 eq 4, 7); general ones: model + format + language (v2 eq 8, 10)."""
 
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
+    language_weight: float = Field(0.0, description='0: not measured; R1\'s RL stages: 1, "directly adding it"')
+    model_weight: float = Field(1.0, description="of the model's reward on general prompts")
+    model: Literal["none", "judge"] = Field("none", description="what scores general prompts; judge: see reward.judge")
     answer_location: Literal["answer_tag", "boxed"] = Field("answer_tag", description="the only place where an answer counts")
+    length_penalty_weight: float = Field(0.0, ge=0, description="0: off; times 0 to -1 over the last cache tokens before the limit")
+    length_penalty_max_tokens: int = Field(32768, gt=0, description="length from which the whole penalty applies")
+    length_penalty_cache_tokens: int = Field(4096, gt=0, description="tokens before that over which it grows")
+    repetition_penalty_weight: float = Field(0.0, ge=0, description="0: off; times minus the share of n-grams that are repeated")
+    repetition_ngram: int = Field(20, gt=0, description="tokens of such an n-gram")
+    unscored_value: float = Field(
+        0.0, description="counts as the score where a grader failed (error, timeout, unscorable); such cases are logged apart"
+    )
+    workers: int = Field(2, gt=0, description="scoring processes, beside rank 0")
+    time_limit_seconds: float = Field(20.0, gt=0, description="for one response by one scorer; then its worker is killed")
+    code_time_limit_seconds: float = Field(300.0, gt=0, description="the same for all tests of one program")
+    worker_memory_bytes: int = Field(4 << 30, gt=0, description="address space of a scoring process, and of each of its children")
+    worker_recycle_bytes: int = Field(1 << 30, gt=0, description="resident memory above which a scoring process is replaced")
+    judge: JudgeConfig = JudgeConfig()
 
 
 class EvaluateConfig(Section):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Scorer
+
+if TYPE_CHECKING:
+    from megatron_r1.config.schema import RewardConfig
 
 #: name -> "module:class"; imported only where the scorer is built
 SCORERS = {
@@ -17,6 +20,7 @@ SCORERS = {
     "format": "megatron_r1.rewards.format:FormatScorer",
     "language": "megatron_r1.rewards.language:LanguageScorer",
 }
+ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,27 @@ def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
     except Exception as error:  # whatever a library raises at import, the user reads one line
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RewardError(f"the scorer {target} cannot be built: {reason}") from error
+
+
+def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> dict[str, ScorerSpec]:
+    """The named scorers with the settings of a config.
+
+    Args:
+        template: "r1_zero" or "r1_chat", whose format is rewarded.
+
+    Raises:
+        RewardError: there is no such scorer.
+    """
+    settings = {
+        "math": {"answer_location": config.answer_location},
+        "code": {},
+        "format": {"template": template},
+        "language": {},
+    }
+    specs = {}
+    for name in names:
+        if name not in SCORERS:
+            raise RewardError(f"no scorer {name!r}; there are {', '.join(SCORERS)}")
+        limit = config.code_time_limit_seconds if name == "code" else config.time_limit_seconds
+        specs[name] = ScorerSpec(SCORERS[name], limit, settings[name])
+    return specs

@@ -55,7 +55,10 @@ SHOWN = {
     "reward/format": "format",
     "grad_norm": "grad_norm",
 }
-FREE_TO_CHANGE = re.compile(r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads")
+FREE_TO_CHANGE = re.compile(
+    r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads"
+    r"|reward\.workers|reward\.judge\.(url|api_key_file|cache|concurrency|timeout_seconds|retries)"
+)
 
 
 class Run:
