@@ -20,12 +20,11 @@ import platform
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards import sandbox_host
@@ -36,6 +35,7 @@ NO_ISOLATION: Isolation = "none_i_accept_untrusted_code_on_this_machine"
 
 START_SECONDS = 30.0  #: for the sandbox to come up on a busy machine
 GRACE_SECONDS = 10.0  #: over the wall limit, until the sandbox itself is given up
+SOURCE = "{source}"  #: in a compiler's command: where the source is
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _HERE = Path(__file__).parent
 
@@ -77,7 +77,10 @@ class Program:
     prelude: str = ""  #: Python that runs before `source` (function, check): what the tests' platform has imported
     check_prelude: str = ""  #: check: what `source` needs, run before the candidate's names are set
     candidate_names: tuple[str, ...] = ()  #: check: under these names the candidate is called
-    compiler: tuple[str, ...] = ()  #: this command instead, with the toolchain visible, and it may start processes
+    compiler: tuple[
+        str, ...
+    ] = ()  #: this command, with `SOURCE` replaced, instead: with the toolchain visible, and it may start processes
+    collect: str = ""  #: file inside that becomes `Ending.result` where the command succeeds
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Sandbox:
         self._messages = -1  #: what bwrap and process 1 say on standard error
         self._folder: tempfile.TemporaryDirectory | None = None
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,8 +169,8 @@ class Sandbox:
 
     def _start(self) -> None:
         sandbox_host.require_host()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._messages = os.memfd_create("messages", os.MFD_CLOEXEC)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         files = {
             "runner": (_HERE / "sandbox_runner.py").read_bytes(),
             "values": (_HERE / "sandbox_values.py").read_bytes(),
@@ -242,7 +245,9 @@ class Sandbox:
     def _config(self) -> dict[str, Any]:
         program = self._program
         python = sandbox_host.find_python(self._settings.python)[0]
-        command = program.compiler or ((self._source,) if program.executable else (python, "-s", self._source))
+        command = (self._source,) if program.executable else (python, "-s", self._source)
+        if program.compiler:
+            command = tuple(self._source if word == SOURCE else word for word in program.compiler)
         packages = sorted({str(Path(folder).parent) for folder in self._settings.packages})
         return {
             "kind": program.kind,
@@ -258,6 +263,7 @@ class Sandbox:
                 "PYTHONPATH": ":".join(packages),
             },
             "packages": packages,
+            "collect": program.collect,
             "prelude": program.prelude,
             "check_prelude": program.check_prelude,
             "candidate_names": program.candidate_names,

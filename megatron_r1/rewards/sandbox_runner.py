@@ -53,7 +53,7 @@ def main():
 def load_prelude(config):
     """The module in which programs are run, with what the tests' platform has imported; shared by forking."""
     module = types.ModuleType("solution")
-    exec(compile(config["prelude"], "<prelude>", "exec"), module.__dict__)
+    exec(compile(config["prelude"], "<prelude>", "exec"), module.__dict__)  # noqa: S102
     return module
 
 
@@ -65,18 +65,20 @@ def run_test(config, test, descriptors, module):
         try:
             try:
                 be_child(config, descriptors, module)
-            except BaseException:
+            except BaseException:  # noqa: BLE001
                 traceback.print_exc()
         finally:
             os._exit(1)
-    for descriptor in descriptors:
-        os.close(descriptor)
     ended_by = wait_for(child, start + test["wall_seconds"], config["folder"])
     if ended_by:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     if os.getpid() == 1:
         end_everything_else()
+    if config["collect"] and status == 0:
+        copy_file(os.path.join(config["folder"], config["collect"]), descriptors[RESULT])
+    for descriptor in descriptors:
+        os.close(descriptor)
     code = os.waitstatus_to_exitcode(status)
     return {
         "exit_code": code if code >= 0 else None,
@@ -103,6 +105,13 @@ def wait_for(child, deadline, folder):
         return None
     finally:
         os.close(handle)
+
+
+def copy_file(path, target):
+    """Hand a file that the child left behind, the compiler's output, to the outside."""
+    with open(path, "rb") as file:
+        while os.sendfile(target, file.fileno(), None, 1 << 20):
+            pass
 
 
 def end_everything_else():
@@ -156,8 +165,8 @@ def be_child(config, descriptors, module):
 def call_function(config, request, namespace):
     """Run the program, the test's set-up and the call, and return the encoded value. Raises whatever the program raises."""
     with open(config["source"], "rb") as file:
-        exec(compile(file.read(), "main.py", "exec"), namespace)
-    exec(compile(request["setup"], "<setup>", "exec"), namespace)
+        exec(compile(file.read(), "main.py", "exec"), namespace)  # noqa: S102
+    exec(compile(request["setup"], "<setup>", "exec"), namespace)  # noqa: S102
     if request["arguments"] is None:
         return sandbox_values.encode(eval(compile(request["expression"], "<test>", "eval"), namespace))
     function = eval(compile(request["expression"], "<test>", "eval"), namespace)
@@ -183,9 +192,9 @@ def run_check(config, namespace):
     with open(config["source"], "rb") as file:
         source = file.read()
     try:
-        exec(compile(config["check_prelude"], "<prelude>", "exec"), namespace)
+        exec(compile(config["check_prelude"], "<prelude>", "exec"), namespace)  # noqa: S102
         namespace.update(dict.fromkeys(config["candidate_names"], candidate))
-        exec(compile(source, "<check>", "exec"), namespace)
+        exec(compile(source, "<check>", "exec"), namespace)  # noqa: S102
     except AssertionError:
         os._exit(4)
 

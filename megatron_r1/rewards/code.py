@@ -1,0 +1,137 @@
+"""Accuracy reward for code: the response's program against the problem's tests (v2 section 2.2: compiler and test cases)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_r1.errors import ConfigError
+from megatron_r1.rewards.code_check import run_check
+from megatron_r1.rewards.code_compare import agrees, is_true, output_agrees
+from megatron_r1.rewards.code_compile import compile_cpp
+from megatron_r1.rewards.code_extract import Code, Language, find_code
+from megatron_r1.rewards.code_forms import read_tests
+from megatron_r1.rewards.code_tests import CallTest, CheckTest, StdioTest, Suite, TestsError
+from megatron_r1.rewards.code_verdicts import TestResult, failure_of
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.sandbox import Isolation, Limits, Program, Sandbox, SandboxSettings
+
+
+class CodeScorer:
+    """1 where the program in a response passes every test, else 0. See `protocol.Scorer`; `code_forms` lists the forms of tests."""
+
+    name = "code"
+
+    def __init__(
+        self,
+        language: Language = "python",
+        isolation: Isolation = "bubblewrap",
+        python: str = "",
+        packages: Sequence[str] = (),
+        cpu_seconds: float = 5.0,
+        wall_seconds: float = 15.0,
+        memory_mb: int = 512,
+        program_seconds: float = 60.0,
+        float_tolerance: float | None = None,
+        stop_at_first_failure: bool = False,
+    ):
+        """Args:
+        language: of a block of code without a tag.
+        isolation, python, packages: see `SandboxSettings`.
+        cpu_seconds, wall_seconds, memory_mb: of one test. Wall time is generous: it catches sleep, not a busy machine.
+        program_seconds: of all tests of a program by the clock; a test that would start later is "not_run". Compiling is apart.
+        float_tolerance: numbers agree within it, see `code_compare`; None: exactly.
+        stop_at_first_failure: the tests after it are "not_run"; the score is the same.
+        """
+        if min(cpu_seconds, wall_seconds, program_seconds, memory_mb) <= 0:
+            raise ConfigError("code reward: cpu_seconds, wall_seconds, program_seconds and memory_mb must be above 0")
+        self._language, self._tolerance, self._stop_early = language, float_tolerance, stop_at_first_failure
+        self._program_seconds = program_seconds
+        self._settings = SandboxSettings(isolation, python, tuple(packages))
+        self._limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_bytes=memory_mb << 20)
+
+    def judge(self, response: str, reference: Any) -> Verdict:
+        """See `Scorer`. `parts` holds "tests" (every test's verdict, in order) and "counts" (verdict -> number of tests).
+
+        Raises:
+            SandboxError: untrusted code cannot be run here; never because of the program.
+        """
+        try:
+            suite = read_tests(reference)
+        except TestsError as error:
+            return Verdict(None, "unscorable", str(error))
+        code = find_code(response, self._language)
+        if code is None:
+            return Verdict(0.0, "wrong", "no closed block of code after the reasoning")
+        if code.language != "python" and not suite.is_stdio:
+            return Verdict(0.0, "wrong", "the tests call a Python function, the program is C++")
+        try:
+            results = self._run(code, suite)
+        except TestsError as error:
+            return Verdict(None, "unscorable", str(error))
+        verdicts = [result.verdict for result in results]
+        parts = {"tests": verdicts, "counts": dict(Counter(verdicts))}
+        failed = next((index for index, verdict in enumerate(verdicts) if verdict != "accepted"), None)
+        if failed is None:
+            return Verdict(1.0, "correct", f"{len(results)} tests accepted", parts)
+        reason = f": {results[failed].reason}" if results[failed].reason else ""
+        return Verdict(0.0, "wrong", f"test {failed + 1} of {len(results)}: {verdicts[failed]}{reason}", parts)
+
+    def _run(self, code: Code, suite: Suite) -> list[TestResult]:
+        if code.language == "cpp":
+            compiled = compile_cpp(code.text, self._settings)
+            if isinstance(compiled, TestResult):
+                return [compiled] * len(suite.tests)
+            program = Program("command", compiled, executable=True)
+        else:
+            kind = "command" if suite.is_stdio else "function"
+            program = Program(kind, code.text.encode(errors="replace"), prelude=suite.prelude)
+        results: list[TestResult] = []
+        deadline = time.monotonic() + self._program_seconds
+        with Sandbox(program, self._limits, self._settings) as sandbox:
+            for test in suite.tests:
+                failed = bool(results) and results[-1].verdict != "accepted"
+                if failed and (results[-1].verdict == "compile_error" or self._stop_early) or time.monotonic() > deadline:
+                    rest = results[-1] if failed and results[-1].verdict == "compile_error" else TestResult("not_run")
+                    return results + [rest] * (len(suite.tests) - len(results))
+                results.append(self._run_test(sandbox, test))
+        return results
+
+    def _run_test(self, sandbox: Sandbox, test: StdioTest | CallTest | CheckTest) -> TestResult:
+        if isinstance(test, StdioTest):
+            ending = sandbox.run(test.stdin)
+            failure = failure_of(ending, self._limits)
+            return failure or _verdict(output_agrees(ending.stdout, test.stdout, self._tolerance))
+        if isinstance(test, CheckTest):
+
+            def call(arguments: Any) -> tuple[Any, TestResult | None]:
+                return self._call(sandbox, test.function, "", arguments)
+
+            return run_check(test, call, self._limits, self._settings)
+        value, failure = self._call(sandbox, test.expression, test.setup, test.arguments)
+        if failure is not None:
+            return failure
+        if test.truth_only:
+            return _verdict(is_true(value) == test.expected)
+        return _verdict(agrees(value, test.expected, strict=test.strict, float_tolerance=self._tolerance))
+
+    def _call(self, sandbox: Sandbox, expression: str, setup: str, arguments: Any) -> tuple[Any, TestResult | None]:
+        """Evaluate in the program's namespace: the encoded value, or why there is none."""
+        request = {"expression": expression, "setup": setup, "arguments": arguments}
+        ending = sandbox.run(json.dumps(request).encode())
+        failure = failure_of(ending, self._limits)
+        if failure is not None:
+            return None, failure
+        if not ending.result:
+            return None, TestResult("runtime_error", "ended before it returned a value")
+        try:
+            return json.loads(ending.result), None
+        except (ValueError, RecursionError):  # cut short, or forged by the program
+            return None, TestResult("runtime_error", "returned no value that can be read")
+
+
+def _verdict(agrees_with_expected: bool) -> TestResult:
+    return TestResult("accepted" if agrees_with_expected else "wrong")

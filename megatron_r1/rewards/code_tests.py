@@ -1,0 +1,53 @@
+"""What a coding problem's tests are once their expected values are kept apart from what enters the sandbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class TestsError(ValueError):
+    """The tests are missing or cannot be used: the data's failure, not the program's."""
+
+
+@dataclass(frozen=True)
+class StdioTest:
+    """A program reads `stdin` and must print `stdout`."""
+
+    stdin: bytes
+    stdout: bytes
+
+
+@dataclass(frozen=True)
+class CallTest:
+    """An expression, evaluated in the program's namespace, must have a value."""
+
+    expression: str  #: Python; with `arguments`, it gives the function to call
+    expected: Any
+    setup: str = ""  #: Python that runs after the program, before the expression
+    arguments: tuple[Any, Any] | None = None  #: encoded positional and named ones
+    strict: bool = True  #: see `code_compare.agrees`
+    truth_only: bool = False  #: `expected` is the truth that the value must have
+
+
+@dataclass(frozen=True)
+class CheckTest:
+    """Code that calls the candidate and judges for itself. It runs in a sandbox of its own; the program sees the calls alone."""
+
+    source: str
+    prelude: str  #: Python that `source` needs
+    candidate_names: tuple[str, ...]  #: under which `source` calls the candidate
+    function: str  #: expression that gives the candidate in the program's namespace
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All tests of one problem."""
+
+    tests: tuple[StdioTest | CallTest | CheckTest, ...]
+    prelude: str = ""  #: Python that stands before the program
+
+    @property
+    def is_stdio(self) -> bool:
+        """Whether the tests are of a program, not of a function."""
+        return isinstance(self.tests[0], StdioTest)
