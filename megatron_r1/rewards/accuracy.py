@@ -1,20 +1,15 @@
-"""Accuracy reward for mathematics: the final answer by rule, from the required place only."""
+"""Accuracy reward for mathematics in the trainer's own process; the scoring engine uses `MathScorer` itself."""
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from megatron_r1.rewards.tags import find_boxed_answer, find_tagged_answer
-from megatron_r1.types import Prompt, Rollout
+from megatron_r1.rewards.math_answer import MathScorer
+from megatron_r1.rewards.math_policy import DEFAULT_POLICY, MathPolicy
+from megatron_r1.rewards.tags import AnswerPlace
 
-_FINDERS = {"answer_tag": find_tagged_answer, "boxed": find_boxed_answer}
-
-# ASCII digits only: int() also reads other scripts' digits. Commas only between groups of three: "1,2" is not 12. At most two
-# digits of exponent: 1e999999999 as an exact fraction would fill the memory.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
-_RATIO = re.compile(r"([+-]?[0-9]+) ?/ ?([0-9]+)")
-_MAX_NUMBER_CHARACTERS = 100
+if TYPE_CHECKING:
+    from megatron_r1.types import Prompt, Rollout
 
 
 class AccuracyReward:
@@ -22,52 +17,12 @@ class AccuracyReward:
 
     name = "accuracy"
 
-    def __init__(self, answer_location: str):
-        """Args: `answer_location` is "answer_tag" (the one <answer> element) or "boxed" (the last \\boxed{})."""
-        self._find_answer = _FINDERS[answer_location]
+    def __init__(self, answer_location: AnswerPlace, policy: MathPolicy = DEFAULT_POLICY):
+        """Args: see `MathScorer`."""
+        self._scorer = MathScorer(answer_location, policy)
 
     def score(self, prompt: Prompt, rollout: Rollout) -> float:
-        """See `Reward`."""
+        """See `Reward`. A prompt without a reference answer scores 0 here."""
         if not rollout.finished:
             return 0.0
-        answer = self._find_answer(rollout.text)
-        return float(answer is not None and answers_agree(answer, prompt.answer))
-
-
-def answers_agree(answer: str, reference: str) -> bool:
-    """Whether two answers are the same number, exactly, or else the same text. Blank answers agree with nothing."""
-    answer, reference = _normalise(answer), _normalise(reference)
-    if not answer or not reference:
-        return False
-    number, reference_number = parse_number(answer), parse_number(reference)
-    if number is not None and reference_number is not None:
-        return number == reference_number
-    return answer == reference
-
-
-def parse_number(text: str) -> Fraction | None:
-    """An integer, decimal or ratio, with or without $, % and thousands separators, as an exact fraction; else None.
-
-    A percent sign is a unit and is dropped, as GSM8K's references do: "50%" is 50.
-    """
-    if re.match(r"-?\$", text):
-        text = text.replace("$", "", 1)
-    text = text.strip().removesuffix("%").rstrip()
-    if len(text) > _MAX_NUMBER_CHARACTERS:
-        return None
-    ratio = _RATIO.fullmatch(text)
-    if ratio:
-        numerator, denominator = map(int, ratio.groups())
-        return Fraction(numerator, denominator) if denominator else None
-    if not _NUMBER.fullmatch(text) or not re.match(r"[+-]?\.?[0-9]", text):
-        return None
-    return Fraction(text.replace(",", ""))
-
-
-def _normalise(text: str) -> str:
-    """One form for spellings that mean the same: LaTeX dollars and percent signs, the typographic minus, space, a full stop."""
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\u2212", "-")
-    text = " ".join(text.split()).removesuffix(".").rstrip()
-    if len(text) > 2 and text.startswith("$") and text.endswith("$"):
-        text = text[1:-1].strip()
-    return text
+        return self._scorer.judge(rollout.text, prompt.answer).score or 0.0

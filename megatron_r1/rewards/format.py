@@ -1,27 +1,60 @@
-"""Format reward: did the response keep to the R1-Zero template?"""
+"""Format reward: did the response keep to its template?
+
+The paper states that the format is rewarded (v2 section 2.2) but neither the value nor the exact check.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
-from megatron_r1.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from megatron_r1.types import Prompt, Rollout
+
+FormatName = Literal["zero", "chat", "chat_opened"]
 
 
-class FormatReward:
-    """1 where a finished response is one <think> element and then one <answer> element, else 0.
+class FormatScorer:
+    """1 where the response has the format, else 0.
 
-    Nothing but whitespace stands outside of the two, neither is blank, and no tag stands inside of them. The paper states that
-    the format is rewarded (v2 section 2.2) but neither the value nor the exact check.
+    Settings: `template`. "zero": one <think> and one <answer> element (v2 table 1). "chat": the R1 chat format. "chat_opened": the
+    same where the prompt already ended in "<think>\\n".
     """
 
     name = "format"
 
+    def __init__(self, template: FormatName = "zero"):
+        if template not in _CHECKS:
+            raise ValueError(f"template is {template!r}, expected one of {', '.join(get_args(FormatName))}")
+        self._follows = _CHECKS[template]
+
+    def judge(self, response: str, reference: Any = None) -> Verdict:
+        """See `Scorer`; there is no reference."""
+        if self._follows(response):
+            return Verdict(1.0, "correct")
+        return Verdict(0.0, "wrong", "not the format of the template")
+
+
+class FormatReward:
+    """`FormatScorer` in the trainer's own process; a response cut at the length limit earns nothing."""
+
+    name = "format"
+
+    def __init__(self, template: FormatName = "zero"):
+        self._scorer = FormatScorer(template)
+
     def score(self, prompt: Prompt, rollout: Rollout) -> float:
         """See `Reward`."""
-        return float(rollout.finished and follows_format(rollout.text))
+        return (self._scorer.judge(rollout.text).score or 0.0) if rollout.finished else 0.0
 
 
 def follows_format(response: str) -> bool:
-    """Whether the text alone has the format."""
+    """Whether a response is one <think> element and then one <answer> element.
+
+    Nothing but whitespace stands outside of the two, neither is blank, and no tag stands inside of them.
+    """
     if any(response.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
         return False
     before, _, rest = response.partition(THINK_OPEN)
@@ -31,3 +64,31 @@ def follows_format(response: str) -> bool:
     in_order = bool(closing)  # a tag that comes too early leaves nothing for the later partitions
     outside_is_blank = not (before + between + after).strip()
     return in_order and outside_is_blank and bool(reasoning.strip()) and bool(answer.strip())
+
+
+def follows_chat_format(response: str, opened: bool = False) -> bool:
+    r"""Whether a response is "<think>\n{reasoning}\n</think>\n\n{summary}", both parts not blank (FACTS: training text form, A6).
+
+    The line breaks are exact, since the model is to write what its chat template cuts; more blank lines belong to the parts, and
+    space may end the response. Neither part holds a think tag.
+
+    Args:
+        response: decoded, without end of sequence.
+        opened: the prompt ended in "<think>\n", so the response begins with the reasoning.
+    """
+    opening, closing = THINK_OPEN + "\n", "\n" + THINK_CLOSE + "\n\n"
+    if not opened:
+        if not response.startswith(opening):
+            return False
+        response = response[len(opening) :]
+    reasoning, found, summary = response.partition(closing)
+    if not found or any(tag in part for tag in (THINK_OPEN, THINK_CLOSE) for part in (reasoning, summary)):
+        return False
+    return bool(reasoning.strip()) and bool(summary.strip())
+
+
+_CHECKS = {
+    "zero": follows_format,
+    "chat": follows_chat_format,
+    "chat_opened": lambda response: follows_chat_format(response, opened=True),
+}

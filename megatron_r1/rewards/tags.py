@@ -1,11 +1,32 @@
-"""Where the reasoning and the answer stand in a response."""
+"""Where the reasoning and the answer stand in a response. Every search is linear in the length of the response."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 MAX_ANSWER_CHARACTERS = 1000  #: what is longer is not a final answer
+MAX_ANSWERS = 16  #: who boxes more than this is not answering
+
+AnswerPlace = Literal["answer_tag", "boxed", "hash"]
+
+
+def find_answers(response: str, place: AnswerPlace) -> list[str]:
+    """The answers in the required place, first to last; none where one of them is malformed.
+
+    Raises:
+        ValueError: unknown place.
+    """
+    if place == "answer_tag":
+        answer = find_tagged_answer(response)
+        return [] if answer is None else [answer]
+    if place == "boxed":
+        return find_boxed_answers(response)
+    if place == "hash":
+        return find_hash_answers(response)
+    raise ValueError(f"answer_location is {place!r}, expected one of {', '.join(get_args(AnswerPlace))}")
 
 
 def find_tagged_answer(response: str) -> str | None:
@@ -22,17 +43,41 @@ def find_tagged_answer(response: str) -> str | None:
     return _bounded(response[start + len(ANSWER_OPEN) : end])
 
 
-def find_boxed_answer(response: str) -> str | None:
-    r"""The content of the last \boxed{} after the reasoning; None where there is none, or its braces do not close."""
-    start = response.rfind("\\boxed{")
-    if start < _end_of_reasoning(response):  # also: not found
-        return None
-    start += len("\\boxed{")
+def find_boxed_answers(response: str) -> list[str]:
+    r"""The content of every \boxed{} after the reasoning; nothing where the braces of one do not close, or there are too many."""
+    answers: list[str] = []
+    opening = "\\boxed{"
+    at = response.find(opening, _end_of_reasoning(response))
+    while at >= 0:
+        start = at + len(opening)
+        end = _closing_brace(response, start)
+        if end is None or len(answers) == MAX_ANSWERS:
+            return []
+        answers.append(response[start:end].strip())
+        at = response.find(opening, end)
+    return answers
+
+
+def find_hash_answers(response: str) -> list[str]:
+    """What follows each #### after the reasoning on its line, as in GSM8K; nothing where one is too long, or there are too many."""
+    answers: list[str] = []
+    at = response.find("####", _end_of_reasoning(response))
+    while at >= 0:
+        end = response.find("\n", at)
+        answer = _bounded(response[at + 4 : end if end >= 0 else len(response)])
+        if answer is None or len(answers) == MAX_ANSWERS:
+            return []
+        answers.append(answer)
+        at = response.find("####", end) if end >= 0 else -1
+    return answers
+
+
+def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
-    for index in range(start, min(len(response), start + MAX_ANSWER_CHARACTERS + 1)):
-        depth += {"{": 1, "}": -1}.get(response[index], 0)
+    for index in range(start, min(len(text), start + MAX_ANSWER_CHARACTERS + 1)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return _bounded(response[start:index])
+            return index
     return None
 
 

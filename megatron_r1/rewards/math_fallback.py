@@ -1,0 +1,41 @@
+r"""math-verify, guarded: it decides only where the reference is beyond the reader of this package (`math_parse.py`).
+
+Left to itself math-verify 0.9.0 compares with a tolerance and evaluates whatever it is given: it accepts 1/2004! for 1/2006!,
+{1,2} for (1,2), 4 for 4\sqrt2 and sequences that differ behind the ellipsis, and 9**9**9**9 fills the memory. So relations, ellipses
+and collections never get here, nothing that grows fast is parsed, and numbers are compared to 200 digits.
+
+Its time-outs are signals of the main thread; they are off. The scoring engine ends a process that is late.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+_MAX_CHARACTERS = 200
+_DIGITS = 200
+#: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers, relations
+_REFUSED = re.compile(
+    r"!|[0-9]{20}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
+    r"|[,;=<>]|\\(?:sum|prod|int|lim|le|ge|leq|geq|ne|neq|equiv|approx|sim|in|or|and|boxed)(?![A-Za-z])"
+)
+
+
+def math_verify_agrees(answer: str, reference: str) -> bool:
+    """Whether math-verify holds two expressions or matrices to be equal. Not symmetric: the reference is trusted more."""
+    if any(len(text) > _MAX_CHARACTERS or _REFUSED.search(text) for text in (answer, reference)):
+        return False
+    from math_verify import LatexExtractionConfig, parse, verify  # here: it imports sympy and is rarely needed
+    from sympy import Expr, MatrixBase
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that its time-outs are off
+    parsed = [
+        parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+        for text in (reference, answer)
+    ]
+    if not all(len(found) == 1 and isinstance(found[0], Expr | MatrixBase) for found in parsed):
+        return False
+    gold, target = (found[0] for found in parsed)
+    if isinstance(gold, MatrixBase) != isinstance(target, MatrixBase) or gold.free_symbols != target.free_symbols:
+        return False
+    return verify(gold, target, float_rounding=_DIGITS, numeric_precision=_DIGITS, timeout_seconds=None)
