@@ -220,7 +220,7 @@ class Sandbox:
             executables=executables,
             seccomp=descriptors["seccomp"],
         )
-        return [*outer, python, "-s", "/runner/main.py"]
+        return [*outer, python, "-sS", "/runner/main.py"]
 
     def _bare_command(self, files: Mapping[str, bytes]) -> list[str]:
         """Without namespaces: limits and the filter of system calls only, in a temporary folder."""
@@ -234,7 +234,7 @@ class Sandbox:
         for name, content in (("main.py", files["runner"]), ("sandbox_values.py", files["values"]), ("source", files["source"])):
             (folder / name).write_bytes(content)
             (folder / name).chmod(0o755)
-        return [sandbox_host.find_python(self._settings.python)[0], "-s", str(folder / "main.py")]
+        return [sandbox_host.find_python(self._settings.python)[0], "-sS", str(folder / "main.py")]
 
     @property
     def _source(self) -> str:

@@ -8,6 +8,8 @@ has no ptrace, no process_vm_*, no pidfd_getfd, and there is no /proc, so its me
 Messages are JSON, one packet each. First the configuration, answered by {"ready": true}; then tests, answered by endings.
 """
 
+import _socket  # the module socket costs as much start-up time as all the others together
+import builtins
 import ctypes
 import fcntl
 import json
@@ -16,15 +18,14 @@ import os
 import resource
 import select
 import signal
-import socket
 import sys
 import time
-import traceback
 import types
 
 import sandbox_values
 
 CONTROL, RESULT = 0, 3  #: descriptors: of the control socket here, of the result in a child
+DESCRIPTOR_BYTES = 4
 SLICE_MILLISECONDS = 50  #: between looks at what a test has put into its folder
 MAX_FILES = 1000  #: in that folder: each costs kernel memory that no limit of the file system counts
 MAX_DESCRIPTORS = 4096
@@ -34,7 +35,7 @@ PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 def main():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a handler would make process 1 reachable
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=CONTROL)
+    control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
     config = json.loads(control.recv(1 << 18))
     if os.getpid() != 1:  # without namespaces nothing else ends this process when its parent is gone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -42,9 +43,11 @@ def main():
     untouched = os.stat(config["folder"]).st_ctime_ns
     control.send(b'{"ready": true}')
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 4)
+        message, ancillary, _, _ = control.recvmsg(1 << 16, _socket.CMSG_LEN(4 * DESCRIPTOR_BYTES))
         if not message:
             return
+        ((_, _, content),) = ancillary
+        descriptors = memoryview(content).cast("i").tolist()
         ending = run_test(config, json.loads(message), descriptors, namespace)
         ending["touched"] = os.stat(config["folder"]).st_ctime_ns != untouched
         control.send(json.dumps(ending).encode())
@@ -52,6 +55,7 @@ def main():
 
 def load_prelude(config):
     """The module in which programs are run, with what the tests' platform has imported; shared by forking."""
+    builtins.exit = builtins.quit = sys.exit  # this interpreter runs without `site`, which defines them
     module = types.ModuleType("solution")
     exec(compile(config["prelude"], "<prelude>", "exec"), module.__dict__)  # noqa: S102
     return module
@@ -65,8 +69,8 @@ def run_test(config, test, descriptors, module):
         try:
             try:
                 be_child(config, descriptors, module)
-            except BaseException:  # noqa: BLE001
-                traceback.print_exc()
+            except BaseException as error:  # noqa: BLE001
+                print(f"{type(error).__name__}: {str(error)[:1000].partition(chr(10))[0]}", file=sys.stderr)
         finally:
             os._exit(1)
     ended_by = wait_for(child, start + test["wall_seconds"], config["folder"])
@@ -217,7 +221,9 @@ def set_limits(limits):
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_SIGPENDING, 64, 64),
     ):
-        resource.setrlimit(which, (soft, hard))
+        _, most = resource.getrlimit(which)  # the trainer's own limits, if any, hold as well
+        bound = most if most != resource.RLIM_INFINITY else hard
+        resource.setrlimit(which, (min(soft, bound), min(hard, bound)))
     if os.getppid() == 1:  # counted within the namespace, process 1 with it; without one, all of the user's processes would count
         resource.setrlimit(resource.RLIMIT_NPROC, (limits["threads"] + 1, limits["threads"] + 1))
 

@@ -1,0 +1,173 @@
+"""The code reward on real problems: every reference solution must be accepted and a spoilt one rejected; programs per second.
+
+    python -m benchmarks.rewards_code --data FOLDER [--workers 1 2] [--limit N] [--out FILE.json]
+
+FOLDER holds mbpp.jsonl, humaneval.jsonl.gz and leetcode.json as their authors publish them. Three programs for each problem: the
+reference; the same with the result changed on its way out ("result"); and with one operator or constant changed in its body
+("operator"), of which some compute the same all the same: those are counted, not required. Programs that are not judged as
+required are listed by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gzip
+import importlib.util
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import describe_machine, positive, print_table, run, write_results
+from megatron_r1.errors import ConfigError
+from megatron_r1.rewards.engine import ScoringEngine
+from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
+from megatron_r1.rewards.worker_process import Limits
+
+PACKAGES = ("sortedcontainers", "numpy")  #: LeetCode has them; shown to the programs where they are installed here
+_OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.GtE: ast.Lt,
+              ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
+_SPOIL = """
+def _spoilt(value):
+    if value is None:
+        return 0
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float, complex)):
+        return value + 1
+    if isinstance(value, str):
+        return value + "!"
+    return [value]
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One program to judge."""
+
+    source: str  #: "mbpp", "humaneval", "leetcode"
+    number: str
+    variant: str  #: "reference", "result", "operator"
+    program: str
+    tests: Any
+
+
+def read_problems(folder: Path) -> Iterator[tuple[str, str, str, str, Any]]:
+    """(source, number, program, name of the function that is tested, tests)"""
+    for number, line in enumerate((folder / "mbpp.jsonl").read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        name = row["test_list"][0].split("(", 1)[0].removeprefix("assert ").strip()
+        yield "mbpp", str(row["task_id"]), row["code"], name, {"asserts": row["test_list"], "setup": row["test_setup_code"]}
+    with gzip.open(folder / "humaneval.jsonl.gz", "rt", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            tests = {"check": row["test"], "entry_point": row["entry_point"], "prelude": row["prompt"]}
+            yield "humaneval", row["task_id"], row["prompt"] + row["canonical_solution"], row["entry_point"], tests
+    for number, row in enumerate(json.loads((folder / "leetcode.json").read_text(encoding="utf-8"))):
+        name = row["tests"]["functional"].rsplit("check(Solution().", 1)[1].split(")", 1)[0]
+        yield "leetcode", str(number), row["solutions"], name, row["tests"]
+
+
+def tasks_of(folder: Path, limit: int | None) -> list[Task]:
+    """All programs; with a limit, of the first problems of each source."""
+    tasks, taken = [], Counter()
+    for source, number, program, name, tests in read_problems(folder):
+        taken[source] += 1
+        if limit is None or taken[source] <= limit:
+            variants = {"reference": program, "result": change_result(program, name), "operator": change_operator(program, name)}
+            tasks += [Task(source, number, variant, text, tests) for variant, text in variants.items() if text is not None]
+    return tasks
+
+
+def change_result(program: str, name: str) -> str:
+    """The program with another value returned by the function `name`, wherever it returns."""
+    tree = ast.parse(program)
+    for function in _functions(tree, name):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Return):
+                value = node.value or ast.Constant(None)
+                node.value = ast.Call(ast.Name("_spoilt", ast.Load()), [value], [])
+        function.body.append(ast.Return(ast.Constant("spoilt")))
+    return _SPOIL + ast.unparse(ast.fix_missing_locations(tree))
+
+
+def change_operator(program: str, name: str) -> str | None:
+    """The program with the first operator or number of the function changed; None where it has neither."""
+    tree = ast.parse(program)
+    for function in _functions(tree, name):
+        for statement in function.body:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+                    node.op = _OPERATORS[type(node.op)]()
+                elif isinstance(node, ast.Compare) and type(node.ops[0]) in _OPERATORS:
+                    node.ops[0] = _OPERATORS[type(node.ops[0])]()
+                elif isinstance(node, ast.Constant) and type(node.value) is int:
+                    node.value += 1
+                else:
+                    continue
+                return ast.unparse(tree)
+    return None
+
+
+def _functions(tree: ast.Module, name: str) -> list[ast.FunctionDef]:
+    """The last definition, which is the one that counts."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name][-1:]
+
+
+def scorer_spec() -> ScorerSpec:
+    """The code scorer with LeetCode's packages, as far as they are installed here."""
+    found = [importlib.util.find_spec(name) for name in PACKAGES]
+    packages = [folder for spec in found if spec for folder in spec.submodule_search_locations]
+    libraries = [f"{folder}.libs" for folder in packages if Path(f"{folder}.libs").is_dir()]
+    settings = {"packages": [*packages, *libraries], "stop_at_first_failure": True}
+    return ScorerSpec(SCORERS["code"], time_limit_seconds=120.0, settings=settings)
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Judge everything with each number of workers in turn; the outcomes must not depend on it."""
+    if not (arguments.data / "mbpp.jsonl").is_file():
+        raise ConfigError(f"--data {arguments.data}: there is no mbpp.jsonl in it")
+    tasks = tasks_of(arguments.data, arguments.limit)
+    machine = describe_machine("cpu")
+    rates, outcomes = {}, []
+    for workers in arguments.workers:
+        items = [("code", f"```python\n{task.program}\n```", task.tests) for task in tasks]
+        with ScoringEngine({"code": scorer_spec()}, workers=workers, limits=Limits(4 << 30, 1 << 30)) as engine:
+            list(engine.stream(items[:workers]))
+            start = time.perf_counter()
+            found = [(verdict.outcome, verdict.detail) for verdict in engine.stream(items)]
+            rates[workers] = len(tasks) / (time.perf_counter() - start)
+        print(f"{workers} worker(s): {len(tasks)} programs, {rates[workers]:.1f} programs/s", flush=True)
+        outcomes.append(found)
+    changed = [task for task, *each in zip(tasks, *outcomes, strict=True) if len({outcome for outcome, _ in each}) > 1]
+    for task in changed:
+        print(f"depends on the number of workers: {task.source} {task.number} {task.variant}")
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for task, (outcome, detail) in zip(tasks, outcomes[0], strict=True):
+        counts.setdefault((task.source, task.variant), Counter())[outcome] += 1
+        if outcome != {"reference": "correct", "result": "wrong"}.get(task.variant, outcome):
+            print(f"{task.source} {task.number} {task.variant}: {outcome}: {detail}")
+    header = ("data", "program", "correct", "wrong", "unscorable", "error")
+    rows = [(source, variant, *(str(count[outcome]) for outcome in header[2:])) for (source, variant), count in counts.items()]
+    print_table(header, rows)
+    if arguments.out is not None:
+        table = [{"data": key[0], "program": key[1], **count} for key, count in counts.items()]
+        results = {"counts": table, "programs_per_second": rates, "changed": len(changed)}
+        arguments.data = arguments.data.name
+        write_results(arguments.out, arguments, results, machine)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the published data files")
+    parser.add_argument("--workers", type=positive, nargs="+", default=[1, 2], help="numbers of processes to try in turn")
+    parser.add_argument("--limit", type=positive, help="problems of each source; default: all")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the figures, with machine and versions")
+    return run(benchmark, parser.parse_args())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
