@@ -16,6 +16,7 @@ from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.tags import AnswerPlace, find_answers
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
+_MAX_WRAPPERS = 4
 
 
 class MathScorer:
@@ -59,6 +60,8 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return False
     if answer == reference:
         return True
+    if _is_word(answer) and _is_word(reference):
+        return _same_word(answer, reference)
     trees = _read(answer), _read(reference)
     if trees[1] is None:
         return _same_tokens(answer, reference) or math_verify_agrees(answer, reference)
@@ -78,15 +81,14 @@ def reference_answer(reference: str) -> str:
 def clean_answer(text: str) -> str:
     """An answer without what only wraps it: space, dollars and brackets of a formula, a box, a full stop."""
     text = " ".join(text.split())
-    stripped = True
-    while stripped:
-        stripped = False
+    for _ in range(_MAX_WRAPPERS):
         if text.endswith(".") and not text.endswith(".."):
-            text, stripped = text[:-1].rstrip(), True
+            text = text[:-1].rstrip()
         for opening, closing in _WRAPPERS:
             inner = text[len(opening) : len(text) - len(closing)]
             if text.startswith(opening) and text.endswith(closing) and _is_one_piece(inner, opening):
-                text, stripped = inner.strip(), True
+                text = inner.strip()
+                break
     return _without_dollar_pairs(text)
 
 
@@ -111,6 +113,15 @@ def _is_one_piece(inner: str, opening: str) -> bool:
         if depth < 0:
             return False
     return depth == 0 and bool(inner)
+
+
+def _is_word(text: str) -> bool:
+    return len(text) > 1 and text.isascii() and text.isalpha()
+
+
+def _same_word(answer: str, reference: str) -> bool:
+    """Letters alone are a word or the name of a thing, not a product: "no" is not "on". AB and ab may be two segments."""
+    return answer.casefold() == reference.casefold() and (len(answer) > 2 or answer[1:] == reference[1:])
 
 
 @lru_cache(maxsize=512)

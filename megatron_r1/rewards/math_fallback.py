@@ -16,7 +16,7 @@ _MAX_CHARACTERS = 200
 _DIGITS = 200
 #: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers, relations
 _REFUSED = re.compile(
-    r"!|[0-9]{20}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
+    r"!|[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
     r"|[,;=<>]|\\(?:sum|prod|int|lim|le|ge|leq|geq|ne|neq|equiv|approx|sim|in|or|and|boxed)(?![A-Za-z])"
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from megatron_r1.rewards.math_tokens import Token, Unreadable, tokenize
+from megatron_r1.rewards.math_tokens import FUNCTIONS, Token, Unreadable, tokenize
 from megatron_r1.rewards.math_tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
 from megatron_r1.rewards.math_units import canonical_unit
 
@@ -16,6 +16,7 @@ MAX_DEPTH = 24
 MAX_DIGITS = 400
 
 _CLOSING = {"(": ")", "[": "]", "\\{": "\\}", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_MINUS_ONE = Apply("neg", (Number(Fraction(1)),))
 _SIGNS = {"+", "-", "\\pm", "\\mp"}
 
 
@@ -251,7 +252,9 @@ class _Reader:
                 base = self._read_tex_argument()
             else:
                 power = self._read_exponent()
-                if power is None or (isinstance(power, Apply) and power.op == "neg"):
+                if power == _MINUS_ONE and f"arc{name}" in FUNCTIONS:
+                    name, power = f"arc{name}", None
+                elif power is None or (isinstance(power, Apply) and power.op == "neg"):
                     raise Unreadable("inverse or degrees of a function")
         if name in ("sqrt", "cbrt", "abs") or self._next_is("open"):
             argument = self._read_tex_argument()

@@ -28,7 +28,7 @@ _CONSTANTS = frozenset({"\\pi", "e", "i", "\\infty"})
 _UNKNOWN_BASE = "log base"  #: log without a base: 10, e or 2, so it is a variable
 
 # Sizes and signs of the points at which expressions with variables are compared. Whole numbers are for factorials.
-_SCALES = (Fraction(1), Fraction(-1), Fraction(7), Fraction(-7), Fraction(60), Fraction(-60), Fraction(1, 9))
+_SCALES = (Fraction(1), Fraction(-1), Fraction(7), Fraction(-7), Fraction(60), Fraction(-60), Fraction(5000), Fraction(1, 9))
 _WHOLE_POINTS = 5
 _MIN_POINTS = 3
 
