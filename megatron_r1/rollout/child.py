@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class EngineProcess:
         """Process id."""
         return self._process.pid
 
-    def call(self, name: str, *args: Any, timeout: float) -> Any:
-        """Call and wait for the answer.
+    def call(self, name: str, *args: Any, timeout: float, on_part: Callable[[Any], None] | None = None) -> Any:
+        """Call and wait for the answer. `on_part` gets what the process sends before it.
 
         Raises:
             RolloutError: the process died, or did not answer within `timeout` seconds and was ended.
@@ -63,13 +63,10 @@ class EngineProcess:
         deadline = time.monotonic() + timeout
         try:
             self._connection.send((name, args))
-            while not self._connection.poll(_POLL_SECONDS):
-                if time.monotonic() > deadline:
-                    self.close(patience=0)
-                    raise RolloutError(f"the rollout engine did not answer {name} in {timeout:.0f} s; {self._log_tail()}")
-                if self._process.poll() is not None and not self._connection.poll(0):
-                    raise EOFError
-            succeeded, result = self._connection.recv()
+            succeeded, result = self._receive(name, deadline, timeout)
+            while succeeded is None:  # a part
+                on_part(result)
+                succeeded, result = self._receive(name, deadline, timeout)
         except (EOFError, ConnectionError):
             self.close()
             raise RolloutError(f"the rollout engine died in {name} ({self._exit_reason()}); {self._log_tail()}") from None
@@ -92,6 +89,15 @@ class EngineProcess:
         except ProcessLookupError:
             pass
         self._process.wait()
+
+    def _receive(self, name: str, deadline: float, timeout: float) -> tuple[bool | None, Any]:
+        while not self._connection.poll(_POLL_SECONDS):
+            if time.monotonic() > deadline:
+                self.close(patience=0)
+                raise RolloutError(f"the rollout engine did not answer {name} in {timeout:.0f} s; {self._log_tail()}")
+            if self._process.poll() is not None and not self._connection.poll(0):
+                raise EOFError
+        return self._connection.recv()
 
     def _exit_reason(self) -> str:
         code = self._process.returncode

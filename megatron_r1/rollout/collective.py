@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from megatron_r1.rollout.protocol import RolloutEngine, SyncReport
+from megatron_r1.rollout.protocol import OnGroup, RolloutEngine, SyncReport
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 from megatron_r1.weights.feed import feed_rank_zero
@@ -31,9 +31,11 @@ class CollectiveEngine:
         """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end."""
         return feed_rank_zero(weights, lambda fed: self._engine.load_weights(fed, version))
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
-        """See `RolloutEngine.generate`: sampled on rank 0, returned on every rank."""
-        return on_rank_zero(lambda: self._engine.generate(prompts, sampling, seed))
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
+        """See `RolloutEngine.generate`: sampled on rank 0, where `on_group` is called, and returned on every rank."""
+        return on_rank_zero(lambda: self._engine.generate(prompts, sampling, seed, on_group))
 
     def close(self) -> None:
         """See `RolloutEngine.close`. Not collective: a rank that fails alone can call it."""

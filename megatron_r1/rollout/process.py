@@ -17,7 +17,7 @@ from megatron_r1.errors import RolloutError
 from megatron_r1.rollout.buckets import SharedMemorySender, WeightSender
 from megatron_r1.rollout.child import EngineProcess
 from megatron_r1.rollout.options import EngineOptions, engine_environment
-from megatron_r1.rollout.protocol import SyncReport
+from megatron_r1.rollout.protocol import OnGroup, SyncReport
 from megatron_r1.rollout.verify import verify_held
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from megatron_r1.weights.checksum import checksum
@@ -77,18 +77,25 @@ class VllmProcessEngine:
         now = time.monotonic()
         return SyncReport(version, counts[0], counts[1], len(sent), now - started, now - verify_started)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         """See `RolloutEngine.generate`."""
         if self.version is None:
             raise RolloutError("the rollout engine has no weights: load_weights must succeed before generate")
         for prompt in prompts:
             self._check(prompt, sampling)
         seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in range(len(prompts))]
-        answers = self._call("generate", [list(prompt.token_ids) for prompt in prompts], sampling, seeds)
-        return [
-            RolloutGroup(prompt, [self._rollout(*answer) for answer in row], self.version)
-            for prompt, row in zip(prompts, answers, strict=True)
-        ]
+        groups: dict[int, RolloutGroup] = {}
+
+        def keep(part: tuple[int, list[tuple[list[int], list[float], bool]]]) -> None:
+            index, answers = part
+            groups[index] = RolloutGroup(prompts[index], [self._rollout(*answer) for answer in answers], self.version)
+            if on_group is not None:
+                on_group(groups[index])
+
+        self._call("generate", [list(prompt.token_ids) for prompt in prompts], sampling, seeds, on_part=keep)
+        return [groups[index] for index in range(len(prompts))]
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""
@@ -102,8 +109,8 @@ class VllmProcessEngine:
             return NcclSender(self._call, self.options)
         return SharedMemorySender(self._call)
 
-    def _call(self, name: str, *args: Any, timeout: float | None = None) -> Any:
-        return self._child.call(name, *args, timeout=timeout or self.options.step_timeout_seconds)
+    def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: Callable[[Any], None] | None = None) -> Any:
+        return self._child.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part)
 
     def _watched(
         self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
+
+OnGroup = Callable[[RolloutGroup], None]  #: is called with a group as soon as its last response is sampled
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ class RolloutEngine(Protocol):
             RolloutError: the engine died or refused.
         """
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         """Sample `sampling.n` responses to every prompt, in the order of `prompts`.
+
+        `on_group` is called with every group, in the order in which they are finished; it should return at once.
 
         The same weights, prompts, sampling and seed give the same tokens and log-probs, also in another process.
 

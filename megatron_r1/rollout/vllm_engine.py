@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.sampling_params import RequestOutputKind
 
 from megatron_r1.rollout.options import EngineOptions
 from megatron_r1.rollout.vllm_cpu import check_version
 from megatron_r1.types import Sampling
+
+Answer = tuple[list[int], list[float], bool]  # token ids, their log-probs, ended with end-of-sequence
 
 
 class VllmEngine:
@@ -55,24 +59,30 @@ class VllmEngine:
             raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
 
     def generate(
-        self, prompts: list[list[int]], sampling: Sampling, seeds: list[list[int]]
-    ) -> list[list[tuple[list[int], list[float], bool]]]:
+        self, prompts: list[list[int]], sampling: Sampling, seeds: list[list[int]], on_prompt: Callable[[int, list[Answer]], None]
+    ) -> None:
         """Sample responses to tokenised prompts.
 
         Args:
             prompts: token ids, one list a prompt.
             sampling: for all prompts.
             seeds: one seed per prompt and sample.
-
-        Returns:
-            Per prompt and sample: token ids, their log-probs, and whether the response ended with end-of-sequence.
+            on_prompt: called for each prompt as soon as all its responses are there, with its index and, per sample: token ids,
+                their log-probs, and whether the response ended with end-of-sequence.
         """
         # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
         self.reset_prefix_cache()
         requests = [({"prompt_token_ids": p}, self._parameters(sampling, seed)) for p, row in zip(prompts, seeds) for seed in row]
-        outputs = self.llm.generate([r[0] for r in requests], [r[1] for r in requests], use_tqdm=False)
-        rows = [self._unpack(output.outputs[0]) for output in outputs]
-        return [rows[i : i + sampling.n] for i in range(0, len(rows), sampling.n)]
+        engine = self.llm.llm_engine
+        for index, request in enumerate(requests):
+            engine.add_request(str(index), *request)
+        answers: list[dict[int, Answer]] = [{} for _ in prompts]
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                prompt, sample = divmod(int(output.request_id), sampling.n)
+                answers[prompt][sample] = self._unpack(output.outputs[0])
+                if len(answers[prompt]) == sampling.n:
+                    on_prompt(prompt, [answers[prompt][index] for index in range(sampling.n)])
 
     def _parameters(self, sampling: Sampling, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -84,9 +94,10 @@ class VllmEngine:
             logprobs=0,  # of the sampled token only
             stop_token_ids=[self.eos_token_id],
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _unpack(self, completion: Any) -> tuple[list[int], list[float], bool]:
+    def _unpack(self, completion: Any) -> Answer:
         token_ids = list(completion.token_ids)
         logprobs = [at[token].logprob for at, token in zip(completion.logprobs, token_ids, strict=True)]
         return token_ids, logprobs, completion.finish_reason == "stop"

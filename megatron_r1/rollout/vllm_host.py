@@ -15,12 +15,12 @@ from multiprocessing.connection import Connection
 from megatron_r1.errors import R1Error, RolloutError
 
 CALLS = (
-    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers", "generate",
+    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers",
 )  # fmt: skip
 
 
 def main(socket_fd: int, trainer_pid: int) -> None:
-    """Build the engine from the first message, then serve calls. One reply for every message."""
+    """Build the engine from the first message, then serve calls: (True, result) or (False, error), and before it (None, part)s."""
     _die_with(trainer_pid)
     connection = Connection(socket_fd)
     engine = None
@@ -35,6 +35,8 @@ def main(socket_fd: int, trainer_pid: int) -> None:
 
                 engine = VllmEngine(*args)
                 reply = None
+            elif call == "generate":
+                reply = engine.generate(*args, lambda *part: connection.send((None, part)))
             elif call in CALLS:
                 reply = getattr(engine, call)(*args)
             else:

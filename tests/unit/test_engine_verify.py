@@ -105,7 +105,7 @@ def start():
 
 engine = CollectiveEngine(start)
 assert engine.load_weights(weights(), 1) == "version 1"
-assert engine.generate(["p"], None, 3) == ["groups", ["p"], None, 3]
+assert engine.generate(["p"], None, 3) == ["groups", ["p"], None, 3, None]
 fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
 fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")
 assert engine.load_weights(weights(), 4) == "version 4"
