@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+KINDS = ("reasoning", "general")  #: of prompts
+DOMAINS = ("math", "code")  #: of reasoning prompts
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -56,9 +59,9 @@ class RolloutGroup:
     weights_version: int  #: trainer version that sampled them
     rewards_G: torch.Tensor | None = None  #: [G] float64, total reward
     reward_parts: dict[str, list[float | None]] = field(default_factory=dict)  #: name -> [G], e.g. "accuracy"; None: no score
+    advantages_G: torch.Tensor | None = None  #: [G] float64
     reward_outcomes: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], see `rewards.protocol.Outcome`
     reward_details: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], why; one line each
-    advantages_G: torch.Tensor | None = None  #: [G] float64
 
 
 @dataclass

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Verdict
 
 
@@ -48,6 +49,8 @@ class OddScorer:
             self.kept[-1][::4096] = b"x" * len(self.kept[-1][::4096])
         elif command == "raise":
             raise ValueError("first line\nsecond line")
+        elif command == "refuse":
+            raise RewardError("there is no sandbox here")
         elif command == "lie":
             return None
         return Verdict(1.0, "correct", parts={"pid": os.getpid()})

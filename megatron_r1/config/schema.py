@@ -175,6 +175,40 @@ class JudgeConfig(Section):
     api_key_file: str | None = Field(None, description="file with the endpoint's key; null: none is sent")
 
 
+class MathRewardConfig(Section):
+    """What counts as the same answer where mathematics leaves it open; the recipe says only that the answer must be correct."""
+
+    percent: Literal["unit", "hundredth", "either"] = Field("unit", description="50% is 50 (as in GSM8K), 0.5, or either")
+    units: Literal["optional", "required", "ignored"] = Field(
+        "optional", description="optional: may be missing on one side, but two different ones disagree"
+    )
+    rounding: int = Field(
+        0, ge=0, description="digits from which a rounded decimal agrees with a reference like 1/3 or pi; 0: never"
+    )
+    list_order: Literal["any", "same"] = Field("any", description="of bare lists; sets never have one")
+    several_answers: Literal["agree", "last"] = Field(
+        "agree", description="several boxes: each must be correct, or the last counts"
+    )
+
+
+class CodeRewardConfig(Section):
+    """How programs are run against their tests."""
+
+    isolation: Literal["bubblewrap", "none_i_accept_untrusted_code_on_this_machine"] = Field(
+        "bubblewrap",
+        description="without namespaces programs are refused, unless the other value says in so many words to run them",
+    )
+    language: Literal["python", "cpp"] = Field("python", description="of a block of code without a tag")
+    python: str = Field("", description="interpreter for programs; empty: the trainer's own")
+    packages: list[str] = Field([], description="folders of packages that programs may import")
+    cpu_seconds: float = Field(5.0, gt=0, description="of one test")
+    wall_seconds: float = Field(15.0, gt=0, description="of one test")
+    memory_mb: int = Field(512, gt=0, description="of one test")
+    program_seconds: float = Field(60.0, gt=0, description="of all tests of a program; later ones are not run, and it fails")
+    float_tolerance: float | None = Field(None, description="within which numbers agree; null: exactly")
+    stop_at_first_failure: bool = Field(False, description="do not run the tests after it; the score is the same")
+
+
 class RewardConfig(Section):
     """reasoning prompts: accuracy + format + language (v2 eq 4, 7); general ones: model + format + language (v2 eq 8, 10)."""
 
@@ -183,7 +217,9 @@ class RewardConfig(Section):
     language_weight: float = Field(0.0, description='0: not measured; R1\'s RL stages: 1, "directly adding it"')
     model_weight: float = Field(1.0, description="of the model's reward on general prompts")
     model: Literal["none", "judge"] = Field("none", description="what scores general prompts; judge: see reward.judge")
-    answer_location: Literal["answer_tag", "boxed"] = Field("answer_tag", description="the only place where an answer counts")
+    answer_location: Literal["answer_tag", "boxed", "hash"] = Field(
+        "answer_tag", description="the only place where an answer counts; hash: after ####"
+    )
     length_penalty_weight: float = Field(0.0, ge=0, description="0: off; times 0 to -1 over the last cache tokens before the limit")
     length_penalty_max_tokens: int = Field(32768, gt=0, description="length from which the whole penalty applies")
     length_penalty_cache_tokens: int = Field(4096, gt=0, description="tokens before that over which it grows")
@@ -197,6 +233,8 @@ class RewardConfig(Section):
     code_time_limit_seconds: float = Field(300.0, gt=0, description="the same for all tests of one program")
     worker_memory_bytes: int = Field(4 << 30, gt=0, description="address space of a scoring process, and of each of its children")
     worker_recycle_bytes: int = Field(1 << 30, gt=0, description="resident memory above which a scoring process is replaced")
+    math: MathRewardConfig = MathRewardConfig()
+    code: CodeRewardConfig = CodeRewardConfig()
     judge: JudgeConfig = JudgeConfig()
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_r1.config.schema import DataConfig
 from megatron_r1.data.records import read_records, take_text
 from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tally import TallyProblem, draw_problem
 from megatron_r1.errors import DataError
+from megatron_r1.types import DOMAINS, KINDS
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Problem:
     question: str
     answer: str  #: as the reward function wants it
     language: str = ""  #: "en", "zh", or "" where unknown
-    domain: str = "math"
+    domain: str = "math"  #: "math" or "code", whose answer is its tests as JSON
+    kind: str = "reasoning"  #: "reasoning" or "general"
 
 
 class ProblemSource(Protocol):
@@ -40,6 +43,9 @@ class ProblemSource(Protocol):
 
     def fixed_problems(self) -> list[Problem]:
         """Every problem there can be, to check before a run; empty where problems are generated."""
+
+    def domains(self) -> set[str]:
+        """The domains of its reasoning problems."""
 
 
 def load_problems(config: DataConfig) -> ProblemSource:
@@ -76,6 +82,10 @@ class TallyProblems:
     def fixed_problems(self) -> list[Problem]:
         """See `ProblemSource`."""
         return []
+
+    def domains(self) -> set[str]:
+        """See `ProblemSource`."""
+        return {"math"}
 
 
 def _tally_problem(problem: TallyProblem) -> Problem:
@@ -122,6 +132,10 @@ class FileProblems:
         """See `ProblemSource`."""
         return self._train + self._heldout
 
+    def domains(self) -> set[str]:
+        """See `ProblemSource`."""
+        return {problem.domain for problem in self.fixed_problems() if problem.kind == "reasoning"}
+
 
 @lru_cache(maxsize=4)
 def shuffled(size: int, seed: int, epoch: int) -> list[int]:
@@ -141,14 +155,34 @@ def read_problems(config: DataConfig) -> list[Problem]:
     problems, first_seen = [], {}
     for number, (where, record) in enumerate(read_records(path), start=1):
         question = take_text(record, config.question_field, where)
-        answer = take_text(record, config.answer_field, where)
-        if config.answer_format == "gsm8k":
-            answer = _gsm8k_answer(answer, where)
+        kind = _take_choice(record, "kind", KINDS, "reasoning", where)
+        domain = _take_choice(record, "domain", DOMAINS, "code" if "tests" in record else "math", where)
         if question in first_seen:
             raise DataError(f"{where}: the same question stands at {first_seen[question]}; remove one of the two")
         first_seen[question] = where
-        problems.append(Problem(f"{path.stem}-{number}", question, answer))
+        language = take_text(record, "language", where) if record.get("language") else ""
+        answer = _take_answer(record, config, kind, domain, where)
+        problems.append(Problem(f"{path.stem}-{number}", question, answer, language, domain, kind))
     return problems
+
+
+def _take_choice(record: dict[str, Any], field: str, choices: tuple[str, ...], default: str, where: str) -> str:
+    value = take_text(record, field, where) if field in record else default
+    if value not in choices:
+        raise DataError(f"{where}: {field} {value!r} is unknown; choose one of {', '.join(choices)}")
+    return value
+
+
+def _take_answer(record: dict[str, Any], config: DataConfig, kind: str, domain: str, where: str) -> str:
+    """The reference as text: tests as JSON; for a general problem it may be missing."""
+    if kind == "general":
+        return take_text(record, config.answer_field, where) if record.get(config.answer_field) else ""
+    if domain == "code":
+        if not record.get("tests"):
+            raise DataError(f"{where}: a problem of domain code needs the field 'tests'")
+        return json.dumps(record["tests"])
+    answer = take_text(record, config.answer_field, where)
+    return _gsm8k_answer(answer, where) if config.answer_format == "gsm8k" else answer
 
 
 def _gsm8k_answer(solution: str, where: str) -> str:

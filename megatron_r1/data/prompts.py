@@ -75,7 +75,9 @@ def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_promp
             f"problem {problem.id} has a prompt of {len(token_ids)} tokens, data.max_prompt_tokens is {max_prompt_tokens};"
             " raise it or remove the problem"
         )
-    return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), problem.language, problem.domain)
+    return Prompt(
+        problem.id, problem.question, problem.answer, text, tuple(token_ids), problem.language, problem.domain, problem.kind
+    )
 
 
 def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:

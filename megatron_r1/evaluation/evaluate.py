@@ -32,31 +32,36 @@ class EvaluationResult:
     format_greedy: float
     response_length: float  #: mean tokens of a sample, end of sequence included
     finished: float  #: share of samples that ended by themselves
+    unscored: float  #: share of all responses whose accuracy could not be judged (error, timeout, unscorable)
     intervals: dict[str, tuple[float, float]]  #: 95%, for pass_at_1, pass_at_k, greedy, format and format_greedy
 
 
 def evaluate(
-    engine: Sampler, prompts: Sequence[Prompt], reward_fn: Callable[[RolloutGroup], None], config: EvaluateConfig, max_tokens: int
+    engine: Sampler,
+    prompts: Sequence[Prompt],
+    reward_fn: Callable[[Sequence[RolloutGroup]], None],
+    config: EvaluateConfig,
+    max_tokens: int,
 ) -> EvaluationResult:
     """Sample `config.samples` responses to every prompt, and one greedy response.
 
     Args:
-        reward_fn: fills reward_parts with "accuracy" and "format".
+        reward_fn: fills reward_parts of all groups with "accuracy" and "format". A response that could not be scored is not correct,
+            and counts in `unscored`.
         max_tokens: response tokens, end of sequence included.
 
     The same weights, prompts and config give the same result: `config.seed` seeds the engine.
     """
     sampled = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed)
     greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed)
-    for group in (*sampled, *greedy):
-        reward_fn(group)
-    correct = [round(sum(group.reward_parts["accuracy"])) for group in sampled]
+    reward_fn([*sampled, *greedy])
+    correct = [scores(group, "accuracy").count(1.0) for group in sampled]
     shares = {
         "pass_at_1": mean([pass_at_k(config.samples, c, 1) for c in correct]),
         "pass_at_k": mean([pass_at_k(config.samples, c, config.samples) for c in correct]),
-        "greedy": mean([group.reward_parts["accuracy"][0] for group in greedy]),
-        "format": mean([mean(group.reward_parts["format"]) for group in sampled]),
-        "format_greedy": mean([group.reward_parts["format"][0] for group in greedy]),
+        "greedy": mean([scores(group, "accuracy")[0] for group in greedy]),
+        "format": mean([mean(scores(group, "format")) for group in sampled]),
+        "format_greedy": mean([scores(group, "format")[0] for group in greedy]),
     }
     rollouts = [rollout for group in sampled for rollout in group.rollouts]
     return EvaluationResult(
@@ -66,5 +71,11 @@ def evaluate(
         **shares,
         response_length=mean([len(rollout.token_ids) for rollout in rollouts]),
         finished=mean([float(rollout.finished) for rollout in rollouts]),
+        unscored=mean([float(score is None) for group in (*sampled, *greedy) for score in group.reward_parts["accuracy"]]),
         intervals={name: wilson_interval(share, len(prompts)) for name, share in shares.items()},
     )
+
+
+def scores(group: RolloutGroup, component: str) -> list[float]:
+    """A component's score of every response; 0 where it has none."""
+    return [0.0 if score is None else score for score in group.reward_parts[component]]

@@ -23,6 +23,8 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
     rows += [[label, *(_share(result, name) for result in results.values())] for label, name in lines]
     rows.append(["response length (tokens)", *(f"{result.response_length:.1f}" for result in results.values())])
     rows.append(["finished", *(f"{result.finished:.1%}" for result in results.values())])
+    if any(result.unscored for result in results.values()):
+        rows.append(["accuracy not judged", *(f"{result.unscored:.1%}" for result in results.values())])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     header, *body = (_line(row, widths) for row in rows)
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +26,18 @@ from megatron_r1.evaluation.evaluate import evaluate
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.session import Session
-from megatron_r1.rewards.compose import build_reward
+from megatron_r1.rewards.compose import Composition, Scoring, judge_reward
+from megatron_r1.rewards.engine import ScoringEngine
+from megatron_r1.rewards.judge import Judge
+from megatron_r1.rewards.scorers import needed_scorers, scorer_specs
+from megatron_r1.rewards.worker_process import Limits
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import child_environment
+from megatron_r1.training.scoring import CollectiveRewards
 from megatron_r1.weights.feed import feed_rank_zero
 from megatron_r1.weights.hf import HfFolder, export_hf
 
@@ -144,8 +149,36 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         engine.close()
 
 
+@contextmanager
+def open_rewards(config: Config, source: ProblemSource, log: Path) -> Iterator[CollectiveRewards]:
+    """The rewards for the block: scoring processes beside rank 0, used by all ranks.
+
+    Args:
+        source: the problems whose responses will be scored; what none of them needs is not started.
+        log: takes all output of the scoring processes.
+    """
+    rewards = config.reward
+    with ExitStack() as stack:
+
+        def start() -> Composition:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            scoring: Scoring = stack.enter_context(
+                ScoringEngine(
+                    scorer_specs(rewards, needed_scorers(rewards, source.domains()), config.data.template),
+                    workers=rewards.workers,
+                    limits=Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
+                    environment=child_environment(),
+                    log=log,
+                )
+            )
+            judge = stack.enter_context(Judge(rewards.judge)) if rewards.model == "judge" else None
+            return Composition(rewards, scoring, judge_reward(judge) if judge else None)
+
+        yield CollectiveRewards(rewards, start)
+
+
 def build_evaluation(
-    config: Config, engine: RolloutEngine, source: ProblemSource, tokenizer: Tokenizer
+    config: Config, engine: RolloutEngine, rewards: CollectiveRewards, source: ProblemSource, tokenizer: Tokenizer
 ) -> Callable[[int, int], dict[str, float]]:
     """A function of (step, last step) that measures the engine's weights on held-out problems where it is due, else nothing.
 
@@ -154,13 +187,12 @@ def build_evaluation(
     prompts = heldout_prompts(
         source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
     )
-    reward_fn = build_reward(config.reward)
 
     def measure(step: int, last: int) -> dict[str, float]:
         interval = config.evaluate.interval
         if step not in (0, last) and not (interval and step % interval == 0):
             return {}
-        result = asdict(evaluate(engine, prompts, reward_fn, config.evaluate, config.rollout.max_response_tokens))
+        result = asdict(evaluate(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens))
         intervals = result.pop("intervals")
         low_high = {
             f"eval/{_key(name)}/{end}": value for name, pair in intervals.items() for end, value in zip(("low", "high"), pair)

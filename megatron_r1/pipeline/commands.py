@@ -12,11 +12,10 @@ from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import evaluate as evaluate_engine
 from megatron_r1.evaluation.table import render_table
-from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine
+from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
 from megatron_r1.pipeline.r1_zero import run_r1_zero
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_sft
-from megatron_r1.rewards.compose import build_reward
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.weights.hf import HfFolder
@@ -53,8 +52,9 @@ def evaluate(config: Config) -> None:
     with open_session(config.runtime) as session:
         arch = build_architecture(config)
         tokenizer = build_tokenizer(config, arch)
+        source = load_problems(config.data)
         prompts = heldout_prompts(
-            load_problems(config.data),
+            source,
             tokenizer,
             config.data.template,
             config.evaluate.problems,
@@ -62,14 +62,16 @@ def evaluate(config: Config) -> None:
             config.data.max_prompt_tokens,
         )
         folder = HfFolder(Path(config.model.weights))
-        with open_engine(config, session, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
+        run_dir = Path(config.run_dir)
+        with (
+            open_rewards(config, source, run_dir / "scoring.log") as rewards,
+            open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
+        ):
             engine.load_weights(((name, folder.read(name)) for name in folder.files), version=0)
-            result = evaluate_engine(
-                engine, prompts, build_reward(config.reward), config.evaluate, config.rollout.max_response_tokens
-            )
+            result = evaluate_engine(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
 
         def write() -> None:
-            write_atomically(Path(config.run_dir) / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")
+            write_atomically(run_dir / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")
             print(render_table({config.model.weights: result}), flush=True)
 
         on_rank_zero(write)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.data.documents import DocumentStream, load_documents
-from megatron_r1.data.problems import load_problems
+from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts
 from megatron_r1.data.sft import load_sft_samples
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
+from megatron_r1.evaluation.evaluate import scores
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.build import (
     build_architecture,
@@ -26,15 +27,16 @@ from megatron_r1.pipeline.build import (
     describe_policy,
     export_policy,
     open_engine,
+    open_rewards,
 )
 from megatron_r1.pipeline.session import Session
 from megatron_r1.report.html import write_report
-from megatron_r1.rewards.compose import build_reward
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.distributed import broadcast_object, on_rank_zero
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.grpo import train_grpo
 from megatron_r1.training.pretrain import pretrain
+from megatron_r1.training.protocols import Rewards
 from megatron_r1.training.sft import count_updates, train_sft
 from megatron_r1.types import Sampling
 
@@ -94,8 +96,12 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         if not stage.gate_accuracy:
             train(None)
         elif not state or not state["gate_passed"]:
-            with open_engine(config, session, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
-                train(_build_gate(config, engine, policy, tokenizer))
+            folder, problems = Path(config.run_dir), load_problems(config.data)
+            with (
+                open_rewards(config, problems, folder / "scoring.log") as rewards,
+                open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
+            ):
+                train(_build_gate(config, engine, rewards, policy, problems, tokenizer))
         return _finish(config, "pretrain", policy, tokenizer, artifact)
 
 
@@ -165,15 +171,18 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         state = _resume(run, policy, reference)
         if state:
             prompts.load_state_dict(state["prompts"])
-        with open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine:
-            measure = build_evaluation(config, engine, source, tokenizer)
+        with (
+            open_rewards(config, source, folder / "scoring.log") as rewards,
+            open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
+        ):
+            measure = build_evaluation(config, engine, rewards, source, tokenizer)
             train_grpo(
                 stage,
                 config.rollout,
                 policy=policy,
                 reference=reference,
                 engine=engine,
-                reward_fn=build_reward(config.reward),
+                rewards=rewards,
                 prompts=prompts,
                 run=run,
                 save=_saver(policy, tokenizer, reference),
@@ -183,10 +192,12 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         return _finish(config, "grpo", policy, tokenizer, artifact)
 
 
-def _build_gate(config: Config, engine: RolloutEngine, policy: MegatronPolicy, tokenizer: Tokenizer) -> Callable[[], float]:
+def _build_gate(
+    config: Config, engine: RolloutEngine, rewards: Rewards, policy: MegatronPolicy, source: ProblemSource, tokenizer: Tokenizer
+) -> Callable[[], float]:
     """Greedy accuracy on held-out problems with the thinking opened by the prompt: what the base can do, apart from its habits."""
     problems = heldout_prompts(
-        load_problems(config.data),
+        source,
         tokenizer,
         config.data.template,
         config.pretrain.gate_problems,
@@ -194,14 +205,12 @@ def _build_gate(config: Config, engine: RolloutEngine, policy: MegatronPolicy, t
         config.data.max_prompt_tokens,
     )
     prompts = [force_thinking(prompt, tokenizer) for prompt in problems]
-    reward_fn = build_reward(config.reward)
 
     def measure() -> float:
         engine.load_weights(policy.weights(), version=policy.updates)
         groups = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0)
-        for group in groups:
-            reward_fn(group)
-        return sum(group.reward_parts["accuracy"][0] for group in groups) / len(groups)
+        rewards.collect(groups)
+        return sum(scores(group, "accuracy")[0] for group in groups) / len(groups)
 
     return measure
 

@@ -100,7 +100,9 @@ def _sample(path: Path) -> str:
     question = html.escape(f"{group[0]['question']}  (answer: {group[0]['answer']})")
     parts = [f"<h4>Step {group[0]['step']}: {question}</h4>"]
     for line in shown:
-        rewards = ", ".join(f"{name} {value:g}" for name, value in line["reward_parts"].items())
+        rewards = ", ".join(
+            f"{name} {'not scored' if value is None else f'{value:g}'}" for name, value in line["reward_parts"].items()
+        )
         cut = "" if line["finished"] else ", cut at the limit"
         parts.append(
             f'<p class="note">{html.escape(rewards)}, {line["length"]} tokens{cut}</p><pre>{html.escape(line["response"])}</pre>'

@@ -1,31 +1,183 @@
-"""The total reward of a response: a weighted sum of named rewards."""
+"""The total reward of a response: a weighted sum of named components, chosen by the prompt's kind.
+
+    reasoning: accuracy + format + language     (v2 equations 4 and 7: Reward_rule, and the language reward "directly added")
+    general:   model + format + language        (v2 equations 8 and 10: a reward model or a judge in place of a rule)
+
+and on both, where they are switched on, `length` and `repetition` (see `penalties.py`). Accuracy is the math scorer's or the code
+scorer's, by the prompt's domain.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 import torch
 
 from megatron_r1.config.schema import RewardConfig
-from megatron_r1.rewards.accuracy import AccuracyReward
-from megatron_r1.rewards.format import FormatReward
-from megatron_r1.rewards.protocol import Reward
-from megatron_r1.types import RolloutGroup
+from megatron_r1.errors import RewardError
+from megatron_r1.rewards.penalties import length_penalty, repetition_penalty
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.scorers import ACCURACY_SCORERS
+from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
-RewardFn = Callable[[RolloutGroup], None]  #: fills `rewards_G` and `reward_parts`
+COMPONENTS = {"reasoning": ("accuracy", "format", "language"), "general": ("model", "format", "language")}
+
+ModelReward = Callable[[Prompt, Rollout], Future[Verdict]]  #: starts scoring one response with a model and returns at once
+Verdicts = dict[str, list[Verdict]]  #: component -> [G]
 
 
-def build_reward(config: RewardConfig) -> RewardFn:
-    """Reward_rule = Reward_accuracy + Reward_format (v2 equation 4), with the weights of the config."""
-    return weighted_sum([(config.accuracy_weight, AccuracyReward(config.answer_location)), (config.format_weight, FormatReward())])
+class Scoring(Protocol):
+    """Where rule scorers run: a `ScoringEngine`."""
+
+    def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
+        """Have a response judged."""
 
 
-def weighted_sum(rewards: Sequence[tuple[float, Reward]]) -> RewardFn:
-    """Score every response of a group; a reward of weight 0 is measured but does not count."""
+class Grader(Protocol):
+    """A `Judge`."""
 
-    def fill(group: RolloutGroup) -> None:
-        scores = {reward.name: [reward.score(group.prompt, rollout) for rollout in group.rollouts] for _, reward in rewards}
-        group.reward_parts = scores
-        group.rewards_G = sum(weight * torch.tensor(scores[reward.name], dtype=torch.float64) for weight, reward in rewards)
+    def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
+        """Is the answer right?"""
 
-    return fill
+
+class Composition:
+    """Starts every component of a group's rewards, and later takes their verdicts.
+
+    Args:
+        model_reward: the model component of general prompts; None: there are none.
+    """
+
+    def __init__(self, config: RewardConfig, scoring: Scoring, model_reward: ModelReward | None = None) -> None:
+        self._config, self._scoring, self._model_reward = config, scoring, model_reward
+        self._started: dict[int, tuple[RolloutGroup, dict[str, list[Future[Verdict]]]]] = {}  # by id(group), which it keeps alive
+
+    def submit(self, group: RolloutGroup) -> None:
+        """Start scoring a group; returns at once.
+
+        Raises:
+            RewardError: a prompt of a kind or domain that no reward is made for.
+        """
+        components = [name for name in _components(group.prompt) if self._is_measured(name)]
+        futures = {name: [self._start(name, group.prompt, rollout) for rollout in group.rollouts] for name in components}
+        self._started[id(group)] = (group, futures)
+
+    def collect(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
+        """The verdicts on these groups, in their order, waiting for them; those that were not submitted are now."""
+        for group in groups:
+            if id(group) not in self._started:
+                self.submit(group)
+        started = [self._started.pop(id(group))[1] for group in groups]
+        return [{name: [future.result() for future in row] for name, row in futures.items()} for futures in started]
+
+    def _is_measured(self, component: str) -> bool:
+        """Accuracy and format are measured even where they do not count; the language reward only where it does."""
+        return component != "language" or self._config.language_weight != 0
+
+    def _start(self, component: str, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+        if not rollout.finished:
+            return _now(Verdict(0.0, "wrong", "cut at the length limit"))
+        if component == "model":
+            if self._model_reward is None:
+                raise RewardError(
+                    f"prompt {prompt.id!r} is of kind 'general' and reward.model is none: set it, or leave such prompts out"
+                )
+            return self._model_reward(prompt, rollout)
+        if component == "accuracy":
+            reference = json.loads(prompt.answer) if prompt.domain == "code" else prompt.answer
+            return self._scoring.submit(ACCURACY_SCORERS[prompt.domain], rollout.text, reference)
+        if component == "language" and not prompt.language:
+            return _now(Verdict(None, "unscorable", "the prompt names no language"))
+        return self._scoring.submit(component, rollout.text, prompt.language if component == "language" else None)
+
+
+def judge_reward(judge: Grader) -> ModelReward:
+    """The model component as a judge gives it: of what follows the reasoning alone, since the summary is what is to help.
+
+    (v2 section 3.1 scores helpfulness on the final summary only.)
+    """
+
+    def grade(prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+        if not prompt.answer.strip():
+            return _now(Verdict(None, "unscorable", "there is no reference answer to judge by"))
+        _, closed, summary = rollout.text.rpartition(THINK_CLOSE)
+        if THINK_OPEN in summary or (THINK_OPEN in rollout.text and not closed) or not summary.strip():
+            return _now(Verdict(0.0, "wrong", "nothing follows the reasoning"))
+        return judge.grade(prompt.question, prompt.answer, summary.strip())
+
+    return grade
+
+
+def fill_rewards(config: RewardConfig, group: RolloutGroup, verdicts: Verdicts) -> None:
+    """Fill `rewards_G`, `reward_parts`, `reward_outcomes` and `reward_details` of a scored group.
+
+    A component without a score counts `config.unscored_value` in the total; in `reward_parts` it stays None.
+    """
+    weights = {
+        "accuracy": config.accuracy_weight,
+        "format": config.format_weight,
+        "language": config.language_weight,
+        "model": config.model_weight,
+        "length": config.length_penalty_weight,
+        "repetition": config.repetition_penalty_weight,
+    }
+    group.reward_parts = {name: [verdict.score for verdict in row] for name, row in verdicts.items()} | _penalties(config, group)
+    group.reward_outcomes = {name: [verdict.outcome for verdict in row] for name, row in verdicts.items()}
+    group.reward_details = {name: [verdict.detail for verdict in row] for name, row in verdicts.items()}
+    group.rewards_G = torch.zeros(len(group.rollouts), dtype=torch.float64)
+    for name, scores in group.reward_parts.items():
+        counted = [config.unscored_value if score is None else score for score in scores]
+        group.rewards_G += weights[name] * torch.tensor(counted, dtype=torch.float64)
+
+
+def describe_rewards(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Metrics of a scored batch.
+
+    reward/mean: of the totals; reward/<name>: of the component, over the responses that have a score;
+    reward/outcome/<name>/<error, timeout, unscorable>: share of the responses without one.
+    """
+    metrics = {"reward/mean": _mean([r for g in groups for r in g.rewards_G.tolist()])}
+    for name in {name: None for g in groups for name in g.reward_parts}:
+        scores = [s for g in groups for s in g.reward_parts.get(name, []) if s is not None]
+        if scores:
+            metrics[f"reward/{name}"] = _mean(scores)
+    for name in {name: None for g in groups for name in g.reward_outcomes}:
+        outcomes = [o for g in groups for o in g.reward_outcomes.get(name, [])]
+        for outcome in ("error", "timeout", "unscorable"):
+            metrics[f"reward/outcome/{name}/{outcome}"] = outcomes.count(outcome) / len(outcomes)
+    return metrics
+
+
+def _components(prompt: Prompt) -> tuple[str, ...]:
+    if prompt.kind not in COMPONENTS:
+        raise RewardError(f"prompt {prompt.id!r} is of kind {prompt.kind!r}; rewards are made for {', '.join(COMPONENTS)}")
+    if prompt.kind == "reasoning" and prompt.domain not in ACCURACY_SCORERS:
+        raise RewardError(
+            f"prompt {prompt.id!r} is of domain {prompt.domain!r}; accuracy is judged for {', '.join(ACCURACY_SCORERS)}"
+        )
+    return COMPONENTS[prompt.kind]
+
+
+def _penalties(config: RewardConfig, group: RolloutGroup) -> dict[str, list[float]]:
+    """The penalties that are on; they take responses cut at the length limit, too."""
+    penalties = {}
+    tokens = [rollout.token_ids for rollout in group.rollouts]
+    if config.length_penalty_weight:
+        arguments = (config.length_penalty_max_tokens, config.length_penalty_cache_tokens)
+        penalties["length"] = [length_penalty(len(token_ids), *arguments) for token_ids in tokens]
+    if config.repetition_penalty_weight:
+        penalties["repetition"] = [repetition_penalty(token_ids, config.repetition_ngram) for token_ids in tokens]
+    return penalties
+
+
+def _now(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

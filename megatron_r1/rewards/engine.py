@@ -31,6 +31,7 @@ class ScoringEngine:
     """Judges responses in `workers` killable processes. Use it as a context manager, or call `close`.
 
     A response whose worker is late is "timeout", one whose worker dies is "error"; the others of its batch are judged by the next.
+    A scorer that raises RewardError before it has judged anything cannot work here, e.g. for want of a sandbox: that ends the engine.
 
     Args:
         specs: scorers by name.
@@ -60,6 +61,7 @@ class ScoringEngine:
         self._ids = itertools.count()
         self._workers: list[WorkerProcess] = []
         self._failed_starts = 0
+        self._worked: set[str] = set()  # scorers that have judged: what they refuse later is an error of one response
         self._error: RewardError | None = None
         self._closing = False
         self._lock = threading.Lock()  # of what `submit` and the thread both change: _pending, _error, _closing
@@ -210,11 +212,15 @@ class ScoringEngine:
         elif kind == "started":
             worker.start_clock()
         else:
-            item_id, verdict, leaves = rest
+            item_id, verdict, refused, leaves = rest
             item = worker.items.popleft()
             assert item.id == item_id, "verdicts come in the order of the batch"
             worker.start_clock()
             item.verdict.set_result(Verdict(**verdict))
+            if not refused:
+                self._worked.add(item.scorer)
+            elif item.scorer not in self._worked:
+                self._break(RewardError(verdict["detail"]))
             if leaves:
                 self._replace(worker, "memory")
 

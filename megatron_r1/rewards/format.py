@@ -5,13 +5,10 @@ The paper states that the format is rewarded (v2 section 2.2) but neither the va
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
-
-if TYPE_CHECKING:
-    from megatron_r1.types import Prompt, Rollout
 
 FormatName = Literal["zero", "chat", "chat_opened"]
 
@@ -35,19 +32,6 @@ class FormatScorer:
         if self._follows(response):
             return Verdict(1.0, "correct")
         return Verdict(0.0, "wrong", "not the format of the template")
-
-
-class FormatReward:
-    """`FormatScorer` in the trainer's own process; a response cut at the length limit earns nothing."""
-
-    name = "format"
-
-    def __init__(self, template: FormatName = "zero"):
-        self._scorer = FormatScorer(template)
-
-    def score(self, prompt: Prompt, rollout: Rollout) -> float:
-        """See `Reward`."""
-        return (self._scorer.judge(rollout.text).score or 0.0) if rollout.finished else 0.0
 
 
 def follows_format(response: str) -> bool:

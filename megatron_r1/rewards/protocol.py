@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
-
-if TYPE_CHECKING:
-    from megatron_r1.types import Prompt, Rollout
+from typing import Any, Literal, Protocol, get_args
 
 Outcome = Literal["correct", "wrong", "error", "timeout", "unscorable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -44,7 +41,8 @@ class Scorer(Protocol):
 
     `judge` is called in the main thread of its process, so signals work there. The engine counts time from the start of the work
     and ends a worker that is late with SIGKILL, its process group with it; a child in another group or session must ask the kernel
-    to die with its parent (PR_SET_PDEATHSIG, `bwrap --die-with-parent`). An exception becomes the outcome "error".
+    to die with its parent (PR_SET_PDEATHSIG, `bwrap --die-with-parent`). An exception becomes the outcome "error"; a RewardError from
+    a scorer that has judged nothing yet means that it cannot work on this machine, and ends the run.
     """
 
     name: str  #: "math", "code", "format", "language"
@@ -60,12 +58,3 @@ class Scorer(Protocol):
         A response that gives no answer, or that is malformed, is "wrong". A missing or unusable reference is "unscorable". A graded
         score (language) is "correct" from a threshold that the scorer documents.
         """
-
-
-class Reward(Protocol):
-    """One component of the total reward, computed in the trainer's own process. On its way out: `compose.py` moves to scorers."""
-
-    name: str
-
-    def score(self, prompt: Prompt, rollout: Rollout) -> float:
-        """The reward of one response, before its weight."""

@@ -21,6 +21,7 @@ SCORERS = {
     "language": "megatron_r1.rewards.language:LanguageScorer",
 }
 ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
+FORMATS = {"r1_zero": "zero", "r1_chat": "chat"}  #: a prompt's template -> the format that its responses must have
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
         raise RewardError(f"the scorer {target} cannot be built: {reason}") from error
 
 
+def needed_scorers(config: RewardConfig, domains: Iterable[str]) -> list[str]:
+    """The scorers that prompts of these domains need: a sandbox is not asked for where there is no code.
+
+    Raises:
+        RewardError: no accuracy is judged for a domain.
+    """
+    names = []
+    for domain in sorted(domains):
+        if domain not in ACCURACY_SCORERS:
+            raise RewardError(f"no accuracy is judged for problems of domain {domain!r}; there are {', '.join(ACCURACY_SCORERS)}")
+        names.append(ACCURACY_SCORERS[domain])
+    return [*dict.fromkeys(names), "format", *(["language"] if config.language_weight else [])]
+
+
 def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> dict[str, ScorerSpec]:
     """The named scorers with the settings of a config.
 
@@ -58,9 +73,9 @@ def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> d
         RewardError: there is no such scorer.
     """
     settings = {
-        "math": {"answer_location": config.answer_location},
-        "code": {},
-        "format": {"template": template},
+        "math": {"answer_location": config.answer_location, "policy": config.math.model_dump()},
+        "code": config.code.model_dump(),
+        "format": {"template": FORMATS[template]},
         "language": {},
     }
     specs = {}

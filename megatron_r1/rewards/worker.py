@@ -4,7 +4,8 @@ Run as `python -m megatron_r1.rewards.worker SOCKET_FD PARENT_PID`. Messages are
 nothing that comes from a process in which hostile text is parsed.
 
     parent: {"scorers": {name: [target, settings]}, "memory_bytes": n, "recycle_bytes": n}, then [[id, name, response, reference], ...]
-    worker: ["ready"] or ["broken", why], then ["started"] for a batch, and for each of its items ["done", id, verdict, leaves]
+    worker: ["ready"] or ["broken", why], then ["started"] for a batch, and for each of its items ["done", id, verdict, refused, leaves];
+            refused: the scorer says that it cannot work here; leaves: the worker has grown and ends
 """
 
 from __future__ import annotations
@@ -45,22 +46,24 @@ def main(socket_fd: int, parent_pid: int) -> None:
             batch = json.loads(connection.recv_bytes())
             _send(connection, ["started"])
             for item, name, response, reference in batch:
-                verdict = judge(scorers[name], response, reference)
+                verdict, refused = judge(scorers[name], response, reference)
                 leaves = resident_bytes() > start["recycle_bytes"]
-                _send(connection, ["done", item, asdict(verdict), leaves])
+                _send(connection, ["done", item, asdict(verdict), refused, leaves])
                 if leaves:
                     return
     except (EOFError, ConnectionError):
         return  # the parent closed the socket or is gone
 
 
-def judge(scorer: Scorer, response: str, reference: Any) -> Verdict:
-    """The scorer's verdict; whatever it raises is the outcome "error"."""
+def judge(scorer: Scorer, response: str, reference: Any) -> tuple[Verdict, bool]:
+    """The scorer's verdict, and whether it refused to give one; whatever it raises is the outcome "error"."""
     try:
-        return scorer.judge(response, reference)
+        return scorer.judge(response, reference), False
+    except RewardError as error:
+        return Verdict(None, "error", str(error)[:_DETAIL_CHARACTERS]), True
     except BaseException as error:  # noqa: BLE001 - also SystemExit: a library must not end the worker quietly
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Verdict(None, "error", f"the scorer {scorer.name} failed: {reason}"[:_DETAIL_CHARACTERS])
+        return Verdict(None, "error", f"the scorer {scorer.name} failed: {reason}"[:_DETAIL_CHARACTERS]), False
 
 
 def limit_memory(limit_bytes: int) -> None:

@@ -262,6 +262,8 @@ def _rollout_lines(step: int, group: RolloutGroup) -> Iterator[dict[str, Any]]:
             "response": rollout.text,
             "reward": None if group.rewards_G is None else float(group.rewards_G[index]),
             "reward_parts": {name: values[index] for name, values in group.reward_parts.items()},
+            "reward_outcomes": {name: values[index] for name, values in group.reward_outcomes.items()},
+            "reward_details": {name: values[index] for name, values in group.reward_details.items() if values[index]},
             "advantage": None if group.advantages_G is None else float(group.advantages_G[index]),
             "finished": rollout.finished,
             "length": len(rollout.token_ids),

@@ -11,10 +11,11 @@ import torch
 from megatron_r1.algorithms.advantage import group_advantages
 from megatron_r1.algorithms.grpo import grpo_loss
 from megatron_r1.config.schema import GrpoConfig, RolloutConfig
+from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.parity import check_parity, compare_logprobs
-from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, RewardFn, Stats
+from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
 from megatron_r1.training.samples import minibatches, to_training_samples, with_logprobs
 from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample
 
@@ -26,7 +27,7 @@ def train_grpo(
     policy: Policy,
     reference: Reference | None,
     engine: RolloutEngine,
-    reward_fn: RewardFn,
+    rewards: Rewards,
     prompts: PromptSource,
     run: Run,
     save: Callable[[Path], None],
@@ -39,7 +40,7 @@ def train_grpo(
 
     Args:
         reference: None when `stage.kl_coef` is 0.
-        reward_fn: fills rewards_G and reward_parts of a group.
+        rewards: scores every group, from the moment it is sampled.
         save: writes policy and reference into a folder.
         evaluate: held-out metrics of a step; empty where none is due.
 
@@ -52,10 +53,10 @@ def train_grpo(
         run.record(0, evaluate(0))
     for step in run.steps(stage.rollouts, "GRPO"):
         with run.timer("rollout"):
-            groups = engine.generate(prompts.next(stage.prompts_per_rollout), sampling, seed=_derive_seed(seed, step))
+            batch = prompts.next(stage.prompts_per_rollout)
+            groups = engine.generate(batch, sampling, seed=_derive_seed(seed, step), on_group=rewards.submit)
         with run.timer("reward"):
-            for group in groups:
-                reward_fn(group)
+            rewards.collect(groups)
             if stage.shuffle_rewards:
                 shuffle_rewards(groups, seed=f"{seed}/{step}")
             for group in groups:
@@ -121,10 +122,8 @@ def describe(groups: list[RolloutGroup], samples: list[TrainingSample], stats: l
     rollouts = [r for g in groups for r in g.rollouts]
     trained = sum(s.num_trained for s in samples)
     sums = {name: sum(s.sums[name] for s in stats) / trained for name in stats[0].sums}
-    parts = {f"reward/{name}": _mean([v for g in groups for v in g.reward_parts[name]]) for name in groups[0].reward_parts}
     return {
-        "reward/mean": _mean([r for g in groups for r in g.rewards_G.tolist()]),
-        **parts,
+        **describe_rewards(groups),
         "reward/zero_variance_groups": _mean([float(not g.advantages_G.any()) for g in groups]),
         "response_length/mean": _mean([len(r.token_ids) for r in rollouts]),
         "response_length/max": max(len(r.token_ids) for r in rollouts),

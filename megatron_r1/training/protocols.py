@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -58,4 +58,11 @@ class PromptSource(Protocol):
         """The cursor, as JSON."""
 
 
-RewardFn = Callable[[RolloutGroup], None]  #: fills `rewards_G` and `reward_parts`
+class Rewards(Protocol):
+    """Scores groups, while others are still being sampled."""
+
+    def submit(self, group: RolloutGroup) -> None:
+        """Start to score a group; returns at once. Called on rank 0 alone, on no rank where the group is only collected."""
+
+    def collect(self, groups: Sequence[RolloutGroup]) -> None:
+        """Wait for the scores, and fill `rewards_G` and `reward_parts`, `_outcomes` and `_details`. Called on every rank."""

@@ -8,8 +8,8 @@ from megatron_r1.config.schema import EvaluateConfig, RewardConfig
 from megatron_r1.evaluation.evaluate import EvaluationResult, evaluate
 from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
 from megatron_r1.evaluation.table import render_table
-from megatron_r1.rewards.compose import build_reward
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
+from tests.direct_scoring import score_groups
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -72,7 +72,7 @@ def run(texts: list[list[str]]) -> tuple[EvaluationResult, ScriptedEngine]:
     prompts = [Prompt(f"p{n}", "q", "8", "text", (1,)) for n in range(len(texts))]
     engine = ScriptedEngine(texts)
     config = EvaluateConfig(samples=len(texts[0]), temperature=0.7, top_p=0.9, seed=11)
-    return evaluate(engine, prompts, build_reward(RewardConfig()), config, max_tokens=50), engine
+    return evaluate(engine, prompts, lambda groups: score_groups(RewardConfig(), groups), config, max_tokens=50), engine
 
 
 def test_evaluation_counts_sampled_and_greedy_apart():
@@ -116,3 +116,16 @@ def test_the_table_shows_results_side_by_side():
 def test_results_of_different_settings_do_not_stand_side_by_side():
     with pytest.raises(ValueError, match="cannot be compared"):
         render_table({"a": run([[RIGHT, RIGHT]])[0], "b": run([[RIGHT]])[0]})
+
+
+def test_what_could_not_be_judged_is_told():
+    def reward_fn(groups: Sequence[RolloutGroup]) -> None:
+        for group in groups:
+            scores = [None if rollout.text == LOOSE else 1.0 for rollout in group.rollouts]
+            group.reward_parts = {"accuracy": scores, "format": [0.0] * len(scores)}
+
+    prompts = [Prompt("p", "q", "8", "text", (1,))]
+    result = evaluate(ScriptedEngine([[RIGHT, LOOSE, RIGHT]]), prompts, reward_fn, EvaluateConfig(samples=3), max_tokens=50)
+    assert (result.unscored, result.pass_at_1) == (0.25, pytest.approx(2 / 3))
+    assert "| accuracy not judged      | 25.0%" in render_table({"base": result})
+    assert "not judged" not in render_table({"base": run([[RIGHT]])[0]})

@@ -38,7 +38,7 @@ MIXED = [
 ROOMY = Limits(2 * GIB, GIB)
 
 
-def engine(workers: int = 1, limit: float = 1.0, limits: Limits = ROOMY, **arguments) -> ScoringEngine:
+def engine(workers: int = 1, limit: float = 2.0, limits: Limits = ROOMY, **arguments) -> ScoringEngine:
     return ScoringEngine(
         {"odd": ScorerSpec(TARGET, limit, arguments.pop("settings", {}))}, workers=workers, limits=limits, **arguments
     )
@@ -67,7 +67,7 @@ def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
             (None, "error"), (None, "error"), (0.25, "correct"), (None, "error"),
         ]  # fmt: skip
         details = [v.detail for v in verdicts]
-        assert details[0] == "'8'" and details[1] == "not judged within 1 s"
+        assert details[0] == "'8'" and details[1] == "not judged within 2 s"
         assert "SIGSEGV" in details[3] and "ValueError: first line" in details[5] and "\n" not in details[5]
         assert "SystemExit" in details[6] and "exit code 0" in details[7] and "MemoryError" in details[10]
         assert scoring.replaced == {"timeout": 1, "crash": 3}
@@ -89,9 +89,9 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
 
 
 def test_time_is_counted_from_the_start_of_the_work():
-    with engine(limit=0.5) as scoring:
-        futures = [scoring.submit("odd", "sleep 0.2") for _ in range(5)]
-        assert [f.result().outcome for f in futures] == ["correct"] * 5, "the last one waited 0.8 s for its turn"
+    with engine(limit=1.0) as scoring:
+        futures = [scoring.submit("odd", "sleep 0.3") for _ in range(5)]
+        assert [f.result().outcome for f in futures] == ["correct"] * 5, "the last one waited 1.2 s for its turn"
 
 
 def test_submit_returns_at_once_and_waits_at_the_bound():
@@ -171,6 +171,17 @@ def test_a_scorer_that_cannot_be_built_is_told_at_the_start(settings, says):
     assert not [t for t in threading.enumerate() if t.name == "scoring"]
 
 
+def test_a_scorer_that_cannot_work_here_ends_the_engine_and_one_that_has_worked_does_not():
+    with engine() as scoring:
+        assert [v.outcome for v in scoring.stream(("odd", text, None) for text in ("echo 1", "refuse"))] == ["correct", "error"]
+        assert scoring.submit("odd", "echo 1").result().score == 1.0
+    with engine() as scoring:
+        first, second = scoring.submit("odd", "refuse"), scoring.submit("odd", "sleep 9")
+        assert first.result().detail == "there is no sandbox here"
+        with pytest.raises(RewardError, match="there is no sandbox here"):
+            second.result()
+
+
 def test_a_closed_engine_says_so():
     scoring = engine()
     late = scoring.submit("odd", "sleep 5")
@@ -184,7 +195,7 @@ def test_a_closed_engine_says_so():
 
 
 def test_a_worker_starts_without_torch():
-    code = "import sys, megatron_r1.rewards.worker, megatron_r1.rewards.format; print({'torch', 'pydantic'} & set(sys.modules))"
+    code = "import sys, megatron_r1.rewards.worker, megatron_r1.rewards.code, megatron_r1.rewards.math_answer, megatron_r1.rewards.format; print({'torch', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
 

@@ -1,0 +1,48 @@
+"""The rewards of a job of many ranks: judged on rank 0, and all ranks see the same verdicts and the same errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.rewards.compose import Verdicts, fill_rewards
+from megatron_r1.runtime.distributed import on_rank_zero
+from megatron_r1.types import RolloutGroup
+
+
+class Judges(Protocol):
+    """A `Composition`."""
+
+    def submit(self, group: RolloutGroup) -> None:
+        """Start scoring a group."""
+
+    def collect(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
+        """Wait for the verdicts."""
+
+
+class CollectiveRewards:
+    """`Rewards` of a job.
+
+    Args:
+        start: makes the composition; called on rank 0 only. Its error is raised on every rank.
+    """
+
+    def __init__(self, config: RewardConfig, start: Callable[[], Judges]) -> None:
+        self._config = config
+        self._judges: Judges | None = None
+
+        def keep() -> None:
+            self._judges = start()
+
+        on_rank_zero(keep)
+
+    def submit(self, group: RolloutGroup) -> None:
+        """See `Rewards.submit`."""
+        self._judges.submit(group)
+
+    def collect(self, groups: Sequence[RolloutGroup]) -> None:
+        """See `Rewards.collect`."""
+        verdicts = on_rank_zero(lambda: self._judges.collect(groups))
+        for group, verdicts_of_group in zip(groups, verdicts, strict=True):
+            fill_rewards(self._config, group, verdicts_of_group)

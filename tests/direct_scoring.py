@@ -1,0 +1,33 @@
+"""Scoring in this process, for tests that are not about worker processes."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.rewards.compose import Composition, ModelReward, fill_rewards
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.scorers import build_scorer, scorer_specs
+from megatron_r1.types import RolloutGroup
+
+
+class DirectScoring:
+    """The rule scorers of a config, without processes and time limits."""
+
+    def __init__(self, config: RewardConfig, *names: str) -> None:
+        specs = scorer_specs(config, names or ("math", "format"), "r1_zero")
+        self._scorers = {name: build_scorer(spec.target, spec.settings) for name, spec in specs.items()}
+
+    def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
+        """See `Scoring`."""
+        future: Future[Verdict] = Future()
+        future.set_result(self._scorers[scorer].judge(response, reference))
+        return future
+
+
+def score_groups(config: RewardConfig, groups: list[RolloutGroup], model_reward: ModelReward | None = None, *names: str) -> None:
+    """Fill the rewards of the groups."""
+    composition = Composition(config, DirectScoring(config, *names), model_reward)
+    for group, verdicts in zip(groups, composition.collect(groups), strict=True):
+        fill_rewards(config, group, verdicts)
