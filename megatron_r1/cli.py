@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and (not hasattr(arguments, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(f"unknown argument {rest[0]}")
     try:
+        if hasattr(arguments, "overrides"):
+            arguments.overrides += rest
         if hasattr(arguments, "command"):
-            return _run_command(arguments.command, arguments.config, [*arguments.overrides, *rest])
+            return _run_command(arguments.command, arguments.config, arguments.overrides)
         return arguments.handler(arguments)
     except R1Error as error:
         return _end(f"error: {error}", error.exit_code)
@@ -85,6 +87,16 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     from megatron_r1.runtime.doctor import run_doctor
 
     return run_doctor(arguments.device)
+
+
+def _run_score(arguments: argparse.Namespace) -> int:
+    workers = [] if arguments.workers is None else [f"reward.workers={arguments.workers}"]
+    config = load_config(arguments.config, [*arguments.overrides, *workers])
+    from megatron_r1.pipeline.score import score_file
+
+    counts = score_file(config, arguments.reward, arguments.input, arguments.output, arguments.mark_unscorable)
+    print(f"{arguments.output}: " + ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common()))
+    return 0
 
 
 def _run_report(arguments: argparse.Namespace) -> int:
@@ -121,6 +133,24 @@ def _build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="exit with 1 if this one cannot run")
     doctor.set_defaults(handler=_run_doctor)
 
+    score = commands.add_parser(
+        "score",
+        help="score the responses of a file",
+        description="Add score, outcome (correct, wrong, error, timeout, unscorable) and detail to every line of a .jsonl file.",
+        epilog=_describe_settings(("reward",)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    score.add_argument("--reward", choices=("math", "code", "format", "language"), required=True)
+    score.add_argument(
+        "--input", type=Path, required=True, metavar="FILE.jsonl",
+        help="lines with 'response' and 'answer' (math), 'tests' (code) or 'language'",
+    )  # fmt: skip
+    score.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="written whole or not at all")
+    score.add_argument("--workers", type=int, metavar="N", help="scoring processes; default: reward.workers")
+    score.add_argument("--mark-unscorable", action="store_true", help="mark malformed lines instead of refusing the file")
+    _add_settings(score)
+    score.set_defaults(handler=_run_score)
+
     report = commands.add_parser("report", help="write report.html into a run folder")
     report.add_argument("run_dir", type=Path, help="a run folder with metrics.jsonl")
     report.add_argument("--curves", type=Path, metavar="FILE.png", help="also draw the main curves as one picture")
@@ -141,9 +171,13 @@ def _add_command(commands: argparse._SubParsersAction, name: str, command: Comma
         epilog=_describe_settings(command.sections),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_settings(parser)
+    parser.set_defaults(command=command)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; what it leaves out keeps its default")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
-    parser.set_defaults(command=command)
 
 
 def _describe_settings(sections: Sequence[str]) -> str:

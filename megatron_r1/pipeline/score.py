@@ -1,0 +1,177 @@
+"""Score the responses of a file: what `megatron-r1 score` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from megatron_r1.config.schema import Config
+from megatron_r1.errors import DataError
+from megatron_r1.rewards.engine import ScoringEngine
+from megatron_r1.rewards.protocol import OUTCOMES, Verdict
+from megatron_r1.rewards.scorers import scorer_specs
+from megatron_r1.rewards.worker_process import Limits
+from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.runtime.launch import child_environment
+from megatron_r1.runtime.progress import Progress
+
+#: scorer -> the field of a line that holds what responses are held against
+REFERENCE_FIELDS = {"math": "answer", "code": "tests", "format": None, "language": "language"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the input."""
+
+    where: str  #: "file:line"
+    record: dict[str, Any]  #: empty where the line holds no object
+    response: str = ""
+    reference: Any = None
+    problem: str = ""  #: why it cannot be scored
+
+
+def score_file(config: Config, reward: str, source: Path, target: Path, mark_malformed: bool) -> Counter[str]:
+    """Score every line of `source` and write it to `target` with `score`, `outcome`, `detail` and, where there are some, `parts`.
+
+    The file is read twice and never held in memory: the first time to refuse it before anything is written. `target` is whole or
+    not there. Lines keep their order; blank ones are left out.
+
+    Args:
+        reward: "math", "code", "format" or "language".
+        mark_malformed: malformed lines become "unscorable" instead of refusing the file.
+
+    Returns:
+        Number of lines by outcome.
+
+    Raises:
+        DataError: a malformed line, by file and line, or a file that cannot be read or written.
+        RewardError: the scorer cannot work here.
+    """
+    total = _check(source, reward, mark_malformed)
+    if target.exists() and target.samefile(source):
+        raise DataError(f"{target}: --output is the input file: name another one")
+    counts: Counter[str] = Counter()
+    with (
+        _open_scoring(config, reward) as scoring,
+        Progress(total, f"score {reward}") as progress,
+        _written_atomically(target) as output,
+    ):
+
+        def keep(line: Line, verdict: Verdict) -> None:
+            output.write(json.dumps(line.record | _as_fields(verdict), ensure_ascii=False) + "\n")
+            counts[verdict.outcome] += 1
+            progress.show({name: counts[name] for name in OUTCOMES if counts[name]})
+            progress.advance()
+
+        _stream(scoring, reward, read_lines(source, reward), keep)
+    return counts
+
+
+def read_lines(path: Path, reward: str) -> Iterator[Line]:
+    """The lines of a .jsonl file, malformed ones with their `problem`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield _read_line(f"{path}:{number}", raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, reward)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_line(where: str, raw: bytes, reward: str) -> Line:
+    try:
+        record = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+        return Line(where, {}, problem=f"bad JSON ({str(error).splitlines()[0]})")
+    if not isinstance(record, dict):
+        return Line(where, {}, problem=f"expected an object, found {type(record).__name__}")
+    response = record.get("response")
+    if not isinstance(response, str):
+        return Line(where, record, problem="field 'response' is missing or not text")
+    field = REFERENCE_FIELDS[reward]
+    reference = None if field is None else record.get(field)
+    if field == "answer" and isinstance(reference, (int, float)) and not isinstance(reference, bool):
+        reference = str(reference)
+    if field == "tests" and not reference:
+        return Line(where, record, problem="field 'tests' is missing or empty")
+    if field in ("answer", "language") and (not isinstance(reference, str) or not reference.strip()):
+        return Line(where, record, problem=f"field {field!r} is missing, blank or not text")
+    return Line(where, record, response, reference)
+
+
+def _check(source: Path, reward: str, mark_malformed: bool) -> int:
+    """The number of lines to score."""
+    total = malformed = 0
+    first = None
+    for line in read_lines(source, reward):
+        total += 1
+        if line.problem:
+            malformed += 1
+            first = first or line
+    if not total:
+        raise DataError(f"{source}: the file is empty")
+    if first is not None and not mark_malformed:
+        others = f"; {malformed - 1} more lines are malformed" if malformed > 1 else ""
+        raise DataError(f"{first.where}: {first.problem}{others}; correct the file, or pass --mark-unscorable")
+    return total
+
+
+def _stream(scoring: ScoringEngine, reward: str, lines: Iterator[Line], keep: Callable[[Line, Verdict], None]) -> None:
+    """Call `keep` for every line in order, with a bounded number of them on their way."""
+    waiting: deque[Line] = deque()  # read and not kept yet, in order; the first is not malformed
+
+    def keep_malformed() -> None:
+        while waiting and waiting[0].problem:
+            line = waiting.popleft()
+            keep(line, Verdict(None, "unscorable", f"{line.where}: {line.problem}"))
+
+    def to_score() -> Iterator[tuple[str, str, Any]]:
+        for line in lines:
+            waiting.append(line)
+            keep_malformed()
+            if not line.problem:
+                yield reward, line.response, line.reference
+
+    for verdict in scoring.stream(to_score()):
+        keep(waiting.popleft(), verdict)
+        keep_malformed()
+
+
+def _as_fields(verdict: Verdict) -> dict[str, Any]:
+    fields = {"score": verdict.score, "outcome": verdict.outcome, "detail": verdict.detail}
+    return fields | ({"parts": dict(verdict.parts)} if verdict.parts else {})
+
+
+def _open_scoring(config: Config, reward: str) -> ScoringEngine:
+    return ScoringEngine(
+        scorer_specs(config.reward, [reward], config.data.template),
+        workers=config.reward.workers,
+        limits=Limits(config.reward.worker_memory_bytes, config.reward.worker_recycle_bytes),
+        environment=child_environment(),
+    )
+
+
+@contextmanager
+def _written_atomically(path: Path) -> Iterator[TextIO]:
+    """A file to write line by line that appears under `path` when the block ends well."""
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
