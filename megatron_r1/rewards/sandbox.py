@@ -151,10 +151,10 @@ class Sandbox:
     def close(self) -> None:
         """End every process of the sandbox and wait until they are gone."""
         if self._control is not None:
-            self._control.close()  # process 1 ends, and the kernel ends its namespace with it
+            self._control.close()  # process 1 ends, the kernel ends its namespace with it, and bwrap ends when all that is over
         if self._process is not None:
             try:
-                self._process.wait(1.0)
+                self._process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 self._kill()
         if self._messages >= 0:

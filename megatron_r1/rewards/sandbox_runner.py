@@ -95,18 +95,19 @@ def run_test(config, test, descriptors, module):
 
 
 def wait_for(child, deadline, folder):
-    """Returns None where the child ended by itself, else why it must be ended: "time" or "files"."""
+    """Returns None where the child ended by itself, else why it must be ended: "time" or "files". Ends all when the outside has gone."""
     handle = os.pidfd_open(child)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        while not poll.poll(SLICE_MILLISECONDS):
+        poll.register(CONTROL, 0)  # reports a hang-up only
+        while not (events := poll.poll(SLICE_MILLISECONDS)):
             if time.monotonic() > deadline:
                 return "time"
             usage = os.statvfs(folder)
             if os.getpid() == 1 and usage.f_files - usage.f_ffree > MAX_FILES:
                 return "files"
-        return None
+        return None if any(descriptor == handle for descriptor, _ in events) else "time"
     finally:
         os.close(handle)
 
