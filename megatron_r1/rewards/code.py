@@ -6,18 +6,19 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.code_check import run_check
 from megatron_r1.rewards.code_compare import agrees, is_true, output_agrees
-from megatron_r1.rewards.code_compile import compile_cpp
+from megatron_r1.rewards.code_compile import COMPILE_LIMITS, compile_cpp
 from megatron_r1.rewards.code_extract import Code, Language, find_code
 from megatron_r1.rewards.code_forms import read_tests
 from megatron_r1.rewards.code_tests import CallTest, CheckTest, StdioTest, Suite, TestsError
 from megatron_r1.rewards.code_verdicts import TestResult, failure_of
 from megatron_r1.rewards.protocol import Verdict
-from megatron_r1.rewards.sandbox import Isolation, Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox import GRACE_SECONDS, Isolation, Limits, Program, Sandbox, SandboxSettings
 
 
 class CodeScorer:
@@ -42,7 +43,8 @@ class CodeScorer:
         language: of a block of code without a tag.
         isolation, python, packages: see `SandboxSettings`.
         cpu_seconds, wall_seconds, memory_mb: of one test. Wall time is generous: it catches sleep, not a busy machine.
-        program_seconds: of all tests of a program by the clock; a test that would start later is "not_run". Compiling is apart.
+        program_seconds: of all tests of a program by the clock; a test that would start later is "not_run". With compiling and the
+            last test, `judge` takes at most `longest_seconds`.
         float_tolerance: numbers agree within it, see `code_compare`; None: exactly.
         stop_at_first_failure: the tests after it are "not_run"; the score is the same.
         """
@@ -52,6 +54,11 @@ class CodeScorer:
         self._program_seconds = program_seconds
         self._settings = SandboxSettings(isolation, python, tuple(packages))
         self._limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_bytes=memory_mb << 20)
+
+    @property
+    def longest_seconds(self) -> float:
+        """Bound of one `judge` call by the clock, on a machine that is not stalled: less would turn slow programs into time-outs."""
+        return COMPILE_LIMITS.wall_seconds + self._program_seconds + self._limits.wall_seconds + GRACE_SECONDS
 
     def judge(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`. `parts` holds "tests" (every test's verdict, in order) and "counts" (verdict -> number of tests).
@@ -97,10 +104,10 @@ class CodeScorer:
                 if failed and (results[-1].verdict == "compile_error" or self._stop_early) or time.monotonic() > deadline:
                     rest = results[-1] if failed and results[-1].verdict == "compile_error" else TestResult("not_run")
                     return results + [rest] * (len(suite.tests) - len(results))
-                results.append(self._run_test(sandbox, test))
+                results.append(self._run_test(sandbox, test, deadline))
         return results
 
-    def _run_test(self, sandbox: Sandbox, test: StdioTest | CallTest | CheckTest) -> TestResult:
+    def _run_test(self, sandbox: Sandbox, test: StdioTest | CallTest | CheckTest, deadline: float) -> TestResult:
         if isinstance(test, StdioTest):
             ending = sandbox.run(test.stdin)
             failure = failure_of(ending, self._limits)
@@ -110,7 +117,8 @@ class CodeScorer:
             def call(arguments: Any) -> tuple[Any, TestResult | None]:
                 return self._call(sandbox, test.function, "", arguments)
 
-            return run_check(test, call, self._limits, self._settings)
+            limits = replace(self._limits, wall_seconds=max(1.0, deadline - time.monotonic()))  # the program's calls are within
+            return run_check(test, call, limits, self._settings)
         value, failure = self._call(sandbox, test.expression, test.setup, test.arguments)
         if failure is not None:
             return failure

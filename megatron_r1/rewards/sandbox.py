@@ -240,7 +240,9 @@ class Sandbox:
     def _source(self) -> str:
         if self._folder is not None:
             return f"{self._folder.name}/source"
-        return "/program/main" if self._program.executable else "/program/main.py"
+        return (
+            "/program/main" if self._program.executable else "/program/main.cpp" if self._program.compiler else "/program/main.py"
+        )
 
     def _config(self) -> dict[str, Any]:
         program = self._program
@@ -274,7 +276,13 @@ class Sandbox:
     def _failure(self, what: str) -> SandboxError:
         said = _read(self._messages, 4096).decode(errors="replace").strip().splitlines()
         self.close()
-        return SandboxError(f"the sandbox {what}: {said[-1] if said else 'it said nothing'}")
+        reason = said[-1] if said else "it said nothing"
+        if "namespace" in reason or "uid map" in reason:
+            reason += (
+                " (bubblewrap needs user namespaces: see the sysctls kernel.unprivileged_userns_clone, user.max_user_namespaces"
+            )
+            reason += " and kernel.apparmor_restrict_unprivileged_userns, and the seccomp profile of a surrounding container)"
+        return SandboxError(f"the sandbox {what}: {reason}")
 
 
 @dataclass
