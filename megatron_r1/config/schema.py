@@ -165,9 +165,13 @@ class JudgeConfig(Section):
 
     url: str | None = Field(None, description="base URL, e.g. http://localhost:8000/v1; needed where a judge is used")
     model: str | None = Field(None, description="name that the endpoint serves it under; needed where a judge is used")
-    temperature: float = Field(0.0, ge=0, description="not stated")
+    temperature: float = Field(0.0, ge=0, description="not stated; at 0, two of the four pairwise votes repeat the other two")
     max_tokens: int = Field(4096, gt=0, description="of the judge's answer; one cut at the limit gives no verdict")
     seed: int = Field(0, description="sent with every request; pairwise votes also draw their order from it")
+    json_schema: bool = Field(
+        False,
+        description="have the endpoint constrain its answer to the JSON of a verdict; not for models that reason in the answer",
+    )
     timeout_seconds: float = Field(120.0, gt=0, description="for one request")
     retries: int = Field(4, ge=0, description="further requests after one that failed or gave no valid verdict")
     concurrency: int = Field(16, gt=0, description="requests at a time")

@@ -19,7 +19,14 @@ from megatron_r1.config.schema import JudgeConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.judge_cache import JudgeCache
 from megatron_r1.rewards.judge_endpoint import ChatEndpoint, NoAnswer
-from megatron_r1.rewards.judge_prompts import Messages, comparing_messages, grading_messages, read_comparison, read_grade
+from megatron_r1.rewards.judge_prompts import (
+    GRADE_FORMAT,
+    Messages,
+    comparing_messages,
+    grading_messages,
+    read_comparison,
+    read_grade,
+)
 from megatron_r1.rewards.protocol import Outcome, Verdict
 
 T = TypeVar("T")
@@ -92,8 +99,9 @@ class Judge:
         self.close()
 
     def _grade(self, messages: Messages) -> Verdict:
+        constraint = {"response_format": GRADE_FORMAT} if self._config.json_schema else {}
         try:
-            correct, analysis = self._ask(messages, self._config.seed, read_grade)
+            correct, analysis = self._ask(messages, self._config.seed, read_grade, **constraint)
         except NoAnswer as error:
             verdict = Verdict(None, error.outcome, str(error))
         else:
@@ -111,13 +119,14 @@ class Judge:
         self._count("vote_correct")
         return (-difference if swapped else difference), "correct", ""
 
-    def _ask(self, messages: Messages, seed: int, read: Callable[[str], T]) -> T:
+    def _ask(self, messages: Messages, seed: int, read: Callable[[str], T], **constraint: Any) -> T:
         request: dict[str, Any] = {
             "model": self._config.model,
             "messages": messages,
             "temperature": self._config.temperature,
             "max_tokens": self._config.max_tokens,
             "seed": seed,
+            **constraint,
         }
         kept = self._cache.get(request) if self._cache else None
         if kept is not None:

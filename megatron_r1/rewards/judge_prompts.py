@@ -33,6 +33,20 @@ Output the following content in **JSON** format, including two key:
 1. 'analysis': analysis of the answer's correctness;
 2. 'correctness': correct/incorrect"""
 
+#: What `read_grade` takes, as the protocol's `response_format`.
+GRADE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "grade",
+        "schema": {
+            "type": "object",
+            "properties": {"analysis": {"type": "string"}, "correctness": {"enum": ["correct", "incorrect"]}},
+            "required": ["analysis", "correctness"],
+            "additionalProperties": False,
+        },
+    },
+}
+
 #: In our words: the recipe uses the prompt of arena-hard (v2 appendix B.2), whose five labels these are.
 COMPARING_PROMPT = """\
 Compare how well two assistants, A and B, answer the same request. First work out your own answer to the request. Then compare both answers with it and with each other: mistakes first, then whether each is helpful, to the point and concise, then what is missing. Do not let the order of the two, their length or their names count.

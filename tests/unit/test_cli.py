@@ -112,7 +112,7 @@ def test_only_rank_zero_tells_an_error_that_all_ranks_have(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["pretrain"], ["sft"], ["grpo"], ["evaluate"], ["doctor"], ["report"], ["pipeline", "r1-zero"]]
+    "arguments", [[], ["pretrain"], ["sft"], ["grpo"], ["evaluate"], ["score"], ["doctor"], ["report"], ["pipeline", "r1-zero"]]
 )
 def test_every_command_has_help(capsys, arguments):
     with pytest.raises(SystemExit) as caught:

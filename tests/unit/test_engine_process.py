@@ -32,6 +32,10 @@ while True:
         connection.send((False, RolloutError("no memory left")))
     elif name == "echo":
         connection.send((True, args))
+    elif name == "parts":
+        for part in args:
+            connection.send((None, part))
+        connection.send((True, len(args)))
     elif name == "fail":
         connection.send((False, WeightSyncError("these differ")))
     elif name == "sleep":
@@ -61,6 +65,12 @@ def test_calls_and_errors(process):
     with pytest.raises(WeightSyncError, match="these differ"):
         process.call("fail", timeout=30)
     assert process.call("echo", timeout=30) == ()
+
+
+def test_parts_come_before_the_answer_and_in_order(process):
+    parts = []
+    assert process.call("parts", "a", "b", timeout=30, on_part=parts.append) == 2
+    assert parts == ["a", "b"]
 
 
 def test_death_is_told_at_once_with_the_log(process):

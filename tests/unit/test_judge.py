@@ -68,6 +68,14 @@ def test_grades_are_asked_for_in_the_words_of_the_recipe_and_read():
         assert made.statistics() | {"grade_correct": 1, "grade_wrong": 1, "requests": 2, "prompt_tokens": 200} == made.statistics()
 
 
+def test_the_endpoint_can_be_asked_to_constrain_its_answer():
+    with ChatServer(lambda *_: CORRECT) as server, judge(server, json_schema=True) as made, judge(server) as free:
+        assert made.grade("q", "r", "a").result().score == free.grade("q", "r", "a").result().score == 1.0
+        schema = server.requests[0]["response_format"]["json_schema"]["schema"]
+        assert schema["required"] == ["analysis", "correctness"] and schema["additionalProperties"] is False
+        assert "response_format" not in server.requests[1]
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -34,6 +34,23 @@ def test_gsm8k_answers_are_what_follows_the_marker_without_commas(tmp_path):
     assert read_problems(config)[0].answer == "1234"
 
 
+def test_kind_domain_language_and_tests_choose_the_rewards(tmp_path):
+    tests = {"asserts": ["assert f(1) == 2"]}
+    records = [
+        {"question": "q1", "tests": tests, "language": "en"},
+        {"question": "q2", "answer": "2", "domain": "math", "kind": "reasoning"},
+        {"question": "q3", "kind": "general"},
+        {"question": "q4", "kind": "general", "answer": "like this"},
+    ]
+    problems = read_problems(write(tmp_path / "p.json", json.dumps(records)))
+    assert [(p.kind, p.domain, p.language, p.answer) for p in problems] == [
+        ("reasoning", "code", "en", json.dumps(tests)), ("reasoning", "math", "", "2"),
+        ("general", "math", "", ""), ("general", "math", "", "like this"),
+    ]  # fmt: skip
+    assert FileProblems(problems, 0.01, "p").domains() == {"code", "math"}
+    assert FileProblems(problems[2:], 0.01, "p").domains() == set()
+
+
 GOOD = '{"question": "a", "answer": "1"}\n'
 
 
@@ -51,6 +68,17 @@ GOOD = '{"question": "a", "answer": "1"}\n'
         ("p.jsonl", GOOD + '{"question": "b", "answer": true}', r"p.jsonl:2: field 'answer' is bool, not text"),
         ("p.jsonl", GOOD + '{"question": "\\ud800", "answer": "1"}', r"p.jsonl:2: .*surrogate"),
         ("p.jsonl", GOOD + GOOD, r"p.jsonl:2: the same question stands at .*p.jsonl:1"),
+        (
+            "p.jsonl",
+            '{"question": "b", "answer": "1", "kind": "odd"}',
+            r"p.jsonl:1: kind 'odd' is unknown; choose one of reasoning, general",
+        ),
+        (
+            "p.jsonl",
+            '{"question": "b", "answer": "1", "domain": "law"}',
+            r"p.jsonl:1: domain 'law' is unknown; choose one of math, code",
+        ),
+        ("p.jsonl", '{"question": "b", "domain": "code"}', r"p.jsonl:1: a problem of domain code needs the field 'tests'"),
         ("p.jsonl", "[" * 100_000, r"p.jsonl:1: bad JSON"),
         ("p.json", "{}", r"p.json: expected a list of objects"),
         ("p.json", "[]", r"p.json: the list is empty"),
