@@ -19,6 +19,7 @@ from megatron_r1.rewards.code_tests import CallTest, CheckTest, StdioTest, Suite
 from megatron_r1.rewards.code_verdicts import TestResult, failure_of
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.sandbox import GRACE_SECONDS, Isolation, Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox_probe import require_sandbox
 
 
 class CodeScorer:
@@ -47,6 +48,9 @@ class CodeScorer:
             last test, `judge` takes at most `longest_seconds`.
         float_tolerance: numbers agree within it, see `code_compare`; None: exactly.
         stop_at_first_failure: the tests after it are "not_run"; the score is the same.
+
+        Raises:
+            RewardError: untrusted code cannot be held on this machine, tried with a program of our own.
         """
         if min(cpu_seconds, wall_seconds, program_seconds, memory_mb) <= 0:
             raise ConfigError("code reward: cpu_seconds, wall_seconds, program_seconds and memory_mb must be above 0")
@@ -54,6 +58,7 @@ class CodeScorer:
         self._program_seconds = program_seconds
         self._settings = SandboxSettings(isolation, python, tuple(packages))
         self._limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_bytes=memory_mb << 20)
+        require_sandbox(self._settings)
 
     @property
     def longest_seconds(self) -> float:

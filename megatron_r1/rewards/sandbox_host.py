@@ -77,7 +77,7 @@ def find_python(wanted: str) -> tuple[str, str]:
             return path, prefix
     raise RewardError(
         f"user {NOBODY if os.geteuid() == 0 else os.geteuid()}, which untrusted code runs as, can read no interpreter of "
-        f"{', '.join(choices)}: name another in reward.sandbox.python"
+        f"{', '.join(choices)}: name another in reward.code.python"
     )
 
 

@@ -59,7 +59,18 @@ def probe_sandbox(settings: SandboxSettings) -> SandboxProbe:
     if not layers:
         reason = f"a program in the sandbox failed: {ending.stderr[-200:].decode(errors='replace')}"
     elif settings.isolation == NO_ISOLATION:
-        reason = f"reward.sandbox.isolation is {NO_ISOLATION}"
+        reason = f"reward.code.isolation is {NO_ISOLATION}"
     else:
         reason = f"the sandbox does not hold: {', '.join(missing)}" if missing else ""
     return SandboxProbe(not reason, reason, layers, python, compiler)
+
+
+def require_sandbox(settings: SandboxSettings) -> None:
+    """Have a run stop at its start, not at its first program, where code cannot be held as the settings say.
+
+    Raises:
+        RewardError: why not, in one line.
+    """
+    probe = probe_sandbox(settings)
+    if not (probe.layers if settings.isolation == NO_ISOLATION else probe.available):
+        raise RewardError(f"untrusted code is not run here: {probe.reason}")

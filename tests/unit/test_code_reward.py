@@ -90,6 +90,7 @@ def test_stopping_early_and_the_time_of_a_program():
     assert slow.parts["tests"] == ["accepted", "not_run", "not_run"] and slow.score == 0
 
 
+@needs_sandbox
 def test_cpp_for_a_function_is_wrong():
     assert judge("int f(int x) { return x; }", ["assert f(1) == 1"], "cpp").outcome == "wrong"
 
@@ -101,10 +102,14 @@ def test_cpp_for_a_function_is_wrong():
      {"fn_name": "f; import os", "inputs": [[1]], "outputs": [1]}, {"fn_name": "f", "inputs": [1], "outputs": [1]}, "[" * 100000],
     ids=lambda tests: repr(tests)[:40],
 )  # fmt: skip
-def test_unusable_tests_are_unscorable(tests):
+def test_unusable_tests_are_refused(tests):
     with pytest.raises(TestsError):
         read_tests(tests)
-    verdict = judge("print(1)", tests)
+
+
+@needs_sandbox
+def test_unusable_tests_are_unscorable():
+    verdict = judge("print(1)", {"inputs": []})
     assert (verdict.outcome, verdict.score) == ("unscorable", None)
 
 

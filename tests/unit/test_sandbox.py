@@ -94,8 +94,10 @@ def test_a_filter_fits_the_kernels_bound():
 def test_without_isolation_nothing_runs(monkeypatch, where, name, value, said):
     monkeypatch.setattr(where, name, value)
     with pytest.raises(RewardError, match=said) as caught:
-        CodeScorer().judge("```\nprint(1)\n```", {"inputs": [""], "outputs": ["1"]})
+        CodeScorer()
     assert "\n" not in str(caught.value)
+    with Sandbox(ECHO, Limits(), SandboxSettings()) as sandbox, pytest.raises(RewardError, match=said):
+        sandbox.run(b"")
     probe = probe_sandbox(SandboxSettings())
     assert not probe.available and said in probe.reason
 
@@ -106,7 +108,7 @@ def test_an_unknown_isolation_is_refused():
 
 
 def test_an_interpreter_out_of_reach_is_named():
-    with pytest.raises(RewardError, match=r"reward\.sandbox\.python"):
+    with pytest.raises(RewardError, match=r"reward\.code\.python"):
         sandbox_host.find_python("/no/such/python")
 
 
