@@ -116,17 +116,18 @@ class FileProblems:
         return self._train[shuffled(len(self._train), seed, epoch)[offset]]
 
     def heldout(self, count: int, seed: int) -> list[Problem]:
-        """See `ProblemSource`.
+        """See `ProblemSource`; of reasoning problems alone, since a general one has no accuracy.
 
         Raises:
             DataError: fewer held-out problems than asked for.
         """
-        if count > len(self._heldout):
+        heldout = [problem for problem in self._heldout if problem.kind == "reasoning"]
+        if count > len(heldout):
             raise DataError(
-                f"{self._name}: evaluate.problems={count} but only {len(self._heldout)} problems are held out;"
+                f"{self._name}: evaluate.problems={count} but only {len(heldout)} problems are held out;"
                 " ask for fewer or raise data.heldout_fraction"
             )
-        return random.Random(f"heldout {seed}").sample(self._heldout, count)
+        return random.Random(f"heldout {seed}").sample(heldout, count)
 
     def fixed_problems(self) -> list[Problem]:
         """See `ProblemSource`."""

@@ -167,6 +167,8 @@ def open_rewards(config: Config, source: ProblemSource, log: Path) -> Iterator[C
                     scorer_specs(rewards, needed_scorers(rewards, source.domains()), config.data.template),
                     workers=rewards.workers,
                     limits=Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
+                    # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
+                    max_pending=4 * config.grpo.prompts_per_rollout * config.grpo.group_size,
                     environment=child_environment(),
                     log=log,
                 )

@@ -40,7 +40,10 @@ GRADE_FORMAT = {
         "name": "grade",
         "schema": {
             "type": "object",
-            "properties": {"analysis": {"type": "string"}, "correctness": {"enum": ["correct", "incorrect"]}},
+            "properties": {
+                "analysis": {"type": "string", "maxLength": 4000},  # so that it ends before max_tokens
+                "correctness": {"type": "string", "enum": ["correct", "incorrect"]},
+            },
             "required": ["analysis", "correctness"],
             "additionalProperties": False,
         },

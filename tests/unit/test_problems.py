@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,8 @@ def test_kind_domain_language_and_tests_choose_the_rewards(tmp_path):
     ]  # fmt: skip
     assert FileProblems(problems, 0.01, "p").domains() == {"code", "math"}
     assert FileProblems(problems[2:], 0.01, "p").domains() == set()
+    mixed = FileProblems([replace(p, kind="general") if n % 2 else p for n, p in enumerate(numbered(200))], 0.5, "p")
+    assert {p.kind for p in mixed.heldout(30, seed=0)} == {"reasoning"}, "a general problem has no accuracy to evaluate"
 
 
 GOOD = '{"question": "a", "answer": "1"}\n'
