@@ -114,7 +114,9 @@ def wait_for(child, deadline, folder):
 
 
 def copy_file(path, target):
-    """Hand a file that the child left behind, the compiler's output, to the outside."""
+    """Hand a file that the child left behind, the compiler's output, to the outside; nothing where it left none."""
+    if not os.path.isfile(path):
+        return
     with open(path, "rb") as file:
         while os.sendfile(target, file.fileno(), None, 1 << 20):
             pass
