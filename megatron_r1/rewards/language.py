@@ -17,6 +17,7 @@ MAX_CHARACTERS = 500_000  #: of reasoning; the recipe's longest response, 65,536
 _JAPANESE_KANA_SHARE = 0.15  #: of a sentence's Chinese characters and kana; Chinese quotes a kana now and then
 _LONGEST_HANJA = 2  #: Chinese characters in a row that Korean newspapers write, as in 前
 _LONGEST_CHUNK = 10_000  #: characters for the Japanese segmenter at once
+_FEWEST_WORDS = 2  #: in a reasoning; fewer are taken for this many
 _RUSSIAN = frozenset("абвгдеёжзийклмнопрстуфхцчшщъыьэюя\u0301")
 
 
@@ -24,7 +25,7 @@ class LanguageScorer:
     """The share of the reasoning's words that are in the target language.
 
     Code, numbers, formulas, acronyms and names of variables are set aside. A reasoning without words has a share of 0: with no
-    reasoning there is nothing to reward. The verdict is "correct" from `threshold`; the score is the share itself.
+    reasoning there is nothing to reward; for the same reason a single word is counted as if there were two. The verdict is "correct" from `threshold`; the score is the share itself.
     """
 
     name = "language"
@@ -43,7 +44,7 @@ class LanguageScorer:
         if len(reasoning) > MAX_CHARACTERS:
             return Verdict(0.0, "wrong", "the reasoning is too long to be one")
         words = count_words(reasoning)
-        share = words[language] / words.total() if words else 0.0
+        share = words[language] / max(words.total(), _FEWEST_WORDS)
         outcome = "correct" if share >= self._threshold else "wrong"
         return Verdict(share, outcome, f"{words[language]} of {words.total()} words are {language}", {"words": dict(words)})
 
@@ -59,7 +60,7 @@ def count_words(text: str) -> Counter[str]:
         _count_other_scripts(sentence, kana_somewhere, counts)
     for labels in label_words(latin):
         counts.update(labels)
-    return counts
+    return +counts  # without zeros
 
 
 def _count_other_scripts(sentence: list[Word], kana_somewhere: bool, counts: Counter[str]) -> None:
@@ -70,7 +71,7 @@ def _count_other_scripts(sentence: list[Word], kana_somewhere: bool, counts: Cou
             counts["ko"] += 1
         elif script == "cyrillic":
             counts["ru" if _RUSSIAN.issuperset(text.lower()) else OTHER] += 1
-        elif script == "other":
+        elif script in ("other", "broken"):
             counts[OTHER] += 1
         elif script == "cjk":
             if scripts["hangul"] > scripts["cjk"] and len(text) <= _LONGEST_HANJA and not _has_kana(text):

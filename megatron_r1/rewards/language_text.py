@@ -17,7 +17,7 @@ _SPANS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("\\begin{", "\\end{")) 
 _INLINE = re.compile(
     r"`[^`\n]{1,200}`"  # code
     r"|\$[^\s$](?:[^$\n]{0,300}[^\s$])?\$(?![0-9])"  # a formula: no space inside its dollars, so that `$5 and $6` stays
-    r"|\\[A-Za-z]+|<[^<>\n]{1,100}>|(?:https?://|www\.)\S+"
+    r"|\\(?:begin|end)\{[A-Za-z*]{1,30}\}|\\[A-Za-z]+|<[^<>\n]{1,100}>|(?:https?://|www\.)\S+"
 )
 _SENTENCE_END = re.compile(r"[.!?;:](?=\s|$)|[\n。！？；：…]")
 _WORD = re.compile(
@@ -26,16 +26,19 @@ _WORD = re.compile(
     "|(?P<cyrillic>[\u0400-\u052f\u0301]+)"
     "|(?P<latin>[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+"
     "(?:['\u2019][A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]+)*)"
+    "|(?P<broken>[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]+)"  # what decodes to no text: a word of no language
     r"|(?P<other>[^\W\d_])"
 )
-_FORMULA_WORDS = frozenset("sin cos tan cot sec csc log ln lg exp sqrt mod gcd lcm max min lim det dx dy dt".split())
+_MATH = "sin cos tan cot sec csc log ln lg exp sqrt mod gcd lcm max min lim det dx dy dt"
+_FORMULA_WORDS = frozenset(_MATH.split())
 _LONGEST_ACRONYM = 6
+_LONGEST_ENVIRONMENT = 30
 
 
 class Word(NamedTuple):
     """A run of letters of one script; Chinese and Japanese runs hold several words."""
 
-    script: str  #: cjk, hangul, cyrillic, latin or other
+    script: str  #: cjk, hangul, cyrillic, latin, broken or other
     text: str
 
 
@@ -58,17 +61,15 @@ def prose_of(text: str) -> str:
 def sentences_of(prose: str) -> Iterator[list[Word]]:
     """The words of each sentence, without what is no word of any language: names of variables, acronyms, identifiers."""
     for sentence in _SENTENCE_END.split(prose):
-        words = [
-            Word(found.lastgroup or "other", found[0])
-            for found in _WORD.finditer(sentence)
-            if found.lastgroup != "latin" or _is_word(sentence, found)
-        ]
+        words = [Word(found.lastgroup or "other", found[0]) for found in _WORD.finditer(sentence) if _is_word(sentence, found)]
         if words:
             yield words
 
 
 def _is_word(sentence: str, found: re.Match[str]) -> bool:
     text = found[0]
+    if found.lastgroup != "latin":
+        return found.lastgroup != "other" or text.isalpha()  # a circled digit is none
     if len(text) == 1 or text in _FORMULA_WORDS or (text.isupper() and len(text) <= _LONGEST_ACRONYM):
         return False
     if not text[1:].islower() and not text.isupper():  # camelCase; an accented or title-case word is not
@@ -90,5 +91,7 @@ def _without_spans(text: str, opening: str, closing: str) -> str:
             break
         kept.append(text[at:start])
         at = end + len(closing)
+        if closing.endswith("{"):  # the name of the environment
+            at = text.find("}", at, at + _LONGEST_ENVIRONMENT) + 1 or at
     kept.append(text[at:])
     return " ".join(kept)
