@@ -71,8 +71,12 @@ COLLECTIVE = """
 import sys
 from types import SimpleNamespace
 import torch, torch.distributed as dist
-from megatron_r1.errors import ConversionError, WeightSyncError
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.errors import ConversionError, RewardError, WeightSyncError
+from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.training.scoring import CollectiveRewards
+from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
@@ -101,11 +105,38 @@ def fails(call, error, message):
 
 def start():
     assert rank == 0
-    return SimpleNamespace(load_weights=load, generate=lambda *a: ["groups", *a], close=lambda: print("closed"))
+    return SimpleNamespace(load_weights=load, generate=generate, close=lambda: print("closed"))
+
+def generate(prompts, sampling, seed, on_group):
+    groups = [RolloutGroup(p, [Rollout([1], [0.0], "x", True)], seed) for p in prompts]
+    for group in reversed(groups):
+        on_group(group)
+    return groups
+
+class Judges:
+    def __init__(self):
+        assert rank == 0
+        self.started = []
+
+    def submit(self, group):
+        self.started.append(group)
+
+    def collect(self, groups):
+        assert all(a is b for a, b in zip(groups, reversed(self.started), strict=True)), "none is judged twice"
+        if len(groups) == 1:
+            raise RewardError("no judge")
+        return [{"accuracy": [Verdict(float(n), "correct")]} for n, _ in enumerate(groups)]
 
 engine = CollectiveEngine(start)
 assert engine.load_weights(weights(), 1) == "version 1"
-assert engine.generate(["p"], None, 3) == ["groups", ["p"], None, 3, None]
+rewards = CollectiveRewards(RewardConfig(), Judges)
+prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]
+groups = engine.generate(prompts, None, 3, on_group=rewards.submit)
+rewards.collect(groups)
+assert [(g.prompt.id, g.weights_version, g.rewards_G.tolist()) for g in groups] == [("p", 3, [0.0]), ("q", 3, [1.0])]
+if rank == 0:
+    rewards._judges.started.clear()
+fails(lambda: rewards.collect(engine.generate(prompts[:1], None, 3, on_group=rewards.submit)), RewardError, "no judge")
 fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
 fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")
 assert engine.load_weights(weights(), 4) == "version 4"
