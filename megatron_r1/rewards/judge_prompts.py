@@ -107,7 +107,8 @@ def read_grade(output: str) -> tuple[bool, str]:
     text = _without_reasoning(output)
     fenced = _FENCE.fullmatch(text)
     try:
-        pairs = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=list)
+        # strict=False: a line break inside a string, as models write it, and xgrammar lets them
+        pairs = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=list, strict=False)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):

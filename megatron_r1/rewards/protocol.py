@@ -6,6 +6,7 @@ nor `megatron_r1.types` nor `megatron_r1.config` (annotations may, under TYPE_CH
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -20,7 +21,7 @@ class Verdict:
     """What became of one response. Picklable; every field fits JSON.
 
     Raises:
-        ValueError: a scored outcome without a score, or a score beside another outcome: a broken grader must not look like a 0.
+        ValueError: a scored outcome without a finite score, or a score beside another outcome: a broken grader must not look like a 0.
     """
 
     score: float | None  #: before its weight, usually in [0, 1]; None where the outcome is not in `SCORED`
@@ -34,6 +35,8 @@ class Verdict:
             raise ValueError(f"unknown outcome {self.outcome!r}, expected one of {', '.join(OUTCOMES)}")
         if (self.score is not None) != (self.outcome in SCORED):
             raise ValueError(f"outcome {self.outcome} with score {self.score}")
+        if self.score is not None and not math.isfinite(self.score):
+            raise ValueError(f"outcome {self.outcome} with score {self.score}, expected a finite number")
 
 
 class Scorer(Protocol):

@@ -195,12 +195,12 @@ def test_a_closed_engine_says_so():
 
 
 def test_a_worker_starts_without_torch():
-    code = "import sys, megatron_r1.rewards.worker, megatron_r1.rewards.code, megatron_r1.rewards.math_answer, megatron_r1.rewards.format; print({'torch', 'pydantic'} & set(sys.modules))"
+    code = "import sys, megatron_r1.rewards.worker, megatron_r1.rewards.code, megatron_r1.rewards.math_answer, megatron_r1.rewards.language, megatron_r1.rewards.format; print({'torch', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("score", "outcome"), [(0.0, "timeout"), (None, "wrong"), (1.0, "fine")])
+@pytest.mark.parametrize(("score", "outcome"), [(0.0, "timeout"), (None, "wrong"), (1.0, "fine"), (float("nan"), "correct")])
 def test_a_verdict_that_hides_a_failure_cannot_be_made(score, outcome):
     with pytest.raises(ValueError, match="outcome"):
         Verdict(score, outcome)
