@@ -29,8 +29,8 @@ from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
 from megatron_r1.rewards.worker_process import Limits
 
 PACKAGES = ("sortedcontainers", "numpy")  #: LeetCode has them; shown to the programs where they are installed here
-_OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.GtE: ast.Lt,
-              ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
+_OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, 
+              ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
 _SPOIL = """
 def _spoilt(value):
     if value is None:

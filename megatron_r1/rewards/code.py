@@ -62,7 +62,7 @@ class CodeScorer:
 
     @property
     def longest_seconds(self) -> float:
-        """Bound of one `judge` call by the clock, on a machine that is not stalled: less would turn slow programs into time-outs."""
+        """Bound of one `judge` call by the clock, unless the machine stalls: less would turn slow programs into time-outs."""
         return COMPILE_LIMITS.wall_seconds + self._program_seconds + self._limits.wall_seconds + GRACE_SECONDS
 
     def judge(self, response: str, reference: Any) -> Verdict:

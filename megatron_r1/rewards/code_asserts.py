@@ -1,7 +1,7 @@
 """Takes asserts apart, so that the expected value stays outside of the sandbox in which the program runs.
 
-`assert f(args) == value`, `assert f(args)`, `assert not f(args)` and LeetCode's `assert is_same_list(f(args), list_node([...]))` (and
-trees) become `CallTest`s where value is a literal and args name nothing that the test code defines. All other statements of a
+`assert f(args) == value`, `assert f(args)`, `assert not f(args)` and LeetCode's `assert is_same_list(f(args), list_node([...]))`
+(and trees) become `CallTest`s where value is a literal and args name nothing that the test code defines. All other statements of a
 check stay together as one `CheckTest`.
 """
 
@@ -40,7 +40,7 @@ def tests_of_check(source: str, entry_point: str, prelude: str) -> tuple[CallTes
 
 
 def tests_of_asserts(asserts: list[str], setup: str) -> tuple[CallTest | CheckTest, ...]:
-    """One test for each assert. The setup builds arguments, with the program's own classes if need be, so it runs after the program."""
+    """One test for each assert. The setup may build arguments with the program's own classes, so it runs after it."""
     known = {node.id for node in ast.walk(_parse(setup)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     tests: list[CallTest | CheckTest] = []
     for text in asserts:

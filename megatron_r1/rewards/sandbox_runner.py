@@ -96,7 +96,7 @@ def run_test(config, test, descriptors, module):
 
 
 def wait_for(child, deadline, folder):
-    """Returns None where the child ended by itself, else why it must be ended: "time" or "files". Ends all when the outside has gone."""
+    """None where the child ended by itself, else why it must be ended: "time" (also: the outside has gone) or "files"."""
     handle = os.pidfd_open(child)
     try:
         poll = select.poll()
@@ -183,7 +183,7 @@ def call_function(config, request, namespace):
 
 
 def run_check(config, namespace):
-    """Run the tests' own code, trusted not to attack but confined all the same. Calls of the candidate are answered from outside (fd 0).
+    """Run the tests' own code, confined all the same. Calls of the candidate are answered from outside (fd 0).
 
     Exit code 0: every assertion held; 3: the outside ended it; 4: an assertion failed; 1: the check itself raised.
     """

@@ -40,7 +40,7 @@ def judge(code, tests, language="", **settings):
         ("python", "print(3", ["compile_error", "compile_error"]),
         ("python", "import sys\nprint(sum(map(int, sys.stdin.read().split())))\nexit(0)", ["accepted", "accepted"]),
         ("cpp", "#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b; }", ["accepted", "accepted"]),
-        ("cpp", "#include <cstdio>\nint main() { int a; scanf(\"%d\", &a); puts(\"3\"); return a == 3; }", ["accepted", "runtime_error"]),
+        ("cpp", '#include <cstdio>\nint main() { int a; scanf("%d", &a); puts("3"); return a > 1; }', ["accepted", "runtime_error"]),
         ("cpp", "int main() { return x; }", ["compile_error", "compile_error"]),
     ],
 )  # fmt: skip
@@ -52,26 +52,84 @@ def test_every_test_has_its_verdict(language, code, verdicts):
     assert right or next(name for name in verdicts if name != "accepted") in verdict.detail
 
 
+FORMS = {
+    "a method, by JSON": (
+        "class Solution:\n    def f(self, a, b=1): return (a, [b])",
+        {"fn_name": "f", "inputs": [[1, 2], {"a": 3}], "outputs": [[1, [2]], [3, [1]]]},
+        ["accepted", "accepted"],
+    ),
+    "a function, by JSON": (
+        "def f(a): return {str(a): None}",
+        {"fn_name": "f", "inputs": [[1], [2]], "outputs": [{"1": None}, {"3": None}]},
+        ["accepted", "wrong"],
+    ),
+    "asserts": (
+        "def f(a): return [a]",
+        ["assert f(1) == [1]", "assert f(2) == (2,)", "assert f(3) is not None", "assert not f(0)"],
+        ["accepted", "wrong", "accepted", "wrong"],
+    ),
+    "large and inexact numbers": (
+        "def f(a): return 2**a",
+        ["assert f(100) == 1267650600228229401496703205376", "assert abs(f(0.5) - 1.4142) < 1e-4"],
+        ["accepted", "accepted"],
+    ),
+    "set-up with the program's class": (
+        "class Node:\n    def __init__(self, v): self.v = v\ndef f(n): return n.v",
+        {"asserts": ["assert f(n) == 5"], "setup": "n = Node(5)"},
+        ["accepted"],
+    ),
+    "linked lists": (
+        "class Solution:\n    def rest(self, head): return head.next",
+        {
+            "functional": "def check(candidate):\n"
+            "    assert is_same_list(candidate(head=list_node([1, 2])), list_node([2]))\n"
+            "    assert is_same_list(candidate(head=list_node([1])), list_node([]))\n"
+            "    assert is_same_list(candidate(head=list_node([1, 2])), list_node([2, 3]))\n\n"
+            "check(Solution().rest)"
+        },
+        ["accepted", "accepted", "wrong"],
+    ),
+    "trees": (
+        "class Solution:\n    def flip(self, root: Optional[TreeNode]): return TreeNode(root.val, root.right, root.left)",
+        {
+            "functional": "def check(candidate):\n"
+            "    assert is_same_tree(candidate(root=tree_node([1, None, 2, 3])), tree_node([1, 2, None, 3]))\n\n"
+            "check(Solution().flip)"
+        },
+        ["accepted"],
+    ),
+    "a check with its own reference": (
+        "def f(x): return helper(x)\ndef helper(x): return x * 2",
+        {
+            "check": "def check(c):\n    assert c(1) == 2\n    for i in range(5):\n        assert c(i) == twice(i)",
+            "entry_point": "f",
+            "prelude": "def twice(x): return 2 * x\ndef f(x):\n    'doc'",
+        },
+        ["accepted", "accepted"],
+    ),
+    "a check that fails later": (
+        "def f(x): return x * 2 if x < 4 else 0",
+        {"check": "def check(c):\n    for i in range(5):\n        assert c(i) == 2 * i", "entry_point": "f"},
+        ["wrong"],
+    ),
+    "a check whose call fails": (
+        "def f(x): return x / (x - 3)",
+        {"check": "def check(c):\n    for i in range(5):\n        assert c(i) != 7.5", "entry_point": "f"},
+        ["runtime_error"],
+    ),
+}
+
+
 @needs_sandbox
-@pytest.mark.parametrize(
-    ("code", "tests", "verdicts"),
-    [
-        ("class Solution:\n    def f(self, a, b=1): return (a, [b])", {"fn_name": "f", "inputs": [[1, 2], {"a": 3}], "outputs": [[1, [2]], [3, [1]]]}, ["accepted"] * 2),
-        ("def f(a): return {str(a): None}", {"fn_name": "f", "inputs": [[1], [2]], "outputs": [{"1": None}, {"3": None}]}, ["accepted", "wrong"]),
-        ("def f(a): return [a]", ["assert f(1) == [1]", "assert f(2) == (2,)", "assert f(3) is not None", "assert not f(0)"], ["accepted", "wrong", "accepted", "wrong"]),
-        ("def f(a): return 2**a", ["assert f(100) == 1267650600228229401496703205376", "assert abs(f(0.5) - 1.4142) < 1e-4"], ["accepted"] * 2),
-        ("class Node:\n    def __init__(s, v): s.v = v\ndef f(n): return n.v", {"asserts": ["assert f(n) == 5"], "setup": "n = Node(5)"}, ["accepted"]),
-        ("class Solution:\n    def rest(self, head): return head.next", {"functional": "def check(candidate):\n    assert is_same_list(candidate(head=list_node([1, 2])), list_node([2]))\n    assert is_same_list(candidate(head=list_node([1])), list_node([]))\n    assert is_same_list(candidate(head=list_node([1, 2])), list_node([2, 3]))\n\ncheck(Solution().rest)"}, ["accepted", "accepted", "wrong"]),
-        ("class Solution:\n    def flip(self, root: Optional[TreeNode]):\n        root.left, root.right = root.right, root.left\n        return root", {"functional": "def check(candidate):\n    assert is_same_tree(candidate(root=tree_node([1, None, 2, 3])), tree_node([1, 2, None, 3]))\n\ncheck(Solution().flip)"}, ["accepted"]),
-        ("def f(x): return helper(x)\ndef helper(x): return x * 2", {"check": "def check(candidate):\n    assert candidate(1) == 2\n    for i in range(5):\n        assert candidate(i) == twice(i)", "entry_point": "f", "prelude": "def twice(x): return 2 * x\ndef f(x):\n    'doc'"}, ["accepted", "accepted"]),
-        ("def f(x): return x * 2 if x < 4 else 0", {"check": "def check(c):\n    for i in range(5):\n        assert c(i) == 2 * i", "entry_point": "f"}, ["wrong"]),
-        ("def f(x): return x / (x - 3)", {"check": "def check(c):\n    for i in range(5):\n        assert c(i) != 7.5", "entry_point": "f"}, ["runtime_error"]),
-    ],
-    ids=lambda value: None,
-)  # fmt: skip
-def test_forms_of_function_tests(code, tests, verdicts):
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_function_tests(form):
+    code, tests, verdicts = FORMS[form]
     assert judge(code, tests).parts["tests"] == verdicts
-    assert judge(code, json.dumps(tests)).parts["tests"] == verdicts
+
+
+@needs_sandbox
+def test_tests_may_be_a_string_of_json():
+    assert judge("def f(x): return x", '["assert f(1) == 1"]').outcome == "correct"
 
 
 @needs_sandbox
@@ -97,8 +155,9 @@ def test_cpp_for_a_function_is_wrong():
 
 @pytest.mark.parametrize(
     "tests",
-    [None, 3, "", "[", [], {}, {"inputs": [], "outputs": []}, {"inputs": ["a"], "outputs": []}, {"inputs": [1], "outputs": ["a"]}, ["assert ("],
-     ["assert 1 == 1"], {"functional": "x = 1"}, {"check": "def check(): pass", "entry_point": "f"}, {"check": "def check(c): assert True", "entry_point": "f"},
+    [None, 3, "", "[", [], {}, {"inputs": [], "outputs": []}, {"inputs": ["a"], "outputs": []}, {"inputs": [1], "outputs": ["a"]},
+     ["assert ("],     ["assert 1 == 1"], {"functional": "x = 1"}, {"check": "def check(): pass", "entry_point": "f"},
+     {"check": "def check(c): assert True", "entry_point": "f"},
      {"fn_name": "f; import os", "inputs": [[1]], "outputs": [1]}, {"fn_name": "f", "inputs": [1], "outputs": [1]}, "[" * 100000],
     ids=lambda tests: repr(tests)[:40],
 )  # fmt: skip
@@ -114,7 +173,7 @@ def test_unusable_tests_are_unscorable():
 
 
 def test_expected_values_stay_apart_from_what_enters_the_sandbox():
-    source = "def check(candidate):\n    assert candidate(x = 1) == 'secret'\n    assert candidate(2)\n    y = 3\n    assert candidate(y) == 'hidden'"
+    source = "def check(c):\n    assert c(x = 1) == 'secret'\n    assert c(2)\n    y = 3\n    assert c(y) == 'hidden'"
     suite = read_tests({"check": source, "entry_point": "f"})
     first, second, third = suite.tests
     assert (first, second) == (CallTest("f(x=1)", "secret"), CallTest("f(2)", True, truth_only=True))
@@ -167,8 +226,9 @@ def test_output_agrees(output, expected, tolerance, same):
 @pytest.mark.parametrize(
     ("value", "expected", "same"),
     [
-        (1, True, True), (1.0, 1, True), ("1", 1, False), (None, 0, False), ([], None, False), (2**100, 2**100, True), (1j, 1j, True),
-        ((1, 2), (1, 2), True), ([1, 2], (1, 2), False), ({1, 2}, {2, 1}, True), (frozenset({(1, 2)}), {(1, 2)}, True), ({1}, {1, 2}, False),
+        (1, True, True), (1.0, 1, True), ("1", 1, False), (None, 0, False), ([], None, False), (2**100, 2**100, True),
+        (1j, 1j, True),        ((1, 2), (1, 2), True), ([1, 2], (1, 2), False), ({1, 2}, {2, 1}, True), (frozenset({(1, 2)}), {(1, 2)}, True),
+        ({1}, {1, 2}, False),
         ({1: [2], "a": (3,)}, {"a": (3,), 1: [2]}, True), ({1: 2}, {1: 3}, False), ({1: 2}, {"1": 2}, False), (b"a", b"a", True),
         (float("nan"), float("nan"), False), (0.1 + 0.2, 0.3, False), (range(3), [0, 1, 2], False), (object(), None, False),
     ],
@@ -187,7 +247,11 @@ def test_agrees_with_policies():
     assert not agrees({"linked_list": [1]}, BinaryTree([1]), strict=True, float_tolerance=None)
 
 
-@pytest.mark.parametrize("hostile", [{"int": []}, {"int": "zz"}, {"set": 3}, {"set": [[]]}, {"dict": [[1]]}, {"complex": "ab"}, {"bytes": 1}, {"a": 1, "b": 2}, {}, {"tuple": None}])  # fmt: skip
+@pytest.mark.parametrize(
+    "hostile",
+    [{"int": []}, {"int": "zz"}, {"set": 3}, {"set": [[]]}, {"dict": [[1]]}, {"complex": "ab"}, {"bytes": 1}, {"a": 1, "b": 2}, {},
+     {"tuple": None}],
+)  # fmt: skip
 def test_agrees_survives_forged_results(hostile):
     for expected in (1, "a", [1], (1,), {1}, {1: 2}, LinkedList([1]), 1j, b"a"):
         assert not agrees(hostile, expected, strict=True, float_tolerance=0.1)
