@@ -1,7 +1,8 @@
 """Values that cross the border of a sandbox, as JSON that holds data and nothing else.
 
 Used on both sides, so only the standard library: inside, a result is encoded; outside it is read with `json.loads` alone and
-compared by `code_compare.agrees`, which builds no set or dict from it. A user's class cannot influence a comparison: only its data leaves.
+compared by `code_compare.agrees`, which builds no set or dict from it. A user's class cannot influence a comparison: only its
+data leaves.
 
 None, bool, str, float, small int and list stand for themselves; everything else is an object with one key, its kind.
 """
