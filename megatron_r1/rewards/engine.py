@@ -23,6 +23,7 @@ from megatron_r1.rewards.scorers import ScorerSpec
 from megatron_r1.rewards.worker_process import START_SECONDS, Item, Limits, WorkerProcess
 
 _MAX_FAILED_STARTS = 3  # one after the other, before the engine gives up
+_OVERSLEPT_SECONDS = 0.5  # the job was suspended, its workers with it: that time was not theirs
 _MAX_GIVEN = 2  # times that a response is handed out whose worker dies before it begins
 _MAX_BATCH_ITEMS, _MAX_BATCH_CHARACTERS = 16, 100_000
 
@@ -186,7 +187,14 @@ class ScoringEngine:
         deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         by_connection = {worker.connection: worker for worker in self._workers}
-        for source in wait([self._woken, *by_connection], timeout):
+        started = time.monotonic()
+        ready = wait([self._woken, *by_connection], timeout)
+        slept = time.monotonic() - started
+        if timeout is not None and slept > timeout + _OVERSLEPT_SECONDS:
+            for worker in self._workers:
+                if worker.deadline is not None:
+                    worker.deadline += slept
+        for source in ready:
             if source == self._woken:
                 os.read(self._woken, 65536)
             else:

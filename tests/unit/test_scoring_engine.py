@@ -157,6 +157,26 @@ def test_no_worker_outlives_a_killed_parent():
     parent.stdout.close()
 
 
+SUSPENDED = (
+    PARENT.replace("600.0", "1.5")
+    .replace("workers=2", "workers=1")
+    .replace('"spin"', '"sleep 1"')
+    .replace("time.sleep(600)", "print(*(future.result().outcome for future in futures))")
+)
+
+
+def test_time_in_which_the_job_is_suspended_does_not_count():
+    parent = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True)
+    pids = [parent.pid, int(parent.stdout.readline())]
+    time.sleep(0.3)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    assert parent.communicate(timeout=60)[0].split() == ["correct"] * 4
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
