@@ -13,6 +13,8 @@ from typing import NamedTuple
 from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
 
 _FENCE = "```"
+#: a letter with its accents apart. The whole text is not normalised: that takes the square of a run of accents
+_DECOMPOSED = re.compile("[^\\W\\d_][\u0300-\u036f\u3099\u309a]{1,4}")
 _SPANS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("\\begin{", "\\end{"))  #: formulas that may hold line breaks
 _INLINE = re.compile(
     r"`[^`\n]{1,200}`"  # code
@@ -50,8 +52,7 @@ def reasoning_of(response: str) -> str:
 
 def prose_of(text: str) -> str:
     """The text without code, formulas, LaTeX commands, tags and addresses. An opening that is never closed takes nothing with it."""
-    if not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
+    text = _DECOMPOSED.sub(lambda found: unicodedata.normalize("NFC", found[0]), text)
     text = _without_spans(text, _FENCE, _FENCE)
     for opening, closing in _SPANS:
         text = _without_spans(text, opening, closing)

@@ -12,18 +12,20 @@ from __future__ import annotations
 import logging
 import re
 
-_MAX_CHARACTERS = 200
+_MAX_CHARACTERS = 100  #: the time of its parser grows faster than the text
+_MAX_DEPTH = 3
 _DIGITS = 200
 #: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers, relations
 _REFUSED = re.compile(
-    r"!|[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
+    r"!|[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}"
+    r"|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
     r"|[,;=<>]|\\(?:sum|prod|int|lim|le|ge|leq|geq|ne|neq|equiv|approx|sim|in|or|and|boxed)(?![A-Za-z])"
 )
 
 
 def math_verify_agrees(answer: str, reference: str) -> bool:
     """Whether math-verify holds two expressions or matrices to be equal. Not symmetric: the reference is trusted more."""
-    if any(len(text) > _MAX_CHARACTERS or _REFUSED.search(text) for text in (answer, reference)):
+    if any(len(text) > _MAX_CHARACTERS or _REFUSED.search(text) or not _is_shallow(text) for text in (answer, reference)):
         return False
     from math_verify import LatexExtractionConfig, parse, verify  # here: it imports sympy and is rarely needed
     from sympy import Expr, MatrixBase
@@ -39,3 +41,13 @@ def math_verify_agrees(answer: str, reference: str) -> bool:
     if isinstance(gold, MatrixBase) != isinstance(target, MatrixBase) or gold.free_symbols != target.free_symbols:
         return False
     return verify(gold, target, float_rounding=_DIGITS, numeric_precision=_DIGITS, timeout_seconds=None)
+
+
+def _is_shallow(text: str) -> bool:
+    """Whether the brackets close, and no deeper than `_MAX_DEPTH`."""
+    depth = 0
+    for character in text:
+        depth += (character in "({[") - (character in ")}]")
+        if not 0 <= depth <= _MAX_DEPTH:
+            return False
+    return depth == 0

@@ -274,6 +274,8 @@ class _Reader:
         """A braced or bracketed group, or the one symbol that TeX takes: the first digit of a number."""
         token = self.peek()
         if token is not None and token.kind == "number" and len(token.text) > 1 and self._behind_command():
+            if not token.text.isdigit():
+                raise Unreadable("argument without braces")
             self._tokens[self._at] = Token("number", token.text[1:])
             return parse_numeral(token.text[0])
         return self._read_primary()

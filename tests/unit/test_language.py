@@ -1,5 +1,7 @@
 """The language-consistency reward: which words count, and real sentences of eight languages."""
 
+import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,21 @@ def test_without_words_there_is_nothing_to_reward(text):
 @pytest.mark.parametrize("language", [None, "", "tlh", 5, "english"])
 def test_an_unknown_target_cannot_be_scored(language):
     assert LanguageScorer().judge("<think>a</think>", language).outcome == "unscorable"
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["的", "数学学习", "あ漢", "e\u0301", "e\u0301\u0327", "\u0301", "가", "a'", "$a", "<a", "`", "\\begin{", "α", "Ab "],
+)
+def test_a_run_without_end_costs_no_more_than_its_length(run):
+    LanguageScorer().judge(TEXTS["zh"] + TEXTS["ja"] + TEXTS["en"], "zh")  # loads what is loaded once
+    start = time.process_time()
+    LanguageScorer().judge(run * (100_000 // len(run)), "zh")
+    assert time.process_time() - start < 4.0
+
+
+def test_accents_apart_are_accents():
+    assert count_words(unicodedata.normalize("NFD", TEXTS["fr"])) == count_words(TEXTS["fr"])
 
 
 def test_a_target_may_carry_its_region():
