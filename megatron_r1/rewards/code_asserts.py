@@ -1,7 +1,7 @@
 """Takes asserts apart, so that the expected value stays outside of the sandbox in which the program runs.
 
 `assert f(args) == value`, `assert f(args)`, `assert not f(args)` and LeetCode's `assert is_same_list(f(args), list_node([...]))`
-(and trees) become `CallTest`s where value is a literal and args name nothing that the test code defines. All other statements of a
+(and trees) become `CallTest`s where value is a literal and args name nothing that the test code defines (MBPP's may name the program's own). All other statements of a
 check stay together as one `CheckTest`.
 """
 
@@ -41,12 +41,12 @@ def tests_of_check(source: str, entry_point: str, prelude: str) -> tuple[CallTes
 
 def tests_of_asserts(asserts: list[str], setup: str) -> tuple[CallTest | CheckTest, ...]:
     """One test for each assert. The setup may build arguments with the program's own classes, so it runs after it."""
-    known = {node.id for node in ast.walk(_parse(setup)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    _parse(setup)
     tests: list[CallTest | CheckTest] = []
     for text in asserts:
         for statement in _parse(text).body:
             name = _called_name(statement)
-            test = _call_test(statement, name, name, known, setup)
+            test = _call_test(statement, name, name, None, setup)
             if test is None:
                 tests.append(CheckTest(ast.unparse(statement), _CHECK_IMPORTS + setup, (name,), name))
             else:
@@ -75,15 +75,19 @@ def _tests_of_check(
     return tuple(tests)
 
 
-def _call_test(statement: ast.stmt, candidate: str, function: str, known: set[str], setup: str) -> CallTest | None:
-    """The statement as a test with its expected value aside, or None where it has another shape."""
+def _call_test(statement: ast.stmt, candidate: str, function: str, known: set[str] | None, setup: str) -> CallTest | None:
+    """The statement as a test with its expected value aside, or None where it has another shape.
+
+    Args:
+        known: names that arguments may use in the program's namespace, beside Python's own; None: any.
+    """
     if not isinstance(statement, ast.Assert):
         return None
     test = statement.test
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], (ast.Eq, ast.Is)):
         return _with_expected(test.left, test.comparators[0], candidate, function, known, setup)
     is_comparison = isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id in _LEETCODE_COMPARISONS
-    if is_comparison and known & set(_LEETCODE_BUILDERS) and len(test.args) == 2:
+    if is_comparison and known and known & set(_LEETCODE_BUILDERS) and len(test.args) == 2:
         return _with_expected(*test.args, candidate, function, known, setup)
     truth = not (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not))
     expression = _expression(test if truth else test.operand, candidate, function, known)
@@ -110,13 +114,13 @@ def _expected(value: ast.expr) -> Any:
     return ast.literal_eval(value)
 
 
-def _expression(call: ast.expr, candidate: str, function: str, known: set[str]) -> str | None:
+def _expression(call: ast.expr, candidate: str, function: str, known: set[str] | None) -> str | None:
     """The call as text in the program's namespace, or None where it is no plain call of the candidate."""
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != candidate:
         return None
     arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
     names = {node.id for argument in arguments for node in ast.walk(argument) if isinstance(node, ast.Name)}
-    if candidate in names or not names <= known | _BUILTINS:
+    if candidate in names or (known is not None and not names <= known | _BUILTINS):
         return None
     renamed = copy.copy(call)
     renamed.func = ast.parse(function, mode="eval").body
@@ -124,11 +128,13 @@ def _expression(call: ast.expr, candidate: str, function: str, known: set[str]) 
 
 
 def _called_name(statement: ast.stmt) -> str:
-    """The function that an MBPP assert is about: the first that it calls and that Python does not have."""
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in _BUILTINS:
-            return node.func.id
-    raise TestsError("an assert calls no function of the program")
+    """The function that an MBPP assert is about: the first that it calls, of those that Python does not have if any."""
+    calls = [node.func.id for node in ast.walk(statement) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    # A program may define its own `sum`, and arguments may be of its own classes: `assert sum(Pair(1), Pair(2)) == 3`.
+    names = [name for name in calls if name not in _BUILTINS and not name[0].isupper()] or calls
+    if not names:
+        raise TestsError("an assert calls no function of the program")
+    return names[0]
 
 
 def _parse(source: str) -> ast.Module:

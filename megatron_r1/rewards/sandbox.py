@@ -250,7 +250,9 @@ class Sandbox:
         command = (self._source,) if program.executable else (python, "-s", self._source)
         if program.compiler:
             command = tuple(self._source if word == SOURCE else word for word in program.compiler)
-        packages = sorted({str(Path(folder).parent) for folder in self._settings.packages})
+        packages = [sandbox_host.PACKAGES] if self._settings.packages else []
+        if self._folder is not None:
+            packages = sorted({str(Path(folder).parent) for folder in self._settings.packages})
         return {
             "kind": program.kind,
             "source": self._source,

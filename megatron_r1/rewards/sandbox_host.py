@@ -17,6 +17,7 @@ from megatron_r1.rewards.sandbox_seccomp import supported_machines
 NOBODY = 65534  #: user and group of untrusted code, inside always, outside where the trainer is root
 FIRST_KERNEL = (5, 14)  #: counts RLIMIT_NPROC per user namespace; has pidfd_open
 TEMPORARY = "/tmp"  #: the only writable folder inside
+PACKAGES = "/packages"  #: where packages that programs may import stand inside
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64", "/usr/libexec/gcc")
 _TOOLCHAIN = ("/usr/bin", "/usr/include", "/bin")
@@ -73,7 +74,7 @@ def find_python(wanted: str) -> tuple[str, str]:
     choices = [wanted] if wanted else [getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3"]
     for path in map(os.path.realpath, choices):
         prefix = str(Path(path).parents[1]) if len(Path(path).parents) > 2 else "/usr"
-        if os.path.isfile(path) and can_be_read(path) and can_be_read(prefix):
+        if os.path.isfile(path) and can_be_read(path) and can_be_read(prefix) and not path.startswith(f"{TEMPORARY}/"):
             return path, prefix
     raise RewardError(
         f"user {NOBODY if os.geteuid() == 0 else os.geteuid()}, which untrusted code runs as, can read no interpreter of "
@@ -106,7 +107,7 @@ def bubblewrap_command(
     Args:
         bwrap: path of bubblewrap.
         python: interpreter; `prefix`: its folder, of which lib is shown.
-        packages: folders of importable packages that programs may use, read-only at the same path.
+        packages: folders of importable packages that programs may use, read-only in `PACKAGES`.
         toolchain: show the compiler and the headers.
         temporary_bytes: size of /tmp.
         data: path inside -> descriptor with the content of a read-only file.
@@ -121,7 +122,9 @@ def bubblewrap_command(
             arguments += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
             arguments += ["--ro-bind", path, path]
-    visible = {python, *packages, *([f"{prefix}/lib"] if prefix != "/usr" else [])}
+    for path in packages:
+        arguments += ["--ro-bind", path, f"{PACKAGES}/{os.path.basename(path)}"]
+    visible = {python, *([f"{prefix}/lib"] if prefix != "/usr" else [])}
     for path in sorted(visible):
         if not (toolchain and path.startswith("/usr/bin/")):
             arguments += ["--ro-bind", path, path]

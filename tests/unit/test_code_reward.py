@@ -68,6 +68,11 @@ FORMS = {
         ["assert f(1) == [1]", "assert f(2) == (2,)", "assert f(3) is not None", "assert not f(0)"],
         ["accepted", "wrong", "accepted", "wrong"],
     ),
+    "names of the program's and of Python's": (
+        "class Pair:\n    def __init__(self, a): self.a = a\ndef sum(p, q): return p.a + q.a",
+        ["assert sum(Pair(1), Pair(2)) == 3", "assert sum(Pair(1), Pair(2)) == 4"],
+        ["accepted", "wrong"],
+    ),
     "large and inexact numbers": (
         "def f(a): return 2**a",
         ["assert f(100) == 1267650600228229401496703205376", "assert abs(f(0.5) - 1.4142) < 1e-4"],

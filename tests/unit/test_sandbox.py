@@ -133,6 +133,18 @@ def test_tests_share_a_sandbox_until_one_touches_tmp():
 
 
 @needs_sandbox
+def test_packages_that_the_settings_name_can_be_imported():
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "r1_package"
+        package.mkdir()
+        (package / "__init__.py").write_text("value = 5")
+        Path(folder).chmod(0o755)
+        settings = SandboxSettings(packages=(str(package),))
+        with Sandbox(Program("command", b"import r1_package as p; print(p.value, p.__file__)"), Limits(), settings) as sandbox:
+            assert sandbox.run(b"").stdout == b"5 /packages/r1_package/__init__.py\n"
+
+
+@needs_sandbox
 def test_outputs_and_exit_codes_come_back():
     source = b"import sys\nsys.stderr.write('bad')\nsys.stdout.write(sys.stdin.read()[::-1])\nsys.exit(7)"
     with Sandbox(Program("command", source), Limits(), SandboxSettings()) as sandbox:
