@@ -28,7 +28,7 @@ _WORD = re.compile(
     "|(?P<cyrillic>[\u0400-\u052f\u0301]+)"
     "|(?P<latin>[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+"
     "(?:['\u2019][A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]+)*)"
-    "|(?P<broken>[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]+)"  # what decodes to no text: a word of no language
+    "|(?P<broken>[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff\ue000-\uf8ff\ufffd]+)"  # what decodes to no text: a word of no language
     r"|(?P<other>[^\W\d_])"
 )
 _MATH = "sin cos tan cot sec csc log ln lg exp sqrt mod gcd lcm max min lim det dx dy dt"
