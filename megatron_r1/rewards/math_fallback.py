@@ -15,11 +15,13 @@ import re
 _MAX_CHARACTERS = 100  #: the time of its parser grows faster than the text
 _MAX_DEPTH = 3
 _DIGITS = 200
-#: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers, relations
+#: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers, relations; words,
+#: which it drops
 _REFUSED = re.compile(
     r"!|[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}"
     r"|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
     r"|[,;=<>]|\\(?:sum|prod|int|lim|le|ge|leq|geq|ne|neq|equiv|approx|sim|in|or|and|boxed)(?![A-Za-z])"
+    r"|\\(?:text|math|mbox)|(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4}"
 )
 
 

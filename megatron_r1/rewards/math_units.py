@@ -15,12 +15,19 @@ _ALIASES = {
 _CANONICAL = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in (unit, *spellings.split())}
 SHORT_UNITS = frozenset(spelling for spelling in _CANONICAL if len(spelling) <= 4 and spelling.isalpha()) | {"kmh"}
 
+_LONGEST_UNIT = 5  #: words
+
 #: words after a number that change its value, or say something else than a unit does
 _VALUE_WORDS = """
     hundred thousand million billion trillion dozen score half halves third thirds quarter quarters fourths fifths sixths tenth
     tenths hundredth hundredths percent percentage squared cubed root power factorial times plus minus over divided mod modulo
     more less fewer than not no if when where for only approximately about except without but to from either neither maybe
     is are was be equals equal answer wrong false true choose with base
+    seventh sevenths eighth eighths ninth ninths eleventh elevenths twelfth twelfths twentieth twentieths hundreds thousands millions
+    thousandth thousandths millionth millionths sixth fifth fourth halve lakh crore gross myriad pair pairs couple couples dozens
+    zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety
+    kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice unless nothing none below above
+    under between and or nor also bc ad bce ce instead actually however possibly perhaps probably least most
 """
 VALUE_WORDS = frozenset(_VALUE_WORDS.split())
 
@@ -34,7 +41,7 @@ def canonical_unit(words: str) -> str:
     found: list[str] = []
     power = ""
     for word in re.findall(r"[A-Za-z$]+|\^[0-9]|/|\S", words.replace("\\$", "$")):
-        if word.lower() in VALUE_WORDS or (word.isdigit() and not found):
+        if word.lower() in VALUE_WORDS or word.isdigit() or len(found) == _LONGEST_UNIT:
             raise ValueError(words)
         unit = _CANONICAL.get(word) or _CANONICAL.get(word.lower()) or _singular(word.lower())
         if unit in ("square", "cubic"):
