@@ -15,6 +15,7 @@ import ast
 import gzip
 import importlib.util
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,16 +33,28 @@ PACKAGES = ("sortedcontainers", "numpy")  #: LeetCode has them; shown to the pro
 _OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, 
               ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
 _SPOIL = """
-def _spoilt(value):
-    if value is None:
-        return 0
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, (int, float, complex)):
-        return value + 1
-    if isinstance(value, str):
-        return value + "!"
-    return [value]
+def _spoil(function):
+    depth = 0
+
+    def spoilt(*positional, **named):
+        nonlocal depth
+        depth += 1
+        try:
+            value = function(*positional, **named)
+        finally:
+            depth -= 1
+        if depth:
+            return value
+        if value is None:
+            return 0
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, (int, float, complex)):
+            return value + 1
+        return value + "!" if isinstance(value, str) else [value]
+
+    return spoilt
+
 """
 
 
@@ -60,7 +73,7 @@ def read_problems(folder: Path) -> Iterator[tuple[str, str, str, str, Any]]:
     """(source, number, program, name of the function that is tested, tests)"""
     for number, line in enumerate((folder / "mbpp.jsonl").read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
-        name = row["test_list"][0].split("(", 1)[0].removeprefix("assert ").strip()
+        name = next(name for name in re.findall(r"(\w+) ?\(", row["test_list"][0]) if f"def {name}" in row["code"])
         yield "mbpp", str(row["task_id"]), row["code"], name, {"asserts": row["test_list"], "setup": row["test_setup_code"]}
     with gzip.open(folder / "humaneval.jsonl.gz", "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
@@ -83,15 +96,9 @@ def tasks_of(folder: Path, limit: int | None) -> list[Task]:
 
 
 def change_result(program: str, name: str) -> str:
-    """The program with another value returned by the function `name`, wherever it returns."""
-    tree = ast.parse(program)
-    for function in _functions(tree, name):
-        for node in ast.walk(function):
-            if isinstance(node, ast.Return):
-                value = node.value or ast.Constant(None)
-                node.value = ast.Call(ast.Name("_spoilt", ast.Load()), [value], [])
-        function.body.append(ast.Return(ast.Constant("spoilt")))
-    return _SPOIL + ast.unparse(ast.fix_missing_locations(tree))
+    """The program with another value returned by its function `name`, or its method of class Solution, to callers from outside."""
+    inner = f"Solution.{name}" if "class Solution" in program else name
+    return f"{program}\n{_SPOIL}{inner} = _spoil({inner})\n"
 
 
 def change_operator(program: str, name: str) -> str | None:
