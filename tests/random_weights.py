@@ -60,3 +60,8 @@ def write_random_model(folder: Path, arch: Architecture, seed: int = 0, dtype: t
     """An exported folder of random weights."""
     export_hf(random_weights(arch, seed, dtype=dtype), arch, folder, bos_token_id=0, eos_token_id=1)
     return folder
+
+
+def random_ids(arch: Architecture, rows: int = 2, length: int = 48) -> torch.Tensor:
+    """[rows, length] token ids, always the same: long enough that scaled RoPE is seen."""
+    return torch.randint(arch.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
