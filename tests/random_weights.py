@@ -10,7 +10,7 @@ import torch
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
 from megatron_r1.model.dense import Llama, Llama3RopeScaling, Qwen2
-from megatron_r1.weights.hf import export_hf
+from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
 
 

@@ -34,7 +34,8 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.weights.feed import feed_rank_zero
-from megatron_r1.weights.hf import HfFolder, export_hf
+from megatron_r1.weights.hf import HfFolder
+from megatron_r1.weights.hf_export import export_hf
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.policy import MegatronPolicy

@@ -1,12 +1,10 @@
-"""Hugging Face model folders: written whole or not at all, read piece by piece. Safetensors only, never pickle."""
+"""Hugging Face model folders, read piece by piece. Safetensors only, never pickle; `hf_export` writes them."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,10 @@ import torch
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
-from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, is_fp8_weight, scale_name, scale_shape
-from megatron_r1.weights.mapping import hf_shapes
-from megatron_r1.weights.safetensors_file import (
-    DTYPES,
-    HfTensor,
-    SafetensorsFile,
-    SafetensorsWriter,
-    StoredTensor,
-    plan_files,
-)
+from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, scale_name, scale_shape
+from megatron_r1.weights.safetensors_file import DTYPES, SafetensorsFile, StoredTensor
 
-CONFIG, GENERATION_CONFIG, INDEX, SINGLE = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors.index.json",
-    "model.safetensors",
-)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-MAX_SHARD_BYTES = 5_000_000_000
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 #: What config.json says of block-scaled FP8; other values of these keys are refused.
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
 
@@ -85,8 +68,8 @@ class HfFolder:
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor on disk, those of its scales included."""
-        names = [name, scale_name(name)] if self.dtype(name) is torch.float8_e4m3fn else [name]
-        return sum(self._find(part)[1].nbytes for part in names)
+        scales = self._find_scales(name)
+        return self._find(name)[1].nbytes + (scales[1].nbytes if scales else 0)
 
     def read(
         self, name: str, rows: slice = slice(None), columns: slice = slice(None), dtype: torch.dtype | None = None
@@ -104,16 +87,15 @@ class HfFolder:
             CheckpointError: a file that is broken or does not fit the index.
         """
         stored = self._find(name)[1]
-        is_fp8 = DTYPES[stored.dtype] is torch.float8_e4m3fn
         shape = stored.shape
-        picked = [range(size)[part] for size, part in zip(shape, (rows, columns), strict=False)]
+        is_fp8 = DTYPES[stored.dtype] is torch.float8_e4m3fn
         result_dtype = dtype or (torch.bfloat16 if is_fp8 else DTYPES[stored.dtype])
+        picked = [range(size)[part] for size, part in zip(shape, (rows, columns), strict=False)]
         out = torch.empty([*map(len, picked), *shape[2:]], dtype=result_dtype)
         if out.numel():
             picked_rows = picked[0] if shape else range(1)
             picked_columns = picked[1] if len(shape) == 2 else range(math.prod(shape[1:]))
-            scales = self._read_scales(name, picked_rows, picked_columns) if is_fp8 else None
-            self._read_matrix(name, picked_rows, picked_columns, scales, out.view(len(picked_rows), -1))
+            self._read_matrix(name, picked_rows, picked_columns, out.view(len(picked_rows), -1))
         return out
 
     def check_names(self, wanted: Iterable[str]) -> None:
@@ -135,6 +117,7 @@ class HfFolder:
         """
         for name, shape in shapes.items():
             file, stored = self._find(name)
+            self._find_scales(name)
             if stored.shape != tuple(shape):
                 raise ConversionError(
                     f"tensor {name} in {file.path} has shape {list(stored.shape)}, expected {list(shape)}: "
@@ -176,41 +159,50 @@ class HfFolder:
         return self._open[file]
 
     def _find(self, name: str) -> tuple[SafetensorsFile, StoredTensor]:
-        """Where a tensor is, known to be floating-point and to have scales exactly where it is FP8."""
+        """Where a tensor is, known to be floating-point."""
         if name not in self.files:
             raise ConversionError(f"model folder {self.folder} has no tensor {name}")
         file = self._open_file(self.files[name])
         stored = file.tensors[name]
         if stored.dtype not in DTYPES:
             raise ConversionError(f"tensor {name} in {file.path} is {stored.dtype}; weights are one of {', '.join(DTYPES)}")
-        is_fp8, has_scales = DTYPES[stored.dtype] is torch.float8_e4m3fn, scale_name(name) in self._file_of
-        if is_fp8 and not has_scales:
-            raise ConversionError(f"tensor {name} in {file.path} is FP8 without {scale_name(name)}")
-        if has_scales and not is_fp8:
-            raise ConversionError(f"tensor {name} in {file.path} is {stored.dtype}, but {scale_name(name)} says FP8")
         return file, stored
 
-    def _read_scales(self, name: str, rows: range, columns: range) -> torch.Tensor:
-        """The scales of the blocks that these rows and columns touch."""
-        stored = self._find(name)[1]
-        scales = self._open_file(self._file_of[scale_name(name)])
-        found = scales.tensors[scale_name(name)]
-        wanted = scale_shape(stored.shape)
-        if len(wanted) != 2 or found.shape != wanted or found.dtype != "F32":
+    def _find_scales(self, name: str) -> tuple[SafetensorsFile, StoredTensor] | None:
+        """Where the scales of a tensor are, known to fit it; None for one that is not FP8."""
+        file, stored = self._find(name)
+        scales, is_fp8 = scale_name(name), DTYPES[stored.dtype] is torch.float8_e4m3fn
+        if is_fp8 != (scales in self._file_of):
+            what = f"without {scales}" if is_fp8 else f"but has {scales}, as FP8 weights do"
+            raise ConversionError(f"tensor {name} in {file.path} is {stored.dtype} {what}")
+        if not is_fp8:
+            return None
+        file = self._open_file(self._file_of[scales])
+        found, shape = file.tensors[scales], scale_shape(stored.shape)
+        if len(shape) != 2 or found.shape != shape or found.dtype != "F32":
             raise ConversionError(
-                f"tensor {scale_name(name)} in {scales.path} is {found.dtype} {list(found.shape)}, expected F32 {list(wanted)}"
+                f"tensor {scales} in {file.path} is {found.dtype} {list(found.shape)}, expected F32 {list(shape)}: "
+                f"one scale for each block of {BLOCK} x {BLOCK}"
             )
-        whole = torch.empty(wanted, dtype=torch.float32)
-        scales.read_into(whole, found.offset)
-        _check_finite(scale_name(name), scales.path, whole)
-        return whole[_blocks(rows), _blocks(columns)]
+        return file, found
 
-    def _read_matrix(self, name: str, rows: range, columns: range, scales: torch.Tensor | None, out: torch.Tensor) -> None:
+    def _read_scales(self, name: str, rows: range, columns: range) -> torch.Tensor | None:
+        """The scales of the blocks that these rows and columns touch; None for a tensor that is not FP8."""
+        found = self._find_scales(name)
+        if found is None:
+            return None
+        file, stored = found
+        scales = torch.empty(stored.shape, dtype=torch.float32)
+        file.read_into(scales, stored.offset)
+        _check_finite(scale_name(name), file.path, scales)
+        return scales[_blocks(rows), _blocks(columns)]
+
+    def _read_matrix(self, name: str, rows: range, columns: range, out: torch.Tensor) -> None:
         """Rows and columns of a tensor into `out`, stripe by stripe."""
         file, stored = self._find(name)
-        dtype = DTYPES[stored.dtype]
-        num_rows = stored.shape[0] if stored.shape else 1
-        width, row_bytes = math.prod(stored.shape[1:]), stored.nbytes // num_rows
+        scales = self._read_scales(name, rows, columns)
+        dtype, width = DTYPES[stored.dtype], math.prod(stored.shape[1:])
+        row_bytes = width * dtype.itemsize
         step = max(1, _STRIPE_BYTES // row_bytes)
         as_stored = dtype is out.dtype and len(columns) == width
         buffer = None if as_stored else torch.empty(min(step, len(rows)), width, dtype=dtype)
@@ -221,142 +213,12 @@ class HfFolder:
             file.read_into(stripe, stored.offset + first * row_bytes)
             piece = stripe[:, columns.start : columns.stop]
             if scales is not None:
-                top = first // BLOCK - rows.start // BLOCK
-                part = scales[top : top + -(-(first % BLOCK + len(target)) // BLOCK)]
+                touched = _blocks(range(first % BLOCK, first % BLOCK + len(target)))
+                part = scales[first // BLOCK - rows.start // BLOCK :][touched]
                 dequantize_into(target, piece, part, first % BLOCK, columns.start % BLOCK)
             elif not as_stored:
                 target.copy_(piece)
             _check_finite(name, file.path, target)
-
-
-def hf_tensors(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> list[HfTensor]:
-    """The tensors of a folder as published models have them: router biases in float32, everything else in `dtype`.
-
-    With dtype float8_e4m3fn the projections are FP8, each followed by its scales, and the rest is bfloat16.
-    """
-    tensors = []
-    for name, shape in shapes.items():
-        if name.endswith(".e_score_correction_bias"):
-            tensors.append(HfTensor(name, shape, torch.float32))
-        elif dtype is not torch.float8_e4m3fn:
-            tensors.append(HfTensor(name, shape, dtype))
-        elif is_fp8_weight(name):
-            tensors += [HfTensor(name, shape, dtype), HfTensor(scale_name(name), scale_shape(shape), torch.float32)]
-        else:
-            tensors.append(HfTensor(name, shape, torch.bfloat16))
-    return tensors
-
-
-def write_index(folder: Path, files: dict[str, list[HfTensor]]) -> None:
-    """Write the index of files as `plan_files` plans them."""
-    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
-    weight_map = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_configs(
-    folder: Path,
-    arch: Architecture,
-    dtype: torch.dtype,
-    *,
-    bos_token_id: int,
-    eos_token_id: int,
-    tokenizer: Path | None = None,
-) -> None:
-    """Write config.json and generation_config.json, and copy the tokenizer files of folder `tokenizer`."""
-    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-    is_fp8 = dtype is torch.float8_e4m3fn
-    name = "bfloat16" if is_fp8 else str(dtype).removeprefix("torch.")
-    config = arch.to_hf_config(bos_token_id, eos_token_id, name)
-    if is_fp8:
-        config["quantization_config"] = {"activation_scheme": "dynamic", **FP8_CONFIG}
-    _write_json(folder / CONFIG, config)
-    _write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **ids})
-    for name in TOKENIZER_FILES if tokenizer else ():
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-
-
-def export_hf(
-    weights: Iterable[tuple[str, torch.Tensor]],
-    arch: Architecture,
-    folder: Path,
-    *,
-    bos_token_id: int,
-    eos_token_id: int,
-    tokenizer: Path | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Write a folder that transformers, vLLM and `HfFolder` load; it appears under its name only when complete.
-
-    Writes where it is called: in a job of many ranks, through `feed_rank_zero`. Holds one tensor at a time. An existing folder
-    of that name is replaced.
-
-    Args:
-        weights: (Hugging Face name, full tensor), each tensor of the model once, router biases in float32, all others in the
-            dtype of the first.
-        arch: the model's shape.
-        folder: where to.
-        bos_token_id: for config.json and generation_config.json.
-        eos_token_id: likewise.
-        tokenizer: folder whose tokenizer files are copied.
-        max_shard_bytes: a new file is begun before this size would be passed.
-
-    Raises:
-        ConversionError: the weights are not exactly the model's, each once and with its shape and dtype.
-        CheckpointError: the disk is full, or a file cannot be written.
-    """
-    weights = iter(weights)
-    first = next(weights, None)
-    if first is None:
-        raise ConversionError("there are no weights to export")
-    dtype = first[1].dtype
-    files = plan_files(hf_tensors(hf_shapes(arch), dtype), max_shard_bytes)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_files(chain([first], weights), files, partial)
-        write_index(partial, files)
-        write_configs(partial, arch, dtype, bos_token_id=bos_token_id, eos_token_id=eos_token_id, tokenizer=tokenizer)
-        _replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_files(weights: Iterable[tuple[str, torch.Tensor]], files: dict[str, list[HfTensor]], folder: Path) -> None:
-    """Write all files; one is open at a time where the weights come in the order of the plan."""
-    file_of = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
-    shapes = {tensor.name: tensor.shape for tensors in files.values() for tensor in tensors}
-    remaining = dict.fromkeys(file_of)
-    writers: dict[str, SafetensorsWriter] = {}
-    try:
-        for name, tensor in weights:
-            if name not in remaining or shapes[name] != tuple(tensor.shape):
-                raise ConversionError(
-                    f"tensor {name} with shape {list(tensor.shape)} is unknown, twice there or should be {shapes.get(name)}"
-                )
-            del remaining[name]
-            file = file_of[name]
-            if file not in writers:
-                writers[file] = SafetensorsWriter(folder / file, files[file])
-            writers[file].write(name, tensor)
-            if not writers[file].missing:
-                writers.pop(file).close()
-    finally:
-        for writer in writers.values():
-            writer.discard()
-    if remaining:
-        raise ConversionError(f"the weights lack {len(remaining)} tensors, the first is {next(iter(remaining))}")
-
-
-def _replace(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _blocks(part: range) -> slice:
@@ -390,7 +252,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from megatron_r1.errors import CheckpointError, ConversionError
-from megatron_r1.weights.hf import HfFolder, export_hf
+from megatron_r1.weights.fp8 import dequantize, is_fp8_weight, quantize, scale_name
+from megatron_r1.weights.hf import HfFolder
+from megatron_r1.weights.hf_export import export_hf, hf_tensors, write_configs, write_index
 from megatron_r1.weights.mapping import hf_shapes
-from tests.random_weights import full_architecture, random_weights, write_random_model
+from megatron_r1.weights.safetensors_file import plan_files, write_safetensors
+from tests.random_weights import full_architecture, qwen2_architecture, random_weights, write_random_model
 
 ARCH = full_architecture(mtp=1)
+SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
+FP8_NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+def with_sizes(**sizes: int):
+    """The small model with larger parts, so that FP8 blocks are ragged and there are several."""
+    return type(ARCH)(**{**ARCH.model_dump(), **sizes})
+
+
+FP8_ARCH = with_sizes(hidden_size=200, intermediate_size=300)
+
+
+def fp8_tensors(arch) -> dict[str, torch.Tensor]:
+    """A model as DeepSeek publishes it: projections in FP8 with scales, router biases in float32, the rest in bfloat16."""
+    tensors = {}
+    for name, tensor in random_weights(arch, 0, dtype=torch.bfloat16):
+        if is_fp8_weight(name):
+            tensors[name], tensors[scale_name(name)] = quantize(tensor)
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+def write_folder(folder: Path, tensors: dict[str, torch.Tensor], max_shard_bytes: int = 10**9) -> Path:
+    """A folder of any tensors, fit for the model or not, with a config of block-scaled FP8."""
+    folder.mkdir()
+    names = [tensor for tensor in hf_tensors(hf_shapes(FP8_ARCH), torch.float8_e4m3fn) if tensor.name in tensors]
+    files = plan_files(names, max_shard_bytes)
+    for file, planned in files.items():
+        write_safetensors(folder / file, planned, ((tensor.name, tensors[tensor.name]) for tensor in planned))
+    write_index(folder, files)
+    write_configs(folder, FP8_ARCH, torch.float8_e4m3fn, bos_token_id=0, eos_token_id=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published():
+    return fp8_tensors(FP8_ARCH)
 
 
 @pytest.fixture
