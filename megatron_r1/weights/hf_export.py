@@ -105,12 +105,14 @@ def export_hf(
     if first is None:
         raise ConversionError("there are no weights to export")
     dtype = first[1].dtype
+    weights = chain([first], weights)
+    del first  # nothing but the stream holds a tensor
     files = plan_files(hf_tensors(hf_shapes(arch), dtype), max_shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_files(chain([first], weights), files, partial)
+        _write_files(weights, files, partial)
         write_index(partial, files)
         write_configs(partial, arch, dtype, bos_token_id=bos_token_id, eos_token_id=eos_token_id, tokenizer=tokenizer)
         _replace(partial, folder)
@@ -135,6 +137,7 @@ def _write_files(weights: Iterable[tuple[str, torch.Tensor]], files: dict[str, l
             if file not in writers:
                 writers[file] = SafetensorsWriter(folder / file, files[file])
             writers[file].write(name, tensor)
+            del tensor  # before the next one is made
             if not writers[file].missing:
                 writers.pop(file).close()
     finally:

@@ -222,6 +222,7 @@ def write_safetensors(path: Path, tensors: Sequence[HfTensor], values: Iterable[
     with SafetensorsWriter(path, tensors) as writer:
         for name, tensor in values:
             writer.write(name, tensor)
+            del tensor  # before the next one is made
     return writer.nbytes
 
 
