@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,39 +99,36 @@ def export_hf(
         ConversionError: the weights are not exactly the model's, each once and with its shape and dtype.
         CheckpointError: the disk is full, or a file cannot be written.
     """
-    weights = iter(weights)
-    first = next(weights, None)
-    if first is None:
-        raise ConversionError("there are no weights to export")
-    dtype = first[1].dtype
-    weights = chain([first], weights)
-    del first  # nothing but the stream holds a tensor
-    files = plan_files(hf_tensors(hf_shapes(arch), dtype), max_shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_files(weights, files, partial)
-        write_index(partial, files)
+        dtype = _write_files(weights, hf_shapes(arch), partial, max_shard_bytes)
         write_configs(partial, arch, dtype, bos_token_id=bos_token_id, eos_token_id=eos_token_id, tokenizer=tokenizer)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_files(weights: Iterable[tuple[str, torch.Tensor]], files: dict[str, list[HfTensor]], folder: Path) -> None:
-    """Write all files; one is open at a time where the weights come in the order of the plan."""
-    file_of = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
-    shapes = {tensor.name: tensor.shape for tensors in files.values() for tensor in tensors}
-    remaining = dict.fromkeys(file_of)
+def _write_files(
+    weights: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]], folder: Path, max_shard_bytes: int
+) -> torch.dtype:
+    """Write the tensors and their index; return the dtype of the model. One file is open at a time where the order is that of
+    `shapes`."""
+    remaining = dict(shapes)
+    files: dict[str, list[HfTensor]] = {}
+    file_of: dict[str, str] = {}
     writers: dict[str, SafetensorsWriter] = {}
     try:
         for name, tensor in weights:
-            if name not in remaining or shapes[name] != tuple(tensor.shape):
+            if remaining.pop(name, None) != tuple(tensor.shape):
                 raise ConversionError(
                     f"tensor {name} with shape {list(tensor.shape)} is unknown, twice there or should be {shapes.get(name)}"
                 )
-            del remaining[name]
+            if not files:
+                dtype = tensor.dtype
+                files = plan_files(hf_tensors(shapes, dtype), max_shard_bytes)
+                file_of = {planned.name: file for file, tensors in files.items() for planned in tensors}
             file = file_of[name]
             if file not in writers:
                 writers[file] = SafetensorsWriter(folder / file, files[file])
@@ -145,6 +141,8 @@ def _write_files(weights: Iterable[tuple[str, torch.Tensor]], files: dict[str, l
             writer.discard()
     if remaining:
         raise ConversionError(f"the weights lack {len(remaining)} tensors, the first is {next(iter(remaining))}")
+    write_index(folder, files)
+    return dtype
 
 
 def _replace(new: Path, folder: Path) -> None:
