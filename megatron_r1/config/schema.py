@@ -184,6 +184,7 @@ class CheckpointConfig(Section):
 
     interval: int = Field(10, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="newest complete checkpoints kept")
+    asynchronous: bool = Field(True, description="a forked process writes them while training goes on")
 
 
 class Config(Section):

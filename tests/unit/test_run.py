@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_resume_drops_what_came_after_the_checkpoint_and_redoes_it(tmp_path):
     folder = tmp_path / "run"
     with Run.open(folder, CONFIG, "grpo") as run:
         assert run.step == 0
-        assert run.latest_checkpoint() is None
+        assert run.resumed_from is None
         run.record(0, {"eval/pass@1": 0.25})
         for step in run.steps(9, "grpo"):
             run.save_rollouts(step, [group(step)])
@@ -84,7 +85,8 @@ def test_resume_drops_what_came_after_the_checkpoint_and_redoes_it(tmp_path):
 
     with Run.open(folder, CONFIG, "grpo") as run:
         assert run.step == 4
-        assert run.load_state(run.latest_checkpoint()) == {"cursor": 64}
+        assert run.resumed_from == folder / "checkpoints" / "step_000004"
+        assert run.state == {"cursor": 64}
         assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [0, 1, 2, 3, 4]
         assert len(list((folder / "rollouts").iterdir())) == 4
         for step in run.steps(6, "grpo"):
@@ -134,7 +136,9 @@ def test_a_changed_setting_is_refused_and_named(tmp_path):
         Run.open(tmp_path / "run", changed, "grpo")
     with pytest.raises(ConfigError, match="holds a run of 'grpo', not of 'sft'"):
         Run.open(tmp_path / "run", CONFIG, "sft")
-    free = load_config(None, ["checkpoint.interval=5", "checkpoint.keep=1", "runtime.threads=2", "run_dir=elsewhere"])
+    free = load_config(
+        None, ["checkpoint.interval=5", "checkpoint.keep=1", "runtime.threads=2", "run_dir=elsewhere", "parallel.tp=2"]
+    )
     with Run.open(tmp_path / "run", free, "grpo") as run:
         assert run.step == 2
     assert load_config(tmp_path / "run" / "config.yaml") == free
@@ -171,22 +175,40 @@ def flip_bit(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
 @pytest.mark.parametrize("name", ["policy/weights.bin", "state.json", "manifest.json"])
-def test_damage_to_any_file_is_named_with_a_way_out(tmp_path, name, damage):
-    run = train(tmp_path / "run", 4)
-    damage(run.folder / "checkpoints" / "step_000004" / name)
-    with Run.open(run.folder, CONFIG, "grpo") as run, pytest.raises(CheckpointError) as caught:
-        run.load_state(run.latest_checkpoint())
-    message = str(caught.value)
-    assert "\n" not in message
-    assert f"step_000004/{name}" in message
-    assert "to resume from step_000002" in message
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_it_used(tmp_path, capsys, name, damage):
+    folder = train(tmp_path / "run", 4).folder
+    before = [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+    damage(folder / "checkpoints" / "step_000004" / name)
+    with Run.open(folder, CONFIG, "grpo") as run:
+        assert (run.step, run.state) == (2, {"cursor": 32})
+        assert run.resumed_from == folder / "checkpoints" / "step_000002"
+    told = [line for line in capsys.readouterr().err.splitlines() if "corrupt" in line]
+    assert len(told) == 1
+    assert f"step_000004/{name}" in told[0] and "using step_000002" in told[0]
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    assert len(list((folder / "rollouts").iterdir())) == 2
+    assert (folder / "checkpoints" / "corrupt-step_000004" / "COMPLETE").is_file()
+
+    train(folder, 6)
+    assert [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] == [*before, 1 / 5, 1 / 6]
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["corrupt-step_000004", "step_000004", "step_000006"], "what is corrupt is kept, and not among those that are kept"
 
 
-def test_a_corrupt_only_checkpoint_says_that_there_is_no_older_one(tmp_path):
-    run = train(tmp_path / "run", 2)
-    flip_bit(run.folder / "checkpoints" / "step_000002" / "policy" / "weights.bin")
-    with pytest.raises(CheckpointError, match="no older one exists"):
-        run.load_state(run.latest_checkpoint())
+def test_with_every_checkpoint_corrupt_a_run_does_not_start_over_by_itself(tmp_path):
+    folder = train(tmp_path / "run", 4).folder
+    metrics = (folder / "metrics.jsonl").read_text()
+    for name in ("step_000002", "step_000004"):
+        flip_bit(folder / "checkpoints" / name / "policy" / "weights.bin")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="only corrupt-step_000002, corrupt-step_000004: .* remove what is corrupt") as caught:
+            Run.open(folder, CONFIG, "grpo")
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+        assert (folder / "metrics.jsonl").read_text() == metrics
+    for path in (folder / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    with Run.open(folder, CONFIG, "grpo") as run:
+        assert (run.step, run.state) == (0, None)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
@@ -217,10 +239,9 @@ WORKER = """
     config = load_config(None, ["checkpoint.interval=3", "checkpoint.keep=2"])
     with Run.open(Path(sys.argv[1]), config, "grpo") as run:
         generator, total = random.Random(0), 0.0
-        if run.latest_checkpoint():
-            state = run.load_state(run.latest_checkpoint())
-            generator.setstate((state["rng"][0], tuple(state["rng"][1]), None))
-            total = state["total"]
+        if run.state:
+            generator.setstate((run.state["rng"][0], tuple(run.state["rng"][1]), None))
+            total = run.state["total"]
         for step in run.steps(int(sys.argv[2]), "grpo"):
             total += generator.random()
             run.record(step, {"total": total})
