@@ -1,0 +1,90 @@
+"""A command of ours as a user starts it, with the time it took and the peak memory of each of its processes."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_r1.errors import R1Error
+from megatron_r1.runtime.launch import child_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+_POLL_SECONDS = 0.05
+
+
+class CommandFailed(R1Error):
+    """A command that was to be measured ended with an error."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one command took."""
+
+    wall_seconds: float  #: from its start to its end, imports included
+    cpu_seconds: float  #: of all its processes
+    peak_bytes: list[int]  #: resident, of each process (VmHWM: libraries included), largest first
+
+
+def python_command(script: str, processes: int) -> list[str]:
+    """Start of the command line that runs a script of the project in one process, or in several through torchrun."""
+    if processes == 1:
+        return [sys.executable, script]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+
+
+def run_watched(command: Sequence[str]) -> Finished:
+    """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
+
+    A peak is read every 0.05 s while the process lives; what it grows by in its last moments is missed.
+
+    Raises:
+        CommandFailed: it ended with another code than 0; the message holds its last line.
+    """
+    environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    peaks: dict[int, int] = {}
+    with tempfile.TemporaryFile() as output:
+        cpu, start = _children_cpu_seconds(), time.perf_counter()
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
+            while process.poll() is None:
+                for pid in _with_descendants(process.pid):
+                    peaks[pid] = max(peaks.get(pid, 0), _peak_bytes(pid))
+                time.sleep(_POLL_SECONDS)
+        wall_seconds, cpu_seconds = time.perf_counter() - start, _children_cpu_seconds() - cpu
+        if process.returncode != 0:
+            output.seek(0)
+            lines = output.read().decode(errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if "error" in line.lower()), "")
+            raise CommandFailed(f"{' '.join(command[1:])} ended with code {process.returncode}: {last}")
+    return Finished(wall_seconds, cpu_seconds, sorted(peaks.values(), reverse=True))
+
+
+def _children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _with_descendants(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:  # grows while it is read
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue  # ended meanwhile
+    return found
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0  # ended meanwhile
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
