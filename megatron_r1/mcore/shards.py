@@ -53,12 +53,15 @@ class Shards:
     pieces: list[Piece] = field(default_factory=list)  #: what they store: of replicas, one rank's
     objects: set[str] = field(default_factory=set)  #: names under which they store something that is empty here
     elements: dict[int, int] = field(default_factory=dict)  #: rank -> elements that it holds, replicas included
+    holders: dict[int, list[int]] = field(default_factory=dict)  #: entry -> ranks that hold it or a part of it, in no order
 
     def add(self, other: Shards) -> None:
         """Take over what other ranks hold."""
         self.pieces += other.pieces
         self.objects |= other.objects
         self.elements |= other.elements
+        for entry, ranks in other.holders.items():
+            self.holders.setdefault(entry, []).extend(ranks)
 
 
 def shards_of_ranks(arch: Architecture, layout: parallel.Layout, ranks: Iterable[int]) -> Shards:
@@ -106,11 +109,7 @@ def check_cover(shards: Shards, arch: Architecture) -> None:
     for piece in shards.pieces:
         of_entry[piece.entry].append(piece)
         of_key.setdefault((piece.key, piece.global_shape), []).append(piece)
-    problems = [
-        problem
-        for i, pieces in of_entry.items()
-        if (problem := _entry_problem(entries[i], pieces))
-    ]
+    problems = [problem for i, pieces in of_entry.items() if (problem := _entry_problem(entries[i], pieces))]
     if len({key for key, _ in of_key}) < len(of_key):
         problems.append("ranks disagree about the shape of a tensor")
     for (key, shape), pieces in of_key.items():
@@ -126,6 +125,8 @@ def _collect(shards: Shards, rank: int, built: MetaRank, arch: Architecture) -> 
     # Megatron-Core's sharded tensors are parameters or views of parts of them: the storage tells whose.
     entry_of = {tensor.untyped_storage()._cdata: i for i, tensor in held}
     shards.elements[rank] = sum(tensor.numel() for _, tensor in held)
+    for i in local.tensors:
+        shards.holders.setdefault(i, []).append(rank)
     for module in built.modules:
         state = module.sharded_state_dict(metadata=sharding_metadata())
         apply_factories(state)
