@@ -192,7 +192,9 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_it_used(tmp_
     train(folder, 6)
     assert [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] == [*before, 1 / 5, 1 / 6]
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert names == ["corrupt-step_000004", "step_000004", "step_000006"], "what is corrupt is kept, and not among those that are kept"
+    assert names == ["corrupt-step_000004", "step_000004", "step_000006"], (
+        "what is corrupt is kept, and not among those that are kept"
+    )
 
 
 def test_with_every_checkpoint_corrupt_a_run_does_not_start_over_by_itself(tmp_path):
@@ -201,7 +203,9 @@ def test_with_every_checkpoint_corrupt_a_run_does_not_start_over_by_itself(tmp_p
     for name in ("step_000002", "step_000004"):
         flip_bit(folder / "checkpoints" / name / "policy" / "weights.bin")
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="only corrupt-step_000002, corrupt-step_000004: .* remove what is corrupt") as caught:
+        with pytest.raises(
+            CheckpointError, match="only corrupt-step_000002, corrupt-step_000004: .* remove what is corrupt"
+        ) as caught:
             Run.open(folder, CONFIG, "grpo")
         assert "\n" not in str(caught.value) and caught.value.exit_code == 2
         assert (folder / "metrics.jsonl").read_text() == metrics
