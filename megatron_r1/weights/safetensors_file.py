@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_r1.errors import CheckpointError, ConversionError
-from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.runtime.files import TEMPORARY, write_all
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,7 +31,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = "__metadata__"
-_LARGEST_CALL = 1 << 30  # bytes; Linux reads and writes less than 2 GiB at a time
+_LARGEST_READ = 1 << 30  # bytes; Linux reads less than 2 GiB at a time
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -93,7 +93,7 @@ class SafetensorsFile:
         rest = _bytes_of(target)
         try:
             while rest:
-                count = os.preadv(self._fd, [rest[:_LARGEST_CALL]], offset)
+                count = os.preadv(self._fd, [rest[:_LARGEST_READ]], offset)
                 if count == 0:
                     raise CheckpointError(f"{self.path} was cut off while it was read")
                 rest, offset = rest[count:], offset + count
@@ -196,9 +196,7 @@ class SafetensorsWriter:
 
     def _write_at(self, data: memoryview, offset: int) -> None:
         try:
-            while data:
-                count = os.pwrite(self._file.fileno(), data[:_LARGEST_CALL], offset)
-                data, offset = data[count:], offset + count
+            write_all(self._file.fileno(), data, offset)
         except OSError as error:
             self.discard()
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error

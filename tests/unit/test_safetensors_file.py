@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from megatron_r1.errors import CheckpointError, ConversionError
+from megatron_r1.runtime import files
 from megatron_r1.weights import safetensors_file
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsFile, SafetensorsWriter, plan_files, write_safetensors
 
@@ -57,7 +58,8 @@ def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
 
 
 def test_long_reads_and_writes_go_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_file, "_LARGEST_CALL", 1000)
+    monkeypatch.setattr(files, "_PIECE", 1000)
+    monkeypatch.setattr(safetensors_file, "_LARGEST_READ", 1000)
     tensor, target = torch.randn(50, 51), torch.empty(50, 51)
     write_safetensors(tmp_path / "file", announced({"x": tensor}), [("x", tensor)])
     opened = SafetensorsFile(tmp_path / "file")
