@@ -54,7 +54,7 @@ def compare(hf: Path, megatron: Path) -> str:
     total: Counter[str] = sum(gather_objects(counts), Counter())
     summary = ", ".join(f"{count} {how}" for how, count in sorted(total.items(), key=lambda item: -item[1]))
     if found:
-        i, name, where = found[0]
+        _, name, where = found[0]
         raise ConversionError(
             f"{len(found)} of {len(shapes)} tensors differ between {hf} and {stored.folder}: the first is {name} {where} ({summary})"
         )

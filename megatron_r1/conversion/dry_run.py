@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.errors import CheckpointError
+from megatron_r1.mcore.layout import smallest_layout
+from megatron_r1.mcore.pieces import shards_of_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.weights.fp8 import SCALE_SUFFIX
 from megatron_r1.weights.hf_export import hf_tensors
-from megatron_r1.weights.mapping import Entry, hf_shapes, model_entries
+from megatron_r1.weights.mapping import hf_shapes, model_entries
 from megatron_r1.weights.safetensors_file import DTYPE_NAMES, HfTensor
 
 _COLUMNS = ("Hugging Face tensor", "shape", "dtype", "Megatron tensor", "ranks")
@@ -44,36 +47,33 @@ def dry_run(config: Path, sizes: ParallelConfig, dtype: torch.dtype | None, tabl
     tensors = hf_tensors(hf_shapes(arch), dtype or _stored_dtype(raw))
     entries = model_entries(arch)
     entry_of = {name: i for i, entry in enumerate(entries) for name in (*entry.hf, *entry.copies)}
-    from megatron_r1.mcore import host
 
-    host.activate("cpu")
-    from megatron_r1.mcore.meta import smallest_layout
-    from megatron_r1.mcore.shards import shards_of_layout
-
-    layout = smallest_layout(arch, sizes)
+    layout = smallest_layout(sizes, arch)
     shards = shards_of_layout(arch, layout)
 
-    def row(tensor: HfTensor) -> tuple[str, str, str, str, str]:
-        i = entry_of[tensor.name.removesuffix(SCALE_SUFFIX)]
-        name = _megatron_name(entries[i], tensor.name)
-        return tensor.name, str(list(tensor.shape)), DTYPE_NAMES[tensor.dtype], name, _ranges(shards.holders[i])
+    def megatron_name(tensor: HfTensor) -> str:
+        if tensor.name.endswith(SCALE_SUFFIX):
+            return "(scales)"
+        entry = entries[entry_of[tensor.name]]
+        return entry.megatron[0] + (" (copy)" if tensor.name in entry.copies else "")
 
     if table is not None:
-        lines = ["\t".join(row_) for row_ in (_COLUMNS, *map(row, tensors))]
-        write_atomically(table, "\n".join(lines) + "\n")
+        rows = [_COLUMNS]
+        for tensor in tensors:
+            holders = shards.holders[entry_of[tensor.name.removesuffix(SCALE_SUFFIX)]]
+            rows.append((tensor.name, *_describe(tensor), megatron_name(tensor), _ranges(holders)))
+        write_atomically(table, "".join("\t".join(row) + "\n" for row in rows))
     elements = sum(math.prod(tensor.shape) for tensor in tensors)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     fewest, most = (pick(shards.elements, key=shards.elements.__getitem__) for pick in (min, max))
     held = [f"rank {rank} {shards.elements[rank]:,} ({shards.elements[rank] * 2 / 1e9:.2f} GB)" for rank in (fewest, most)]
-    return "\n".join(
-        [
-            *_kinds(tensors, lambda tensor: _megatron_name(entries[entry_of[tensor.name.removesuffix(SCALE_SUFFIX)]], tensor.name)),
-            f"{len(tensors):,} tensors, {elements:,} elements, {nbytes:,} bytes",
-            f"tp={layout.tp} pp={layout.pp} vpp={layout.vpp} ep={layout.ep} etp={layout.etp}: {layout.world_size:,} ranks built, the "
-            f"{len(entries):,} Megatron tensors covered exactly once",
-            f"elements per rank (bytes in bf16): fewest {held[0]}, most {held[1]}",
-        ]
-    )
+    sizes_used = f"tp={layout.tp} pp={layout.pp} vpp={layout.vpp} ep={layout.ep} etp={layout.etp}"
+    summary = [
+        f"{len(tensors):,} tensors, {elements:,} elements, {nbytes:,} bytes",
+        f"{sizes_used}: {layout.world_size:,} ranks built, {len(entries):,} Megatron tensors covered exactly once",
+        f"elements per rank (bytes in bf16): fewest {held[0]}, most {held[1]}",
+    ]
+    return "\n".join([*_kinds(tensors, megatron_name), *summary])
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Architecture]:
@@ -92,22 +92,18 @@ def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def _megatron_name(entry: Entry, name: str) -> str:
-    if name.endswith(SCALE_SUFFIX):
-        return "(scales)"
-    return entry.megatron[0] + (" (copy)" if name in entry.copies else "")
+def _describe(tensor: HfTensor) -> tuple[str, str]:
+    return str(list(tensor.shape)), DTYPE_NAMES[tensor.dtype]
 
 
-def _kinds(tensors: Iterable[HfTensor], megatron_name: Any) -> list[str]:
-    """A row for all tensors that differ in the numbers of layer and expert only."""
-    kinds: dict[tuple[str, ...], int] = {}
+def _kinds(tensors: Iterable[HfTensor], megatron_name: Callable[[HfTensor], str]) -> list[str]:
+    """A row for all tensors that differ in the numbers of layer and expert only, with their count."""
+    counts: Counter[tuple[str, ...]] = Counter()
     for tensor in tensors:
-        names = (re.sub(r"\d+", "N", name) for name in (tensor.name, megatron_name(tensor)))
-        hf, megatron = names
-        kind = (hf, str(list(tensor.shape)), DTYPE_NAMES[tensor.dtype], megatron)
-        kinds[kind] = kinds.get(kind, 0) + 1
-    rows = [("count", *_COLUMNS[:4]), *((f"{count:,}", *kind) for kind, count in kinds.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        hf, megatron = (re.sub(r"(?<=\.)\d+", "N", name) for name in (tensor.name, megatron_name(tensor)))
+        counts[hf, *_describe(tensor), megatron] += 1
+    rows = [("count", *_COLUMNS[:-1]), *((f"{count:,}", *kind) for kind, count in counts.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 

@@ -17,7 +17,8 @@ from megatron_r1.conversion.parts import cut, own_share, part_bytes, read_ahead
 from megatron_r1.conversion.torch_dist import Chunk, DataFile, write_metadata
 from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
-from megatron_r1.mcore.layout import Layout
+from megatron_r1.mcore.layout import Layout, smallest_layout
+from megatron_r1.mcore.pieces import Piece, Shards, shards_of_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.checkpoints import COMPLETE, STATE, describe_file, seal
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
@@ -36,7 +37,7 @@ class Item(NamedTuple):
 
     entry: Entry
     dtype: torch.dtype
-    pieces: list[Any]  #: of `mcore.shards.Piece`
+    pieces: list[Piece]
 
     @property
     def nbytes(self) -> int:
@@ -79,18 +80,12 @@ def import_hf(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype | N
         )
 
 
-def _plan(source: HfFolder, arch: Architecture, sizes: ParallelConfig) -> tuple[Layout, Any]:
+def _plan(source: HfFolder, arch: Architecture, sizes: ParallelConfig) -> tuple[Layout, Shards]:
     """Look at all headers of the folder, and ask Megatron-Core who stores what."""
     shapes = hf_shapes(arch)
     source.check_names(shapes)
     source.check_shapes(shapes)
-    from megatron_r1.mcore import host
-
-    host.activate("cpu")
-    from megatron_r1.mcore.meta import smallest_layout
-    from megatron_r1.mcore.shards import shards_of_layout
-
-    layout = smallest_layout(arch, sizes)
+    layout = smallest_layout(sizes, arch)
     return layout, shards_of_layout(arch, layout)
 
 

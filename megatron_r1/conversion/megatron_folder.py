@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megatron_r1.conversion.torch_dist import StoredTensors
 from megatron_r1.errors import CheckpointError, ConversionError
+from megatron_r1.mcore.layout import Layout
+from megatron_r1.mcore.pieces import Piece, shards_of_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_checkpoints
@@ -19,7 +20,7 @@ from megatron_r1.runtime.distributed import failing_together, on_rank_zero
 from megatron_r1.runtime.files import TEMPORARY
 from megatron_r1.weights.hf import CONFIG, INDEX
 from megatron_r1.weights.local import name_some
-from megatron_r1.weights.mapping import Entry, model_entries
+from megatron_r1.weights.mapping import model_entries
 
 POLICY = "policy"  #: the weights, below a checkpoint
 _COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
@@ -57,14 +58,14 @@ class MegatronFolder:
 
     Args:
         folder: see `find_megatron_folder`.
-        pieces: (entry, key, global shape, offset) of every stored box of the model, in any layout: tells the names.
+        pieces: every stored box of the model, in any layout: tells the names.
 
     Raises:
         CheckpointError: no complete checkpoint.
         ConversionError: the checkpoint has tensors that the model has not, or the other way round, or other shapes.
     """
 
-    def __init__(self, folder: Path, arch: Architecture, pieces: Sequence[Any]) -> None:
+    def __init__(self, folder: Path, arch: Architecture, pieces: Sequence[Piece]) -> None:
         self.folder = folder
         self.entries = model_entries(arch)
         self._stored = StoredTensors(folder / POLICY)
@@ -114,19 +115,9 @@ def open_megatron(folder: Path) -> tuple[MegatronFolder, Architecture]:
     """
     found = on_rank_zero(lambda: find_megatron_folder(folder))
     arch = on_rank_zero(lambda: megatron_architecture(found))
-    pieces = on_rank_zero(lambda: _ask_pieces(arch))
+    pieces = on_rank_zero(lambda: shards_of_layout(arch, Layout()).pieces)
     with failing_together():
         return MegatronFolder(found, arch, pieces), arch
-
-
-def _ask_pieces(arch: Architecture) -> list[Any]:
-    from megatron_r1.mcore import host
-
-    host.activate("cpu")
-    from megatron_r1.mcore.parallel import Layout
-    from megatron_r1.mcore.shards import shards_of_layout
-
-    return shards_of_layout(arch, Layout()).pieces
 
 
 def megatron_architecture(folder: Path) -> Architecture:

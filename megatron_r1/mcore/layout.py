@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megatron_r1.config.schema import ParallelConfig
@@ -68,6 +69,13 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
         "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0",
     )
     return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size)
+
+
+def smallest_layout(parallel: ParallelConfig, arch: Architecture) -> Layout:
+    """The layout of these sizes on as few ranks as they need. Raises ConfigError where the sizes do not fit the model."""
+    etp = parallel.etp or (parallel.tp if parallel.ep == 1 else 1)
+    world_size = parallel.pp * math.lcm(parallel.tp * parallel.cp, etp * parallel.ep)
+    return resolve_layout(parallel, arch, world_size, mtp=False, packed=False)
 
 
 def stage_layers(num_layers: int, stages: int) -> list[int]:

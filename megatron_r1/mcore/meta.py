@@ -5,7 +5,6 @@ The process group is torch's fake one, in which one process plays a rank of a wo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.config.schema import MoeTrainingConfig, RuntimeConfig
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 
@@ -34,17 +33,6 @@ class MetaRank:
 
     modules: list[torch.nn.Module]
     groups: parallel.Groups
-
-
-def smallest_layout(arch: Architecture, sizes: ParallelConfig) -> parallel.Layout:
-    """The layout of these sizes on as few ranks as they need.
-
-    Raises:
-        ConfigError: the sizes do not fit the model.
-    """
-    etp = sizes.etp or (sizes.tp if sizes.ep == 1 else 1)
-    world_size = sizes.pp * math.lcm(sizes.tp * sizes.cp, etp * sizes.ep)
-    return parallel.resolve_layout(sizes, arch, world_size, mtp=False, packed=False)
 
 
 def meta_ranks(arch: Architecture, layout: parallel.Layout, ranks: Iterable[int]) -> Iterator[MetaRank]:

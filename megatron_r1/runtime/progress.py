@@ -66,6 +66,7 @@ class Progress:
         count = f"{self.done}/{self.total}"
         if self._in_bytes:
             rate = (self.done - self._initial) / max(elapsed, 1e-9)
-            count = f"{self.done / 1e9:.2f}/{self.total / 1e9:.2f} GB, {rate / 1e6:.0f} MB/s"
+            done, total, rate = (tqdm.format_sizeof(value, "B") for value in (self.done, self.total, rate))
+            count = f"{done}/{total}, {rate}/s"
         line = f"{self.description}: {count}, {elapsed:.0f} s, about {left:.0f} s left"
         return f"{line}, {self._shown}" if self._shown else line
