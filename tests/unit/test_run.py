@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import CheckpointError, ConfigError, DataError
+from megatron_r1.runtime.checkpoints import complete_checkpoints
 from megatron_r1.runtime.metrics import read_metrics
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Unwritten
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 CONFIG = load_config(None, ["checkpoint.interval=2", "checkpoint.keep=2"])
@@ -215,30 +217,129 @@ def test_with_every_checkpoint_corrupt_a_run_does_not_start_over_by_itself(tmp_p
         assert (run.step, run.state) == (0, None)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    def fail(folder: Path) -> None:
-        write_weights(folder)
-        raise OSError(28, "No space left on device")
+def test_training_goes_on_beside_a_checkpoint_that_is_of_its_own_step(tmp_path):
+    """Written while three more steps are taken, it holds what step 2 held; the next one waits for it."""
+    folder, gate, content = tmp_path / "run", tmp_path / "gate", bytearray(b"step 2")
 
-    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
-        run.checkpoint(1, write_weights, {})
-        with pytest.raises(CheckpointError, match="step_000002 cannot be written: No space left on device"):
-            run.checkpoint(2, fail, {})
+    def save(checkpoint: Path) -> Unwritten:
+        def write() -> str:
+            while not gate.exists():
+                time.sleep(0.01)
+            (checkpoint / "weights.bin").write_bytes(content)
+            return "written"
+
+        return Unwritten(["weights.bin"], write, lambda result: (checkpoint / "finished").write_text(result))
+
+    with Run.open(folder, CONFIG, "grpo") as run:
+        for step in run.steps(6, "grpo"):
+            run.record(step, {"loss": float(step)})
+            if step == 2:
+                run.checkpoint(step, save, {"cursor": step})
+                content[:] = b"step 3"
+            if step == 5:
+                assert run.step == 0 and complete_checkpoints(folder / "checkpoints") == []
+                gate.touch()
+                run.checkpoint(step, save, {"cursor": step})
+                assert run.step == 2, "one that comes due waits for the one before it"
+    first, second = complete_checkpoints(folder / "checkpoints")
+    assert (first.name, second.name) == ("step_000002", "step_000005"), "the end of the run waits too"
+    assert (first / "weights.bin").read_bytes() == b"step 2"
+    assert json.loads((first / "state.json").read_text()) == {"cursor": 2}
+    assert (first / "finished").read_text() == "written"
+    assert set(json.loads((first / "manifest.json").read_text())["files"]) == {"finished", "state.json", "weights.bin"}
+    assert (second / "weights.bin").read_bytes() == b"step 3"
+
+
+def fail_to_write() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def fail_behind_another_error() -> None:
+    """As torch's serializer does it."""
+    try:
+        fail_to_write()
+    except OSError:
+        raise RuntimeError("unexpected pos 576 vs 470")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "write", "reason"),
+    [
+        (False, fail_to_write, "No space left on device"),
+        (False, fail_behind_another_error, "No space left on device"),
+        (True, fail_to_write, "No space left on device"),
+        (True, fail_behind_another_error, "No space left on device"),
+        (True, die, r"the process that was writing died \(SIGKILL\), perhaps for want of memory"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, asynchronous, write, reason):
+    config = load_config(None, ["checkpoint.keep=1", f"checkpoint.asynchronous={asynchronous}"])
+    message = f"step_000002 cannot be written: {reason}; the run can resume from the one before"
+    with pytest.raises(CheckpointError, match=message) as caught, Run.open(tmp_path, config, "grpo") as run:
+        for step in run.steps(1000, "grpo"):
+            run.record(step, {"loss": 1.0})
+            if step <= 2:
+                run.checkpoint(step, lambda _: Unwritten((), write if step == 2 else int, lambda _: None), {})  # noqa: B023
+            time.sleep(0.01)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert run.step == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000001"], "nothing else takes up room"
+    with Run.open(tmp_path, config, "grpo") as run:
         assert run.step == 1
-    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
-        assert run.step == 1
-        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+
+
+def test_an_error_in_training_ends_the_writer(tmp_path):
+    def save(checkpoint: Path) -> Unwritten:
+        def write() -> None:
+            (checkpoint / "writer").write_text(str(os.getpid()))
+            time.sleep(60)
+
+        return Unwritten((), write, lambda _: None)
+
+    with pytest.raises(KeyError), Run.open(tmp_path, CONFIG, "grpo") as run:
+        for step in run.steps(2, "grpo"):
+            run.checkpoint(step, save, {})
+            pid = wait_for_pid(tmp_path / "checkpoints" / ".tmp-step_000001" / "writer")
+            raise KeyError
+    assert ends(pid)
+    assert complete_checkpoints(tmp_path / "checkpoints") == []
+
+
+def ends(pid: int) -> bool:
+    """Whether the process is gone, or a zombie that nobody waits for, at once or a little later."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/fd/1").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not Path(f"/proc/{pid}/fd/1").exists()
+
+
+def wait_for_pid(path: Path) -> int:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(path.read_text())
 
 
 WORKER = """
-    import random, sys
+    import os, random, sys, time
     from pathlib import Path
     from megatron_r1.config.load import load_config
     from megatron_r1.runtime.run import Run
+    from megatron_r1.runtime.saving import Unwritten
 
     def write(folder):
-        for index in range(20):
-            (folder / f"{index}.bin").write_bytes(bytes(2000))
+        def write_files():
+            (folder / "writer").write_text(str(os.getpid()))
+            for index in range(20):
+                (folder / f"{index}.bin").write_bytes(bytes(2000))
+                time.sleep(0.001)
+
+        return Unwritten([f"{index}.bin" for index in range(20)], write_files, lambda _: None)
 
     config = load_config(None, ["checkpoint.interval=3", "checkpoint.keep=2"])
     with Run.open(Path(sys.argv[1]), config, "grpo") as run:
@@ -255,40 +356,38 @@ WORKER = """
 
 
 def test_sigkill_at_any_moment_changes_no_metric(tmp_path):
-    """Killed again and again at random moments, a run ends with the metrics of one that was left alone."""
-    script = tmp_path / "worker.py"
+    """Killed again and again at random moments, while checkpoints are written too, a run ends with the metrics of a quiet one."""
+    script, folder, steps = tmp_path / "worker.py", tmp_path / "killed", 60
     script.write_text(textwrap.dedent(WORKER))
-    steps = 150
 
-    def start(folder: Path) -> subprocess.Popen:
+    def start() -> subprocess.Popen:
         return subprocess.Popen([sys.executable, str(script), str(folder), str(steps)], stderr=subprocess.PIPE, text=True)
-
-    quiet = start(tmp_path / "quiet")
-    assert quiet.wait(timeout=120) == 0, quiet.stderr.read()
 
     moments = random.Random(1)
     killed = 0
-    for _ in range(4):
-        process = start(tmp_path / "killed")
-        before = _last_step(tmp_path / "killed")
+    for _ in range(3):
+        process = start()
+        before = _last_step(folder)
         deadline = time.monotonic() + 60
-        while process.poll() is None and _last_step(tmp_path / "killed") < before + 3 and time.monotonic() < deadline:
+        while process.poll() is None and _last_step(folder) < before + 3 and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.05))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-    assert killed >= 3
-    last = start(tmp_path / "killed")
+        for path in (folder / "checkpoints").glob(".tmp-*/writer"):
+            assert not path.read_text() or ends(int(path.read_text())), "a writer outlived its run"
+    assert killed >= 2
+    last = start()
     assert last.wait(timeout=120) == 0, last.stderr.read()
     assert "resuming" in last.stderr.read()
 
-    def totals(name: str) -> list[tuple[int, float]]:
-        return [(record["step"], record["total"]) for record in read_metrics(tmp_path / name / "metrics.jsonl")]
-
-    assert totals("killed") == totals("quiet")
-    assert len(totals("quiet")) == steps
+    generator, total, expected = random.Random(0), 0.0, []
+    for step in range(1, steps + 1):
+        total += generator.random()
+        expected.append((step, total))
+    assert [(record["step"], record["total"]) for record in read_metrics(folder / "metrics.jsonl")] == expected
 
 
 def _last_step(folder: Path) -> int:
