@@ -21,7 +21,7 @@ class ModelConfig(Section):
 
     preset: str = Field("tiny", description="tiny, small, 16b or 671b; ignored when `weights` names a folder")
     overrides: dict[str, Any] = Field({}, description="fields of the Hugging Face config.json that replace the preset's")
-    weights: str | None = Field(None, description="Hugging Face folder (config.json, safetensors, tokenizer) to start from")
+    weights: str | None = Field(None, description="Hugging Face folder, converted folder, checkpoint or run to start from")
 
 
 class ParallelConfig(Section):

@@ -49,8 +49,10 @@ def _peers() -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\b.*")
     info = launch.read_launch()
     launch.configure_threads(1)
-    if info.world_size > 1:
-        distributed.initialize(info, resolve_device("cpu"))
+    if info.world_size == 1:
+        yield
+        return
+    distributed.initialize(info, resolve_device("cpu"))
     try:
         yield
     finally:

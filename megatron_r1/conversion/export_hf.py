@@ -16,7 +16,7 @@ from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3
-from megatron_r1.runtime.checkpoints import COMPLETE
+from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
@@ -37,6 +37,7 @@ def export_hf(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_byt
         ConversionError: the checkpoint does not hold its model, a value is not finite, FP8 for a model that has none; `out` exists.
     """
     source, arch = open_megatron(megatron)
+    verify_checkpoint(source.folder)
     if dtype is FP8 and not isinstance(arch, DeepseekV3):
         raise ConversionError(f"--dtype fp8: block-scaled FP8 is deepseek_v3's, {arch.model_type} has bf16 and fp32")
     tensors, entry_of = _plan_tensors(source, dtype)

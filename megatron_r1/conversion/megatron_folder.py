@@ -28,6 +28,11 @@ _OWN = {INDEX, STATE, MANIFEST, COMPLETE, "schedule.json"}
 _OPTIMIZER = ("optimizer.", "chained_")  # of a run's checkpoint, beside the weights
 
 
+def holds_megatron(folder: Path) -> bool:
+    """Whether a folder is, or holds, a model in Megatron's format, complete or not."""
+    return (folder / POLICY).is_dir() or (folder / "checkpoints").is_dir()
+
+
 def find_megatron_folder(folder: Path) -> Path:
     """The complete folder with `policy/` that `folder` is or holds.
 

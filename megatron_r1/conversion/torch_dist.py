@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.utils.serialization import config as serialization
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.runtime.files import TEMPORARY, write_all
 
 METADATA, COMMON, FORMAT = ".metadata", "common.pt", "metadata.json"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
@@ -108,9 +108,7 @@ class DataFile:
         view = memoryview(data).cast("B")
         hashed = self._thread.submit(self._sha256.update, view) if len(view) >= _LARGE else None
         try:
-            rest = view
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            write_all(self._fd, view)
         except OSError as error:
             self._problem = error
             raise
