@@ -2,8 +2,10 @@
 
 Makes random deepseek_v3 folders, as published in FP8 and in BF16, then takes turns between our command and a copy of the files it
 reads to the same disk. Both end with everything flushed to disk; before each, what will be read is in the page cache. Ours
-writes checksums of all files too. Our command is started as a user starts it; what it takes before and after the data, mostly
-imports, is measured with a tiny model and given in a column of its own; the first ratios are without it, the last is with it.
+writes checksums of all files too. Our command is started as a user starts it; what passes until it has written its first
+mebibyte, mostly imports, is given in a column of its own: the first ratios are without it, the last one is with it.
+
+The copy waits for the disk, ours mostly computes: on a machine that is busy with something else ours looks worse than it is.
 
 Before anything is timed, `verify` compares every tensor of the smallest folder with its converted checkpoint.
 
@@ -54,7 +56,6 @@ class Conversion:
     """One direction, format, size and number of processes."""
 
     comparison: Comparison  #: ours is without start-up
-    startup_seconds: float  #: median of the same command with a tiny model, seconds
     whole: list[Finished] = field(default_factory=list)  #: our commands with start-up
 
     @property
@@ -62,6 +63,11 @@ class Conversion:
         """Like `comparison.speed_ratio`, with start-up."""
         ours = replace(self.comparison.ours, wall_seconds=[finished.wall_seconds for finished in self.whole])
         return replace(self.comparison, ours=ours).speed_ratio
+
+    @property
+    def startup_seconds(self) -> float:
+        """By the wall clock, the median over repetitions."""
+        return median(finished.startup_wall_seconds for finished in self.whole)
 
     @property
     def peak_bytes(self) -> int:
@@ -126,7 +132,7 @@ def copy_folder(source: Path, target: Path) -> Finished:
     wall, cpu = time.perf_counter(), time.process_time()
     shutil.copytree(source, target, copy_function=shutil.copyfile)
     flush(target)
-    return Finished(time.perf_counter() - wall, time.process_time() - cpu, [])
+    return Finished(time.perf_counter() - wall, time.process_time() - cpu, 0.0, 0.0, [])
 
 
 def flush(folder: Path) -> None:
@@ -153,47 +159,39 @@ def convert_command(direction: str, processes: int, dtype: str, source: Path, ta
     return [*python_command(SCRIPT, processes), direction, flag, str(source), "--out", str(target), "--dtype", dtype]
 
 
-def measure(name: str, command: Callable[[Path, Path], list[str]], source: Path, tiny: Path, repeats: int) -> Conversion:
+def measure(name: str, command: Callable[[Path, Path], list[str]], source: Path, repeats: int) -> Conversion:
     """Take turns between our command and a copy. Who begins alternates.
 
     Args:
         name: for the table.
         command: ours, made from source and target.
         source: folder that is converted.
-        tiny: another, for which the command takes nothing but its start-up.
-        repeats: timed runs of each, and of the start-up.
+        repeats: timed runs of each.
     """
     target = source.with_name("target")
 
-    def convert(given: Path) -> Finished:
-        finished = run_watched(command(given, target))
+    def convert() -> Finished:
+        finished = run_watched(command(source, target))
         start = time.perf_counter()
         flush(target)
         return replace(finished, wall_seconds=finished.wall_seconds + time.perf_counter() - start)
 
-    startup: list[Finished] = []
-    for _ in range(repeats):
-        startup.append(convert(tiny))
-        shutil.rmtree(target)
-    startup_wall, startup_cpu = median(run.wall_seconds for run in startup), median(run.cpu_seconds for run in startup)
-    result = Conversion(Comparison(name, Side(), Side()), startup_wall)
+    result = Conversion(Comparison(name, Side(), Side()))
     ours, peer = result.comparison.ours, result.comparison.peer
     for repetition in range(repeats):
         for side in (ours, peer) if repetition % 2 == 0 else (peer, ours):
             warm_cache(source)
-            finished = convert(source) if side is ours else copy_folder(source, target)
+            finished = convert() if side is ours else copy_folder(source, target)
             side.amounts.append(folder_bytes(source) + folder_bytes(target))
-            side.wall_seconds.append(finished.wall_seconds - (startup_wall if side is ours else 0.0))
-            side.own_cpu_seconds.append(finished.cpu_seconds - (startup_cpu if side is ours else 0.0))
+            side.wall_seconds.append(finished.wall_seconds - finished.startup_wall_seconds)
+            side.own_cpu_seconds.append(finished.cpu_seconds - finished.startup_cpu_seconds)
             if side is ours:
                 result.whole.append(finished)
             shutil.rmtree(target)
     return result
 
 
-def measure_size(
-    folder: Path, gigabytes: float, form: str, tiny: dict[str, Path], arguments: argparse.Namespace, *, verify: bool
-) -> list[Conversion]:
+def measure_size(folder: Path, gigabytes: float, form: str, arguments: argparse.Namespace, *, verify: bool) -> list[Conversion]:
     """All directions and numbers of processes for one folder, which is made and removed again."""
     source, checkpoint = folder / "source", folder / "checkpoint"
     make_folder(source, choose_architecture(gigabytes, FORMATS[form]), FORMATS[form], arguments.seed)
@@ -209,7 +207,7 @@ def measure_size(
         for processes in arguments.processes:
             name = f"{direction} {formats}, {folder_bytes(given) / 1e9:.2f} GB, {processes} process{'es' * (processes > 1)}"
             command = partial(convert_command, direction, processes, dtype)
-            results.append(measure(name, command, given, tiny[direction], arguments.repeats))
+            results.append(measure(name, command, given, arguments.repeats))
             print_table(HEADER, [table_row(results[-1])])
     for made in (source, checkpoint):
         shutil.rmtree(made)
@@ -246,13 +244,10 @@ def benchmark(arguments: argparse.Namespace) -> None:
     results: list[Conversion] = []
     with tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-", dir=arguments.dir) as name:
         folder = Path(name)
-        tiny = {"import": folder / "tiny", "export": folder / "tiny_checkpoint"}
-        make_folder(tiny["import"], make_architecture(1, hidden=128), torch.bfloat16, arguments.seed)
-        run_watched(convert_command("import", 1, "bf16", tiny["import"], tiny["export"]))
         machine = describe_machine("cpu")
         for form in arguments.formats:
             for size in arguments.sizes:
-                results += measure_size(folder, size, form, tiny, arguments, verify=size == arguments.sizes[0])
+                results += measure_size(folder, size, form, arguments, verify=size == arguments.sizes[0])
     print_table(HEADER, [table_row(conversion) for conversion in results])
     if arguments.out is not None:
         details = [

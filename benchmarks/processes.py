@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from megatron_r1.runtime.launch import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.05
+_FIRST_BYTES = 1 << 20  # written by then: imports, log lines and small files are over
+_TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class CommandFailed(R1Error):
@@ -28,8 +31,10 @@ class CommandFailed(R1Error):
 class Finished:
     """What one command took."""
 
-    wall_seconds: float  #: from its start to its end, imports included
+    wall_seconds: float  #: from its start to its end
     cpu_seconds: float  #: of all its processes
+    startup_wall_seconds: float  #: until it had written a mebibyte; 0 where it wrote less
+    startup_cpu_seconds: float  #: likewise
     peak_bytes: list[int]  #: resident, of each process (VmHWM: libraries included), largest first
 
 
@@ -43,32 +48,43 @@ def python_command(script: str, processes: int) -> list[str]:
 def run_watched(command: Sequence[str]) -> Finished:
     """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
 
-    A peak is read every 0.05 s while the process lives; what it grows by in its last moments is missed.
+    It is looked at every 0.05 s: by so much its start-up may be shorter, and what a process grows by in its last moments is
+    missed.
 
     Raises:
         CommandFailed: it ended with another code than 0; the message holds its last line.
     """
     environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     peaks: dict[int, int] = {}
+    startup: tuple[float, float] | None = None
     with tempfile.TemporaryFile() as output:
-        cpu, start = _children_cpu_seconds(), time.perf_counter()
+        cpu, start = _ended_children_cpu_seconds(), time.perf_counter()
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
             while process.poll() is None:
-                for pid in _with_descendants(process.pid):
-                    peaks[pid] = max(peaks.get(pid, 0), _peak_bytes(pid))
+                tree = _with_descendants(process.pid)
+                for pid in tree:
+                    peaks[pid] = max(peaks.get(pid, 0), _number_after("VmHWM:", pid, "status") << 10)
+                if startup is None and sum(_number_after("wchar:", pid, "io") for pid in tree) >= _FIRST_BYTES:
+                    startup = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
                 time.sleep(_POLL_SECONDS)
-        wall_seconds, cpu_seconds = time.perf_counter() - start, _children_cpu_seconds() - cpu
+        wall_seconds, cpu_seconds = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
         if process.returncode != 0:
             output.seek(0)
             lines = output.read().decode(errors="replace").split("\n")
             last = next((line for line in reversed(lines) if "error" in line.lower()), "")
             raise CommandFailed(f"{' '.join(command[1:])} ended with code {process.returncode}: {last}")
-    return Finished(wall_seconds, cpu_seconds, sorted(peaks.values(), reverse=True))
+    return Finished(wall_seconds, cpu_seconds, *(startup or (0.0, 0.0)), sorted(peaks.values(), reverse=True))
 
 
-def _children_cpu_seconds() -> float:
+def _ended_children_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a process and of those of its children that have ended."""
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) * _TICK_SECONDS
 
 
 def _with_descendants(pid: int) -> list[int]:
@@ -82,9 +98,12 @@ def _with_descendants(pid: int) -> list[int]:
     return found
 
 
-def _peak_bytes(pid: int) -> int:
+def _number_after(key: str, pid: int, name: str) -> int:
+    return next((int(line.split()[1]) for line in _read(pid, name).splitlines() if line.startswith(key)), 0)
+
+
+def _read(pid: int, name: str) -> str:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        return Path(f"/proc/{pid}/{name}").read_text()
     except OSError:
-        return 0  # ended meanwhile
-    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+        return ""  # ended meanwhile
