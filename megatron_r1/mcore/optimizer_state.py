@@ -9,6 +9,7 @@ number of updates.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from megatron_r1.mcore import host
 
 host.require_active()
 
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
@@ -27,13 +31,20 @@ def optimizer_state(
     """Sharded tensors of every part of the optimizer: master weights and both moments, named after the model's tensors.
 
     Args:
-        optimizer: the policy's.
+        optimizer: the policy's. Tensors on the CPU are not copied where that can be helped.
         model_state: the model's sharded state dict.
         metadata: as for the model.
         is_loading: the tensors are to be filled; their content does not matter.
     """
     _create_moments(optimizer)
-    return [p.sharded_param_state_fully_reshardable(model_state, is_loading, metadata) for p in _parts(optimizer)]
+    if is_loading:
+        return [part.sharded_param_state_fully_reshardable(model_state, is_loading, metadata) for part in _parts(optimizer)]
+    return [
+        _undivided_state(part, model_state)
+        if part.data_parallel_group.size() == 1
+        else part.sharded_param_state_fully_reshardable(model_state, is_loading, metadata)
+        for part in _parts(optimizer)
+    ]
 
 
 def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]], updates: int) -> None:
@@ -50,6 +61,22 @@ def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]
         else:
             for group in part.optimizer.param_groups:
                 group["step"] = updates
+
+
+def _undivided_state(part: DistributedOptimizer, model_state: dict[str, Any]) -> dict[int, Any]:
+    """What Megatron-Core makes by gathering over data-parallel ranks, without its copies: one rank has it all."""
+    entries, _ = extract_sharded_tensors_and_factories(model_state)
+    of_model = {entry.data: entry for entry in nested_values(entries)}
+    state: dict[int, Any] = {}
+    for parameter in (p for buffer in part.buffers for p in buffer.param_index_map):
+        entry, own = of_model[parameter], part._get_main_param_and_optimizer_states(parameter)
+        sharded = state[len(state)] = {}
+        for name in ("param", "exp_avg", "exp_avg_sq"):
+            fields = {"key": f"optimizer.state.{name}.{entry.key}", "data": own[name].detach().view(parameter.shape)}
+            if isinstance(entry, ShardedTensor):  # a factory makes its sharded tensors, with their dtype, from the data
+                fields["dtype"] = own[name].dtype
+            sharded[name] = replace(entry, **fields)
+    return state
 
 
 def _create_moments(optimizer: ChainedOptimizer) -> None:
