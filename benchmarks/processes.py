@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Finished:
 
     wall_seconds: float  #: from its start to its end
     cpu_seconds: float  #: of all its processes
-    startup_wall_seconds: float  #: until it had written a mebibyte; 0 where it wrote less
+    startup_wall_seconds: float  #: until it had written a mebibyte or opened its source; 0 where it did neither
     startup_cpu_seconds: float  #: likewise
     peak_bytes: list[int]  #: resident, of each process (VmHWM: libraries included), largest first
 
@@ -45,11 +45,15 @@ def python_command(script: str, processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
 
 
-def run_watched(command: Sequence[str]) -> Finished:
+def run_watched(command: Sequence[str], source_suffix: str | None = None) -> Finished:
     """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
 
     It is looked at every 0.05 s: by so much its start-up may be shorter, and what a process grows by in its last moments is
     missed.
+
+    Args:
+        command: and its arguments.
+        source_suffix: start-up ends, too, when a process has a file open whose name ends so.
 
     Raises:
         CommandFailed: it ended with another code than 0; the message holds its last line.
@@ -64,7 +68,7 @@ def run_watched(command: Sequence[str]) -> Finished:
                 tree = _with_descendants(process.pid)
                 for pid in tree:
                     peaks[pid] = max(peaks.get(pid, 0), _number_after("VmHWM:", pid, "status") << 10)
-                if startup is None and sum(_number_after("wchar:", pid, "io") for pid in tree) >= _FIRST_BYTES:
+                if startup is None and _has_begun(tree, source_suffix):
                     startup = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
                 time.sleep(_POLL_SECONDS)
         wall_seconds, cpu_seconds = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
@@ -79,6 +83,20 @@ def run_watched(command: Sequence[str]) -> Finished:
 def _ended_children_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _has_begun(tree: Sequence[int], source_suffix: str | None) -> bool:
+    if sum(_number_after("wchar:", pid, "io") for pid in tree) >= _FIRST_BYTES:
+        return True
+    return source_suffix is not None and any(path.endswith(source_suffix) for pid in tree for path in _open_files(pid))
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    try:
+        for link in os.scandir(f"/proc/{pid}/fd"):
+            yield os.readlink(link.path)
+    except OSError:
+        return  # ended meanwhile
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -80,6 +80,7 @@ def test_peak_memory_of_every_process_is_seen() -> None:
     assert len(finished.peak_bytes) == 2
     assert finished.peak_bytes[0] > 200 << 20 > finished.peak_bytes[1] > 1 << 20
     assert finished.wall_seconds > 0.5 > finished.cpu_seconds > 0
+    assert finished.startup_wall_seconds == finished.startup_cpu_seconds == 0
     with pytest.raises(CommandFailed, match="ended with code 3: error: no such thing$"):
         run_watched([sys.executable, "-c", "print('error: no such thing'); print('bye'); raise SystemExit(3)"])
 
@@ -111,6 +112,13 @@ def test_conversion_takes_turns_with_a_copy(tmp_path: Path) -> None:
         assert seconds == finished.wall_seconds - finished.startup_wall_seconds > 0.1
     assert 0 < result.whole_ratio < result.comparison.speed_ratio and len(convert.table_row(result)) == len(convert.HEADER)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_startup_ends_when_the_source_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.distcp").touch()
+    code = f"import time; time.sleep(0.3); file = open({str(tmp_path / 'a.distcp')!r}); time.sleep(0.3)"
+    assert run_watched([sys.executable, "-c", code], source_suffix=".other").startup_wall_seconds == 0
+    assert 0.3 < run_watched([sys.executable, "-c", code], source_suffix=".distcp").startup_wall_seconds
 
 
 def test_too_little_space_is_told_before_anything_is_made(tmp_path: Path) -> None:
