@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -252,16 +253,16 @@ def benchmark(arguments: argparse.Namespace) -> None:
                 results += measure_size(folder, size, form, arguments, verify=size == arguments.sizes[0])
     print_table(HEADER, [table_row(conversion) for conversion in results])
     if arguments.out is not None:
-        details = [
-            {
-                **asdict(c),
-                "speed_ratio": c.comparison.speed_ratio,
-                "cpu_ratio": c.comparison.cpu_ratio,
-                "whole_ratio": c.whole_ratio,
-            }
-            for c in results
-        ]
-        write_results(arguments.out, arguments, {"convert": details}, machine)
+        write_conversions(results, arguments, machine)
+
+
+def write_conversions(results: list[Conversion], arguments: argparse.Namespace, machine: dict[str, Any]) -> None:
+    """Write every single run as JSON."""
+    details = [
+        {**asdict(c), "speed_ratio": c.comparison.speed_ratio, "cpu_ratio": c.comparison.cpu_ratio, "whole_ratio": c.whole_ratio}
+        for c in results
+    ]
+    write_results(arguments.out, arguments, {"convert": details}, machine)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -112,6 +112,10 @@ def test_conversion_takes_turns_with_a_copy(tmp_path: Path) -> None:
         assert seconds == finished.wall_seconds - finished.startup_wall_seconds > 0.1
     assert 0 < result.whole_ratio < result.comparison.speed_ratio and len(convert.table_row(result)) == len(convert.HEADER)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    arguments = convert.parse_arguments(["--dir", str(tmp_path), "--out", str(tmp_path / "result.json"), "--sizes", "1"])
+    convert.write_conversions([result], arguments, {})
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["convert"][0]["whole"][0]["peak_bytes"] and str(tmp_path) not in json.dumps(content)
 
 
 def test_startup_ends_when_the_source_is_opened(tmp_path: Path) -> None:
