@@ -22,8 +22,9 @@ host.require_active()
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint import CheckpointException
 
 _POLICY, _REFERENCE, _PROGRESS = "policy", "reference", "progress.json"
 
@@ -102,7 +103,10 @@ def _metadata() -> dict[str, Any]:
 
 def _model_state(policy: MegatronPolicy) -> dict[str, Any]:
     metadata = _metadata()
-    return {f"model{i}": module.sharded_state_dict(metadata=metadata) for i, module in enumerate(policy.modules)}
+    state = {f"model{i}": module.sharded_state_dict(metadata=metadata) for i, module in enumerate(policy.modules)}
+    # Megatron-Core would cut or pad the vocabulary of another model without a word.
+    dict_list_map_inplace(lambda e: replace(e, allow_shape_mismatch=False) if isinstance(e, ShardedTensor) else e, state)
+    return state
 
 
 def _policy_state(policy: MegatronPolicy) -> dict[str, Any]:
@@ -155,8 +159,10 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is missing: this checkpoint does not hold what the run needs")
     try:
         return dist_checkpointing.load(state, str(folder))
-    except (CheckpointingException, RuntimeError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()
+    except (CheckpointingException, CheckpointException, RuntimeError, KeyError, OSError) as error:
+        # torch gathers the errors of the ranks that have one
+        of_ranks = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+        reason = str((of_ranks or [error])[0]).strip().splitlines()
         raise CheckpointError(
             f"{folder} cannot be loaded into this model: {reason[0] if reason else type(error).__name__}"
         ) from error
