@@ -28,7 +28,7 @@ def test_a_converted_folder_is_trained_and_its_checkpoint_exported(tmp_path):
     settings = [f"run_dir={run}", f"model.weights={tmp_path / 'm'}", f"data.source={tmp_path / 'pairs.jsonl'}", "sft.epochs=1"]
     settings += ["sft.batch_size=2", "sft.micro_batch_tokens=128", "runtime.device=cpu"]
     command = [sys.executable, "-m", "megatron_r1.cli", "sft", *settings]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
 
     assert cli.main(["convert", "export", "--megatron", str(run), "--out", str(tmp_path / "trained")]) == 0

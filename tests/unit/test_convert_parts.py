@@ -21,12 +21,14 @@ ARCH = qwen2_architecture()
 
 def whole_pieces() -> list[Piece]:
     """Every entry in one piece."""
-    return [Piece(i, e.megatron[0], e.full_shape, (0,) * len(e.full_shape), e.full_shape) for i, e in enumerate(model_entries(ARCH))]
+    return [
+        Piece(i, e.megatron[0], e.full_shape, (0,) * len(e.full_shape), e.full_shape) for i, e in enumerate(model_entries(ARCH))
+    ]
 
 
 def test_parts_are_bounded_and_hold_every_item_once():
     sizes = [3, 3, 9, 1, 1, 1, 1]
-    assert cut(sizes, 4) == [range(0, 1), range(1, 2), range(2, 3), range(3, 7)]
+    assert cut(sizes, 4) == [range(1), range(1, 2), range(2, 3), range(3, 7)]
     assert cut(sizes, 100) == [range(7)]
     assert cut([], 4) == []
     assert part_bytes(10, 10**9) == 32 << 20 and part_bytes(10**15, 10**9) == 10**9 and part_bytes(64 << 30, 1 << 40) == 1 << 30
