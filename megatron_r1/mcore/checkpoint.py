@@ -67,7 +67,7 @@ def load_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy
     progress = json.loads((folder / _PROGRESS).read_text())
     state = _model_state(policy)
     if policy.optimizer is not None:
-        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), _metadata(), is_loading=True)
+        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=True)
     same_layout = progress["layout"] == asdict(policy.layout)
     if same_layout:
         state["rng"] = _rng_state()
@@ -97,12 +97,13 @@ def load_policy_weights(policy: MegatronPolicy, folder: Path) -> None:
         policy.optimizer.reload_model_params()
 
 
-def _metadata() -> dict[str, Any]:
+def sharding_metadata() -> dict[str, Any]:
+    """What Megatron-Core is told of how a checkpoint is cut: the same for every writer and reader of one."""
     return {"dp_cp_group": parallel.groups().dp_cp}
 
 
 def _model_state(policy: MegatronPolicy) -> dict[str, Any]:
-    metadata = _metadata()
+    metadata = sharding_metadata()
     state = {f"model{i}": module.sharded_state_dict(metadata=metadata) for i, module in enumerate(policy.modules)}
     # Megatron-Core would cut or pad the vocabulary of another model without a word.
     dict_list_map_inplace(lambda e: replace(e, allow_shape_mismatch=False) if isinstance(e, ShardedTensor) else e, state)
@@ -112,7 +113,7 @@ def _model_state(policy: MegatronPolicy) -> dict[str, Any]:
 def _policy_state(policy: MegatronPolicy) -> dict[str, Any]:
     state = _model_state(policy)
     if policy.optimizer is not None:
-        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), _metadata(), is_loading=False)
+        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=False)
     state["rng"] = _rng_state()
     return state
 

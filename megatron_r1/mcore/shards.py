@@ -16,7 +16,7 @@ host.require_active()
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories, is_main_replica
 
-from megatron_r1.mcore.checkpoint import _metadata as sharding_metadata
+from megatron_r1.mcore.checkpoint import sharding_metadata
 
 
 def shards_of_ranks(arch: Architecture, layout: parallel.Layout, ranks: Sequence[int]) -> Shards:
