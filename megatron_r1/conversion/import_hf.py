@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,15 +99,38 @@ def _write_parts(source: HfFolder, work: WorkFolder, parts: dict[int, list[Item]
     total = sum(item.nbytes for items in parts.values() for item in items)
     share = f" (rank 0 of {world_size()})" if world_size() > 1 else ""
     with Progress(total, f"import{share}", enabled=is_rank_zero(), unit="B") as progress:
-        for part, items in parts.items():
-            with DataFile(work.folder / POLICY / _name(part)) as file:
-                for item, tensors in read_ahead(partial(_read, source), items):
-                    for piece in item.pieces:
-                        box = _take(item.entry, tensors, piece.area(len(item.entry.full_shape)))
-                        file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
-                    progress.advance(item.nbytes)
-            chunks = [(c.key, str(c.dtype).removeprefix("torch."), *c[2:]) for c in file.chunks]
-            work.add_note(_name(part), {"bytes": file.bytes, "sha256": file.sha256(), "chunks": chunks})
+        todo = [(part, item) for part, items in parts.items() for item in items]
+        read = read_ahead(lambda part_item: _read(source, part_item[1]), todo)
+        # While one file goes to disk the next is being written, and the tensor after next being read.
+        with ThreadPoolExecutor(1) as thread:
+            closing: Future | None = None
+            for part, found in itertools.groupby(read, key=lambda found: found[0][0]):
+                file = DataFile(work.folder / POLICY / _name(part))
+                try:
+                    _fill(file, ((item, tensors) for (_, item), tensors in found), progress)
+                    if closing is not None:
+                        closing.result()
+                except BaseException:
+                    file.discard()
+                    raise
+                closing = thread.submit(_close, file, work)
+            if closing is not None:
+                closing.result()
+
+
+def _fill(file: DataFile, found: Iterable[tuple[Item, list[torch.Tensor]]], progress: Progress) -> None:
+    for item, tensors in found:
+        for piece in item.pieces:
+            box = _take(item.entry, tensors, piece.area(len(item.entry.full_shape)))
+            file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
+        progress.advance(item.nbytes)
+
+
+def _close(file: DataFile, work: WorkFolder) -> None:
+    """Put a file on disk, then note that it is there."""
+    file.close()
+    chunks = [(c.key, str(c.dtype).removeprefix("torch."), *c[2:]) for c in file.chunks]
+    work.add_note(file.path.name, {"bytes": file.bytes, "sha256": file.sha256(), "chunks": chunks})
 
 
 def _read(source: HfFolder, item: Item) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -36,7 +36,7 @@ from megatron_r1.runtime.files import TEMPORARY, write_all
 
 METADATA, COMMON, FORMAT = ".metadata", "common.pt", "metadata.json"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
-_LARGE = 1 << 16  # bytes; below, handing a write to another thread costs more than it saves
+_LARGE = 1 << 16  # bytes; what is smaller lies in buffers that torch.save uses again
 
 
 class Chunk(NamedTuple):
@@ -53,33 +53,49 @@ class Chunk(NamedTuple):
 
 
 class DataFile:
-    """A data file being written; it appears under its name when the block ends well, and is on disk then.
+    """A data file being written; it appears under its name when it is closed, and is on disk then.
 
-    The hash is computed by a thread beside the writing.
+    The hash is computed by a thread beside the writing, which it may follow by one tensor. `discard`, or leaving the block by an
+    exception, leaves nothing of a file that was not closed.
     """
 
     def __init__(self, path: Path) -> None:
+        """Raises OSError."""
         self.path = path
         self.chunks: list[Chunk] = []
         self.bytes = 0  #: written so far
         self._sha256 = hashlib.sha256()
         self._temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
         self._problem: OSError | None = None
-
-    def __enter__(self) -> Self:
         self._fd = os.open(self._temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         self._thread = ThreadPoolExecutor(1)
+        self._hashing: Future | None = None  #: of the last value
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def close(self) -> None:
+        """Put the file on disk under its name. Raises OSError."""
         try:
-            if kind is None:
-                os.fsync(self._fd)
-                self._temporary.rename(self.path)
+            self._thread.shutdown()
+            os.fsync(self._fd)
+            self._temporary.rename(self.path)
         finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Let go of the file; without effect after `close`."""
+        self._thread.shutdown()
+        if self._fd >= 0:
             os.close(self._fd)
-            self._temporary.unlink(missing_ok=True)
+            self._fd = -1
+        self._temporary.unlink(missing_ok=True)
 
     def add(self, key: str, global_shape: tuple[int, ...], offset: tuple[int, ...], tensor: torch.Tensor) -> None:
         """Append a box of the tensor `key`. Raises OSError."""
@@ -91,6 +107,7 @@ class DataFile:
 
     def save(self, value: object) -> None:
         """Append anything that `torch.save` takes. Raises OSError."""
+        before = self._hashing
         try:
             with _without_crc():
                 torch.save(value, self)
@@ -98,25 +115,24 @@ class DataFile:
             if self._problem is not None:
                 raise self._problem from None  # torch's writer wraps it in an error of its own
             raise
+        # torch.save hands out bare memory of the value, so the value must stay until it is hashed.
+        self._hashing = self._thread.submit(lambda value: None, value)
+        if before is not None:
+            before.result()
 
     def sha256(self) -> str:
-        """Of everything that was written."""
+        """Of everything that was written. After `close`."""
         return self._sha256.hexdigest()
 
     def write(self, data: memoryview | bytes) -> int:
         """For torch.save."""
         view = memoryview(data).cast("B")
-        hashed = self._thread.submit(self._sha256.update, view) if len(view) >= _LARGE else None
+        self._thread.submit(self._sha256.update, view if len(view) >= _LARGE else bytes(view))
         try:
             write_all(self._fd, view)
         except OSError as error:
             self._problem = error
             raise
-        finally:
-            if hashed is not None:
-                hashed.result()
-        if hashed is None:
-            self._sha256.update(view)
         self.bytes += len(view)
         return len(view)
 

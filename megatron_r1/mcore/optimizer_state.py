@@ -37,12 +37,10 @@ def optimizer_state(
         is_loading: the tensors are to be filled; their content does not matter.
     """
     _create_moments(optimizer)
-    if is_loading:
-        return [part.sharded_param_state_fully_reshardable(model_state, is_loading, metadata) for part in _parts(optimizer)]
     return [
         _undivided_state(part, model_state)
-        if part.data_parallel_group.size() == 1
-        else part.sharded_param_state_fully_reshardable(model_state, is_loading, metadata)
+        if part.data_parallel_group.size() == 1 and not is_loading
+        else _gathered_state(part, model_state, metadata, is_loading)
         for part in _parts(optimizer)
     ]
 
@@ -63,8 +61,46 @@ def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]
                 group["step"] = updates
 
 
+def _gathered_state(
+    part: DistributedOptimizer, model_state: dict[str, Any], metadata: dict[str, Any], is_loading: bool
+) -> dict[int, Any]:
+    """What Megatron-Core makes by gathering over data-parallel ranks, with every tensor taken from where it lies.
+
+    Megatron-Core 0.16.1 joins the buckets of a buffer without the padding between them, and then cuts tensors out by offsets that
+    count it. With more than one bucket (a shared embedding has its own under pipeline parallelism) everything after the first would be
+    shifted, without a word.
+    """
+    gather = part.get_parameter_state_dp_zero
+
+    def gather_with_padding(*args: Any, **options: Any) -> dict[Any, Any]:
+        state = gather(*args, **options)
+        for i, buffer in enumerate(part.buffers):
+            for tensors in state[i].values():
+                for name in ("param", "exp_avg", "exp_avg_sq"):
+                    tensors[name] = _spread_buckets(tensors[name], buffer)
+        return state
+
+    part.get_parameter_state_dp_zero = gather_with_padding
+    try:
+        return part.sharded_param_state_fully_reshardable(model_state, is_loading, metadata)
+    finally:
+        del part.get_parameter_state_dp_zero
+
+
+def _spread_buckets(joined: torch.Tensor, buffer: Any) -> torch.Tensor:
+    """[numel without padding] -> [numel], every bucket at its offset."""
+    if joined.numel() == buffer.numel:
+        return joined
+    spread, start = joined.new_zeros(buffer.numel), 0
+    for bucket in buffer.buckets:
+        end = start + bucket.numel_unpadded
+        spread[bucket.offset : bucket.offset + bucket.numel_unpadded] = joined[start:end]
+        start = end
+    return spread
+
+
 def _undivided_state(part: DistributedOptimizer, model_state: dict[str, Any]) -> dict[int, Any]:
-    """What Megatron-Core makes by gathering over data-parallel ranks, without its copies: one rank has it all."""
+    """The same without copies: one data-parallel rank has it all."""
     entries, _ = extract_sharded_tensors_and_factories(model_state)
     of_model = {entry.data: entry for entry in nested_values(entries)}
     state: dict[int, Any] = {}

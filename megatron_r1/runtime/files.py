@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 TEMPORARY = ".tmp-"  #: in the name of everything that is not yet whole
-_PIECE = 1 << 17  # bytes; for longer writes Linux looks for contiguous memory, at up to ten times the CPU time on a full machine
+_PIECE = (
+    1 << 20
+)  # bytes; for writes of some MiB Linux looks for contiguous memory, at up to ten times the CPU time on a full machine
 
 
 def write_all(fd: int, data: memoryview, offset: int | None = None) -> None:
