@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
+from tests.ranks import run_ranks
 
 MODELS = {
     "v3": full_architecture(mtp=1),
@@ -51,17 +50,8 @@ def run_layouts(world_size: int) -> tuple[dict[str, list[str]], dict[str, torch.
             for dtype in DTYPES for name, layouts in LAYOUTS[world_size].items() for sizes in layouts
         ]  # fmt: skip
         results = f"{temporary}/results.pt"
-        script = str(Path(__file__).parent / "distributed/weights_layouts.py")
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, script, str(rank), str(world_size), f"{temporary}/rendezvous", json.dumps(cases), results],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for rank in range(world_size)
-        ]  # fmt: skip
-        outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
-        failed = [output[-3000:] for rank, output in zip(ranks, outputs, strict=True) if rank.returncode]
-        assert not failed, "\n".join(failed)
+        script = Path(__file__).parent / "distributed/weights_layouts.py"
+        run_ranks(script, world_size, f"{temporary}/rendezvous", json.dumps(cases), results, timeout=400)
         return torch.load(results)
 
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.ranks import run_ranks
+
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # absolute; relative
 
 
@@ -79,20 +77,10 @@ def free_port() -> int:
 def train(world_size: int) -> dict[str, list[dict[str, float]]]:
     """Results of all cases of this world size."""
     cases = {1: REFERENCES + ONE_RANK, 2: TWO_RANKS, 4: FOUR_RANKS}[world_size]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
-        arguments = [str(world_size), str(free_port()), json.dumps(cases), str(results)]
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("train_layouts.py")), str(rank), *arguments],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for rank in range(world_size)
-        ]  # fmt: skip
-        outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
-        failed = [output[-3000:] for rank, output in zip(ranks, outputs, strict=True) if rank.returncode]
-        assert not failed, "\n".join(failed)
+        script = Path(__file__).with_name("train_layouts.py")
+        run_ranks(script, world_size, free_port(), json.dumps(cases), results, timeout=600)
         return json.loads(results.read_text())
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.ranks import run_ranks
+
 LAYOUTS = {
     "one": {}, "dp2": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "vpp2": {"pp": 2, "vpp": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "pp2-dp2": {"pp": 2},
 }  # fmt: skip
@@ -55,17 +53,7 @@ def run(jobs: list[dict], world_size: int, results: Path) -> dict[str, dict]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("reshard.py")), str(rank), str(world_size), str(port), json.dumps(jobs), results],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    failed = [output[-3000:] for rank, output in zip(ranks, outputs, strict=True) if rank.returncode]
-    assert not failed, "\n".join(failed)
+    run_ranks(Path(__file__).with_name("reshard.py"), world_size, port, json.dumps(jobs), results, timeout=300)
     return json.loads(results.read_text())
 
 
