@@ -153,7 +153,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 def write_results(path: Path, arguments: argparse.Namespace, results: dict[str, Any], machine: dict[str, Any]) -> None:
     """Write one run as JSON."""
-    options = {name: value for name, value in vars(arguments).items() if name != "out"}
+    options = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
     content = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "options": options, "machine": machine, **results}
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megatron_r1.weights.hf import export_hf
+from megatron_r1.weights.hf_export import export_hf
 
 if TYPE_CHECKING:
     from transformers import DeepseekV3ForCausalLM

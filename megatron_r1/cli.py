@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from megatron_r1.config.load import flatten_config, known_keys, load_config
 from megatron_r1.config.schema import Config
+from megatron_r1.conversion.arguments import add_convert
 from megatron_r1.errors import R1Error
 from megatron_r1.runtime.launch import launched_rank
 
@@ -155,6 +156,8 @@ def _build_parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", type=Path, help="a run folder with metrics.jsonl")
     report.add_argument("--curves", type=Path, metavar="FILE.png", help="also draw the main curves as one picture")
     report.set_defaults(handler=_run_report)
+
+    add_convert(commands)
 
     pipeline = commands.add_parser("pipeline", help="several stages, one after the other")
     pipelines = pipeline.add_subparsers(metavar="PIPELINE", required=True)

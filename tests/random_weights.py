@@ -10,7 +10,7 @@ import torch
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
 from megatron_r1.model.dense import Llama, Llama3RopeScaling, Qwen2
-from megatron_r1.weights.hf import export_hf
+from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
 
 
@@ -60,3 +60,8 @@ def write_random_model(folder: Path, arch: Architecture, seed: int = 0, dtype: t
     """An exported folder of random weights."""
     export_hf(random_weights(arch, seed, dtype=dtype), arch, folder, bos_token_id=0, eos_token_id=1)
     return folder
+
+
+def random_ids(arch: Architecture, rows: int = 2, length: int = 48) -> torch.Tensor:
+    """[rows, length] token ids, always the same: long enough that scaled RoPE is seen."""
+    return torch.randint(arch.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))

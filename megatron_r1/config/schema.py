@@ -21,7 +21,7 @@ class ModelConfig(Section):
 
     preset: str = Field("tiny", description="tiny, small, 16b or 671b; ignored when `weights` names a folder")
     overrides: dict[str, Any] = Field({}, description="fields of the Hugging Face config.json that replace the preset's")
-    weights: str | None = Field(None, description="Hugging Face folder (config.json, safetensors, tokenizer) to start from")
+    weights: str | None = Field(None, description="Hugging Face folder, converted folder, checkpoint or run to start from")
 
 
 class ParallelConfig(Section):
@@ -258,6 +258,7 @@ class CheckpointConfig(Section):
 
     interval: int = Field(10, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="newest complete checkpoints kept")
+    asynchronous: bool = Field(True, description="a forked process writes them while training goes on")
 
 
 class Config(Section):

@@ -3,59 +3,87 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore import host, parallel
+from megatron_r1.mcore.checkpoint_files import join, plan_folder
+from megatron_r1.mcore.optimizer_state import load_optimizer_state, optimizer_state
 from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
+from megatron_r1.runtime.distributed import failing_together, on_rank_zero, rank, world_size
+from megatron_r1.runtime.saving import Unwritten
 
 host.require_active()
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint import CheckpointException
 
-_SCHEDULE_FILE = "schedule.json"
+_POLICY, _REFERENCE, _PROGRESS = "policy", "reference", "progress.json"
+
+
+def plan_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy | None = None) -> Unwritten:
+    """Settle what a checkpoint of this moment holds, and leave the writing for later. All ranks call this.
+
+    Args:
+        policy: what is trained. Where its tensors are on the CPU they must not change in the process that writes them.
+        folder: exists.
+        reference: also kept, since it may be older than the policy.
+    """
+    parts = [plan_folder(_policy_state(policy), folder, _POLICY)]
+    if reference is not None:
+        parts.append(plan_folder(_reference_state(policy, reference), folder, _REFERENCE))
+    progress = json.dumps({"updates": policy.updates, "layout": asdict(policy.layout)})
+    on_rank_zero(lambda: (folder / _PROGRESS).write_text(progress))
+    return join(parts)
 
 
 def save_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy | None = None) -> None:
-    """Write weights, optimizer and schedule below `folder`, collectively.
-
-    Args:
-        policy: what is trained.
-        folder: exists and is empty; the caller renames it when every rank is done.
-        reference: also kept, since it may be older than the policy.
-    """
-    _save(_state(policy, with_optimizer=policy.optimizer is not None), folder / "policy")
-    if reference is not None:
-        with policy.holding(reference.state):
-            _save(_state(policy, with_optimizer=False), folder / "reference")
-    if dist.get_rank() == 0:
-        (folder / _SCHEDULE_FILE).write_text(json.dumps({"updates": policy.updates}))
+    """Write weights, optimizer and schedule below `folder`, which exists. All ranks call this."""
+    planned = plan_policy(policy, folder, reference)
+    with failing_together():
+        written = planned.write()
+    planned.finish(written)
 
 
 def load_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy | None = None) -> None:
-    """Read what `save_policy` wrote, on the same or another layout, collectively.
+    """Read what `save_policy` wrote, on the same or another layout. All ranks call this.
+
+    Random generators are restored on the same layout; on another one there is no telling whose state a rank should have.
 
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
     if reference is not None:
-        _load(policy, folder / "reference", with_optimizer=False)
+        _load_weights(policy, folder / _REFERENCE)
         reference.refresh()
-    _load(policy, folder / "policy", with_optimizer=policy.optimizer is not None)
-    policy.updates = json.loads((folder / _SCHEDULE_FILE).read_text())["updates"]
-    if policy.scheduler is not None:
+    progress = json.loads((folder / _PROGRESS).read_text())
+    state = _model_state(policy)
+    if policy.optimizer is not None:
+        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=True)
+    same_layout = progress["layout"] == asdict(policy.layout)
+    if same_layout:
+        state["rng"] = _rng_state()
+    loaded = _load(state, folder / _POLICY)
+    _take_weights(policy, loaded)
+    policy.updates = progress["updates"]
+    if policy.optimizer is not None:
+        load_optimizer_state(policy.optimizer, loaded["optimizer"], policy.updates)
         policy.scheduler.num_steps = policy.updates
         policy.scheduler.step(0)
+    if same_layout:
+        _restore_rng(loaded["rng"])
 
 
 def load_policy_weights(policy: MegatronPolicy, folder: Path) -> None:
-    """Take only the weights from a checkpoint, whatever layout and dtype it was written with, collectively.
+    """Take only the weights from a checkpoint, whatever layout and dtype it was written with. All ranks call this.
 
     Args:
         policy: its optimizer, where it has one, starts from these weights.
@@ -64,66 +92,78 @@ def load_policy_weights(policy: MegatronPolicy, folder: Path) -> None:
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
-    _load(policy, folder / "policy", with_optimizer=False)
+    _load_weights(policy, folder / _POLICY)
     if policy.optimizer is not None:
         policy.optimizer.reload_model_params()
 
 
-def _metadata() -> dict[str, Any]:
-    # fully_reshardable: the optimizer state is stored by parameter, so that another layout can load it.
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel.groups().dp_cp,
-    }
+def sharding_metadata() -> dict[str, Any]:
+    """What Megatron-Core is told of how a checkpoint is cut: the same for every writer and reader of one."""
+    return {"dp_cp_group": parallel.groups().dp_cp}
 
 
-def _state(policy: MegatronPolicy, with_optimizer: bool, is_loading: bool = False) -> dict[str, Any]:
-    metadata = _metadata()
-    names = ["model"] if len(policy.modules) == 1 else [f"model{i}" for i in range(len(policy.modules))]
-    state: dict[str, Any] = {n: m.sharded_state_dict(metadata=metadata) for n, m in zip(names, policy.modules, strict=True)}
-    if with_optimizer:
-        state["optimizer"] = policy.optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
+def _model_state(policy: MegatronPolicy) -> dict[str, Any]:
+    metadata = sharding_metadata()
+    state = {f"model{i}": module.sharded_state_dict(metadata=metadata) for i, module in enumerate(policy.modules)}
+    # Megatron-Core would cut or pad the vocabulary of another model without a word.
+    dict_list_map_inplace(lambda e: replace(e, allow_shape_mismatch=False) if isinstance(e, ShardedTensor) else e, state)
     return state
 
 
-def _save(state: dict[str, Any], folder: Path) -> None:
-    if dist.get_rank() == 0:
-        folder.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(state, str(folder), ("torch_dist", 1))
+def _policy_state(policy: MegatronPolicy) -> dict[str, Any]:
+    state = _model_state(policy)
+    if policy.optimizer is not None:
+        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=False)
+    state["rng"] = _rng_state()
+    return state
 
 
-def _load(policy: MegatronPolicy, folder: Path, with_optimizer: bool) -> None:
+def _reference_state(policy: MegatronPolicy, reference: ReferencePolicy) -> dict[str, Any]:
+    """The sharded state of the policy's model with the reference's tensors in it."""
+    held = {own.data_ptr(): kept for own, kept in zip(policy.local_state(), reference.state, strict=True)}
+
+    def exchange(entry: Any) -> Any:
+        data = getattr(entry, "data", None)
+        return replace(entry, data=held[data.data_ptr()]) if isinstance(data, torch.Tensor) else entry
+
+    state = _model_state(policy)
+    dict_list_map_inplace(exchange, state)
+    return state
+
+
+def _rng_state() -> ShardedObject:
+    states = {"torch": torch.get_rng_state(), "megatron": get_cuda_rng_tracker().get_states()}
+    if host.require_active() == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return ShardedObject("rng", states, (world_size(),), (rank(),))
+
+
+def _restore_rng(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    get_cuda_rng_tracker().set_states(states["megatron"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _load_weights(policy: MegatronPolicy, folder: Path) -> None:
+    _take_weights(policy, _load(_model_state(policy), folder))
+
+
+def _take_weights(policy: MegatronPolicy, loaded: dict[str, Any]) -> None:
+    for i, module in enumerate(policy.modules):
+        module.load_state_dict(loaded[f"model{i}"], strict=True)
+
+
+def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`state` with the values of a folder that `plan_folder` made."""
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is missing: this checkpoint does not hold what the run needs; delete it to use an older one"
-        )
-    if with_optimizer:
-        _create_optimizer_state(policy)
+        raise CheckpointError(f"{folder} is missing: this checkpoint does not hold what the run needs")
     try:
-        loaded = dist_checkpointing.load(_state(policy, with_optimizer, is_loading=True), str(folder))
-    except (CheckpointingException, RuntimeError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()
+        return dist_checkpointing.load(state, str(folder))
+    except (CheckpointingException, CheckpointException, RuntimeError, KeyError, OSError) as error:
+        # torch gathers the errors of the ranks that have one
+        of_ranks = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+        reason = str((of_ranks or [error])[0]).strip().splitlines()
         raise CheckpointError(
             f"{folder} cannot be loaded into this model: {reason[0] if reason else type(error).__name__}"
         ) from error
-    for i, module in enumerate(policy.modules):
-        module.load_state_dict(loaded["model" if len(policy.modules) == 1 else f"model{i}"], strict=True)
-    if with_optimizer:
-        policy.optimizer.load_state_dict(loaded["optimizer"])
-
-
-def _create_optimizer_state(policy: MegatronPolicy) -> None:
-    """Adam creates its moments in the first step; a checkpoint needs them to be there to be loaded into."""
-    for parameter, state in _adam_states(policy):
-        if not state:
-            zeros = torch.zeros_like(parameter.data)
-            state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
-
-
-def _adam_states(policy: MegatronPolicy) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-    for optimizer in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
-        for group in optimizer.optimizer.param_groups:
-            for parameter in group["params"]:
-                yield parameter, optimizer.optimizer.state[parameter]

@@ -41,7 +41,8 @@ class R1GPTModel(GPTModel):
             return super()._postprocess(hidden_states, *args, labels=labels, runtime_gather_output=runtime_gather_output, **kwargs)
         if not self.post_process:
             return hidden_states
-        logits, _ = self.output_layer(hidden_states, runtime_gather_output=runtime_gather_output)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden_states, weight=weight, runtime_gather_output=runtime_gather_output)
         if labels is None:
             return logits.transpose(0, 1).contiguous()
         return self.compute_language_model_loss(labels, logits)

@@ -138,22 +138,6 @@ def _roll_packed_at_once(module: ModuleType) -> None:
     module._roll_tensor_packed_seq = roll
 
 
-def _keep_adam_step(module: ModuleType) -> None:
-    set_states = module.DistributedOptimizer._set_main_param_and_optimizer_states
-
-    def set_without_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        step = state.pop("step", None) if "step" not in tensors else None
-        set_states(self, model_param, tensors)
-        if step is not None:
-            # A counter of its own: load_state_dict gave one tensor to a whole group, and AdamW counts up in place, so the shared
-            # one would run ahead by the number of parameters a step and quietly end the bias correction.
-            state["step"] = step.clone()
-
-    module.DistributedOptimizer._set_main_param_and_optimizer_states = set_without_step
-
-
 FIXES: tuple[HostFix, ...] = (
     HostFix(
         "jit fuser off", "megatron.core.jit", "enable_jit_fuser",
@@ -215,12 +199,5 @@ FIXES: tuple[HostFix, ...] = (
         "c6e208b53512d5d8263eb6ae4161a3c171147a8b38a8c42d96a2bbc02a47a71c", "without_cuda",
         "a Python loop over sequences, five times per step and depth",
         _roll_packed_at_once,
-    ),
-    HostFix(
-        "adam step", "megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._set_main_param_and_optimizer_states",
-        "0fb8c1343b9d75846dbdc8e318c8e92c12461ac34976151344ebc34e4d9fb95b",
-        "without_te",
-        "torch's AdamW keeps 'step' per parameter, which a resharded checkpoint does not hold: KeyError; and load_state_dict shares one among a group",
-        _keep_adam_step,
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> Non
     The full tensor is drawn on the CPU and each rank keeps its part.
     """
     for name, parameter in module.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or parameter.is_meta:  # on the meta device there is nothing to draw
             continue
         is_expert = ".experts." in name
         group = parallel_state.get_expert_tensor_parallel_group() if is_expert else parallel_state.get_tensor_model_parallel_group()
@@ -38,7 +38,9 @@ def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> Non
 
 
 def global_name(module: torch.nn.Module, name: str) -> str:
-    """`name` with the model's layer and expert numbers instead of this rank's."""
+    """`name` with the model's layer and expert numbers instead of this rank's; a tied output layer is the embedding."""
+    if module.share_embeddings_and_output_weights and name == "output_layer.weight":
+        return "embedding.word_embeddings.weight"
     layer = _LAYER.match(name)
     if layer:
         number = module.decoder.layers[int(layer[1])].layer_number - 1

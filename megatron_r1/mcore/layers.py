@@ -62,11 +62,12 @@ class ReplicatedLinear(torch.nn.Linear):
 class CoreAttention(MegatronModule):
     """Causal attention by torch's scaled_dot_product_attention: rows [s, b], packed sequences (thd), context parallel.
 
+    Keys and values may have fewer heads than queries: neighbouring query heads share one. No scale means 1 / sqrt(head width).
     Under context parallelism keys and values are gathered over the group and put into sequence order; queries stay local and
     are masked by their positions.
     """
 
-    def __init__(self, config: TransformerConfig, *, softmax_scale: float, pg_collection: Any, **_: Any) -> None:
+    def __init__(self, config: TransformerConfig, *, softmax_scale: float | None, pg_collection: Any, **_: Any) -> None:
         super().__init__(config)
         self.scale, self.cp_group = softmax_scale, pg_collection.cp
 
@@ -93,7 +94,10 @@ class CoreAttention(MegatronModule):
     ) -> torch.Tensor:
         """[s, b, heads, v_dim]; causal when no mask [b or 1, 1, s, t] is given."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        grouped = key.shape[1] < query.shape[1]
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
         return output.permute(2, 0, 1, 3)
 
     def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
@@ -101,7 +105,7 @@ class CoreAttention(MegatronModule):
         groups = group_rows(cu_seqlens)
         if groups[0].tokens is None and groups[0].cells.shape[0] == query.shape[0]:
             return self._attend_rows(query, key, value, groups[0])
-        output = value.new_zeros(value.shape)  # tokens after the last sequence attend to nothing
+        output = value.new_zeros(*query.shape[:-1], value.shape[-1])  # tokens after the last sequence attend to nothing
         for group in groups:
             tokens = torch.arange(len(group.cells), device=value.device) if group.tokens is None else group.tokens
             output = output.index_copy(0, tokens, self._attend_rows(query[tokens], key[tokens], value[tokens], group))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.deepseek_v3 import DeepseekV3
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
     return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size)
 
 
+def smallest_layout(parallel: ParallelConfig, arch: Architecture) -> Layout:
+    """The layout of these sizes on as few ranks as they need. Raises ConfigError where the sizes do not fit the model."""
+    etp = parallel.etp or (parallel.tp if parallel.ep == 1 else 1)
+    world_size = parallel.pp * math.lcm(parallel.tp * parallel.cp, etp * parallel.ep)
+    return resolve_layout(parallel, arch, world_size, mtp=False, packed=False)
+
+
 def stage_layers(num_layers: int, stages: int) -> list[int]:
     """Decoder layers of every pipeline stage; the first ones take the rest, since the last also has the output head."""
     base, rest = divmod(num_layers, stages)
@@ -76,16 +85,22 @@ def stage_layers(num_layers: int, stages: int) -> list[int]:
 
 
 def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:
-    shared = arch.n_shared_experts * arch.moe_intermediate_size
-    for size, key, what, dimension in (
+    dimensions = [
         (tp, "tp", "num_attention_heads", arch.num_attention_heads),
+        (tp, "tp", "num_key_value_heads", arch.num_key_value_heads),
         (tp, "tp", "vocab_size", arch.vocab_size),
         (tp, "tp", "intermediate_size", arch.intermediate_size),
         (tp, "tp", "hidden_size", arch.hidden_size),
-        (tp, "tp", "the shared experts' width", shared),
-        (ep, "ep", "n_routed_experts", arch.n_routed_experts),
-        (etp, "etp", "moe_intermediate_size", arch.moe_intermediate_size),
-    ):
+    ]
+    if isinstance(arch, DeepseekV3):
+        dimensions += [
+            (tp, "tp", "the shared experts' width", arch.n_shared_experts * arch.moe_intermediate_size),
+            (ep, "ep", "n_routed_experts", arch.n_routed_experts),
+            (etp, "etp", "moe_intermediate_size", arch.moe_intermediate_size),
+        ]
+    else:
+        _require(ep == 1, f"parallel.ep={ep} needs a model with experts, {arch.model_type} has none: leave it unset")
+    for size, key, what, dimension in dimensions:
         _require(dimension % size == 0, f"parallel.{key}={size} does not divide {what}={dimension} of the model")
 
 

@@ -15,6 +15,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_mtp_block_spec_for_backend,
     get_mlp_module_spec_for_backend,
 )
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
@@ -22,7 +23,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention, M
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlock, MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
@@ -36,7 +37,7 @@ class TorchBackend(LocalSpecProvider):
     """Plain torch modules around Megatron-Core's parallel linear layers."""
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:
-        """RMSNorm everywhere (V3 has no other)."""
+        """RMSNorm everywhere: no architecture has another."""
         return RMSNorm
 
     def core_attention(self) -> type:
@@ -49,7 +50,7 @@ class TorchBackend(LocalSpecProvider):
         return LeanExperts, submodules
 
 
-def block_specs(config: MLATransformerConfig, vp_stage: int | None) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
+def block_specs(config: TransformerConfig, vp_stage: int | None) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
     """Specs of this stage's decoder layers and of its multi-token prediction block (None where this stage has none)."""
     if host.require_active() == "cuda" and host.have_transformer_engine():
         decoder = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
@@ -67,7 +68,7 @@ def block_specs(config: MLATransformerConfig, vp_stage: int | None) -> tuple[Tra
     return decoder, _mtp_spec(config, get_gpt_mtp_block_spec_for_backend(config, layers[-1], backend, vp_stage=vp_stage))
 
 
-def _mtp_spec(config: MLATransformerConfig, submodules: MultiTokenPredictionBlockSubmodules | None) -> ModuleSpec | None:
+def _mtp_spec(config: TransformerConfig, submodules: MultiTokenPredictionBlockSubmodules | None) -> ModuleSpec | None:
     if not config.mtp_num_layers or submodules is None:
         return None
     for layer in submodules.layer_specs:
@@ -80,8 +81,24 @@ def _use_router(mlp: ModuleSpec) -> None:
         mlp.submodules.router = Router
 
 
-def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: bool) -> ModuleSpec:
-    attention = MLASelfAttentionSubmodules(
+def _layer_spec(config: TransformerConfig, backend: TorchBackend, is_moe: bool) -> ModuleSpec:
+    mlp = get_mlp_module_spec_for_backend(backend, num_experts=config.num_moe_experts if is_moe else None)
+    _use_router(mlp)
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=_latent_attention(backend) if config.multi_latent_attention else _grouped_query_attention(backend),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp,
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _latent_attention(backend: TorchBackend) -> ModuleSpec:
+    submodules = MLASelfAttentionSubmodules(
         linear_q_proj=backend.column_parallel_linear(),
         linear_q_down_proj=ReplicatedLinear,
         linear_q_up_proj=backend.column_parallel_linear(),
@@ -92,16 +109,13 @@ def _layer_spec(config: MLATransformerConfig, backend: TorchBackend, is_moe: boo
         q_layernorm=RMSNorm,
         kv_layernorm=RMSNorm,
     )
-    mlp = get_mlp_module_spec_for_backend(backend, num_experts=config.num_moe_experts if is_moe else None)
-    _use_router(mlp)
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
-            self_attention=ModuleSpec(MLASelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=mlp,
-            mlp_bda=get_bias_dropout_add,
-        ),
+    return ModuleSpec(MLASelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules)
+
+
+def _grouped_query_attention(backend: TorchBackend) -> ModuleSpec:
+    submodules = SelfAttentionSubmodules(
+        linear_qkv=backend.column_parallel_linear(),
+        core_attention=CoreAttention,
+        linear_proj=backend.row_parallel_linear(),
     )
+    return ModuleSpec(SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
+from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, megatron_architecture
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
@@ -35,11 +36,13 @@ from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.checkpoints import verify_checkpoint
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.training.scoring import CollectiveRewards
 from megatron_r1.weights.feed import feed_rank_zero
-from megatron_r1.weights.hf import HfFolder, export_hf
+from megatron_r1.weights.hf import HfFolder
+from megatron_r1.weights.hf_export import export_hf
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.policy import MegatronPolicy
@@ -56,7 +59,8 @@ def build_architecture(config: Config) -> Architecture:
         return resolve_architecture(config.model.preset, config.model.overrides)
     if config.model.overrides:
         raise ConfigError("model.overrides would have no effect on the folder in model.weights: drop one of the two")
-    return HfFolder(Path(config.model.weights)).architecture()
+    megatron = _megatron_weights(config)
+    return megatron_architecture(megatron) if megatron is not None else HfFolder(Path(config.model.weights)).architecture()
 
 
 def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
@@ -66,7 +70,7 @@ def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
         ConfigError: there is none, or it is larger than the model's vocabulary.
         DataError: a folder without a readable tokenizer.
     """
-    folder = config.data.tokenizer or config.model.weights
+    folder = config.data.tokenizer or _megatron_weights(config) or config.model.weights
     if folder is not None:
         tokenizer = Tokenizer.load(folder)
     elif config.data.source == "tally":
@@ -116,7 +120,12 @@ def build_policy(
         temperature=temperature,
         freeze_router=freeze_router,
     )
-    if config.model.weights is not None:
+    if megatron := _megatron_weights(config):
+        from megatron_r1.mcore.checkpoint import load_policy_weights
+
+        verify_checkpoint(megatron)
+        load_policy_weights(policy, megatron)
+    elif config.model.weights is not None:
         policy.load_hf(Path(config.model.weights))
     return policy
 
@@ -229,6 +238,13 @@ def describe_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) 
     config = policy.arch.to_hf_config(_bos_id(tokenizer), tokenizer.eos_id, dtype)
     write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     tokenizer.save(folder)
+
+
+def _megatron_weights(config: Config) -> Path | None:
+    """The checkpoint that `model.weights` is or holds; None where it is a Hugging Face folder or not set."""
+    if config.model.weights is None or not holds_megatron(Path(config.model.weights)):
+        return None
+    return find_megatron_folder(Path(config.model.weights))
 
 
 def _bos_id(tokenizer: Tokenizer) -> int:

@@ -34,6 +34,7 @@ from megatron_r1.report.html import write_report
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.distributed import broadcast_object, on_rank_zero
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Unwritten, Write
 from megatron_r1.training.grpo import train_grpo
 from megatron_r1.training.pretrain import pretrain
 from megatron_r1.training.protocols import Rewards
@@ -216,24 +217,21 @@ def _build_gate(
 
 
 def _resume(run: Run, policy: MegatronPolicy, reference: ReferencePolicy | None = None) -> dict[str, Any] | None:
-    """Load the newest complete checkpoint, if there is one, and return its state."""
+    """Load the checkpoint that the run goes on from, if there is one, and return the state that was saved with it."""
     from megatron_r1.mcore.checkpoint import load_policy
 
-    checkpoint = broadcast_object(run.latest_checkpoint())
-    if checkpoint is None:
-        return None
-    state = run.load_state(checkpoint)
-    load_policy(policy, checkpoint, reference)
-    return state
+    if run.resumed_from is not None:
+        load_policy(policy, run.resumed_from, reference)
+    return run.state
 
 
-def _saver(policy: MegatronPolicy, tokenizer: Tokenizer, reference: ReferencePolicy | None = None) -> Callable[[Path], None]:
-    """A function that writes everything of a checkpoint but the run's state. Config and tokenizer make it a model by itself."""
-    from megatron_r1.mcore.checkpoint import save_policy
+def _saver(policy: MegatronPolicy, tokenizer: Tokenizer, reference: ReferencePolicy | None = None) -> Write:
+    """Makes everything of a checkpoint but the run's state. Config and tokenizer make it a model by itself."""
+    from megatron_r1.mcore.checkpoint import plan_policy
 
-    def save(folder: Path) -> None:
+    def save(folder: Path) -> Unwritten:
         on_rank_zero(lambda: describe_policy(policy, tokenizer, folder))
-        save_policy(policy, folder, reference)
+        return plan_policy(policy, folder, reference)
 
     return save
 

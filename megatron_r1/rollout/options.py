@@ -8,6 +8,11 @@ from typing import Any, Literal
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.dense import DenseArchitecture, Qwen2
+
+#: Shapes that the attention kernels of vLLM 0.32 have on CPU; another one fails at the first token.
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+CPU_LATENT_DIMS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 WORKER_EXTENSION = "megatron_r1.rollout.vllm_worker.HeldWeights"
 
@@ -56,7 +61,7 @@ def engine_options(
 
     Raises:
         ConfigError: a prompt and a response together are longer than the model's positions, the model does not divide over
-            the engine's ranks, or the transfer does not fit the device.
+            the engine's ranks, vLLM does not have a model of this shape, or the transfer does not fit the device.
     """
     max_model_len = max_prompt_tokens + rollout.max_response_tokens
     if max_model_len > arch.max_position_embeddings:
@@ -64,10 +69,7 @@ def engine_options(
             f"data.max_prompt_tokens={max_prompt_tokens} and rollout.max_response_tokens={rollout.max_response_tokens} "
             f"are more than the model's max_position_embeddings={arch.max_position_embeddings}"
         )
-    tp = rollout.tensor_parallel_size
-    for name in ("num_attention_heads", "moe_intermediate_size", "intermediate_size", "vocab_size"):
-        if getattr(arch, name) % tp:
-            raise ConfigError(f"rollout.tensor_parallel_size={tp} does not divide the model's {name}={getattr(arch, name)}")
+    _check_shape(arch, device, rollout.tensor_parallel_size)
     transfer = rollout.transfer if rollout.transfer != "auto" else {"cpu": "shm", "cuda": "nccl"}[device]
     if transfer == "nccl" and device == "cpu":
         raise ConfigError("rollout.transfer=nccl needs a CUDA device: set rollout.transfer=shm or auto")
@@ -78,7 +80,7 @@ def engine_options(
         eos_token_id=eos_token_id,
         max_model_len=max_model_len,
         max_num_seqs=rollout.max_num_seqs,
-        tensor_parallel_size=tp,
+        tensor_parallel_size=rollout.tensor_parallel_size,
         kv_cache_bytes=rollout.kv_cache_bytes,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         transfer=transfer,
@@ -86,6 +88,28 @@ def engine_options(
         start_timeout_seconds=rollout.start_timeout_seconds,
         step_timeout_seconds=rollout.step_timeout_seconds,
     )
+
+
+def _check_shape(arch: Architecture, device: Literal["cpu", "cuda"], tensor_parallel_size: int) -> None:
+    """Raises ConfigError for what vLLM would refuse late, or build otherwise than asked."""
+    for name in ("num_attention_heads", "num_key_value_heads", "moe_intermediate_size", "intermediate_size", "vocab_size"):
+        size = getattr(arch, name, 0)  # dense models have no experts
+        if size % tensor_parallel_size:
+            raise ConfigError(f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the model's {name}={size}")
+    if isinstance(arch, Qwen2) and arch.head_dim * arch.num_attention_heads != arch.hidden_size:
+        raise ConfigError(
+            f"the model's head_dim={arch.head_dim} is not hidden_size / num_attention_heads = "
+            f"{arch.hidden_size / arch.num_attention_heads:g}, which vLLM builds qwen2 with"
+        )
+    if device == "cuda":
+        return
+    if isinstance(arch, DenseArchitecture):
+        if arch.head_dim not in CPU_HEAD_DIMS:
+            raise ConfigError(f"the model's head_dim={arch.head_dim} is not one that vLLM has on CPU: {CPU_HEAD_DIMS}")
+        return
+    for name, size in CPU_LATENT_DIMS.items():
+        if getattr(arch, name) != size:
+            raise ConfigError(f"the model's {name}={getattr(arch, name)} is not the one that vLLM has on CPU: {size}")
 
 
 def engine_environment(device: Literal["cpu", "cuda"], threads: int) -> dict[str, str]:

@@ -121,14 +121,15 @@ def _arguments(options: EngineOptions) -> dict[str, Any]:
         "worker_extension_cls": options.worker_extension,
     }
     if options.device == "cuda":
-        arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back
+        if "n_routed_experts" in options.hf_config:
+            arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back
         return arguments
     arguments.update(
         enforce_eager=True,
         distributed_executor_backend="uni" if options.tensor_parallel_size == 1 else "mp",
-        # vLLM's CPU operator rotates the three-dimensional queries of MLA wrongly; its torch code is right.
-        compilation_config={"custom_ops": ["-rotary_embedding"]},
     )
-    if options.hf_config.get("kv_lora_rank"):
-        arguments["attention_backend"] = "CPU_MLA"
+    if "kv_lora_rank" in options.hf_config:
+        # vLLM's CPU operator for RoPE rotates the three-dimensional queries of MLA wrongly; its torch code is right. The
+        # two-dimensional ones of grouped-query attention it rotates right.
+        arguments.update(attention_backend="CPU_MLA", compilation_config={"custom_ops": ["-rotary_embedding"]})
     return arguments

@@ -13,10 +13,20 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-FUSED_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa")}
+FUSED_PARTS = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
+}
 
 #: Buffers that follow from the config alone: no update may change them.
 CONSTANT_BUFFERS = ("cos_sin_cache", "_q_scale", "_k_scale", "_v_scale", "_prob_scale")
@@ -34,8 +44,13 @@ class Held:
 
 
 def read_held(model: torch.nn.Module) -> Iterator[Held]:
-    """Every Hugging Face tensor that the model holds; copies that vLLM keeps of one tensor are all read."""
+    """Every Hugging Face tensor that the model holds; copies that vLLM keeps of one tensor are all read.
+
+    Tied output weights are read as one more copy of the embedding: Hugging Face has no tensor of their own.
+    """
     for name, module in model.named_modules():
+        if name == "lm_head" and model.config.tie_word_embeddings:
+            name = "model.embed_tokens"
         for kind, reader in _READERS:
             if isinstance(module, kind):
                 yield from reader(name, module)
@@ -61,7 +76,7 @@ def _read_vocab(name: str, module: VocabParallelEmbedding) -> Iterator[Held]:
     yield Held(f"{name}.weight", rows, module.weight, 0 if module.tp_size > 1 else None, shard.org_vocab_start_index)
 
 
-def _read_merged(name: str, module: MergedColumnParallelLinear) -> Iterator[Held]:
+def _read_merged(name: str, module: MergedColumnParallelLinear | QKVParallelLinear) -> Iterator[Held]:
     parent, _, leaf = name.rpartition(".")
     sizes = [size // module.tp_size for size in module.output_sizes]
     for kind, parameter in module.named_parameters(recurse=False):
@@ -141,6 +156,7 @@ def _packed_places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> tor
 _READERS = (
     (VocabParallelEmbedding, _read_vocab),
     (MergedColumnParallelLinear, _read_merged),
+    (QKVParallelLinear, _read_merged),
     (ColumnParallelLinear, _read_column),
     (RowParallelLinear, _read_row),
     (ReplicatedLinear, _read_replicated),

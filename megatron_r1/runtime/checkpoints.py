@@ -1,12 +1,14 @@
 """Checkpoint folders that are complete and verified, or do not count.
 
     checkpoints/step_000010/
-        ...              what the caller wrote, by all ranks
+        policy/          weights and optimizer; whatever the caller wrote, by all ranks
+        config.json      the model, and beside it its tokenizer
         state.json       small things: data cursor, counters
         manifest.json    size and SHA-256 of every file above
         COMPLETE         SHA-256 of manifest.json; written last, without it the folder is ignored
 
-Everything is written into `.tmp-step_000010` and renamed. Hashing is shared out over the ranks.
+Everything is written into `.tmp-step_000010` and renamed (see saving.py). A checkpoint found damaged is renamed to
+corrupt-step_000010 and counts no more. Verifying is shared out over the ranks.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.runtime.distributed import failing_together, gather_objects, on_rank_zero, rank, world_size
+from megatron_r1.runtime.distributed import gather_objects, is_rank_zero, on_rank_zero, rank, world_size
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
+STATE = "state.json"
+CORRUPT = "corrupt-"  #: before the name of a checkpoint that was found damaged
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -39,42 +43,53 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-    """Let every rank `write` its files into one new folder, then seal it. All ranks call this with the same `step`.
-
-    `state` must survive JSON; rank 0's is kept. Raises CheckpointError on every rank where the files cannot be written.
-    """
-    temporary, final = folder / f"{TEMPORARY}step_{step:06d}", folder / f"step_{step:06d}"
-    try:
-        on_rank_zero(lambda: _make_empty(temporary))
-        with failing_together():
-            write(temporary)
-        on_rank_zero(lambda: write_atomically(temporary / "state.json", json.dumps(state, indent=1)))
-        with failing_together():
-            files = _hash_files(temporary)
-        on_rank_zero(lambda: seal(temporary, final, {"step": step, "files": files}))
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {final} cannot be written: {error.strerror}; the run can resume from the one before"
-        ) from None
-    return final
-
-
 def verify_checkpoint(checkpoint: Path) -> None:
     """Read every file and compare it with the manifest. All ranks call this.
 
-    Raises CheckpointError that names the first missing, truncated or changed file and what to resume from instead.
+    Raises CheckpointError that names the first missing, truncated or changed file.
     """
     files = on_rank_zero(lambda: _read_manifest(checkpoint))
     problems = [_problem(checkpoint / name, entry) for name, entry in _share(sorted(files.items()))]
     found = [problem for of_rank in gather_objects(problems) for problem in of_rank if problem]
     if found:
-        raise _corrupt(checkpoint, found[0])
+        raise CheckpointError(found[0])
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The newest complete checkpoint under `folder` whose files all verify; None where there never was one. All ranks call this.
+
+    A newer one that does not verify is renamed to corrupt-step_N, where it counts no more, and its problem is printed.
+
+    Raises:
+        CheckpointError: there were checkpoints and none is intact, now or at an earlier call.
+    """
+    while found := on_rank_zero(lambda: complete_checkpoints(folder)):
+        try:
+            verify_checkpoint(found[-1])
+            return found[-1]
+        except CheckpointError as error:
+            aside = on_rank_zero(lambda: _set_aside(found[-1]))
+            if is_rank_zero():
+                way_on = f"using {found[-2].name} instead" if len(found) > 1 else "no older one is there"
+                print(f"corrupt checkpoint: {error}; kept as {aside.name}, {way_on}", file=sys.stderr, flush=True)
+    corrupt = on_rank_zero(lambda: sorted(path.name for path in folder.glob(f"{CORRUPT}*")))
+    if corrupt:
+        raise CheckpointError(
+            f"{folder} has no intact checkpoint, only {', '.join(corrupt)}: put back a copy, or remove what is corrupt to start anew"
+        )
+    return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `write_checkpoint` was given as `state`. Verify the checkpoint first."""
-    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    """The state that was saved with a checkpoint. Verify the checkpoint first."""
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """A file's entry in a manifest: its size and hash, after its bytes were put on the disk to outlive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -104,10 +119,13 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def _set_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.with_name(f"{CORRUPT}{checkpoint.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = checkpoint.with_name(f"{CORRUPT}{checkpoint.name}.{number}")
+    return checkpoint.rename(aside)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -117,22 +135,6 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(doomed)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> size and hash of every file under `folder`, each hashed by one rank and known to all."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    own = {}
-    for name in _share(names):
-        _flush(folder / name)
-        own[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    return {name: entry for of_rank in gather_objects(own) for name, entry in of_rank.items()}
-
-
-def _flush(path: Path) -> None:
-    """Put the file's bytes on the disk: a sealed checkpoint must outlive a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _share(items: list[Any]) -> list[Any]:
@@ -149,28 +151,21 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
     if not (checkpoint / COMPLETE).is_file():
         raise CheckpointError(f"{checkpoint} is no complete checkpoint: it holds no file {COMPLETE}")
     if not path.is_file():
-        raise _corrupt(checkpoint, f"{path} is missing")
+        raise CheckpointError(f"{path} is missing")
     if _sha256(path) != (checkpoint / COMPLETE).read_text(encoding="utf-8", errors="replace"):
-        raise _corrupt(checkpoint, f"{path} is not what {COMPLETE} says")
+        raise CheckpointError(f"{path} is not what {COMPLETE} says")
     return json.loads(path.read_text(encoding="utf-8"))["files"]
 
 
 def _problem(path: Path, entry: dict[str, Any]) -> str | None:
-    if not path.is_file():
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"{path} has {size} bytes, expected {entry['bytes']}"
+        if _sha256(path) != entry["sha256"]:
+            return f"{path} has other content than was written (SHA-256 differs)"
+    except FileNotFoundError:
         return f"{path} is missing"
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        return f"{path} has {size} bytes, expected {entry['bytes']}"
-    if _sha256(path) != entry["sha256"]:
-        return f"{path} has other content than was written (SHA-256 differs)"
+    except OSError as error:  # a rank that raised alone would leave the others waiting
+        return f"{path} cannot be read: {error.strerror}"
     return None
-
-
-def _corrupt(checkpoint: Path, problem: str) -> CheckpointError:
-    older = [path for path in complete_checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
-    way_out = (
-        f"remove {checkpoint} to resume from {older[-1].name}"
-        if older
-        else f"no older one exists: remove {checkpoint} to start anew"
-    )
-    return CheckpointError(f"corrupt checkpoint: {problem}; {way_out}")

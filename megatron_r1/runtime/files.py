@@ -6,6 +6,17 @@ import os
 from pathlib import Path
 
 TEMPORARY = ".tmp-"  #: in the name of everything that is not yet whole
+_PIECE = (
+    1 << 20
+)  # bytes; for writes of some MiB Linux looks for contiguous memory, at up to ten times the CPU time on a full machine
+
+
+def write_all(fd: int, data: memoryview, offset: int | None = None) -> None:
+    """Write all of `data` to a file, at `offset` or where the file stands. Raises OSError."""
+    done = 0
+    while done < len(data):
+        piece = data[done : done + _PIECE]
+        done += os.write(fd, piece) if offset is None else os.pwrite(fd, piece, offset + done)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,20 +14,25 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts to `total` on standard error. `initial` units are done already; a disabled one (ranks above 0) is silent."""
+    """Counts to `total` on standard error. `initial` units are done already; a disabled one (ranks above 0) is silent.
 
-    def __init__(self, total: int, description: str, initial: int = 0, enabled: bool = True) -> None:
+    With `unit` "B" it counts bytes, and tells them and their rate in large units.
+    """
+
+    def __init__(self, total: int, description: str, initial: int = 0, enabled: bool = True, unit: str = "it") -> None:
         self.total = total
         self.description = description
         self.done = initial
         self._initial = initial
         self._enabled = enabled
+        self._in_bytes = unit == "B"
         self._started = time.monotonic()
         self._last_line = self._started
         self._shown = ""
         self._bar = None
         if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True)
+            scaled = unit == "B"
+            self._bar = tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, unit=unit, unit_scale=scaled)
 
     def show(self, values: Mapping[str, float]) -> None:
         """Put these values behind the bar, or at the end of the next line."""
@@ -58,5 +63,10 @@ class Progress:
     def _line(self) -> str:
         elapsed = time.monotonic() - self._started
         left = elapsed / max(self.done - self._initial, 1) * (self.total - self.done)
-        line = f"{self.description}: {self.done}/{self.total}, {elapsed:.0f} s, about {left:.0f} s left"
+        count = f"{self.done}/{self.total}"
+        if self._in_bytes:
+            rate = (self.done - self._initial) / max(elapsed, 1e-9)
+            done, total, rate = (tqdm.format_sizeof(value, "B") for value in (self.done, self.total, rate))
+            count = f"{done}/{total}, {rate}/s"
+        line = f"{self.description}: {count}, {elapsed:.0f} s, about {left:.0f} s left"
         return f"{line}, {self._shown}" if self._shown else line

@@ -9,8 +9,8 @@
         checkpoints/      see checkpoints.py
         .lock             held while a process writes here
 
-A run killed at any moment resumes with the same command: what was recorded after the newest complete checkpoint is dropped
-and done again.
+A run killed at any moment resumes with the same command: what was recorded after the newest intact checkpoint is dropped and
+done again. Layout and number of processes may be others than before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -34,18 +34,17 @@ from megatron_r1.config.load import flatten_config, load_config, save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError
 from megatron_r1.runtime.checkpoints import (
-    complete_checkpoints,
+    newest_intact,
     prune_checkpoints,
     read_state,
     remove_leftovers,
     step_of,
-    verify_checkpoint,
-    write_checkpoint,
 )
-from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero
+from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.runtime.metrics import MetricsWriter
 from megatron_r1.runtime.progress import Progress
+from megatron_r1.runtime.saving import PendingCheckpoint, Write
 from megatron_r1.types import RolloutGroup
 
 SHOWN = {
@@ -56,7 +55,7 @@ SHOWN = {
     "grad_norm": "grad_norm",
 }
 FREE_TO_CHANGE = re.compile(
-    r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads"
+    r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads|parallel\..*"
     r"|reward\.workers|reward\.judge\.(url|api_key_file|cache|concurrency|timeout_seconds|retries)"
 )
 
@@ -64,11 +63,15 @@ FREE_TO_CHANGE = re.compile(
 class Run:
     """One run of one command. All ranks open it and call its methods; rank 0 alone writes, except into checkpoints."""
 
-    def __init__(self, folder: Path, config: Config, step: int) -> None:
+    def __init__(self, folder: Path, config: Config) -> None:
         """Use `Run.open`."""
         self.folder = folder
-        self.step = step  #: last step in the newest complete checkpoint; 0 where there is none
+        self.step = 0  #: last step in the newest complete checkpoint; 0 where there is none
+        self.resumed_from: Path | None = None  #: the verified checkpoint to load from
+        self.state: dict[str, Any] | None = None  #: what was saved with it
         self._config = config
+        self._pending: PendingCheckpoint | None = None
+        self._last_step = 0
         self._lock: TextIO | None = None
         self._metrics: MetricsWriter | None = None
         self._progress: Progress | None = None
@@ -81,30 +84,26 @@ class Run:
         """Create the run, or resume it where `folder` holds one. All ranks call this.
 
         Raises ConfigError where another process writes there, where the run was made by another command, or where a setting
-        that changes the result differs from the run's.
+        that changes the result differs from the run's; CheckpointError where all its checkpoints are corrupt.
         """
-        lock: list[TextIO] = []
-
-        def prepare() -> int:
-            lock.append(_lock_folder(folder))
-            try:
-                return _prepare_folder(folder, config, command)
-            except Exception:
-                lock[0].close()
-                raise
-
-        run = cls(folder, config, on_rank_zero(prepare))
-        with failing_together():
-            if is_rank_zero():
-                run._lock = lock[0]
-                # step 0 is recorded before the first update, so only a run with a checkpoint has it to keep
-                run._metrics = MetricsWriter(folder, last_step=run.step if run.latest_checkpoint() else -1)
-                if run.step:
-                    print(f"{command}: resuming {folder} after step {run.step}", file=sys.stderr, flush=True)
+        run = cls(folder, config)
+        try:
+            on_rank_zero(lambda: run._prepare_folder(command))
+            run.resumed_from = newest_intact(folder / "checkpoints")
+            if run.resumed_from is not None:
+                run.step = step_of(run.resumed_from)
+                run.state = on_rank_zero(lambda: read_state(run.resumed_from))
+            on_rank_zero(lambda: run._cut_back(command))
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def close(self) -> None:
-        """Close the files and let another process have the folder."""
+        """Close the files and let another process have the folder. A checkpoint that is still being written is given up."""
+        if self._pending is not None:
+            self._pending.abandon()
+            self._pending = None
         if self._progress is not None:
             self._progress.close()
         if self._metrics is not None:
@@ -116,15 +115,24 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            if kind is None:
+                self._seal_pending()
+        finally:
+            self.close()
 
     def steps(self, total: int, description: str) -> Iterator[int]:
         """The steps that are left, from `self.step + 1` to `total`, behind a progress bar."""
         self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
         self._step_started = time.perf_counter()
+        self._last_step = total
         for step in range(self.step + 1, total + 1):
             yield step
             self._progress.advance()
+            if self._pending is not None:
+                with self.timer("checkpoint"):
+                    if self._pending.is_written():
+                        self._seal_pending()
         self._progress.close()
 
     @contextmanager
@@ -166,28 +174,54 @@ class Run:
         """Whether `checkpoint.interval` or the end of the run asks for a checkpoint after this step."""
         return step % self._config.checkpoint.interval == 0 or step == total
 
-    def checkpoint(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Make a complete checkpoint and drop those beyond `checkpoint.keep`. All ranks call this.
+    def checkpoint(self, step: int, write: Write, state: dict[str, Any]) -> None:
+        """Take a checkpoint; once complete it counts, and those beyond `checkpoint.keep` are dropped. All ranks call this.
 
-        `write` puts this rank's files into the folder that it is given; `state` must survive JSON.
-        Raises CheckpointError where the files cannot be written.
+        With `checkpoint.asynchronous` the files are written beside the next steps, except after the last step. A checkpoint that
+        is still being written is waited for. `write` is described at `runtime.saving.Write`; `state` must survive JSON.
+        Raises CheckpointError where files cannot be written: here, or in a later step.
         """
-        folder = self.folder / "checkpoints"
         with self.timer("checkpoint"):
-            path = write_checkpoint(folder, step, write, state)
-            on_rank_zero(lambda: prune_checkpoints(folder, self._config.checkpoint.keep))
-        self.step = step
-        return path
+            self._seal_pending()
+            later = self._config.checkpoint.asynchronous and step < self._last_step
+            self._pending = PendingCheckpoint(self.folder / "checkpoints", step, write, state, asynchronous=later)
+            if not later:
+                self._seal_pending()
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint. Verify it with `load_state` before reading from it."""
-        done = complete_checkpoints(self.folder / "checkpoints")
-        return done[-1] if done else None
+    def _seal_pending(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        sealed = pending.seal()
+        on_rank_zero(lambda: prune_checkpoints(sealed.parent, self._config.checkpoint.keep))
+        self.step = step_of(sealed)
 
-    def load_state(self, checkpoint: Path) -> dict[str, Any]:
-        """Verify every file of a checkpoint and return its `state`. All ranks call this. Raises CheckpointError."""
-        verify_checkpoint(checkpoint)
-        return read_state(checkpoint)
+    def _prepare_folder(self, command: str) -> None:
+        """Lock the folder, check that the run may go on here, and remove what a kill left half-written. Rank 0 only."""
+        self._lock = _lock_folder(self.folder)
+        _check_resumes(self.folder, self._config, command)
+        save_config(self._config, self.folder / "config.yaml")
+        if not (self.folder / "run.json").exists():
+            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+            write_atomically(self.folder / "run.json", json.dumps({"command": command, "started": started}) + "\n")
+        rollouts, checkpoints = self.folder / "rollouts", self.folder / "checkpoints"
+        rollouts.mkdir(exist_ok=True)
+        checkpoints.mkdir(exist_ok=True)
+        remove_leftovers(checkpoints)
+        for path in [*self.folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
+            if path.is_file():
+                path.unlink()
+
+    def _cut_back(self, command: str) -> None:
+        """Drop what was recorded after the checkpoint: it will be done again. Rank 0 only."""
+        for path in (self.folder / "rollouts").glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > self.step:
+                path.unlink()
+        # step 0 is recorded before the first update, so only a run with a checkpoint has it to keep
+        self._metrics = MetricsWriter(self.folder, last_step=self.step if self.resumed_from else -1)
+        if self.step:
+            print(f"{command}: resuming {self.folder} after step {self.step}", file=sys.stderr, flush=True)
 
 
 def _lock_folder(folder: Path) -> TextIO:
@@ -208,28 +242,6 @@ def _lock_folder(folder: Path) -> TextIO:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
     return lock
-
-
-def _prepare_folder(folder: Path, config: Config, command: str) -> int:
-    """Check that the run may go on here, drop what will be done again, and return the step to go on from."""
-    _check_resumes(folder, config, command)
-    save_config(config, folder / "config.yaml")
-    if not (folder / "run.json").exists():
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        write_atomically(folder / "run.json", json.dumps({"command": command, "started": started}) + "\n")
-    rollouts, checkpoints = folder / "rollouts", folder / "checkpoints"
-    rollouts.mkdir(exist_ok=True)
-    checkpoints.mkdir(exist_ok=True)
-    remove_leftovers(checkpoints)
-    for path in [*folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
-        if path.is_file():
-            path.unlink()
-    done = complete_checkpoints(checkpoints)
-    step = step_of(done[-1]) if done else 0
-    for path in rollouts.glob("step_*.jsonl"):
-        if int(path.stem.removeprefix("step_")) > step:
-            path.unlink()
-    return step
 
 
 def _check_resumes(folder: Path, config: Config, command: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from megatron_r1.config.schema import GrpoConfig, RolloutConfig
 from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Write
 from megatron_r1.training.parity import check_parity, compare_logprobs
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
 from megatron_r1.training.samples import minibatches, to_training_samples, with_logprobs
@@ -30,7 +30,7 @@ def train_grpo(
     rewards: Rewards,
     prompts: PromptSource,
     run: Run,
-    save: Callable[[Path], None],
+    save: Write,
     evaluate: Callable[[int], dict[str, float]],
     seed: int,
 ) -> None:
@@ -41,7 +41,7 @@ def train_grpo(
     Args:
         reference: None when `stage.kl_coef` is 0.
         rewards: scores every group, from the moment it is sampled.
-        save: writes policy and reference into a folder.
+        save: writes policy and reference, as `Run.checkpoint` wants it.
         evaluate: held-out metrics of a step; empty where none is due.
 
     Raises:

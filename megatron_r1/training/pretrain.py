@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from megatron_r1.algorithms.sft import cross_entropy_loss
 from megatron_r1.config.schema import PretrainConfig
 from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Write
 from megatron_r1.training.protocols import LossFn, Stats
 from megatron_r1.types import MicroBatch
 
@@ -45,14 +45,14 @@ def pretrain(
     policy: Trainable,
     documents: Documents,
     run: Run,
-    save: Callable[[Path], None],
+    save: Write,
     gate: Callable[[], float] | None,
     data_parallel: tuple[int, int],
 ) -> None:
     """Train for `stage.steps` updates, then, where there is a gate, at the final learning rate until it is passed.
 
     Args:
-        save: writes the policy into a folder.
+        save: writes the policy, as `Run.checkpoint` wants it.
         gate: measures the accuracy that `stage.gate_accuracy` asks for.
         data_parallel: this rank's index and the number of data-parallel ranks.
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 from megatron_r1.config.schema import SftConfig
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Write
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.training.protocols import Policy
 from megatron_r1.training.samples import minibatches
@@ -19,14 +18,12 @@ def count_updates(stage: SftConfig, num_examples: int) -> int:
     return stage.epochs * math.ceil(num_examples / stage.batch_size)
 
 
-def train_sft(
-    stage: SftConfig, *, policy: Policy, samples: list[TrainingSample], run: Run, save: Callable[[Path], None], seed: int
-) -> None:
+def train_sft(stage: SftConfig, *, policy: Policy, samples: list[TrainingSample], run: Run, save: Write, seed: int) -> None:
     """Go over the samples `stage.epochs` times in an order that depends on seed and epoch only, going on where `run` left off.
 
     Args:
         samples: loss on the response tokens only.
-        save: writes the policy into a folder.
+        save: writes the policy, as `Run.checkpoint` wants it.
     """
     per_epoch = math.ceil(len(samples) / stage.batch_size)
     total = stage.epochs * per_epoch

@@ -16,7 +16,8 @@ BLOCK = 128  #: rows and columns of a block
 SCALE_SUFFIX = "_scale_inv"
 LARGEST = 448.0  #: of E4M3
 
-_STRIPE = 1 << 17  # elements worked on at a time: their float32 values stay in the cache
+_STRIPE = 1 << 18  # elements worked on at a time, so that they stay in the cache
+_TOO_LARGE = 2.0**7  # times 2^120, a scale from here on is infinite
 _FP8_WEIGHTS = re.compile(
     r"\.(self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)"
     r"|mlp\.(experts\.\d+\.|shared_experts\.)?(gate_proj|up_proj|down_proj))\.weight$"
@@ -87,13 +88,22 @@ def dequantize_into(
     blocks = scale_shape((first_row + rows, first_column + columns))
     if tuple(scale_inv.shape) != blocks:
         raise ConversionError(f"FP8 scales have shape {list(scale_inv.shape)}, expected {list(blocks)}")
+    if weight.numel() == 0:
+        return
     scales = scale_inv.repeat_interleave(BLOCK, 1)[:, first_column : first_column + columns]
-    step = max(1, min(BLOCK, _STRIPE // max(columns, 1)))
+    step = max(1, min(BLOCK, _STRIPE // columns))
+    fast = not weight.is_cuda and bool(scale_inv.max() < _TOO_LARGE)  # False also for NaN
+    buffer = torch.empty(min(step, rows) if fast else 0, columns, dtype=torch.int32)
     start = 0
     while start < rows:
         block = (first_row + start) // BLOCK
         end = min(start + step, rows, (block + 1) * BLOCK - first_row)
-        out[start:end].copy_(_to_float32(weight[start:end]).mul_(scales[block]))
+        codes = weight[start:end]
+        if fast and not _has_nan(codes):
+            values = _shift_bits(codes, buffer[: end - start]).mul_(scales[block] * 2.0**120)
+        else:
+            values = codes.float() * scales[block]
+        out[start:end].copy_(values)
         start = end
 
 
@@ -130,14 +140,15 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scales
 
 
-def _to_float32(codes: torch.Tensor) -> torch.Tensor:
-    """What `codes.float()` gives, eight times as fast on a CPU, where torch converts E4M3 number by number."""
-    if codes.is_cuda:
-        return codes.float()
-    # Sign, 4 bits of exponent and 3 of mantissa land where float32 has them; its exponent is biased by 127, not 7.
-    bits = codes.view(torch.int8).to(torch.int32).bitwise_left_shift_(20).bitwise_and_(_SIGN_AND_CODE)
-    values = bits.view(torch.float32).mul_(2.0**120)
-    low, high = torch.aminmax(values)
-    if max(high.item(), -low.item()) > LARGEST:
-        values[codes.isnan()] = torch.nan  # the code above 448 means NaN
-    return values
+def _has_nan(codes: torch.Tensor) -> bool:
+    """Whether any code is 0x7f or 0xff."""
+    return codes.view(torch.uint8).bitwise_and(0x7F).max().item() == 0x7F
+
+
+def _shift_bits(codes: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """Values of codes times 2^-120, in float32, in the memory of the int32 buffer.
+
+    Sign, 4 bits of exponent and 3 of mantissa are put where float32 has them, whose exponent is biased by 127 instead of 7.
+    On a CPU this is eight times as fast as torch's conversion, which goes number by number.
+    """
+    return buffer.copy_(codes.view(torch.int8)).bitwise_left_shift_(20).bitwise_and_(_SIGN_AND_CODE).view(torch.float32)

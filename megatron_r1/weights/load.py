@@ -38,9 +38,7 @@ def load_weights(modules: Sequence[torch.nn.Module], arch: Architecture, folder:
     local = local_weights(modules, arch, groups)
     for i, targets in local.tensors.items():
         entry = local.entries[i]
-        for name, shape in zip(entry.hf, entry.shapes, strict=True):
-            if source.shape(name) != shape:
-                raise ConversionError(f"tensor {name} in {folder} has shape {list(source.shape(name))}, expected {list(shape)}")
+        source.check_shapes(entry.hf_shapes)
         for target in targets:
             _fill(entry, target, source, groups)
 
@@ -51,19 +49,22 @@ def _fill(entry: Entry, target: torch.Tensor, source: HfFolder, groups: WeightGr
     if entry.split is Split.VOCAB:
         _fill_vocabulary(entry, target, source, rank)
     elif entry.split is Split.ROW:
-        target.copy_(source.read(entry.name, columns=_piece(entry.shapes[0][1], rank, parts)))
+        target.copy_(source.read(entry.name, columns=_piece(entry.shapes[0][1], rank, parts), dtype=target.dtype))
     else:
-        pieces = [source.read(name, _piece(s[0], rank, parts)) for name, s in zip(entry.hf, entry.shapes, strict=True)]
+        rows = [_piece(shape[0], rank, parts) for shape in entry.shapes]
+        pieces = [source.read(name, mine, dtype=target.dtype) for name, mine in zip(entry.hf, rows, strict=True)]
         target.copy_(fuse(entry, pieces, parts))
 
 
 def _fill_vocabulary(entry: Entry, target: torch.Tensor, source: HfFolder, rank: int) -> None:
     count, size = target.shape[0], entry.full_shape[0]
     mine = slice(min(rank * count, size), min((rank + 1) * count, size))
-    rows = source.read(entry.name, mine)
+    rows = source.read(entry.name, mine, dtype=target.dtype)
     for copy in entry.copies:
-        if not torch.equal(source.read(copy, mine), rows):
-            raise ConversionError(f"tensor {copy} in {source.folder} is not the copy of {entry.name} that it has to be")
+        if not torch.equal(source.read(copy, mine, dtype=target.dtype), rows):
+            raise ConversionError(
+                f"tensor {copy} in {source.folder} differs from {entry.name}: Megatron-Core shares one tensor between them"
+            )
     target[: rows.shape[0]].copy_(rows)
     target[rows.shape[0] :].zero_()  # padding: no token has these ids
 

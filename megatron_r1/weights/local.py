@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -38,8 +39,7 @@ def local_weights(modules: Sequence[torch.nn.Module], arch: Architecture, groups
     Raises:
         ConversionError: a tensor that the table does not have, that has another shape than the table says, or that is there twice.
     """
-    entries = model_entries(arch)
-    index = {name: i for i, entry in enumerate(entries) for name in entry.megatron}
+    entries, index = _table(arch)
     tensors: dict[int, list[torch.Tensor]] = {}
     problems: list[str] = []
     for module in modules:
@@ -58,6 +58,13 @@ def local_weights(modules: Sequence[torch.nn.Module], arch: Architecture, groups
     if problems:
         raise ConversionError(f"Megatron weights do not match the model: {name_some(problems)}")
     return LocalWeights(entries, tensors)
+
+
+@lru_cache(maxsize=1)  # 46,000 entries for DeepSeek-V3: a second's work, and a conversion asks for every rank of a layout
+def _table(arch: Architecture) -> tuple[list[Entry], dict[str, int]]:
+    """The whole model in streaming order, and where each Megatron name stands in it."""
+    entries = model_entries(arch)
+    return entries, {name: i for i, entry in enumerate(entries) for name in entry.megatron}
 
 
 def tensor_group(entry: Entry, groups: WeightGroups) -> dist.ProcessGroup | None:

@@ -135,6 +135,11 @@ class Entry:
         return self.hf[0]
 
     @property
+    def hf_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of its Hugging Face tensors, copies included."""
+        return dict(zip(self.hf, self.shapes, strict=True)) | dict.fromkeys(self.copies, self.shapes[0])
+
+    @property
     def full_shape(self) -> tuple[int, ...]:
         """Of the Megatron tensor before any split: all Hugging Face tensors in one, the vocabulary without padding."""
         return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
@@ -156,11 +161,7 @@ def model_entries(arch: Architecture) -> list[Entry]:
 
 def hf_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of an exported folder, in streaming order."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for entry in model_entries(arch):
-        shapes |= zip(entry.hf, entry.shapes, strict=True)
-        shapes |= dict.fromkeys(entry.copies, entry.shapes[0])
-    return shapes
+    return {name: shape for entry in model_entries(arch) for name, shape in entry.hf_shapes.items()}
 
 
 def _entries(arch: Architecture, rows: tuple[Row, ...], megatron: str, hf: str) -> list[Entry]:

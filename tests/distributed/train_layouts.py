@@ -1,4 +1,4 @@
-"""Train a small V3 model for a few steps under several layouts, in one set of processes. Started by test_layouts.py.
+"""Train a small model for a few steps under several layouts, in one set of processes. Started by test_layouts.py.
 
 Arguments: rank, world size, a free port, a JSON list of cases, the result file (written by the last rank).
 """
@@ -17,9 +17,8 @@ import torch.distributed as dist
 
 from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
 from megatron_r1.mcore import host
-from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
 from megatron_r1.types import MicroBatch
+from tests.random_weights import full_architecture, qwen2_architecture
 
 host.activate("cpu")
 
@@ -32,17 +31,6 @@ from megatron_r1.mcore import parallel, provider
 
 STEPS, ROWS, WIDTH = 3, 2, 32
 PACKED_LENGTHS = ([40, 24], [16, 8, 8, 32])
-
-
-def architecture(mtp: bool) -> Architecture:
-    """Every part of V3: q-lora, YaRN, group-limited routing, a shared expert."""
-    return DeepseekV3(
-        vocab_size=128, hidden_size=64, num_hidden_layers=5, first_k_dense_replace=1, num_nextn_predict_layers=int(mtp),
-        intermediate_size=128, num_attention_heads=4, q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8,
-        v_head_dim=16, max_position_embeddings=128, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=32),
-        n_routed_experts=8, n_shared_experts=1, moe_intermediate_size=32, num_experts_per_tok=4, n_group=4, topk_group=2,
-        routed_scaling_factor=2.5, init_std=0.05,
-    )  # fmt: skip
 
 
 def batch(step: int, packed: bool) -> list[MicroBatch]:
@@ -62,7 +50,8 @@ def batch(step: int, packed: bool) -> list[MicroBatch]:
 
 def train(case: dict) -> list[dict[str, float]]:
     """Loss per token and gradient norm of every step."""
-    arch, packed = architecture(case["mtp"]), case["packed"]
+    arch = full_architecture(mtp=int(case["mtp"])) if case["model"] == "deepseek_v3" else qwen2_architecture(tied=True)
+    packed = case["packed"]
     moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 if case["mtp"] else 0.0)
     runtime = RuntimeConfig(recompute=case["recompute"])
     # packed=False: the sequences of `batch` are as long as context parallelism needs them.

@@ -1,14 +1,14 @@
-"""Load a Hugging Face folder into a model under several layouts and gather it again. Started by test_weights_layouts.py.
+"""Load Hugging Face folders under several layouts, compute logits and gather the weights again. Started by weights_runs.py.
 
-Arguments: rank, world size, a file for the rendezvous, a JSON list of folders, a JSON list of parallel sizes, the result file.
+Arguments: rank, world size, a file for the rendezvous, a JSON list of cases (folder, dtype, parallel sizes), the result file.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,34 +18,74 @@ import torch.distributed as dist
 from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
 from megatron_r1.errors import ConversionError
 from megatron_r1.mcore import host
+from megatron_r1.model.architecture import Architecture
 from megatron_r1.weights.gather import gather_weights
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.load import load_weights
+from tests.random_weights import random_ids
 
 host.activate("cpu")
+
+from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_r1.mcore import parallel, provider
 
 
-def round_trip(folder: Path, sizes: dict[str, int]) -> list[str]:
-    """What is wrong on this rank after loading and gathering: nothing, if all is well."""
-    source = HfFolder(folder)
-    arch = source.architecture()
+def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provider.R1GPTModel], Architecture]:
+    """The model of a folder, loaded, and its architecture."""
+    arch = HfFolder(folder).architecture()
     mtp = arch.num_nextn_predict_layers > 0
     layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, dist.get_world_size(), mtp=mtp, packed=False)
     parallel.initialize(layout, seed=1)
     moe = MoeTrainingConfig(bias_update_rate=1e-3, mtp_loss_scale=0.3 if mtp else 0.0)
-    modules = provider.build_model(arch, layout, RuntimeConfig(), moe, seed=7)
-    groups = parallel.groups()
-    load_weights(modules, arch, folder, groups)
+    modules = provider.build_model(arch, layout, RuntimeConfig(dtype=dtype), moe, seed=7)
+    load_weights(modules, arch, folder, parallel.groups())
+    return modules, arch
+
+
+def round_trip(folder: Path, modules: list[provider.R1GPTModel], arch: Architecture) -> list[str]:
+    """What is wrong on this rank with the gathered weights: nothing, if all is well."""
+    source, groups = HfFolder(folder), parallel.groups()
     names, wrong = [], []
     for name, tensor in gather_weights(modules, arch, groups):
         names.append(name)
-        if not torch.equal(tensor, source.read(name)):
+        expected = source.read(name)
+        if tensor.dtype != expected.dtype or not torch.equal(tensor, expected):
             wrong.append(name)
     if sorted(names) != sorted(source.files):
         wrong.append("the names are not the folder's")
     return wrong + surplus_is_refused_everywhere(modules, arch, groups)
+
+
+def all_logits(modules: list[provider.R1GPTModel], ids: torch.Tensor) -> torch.Tensor | None:
+    """[1 + depth, b, t, vocabulary]: the main model's and every multi-token prediction's; None before the last stage."""
+    found: list[torch.Tensor] = []
+    last = modules[-1]
+    if last.post_process:  # copied, because the cross entropy works in place
+        last.output_layer.register_forward_hook(lambda module, inputs, output: found.append(output[0].detach().clone()))
+
+    def forward(batches: Iterator[torch.Tensor], model: torch.nn.Module):
+        tokens = next(batches)
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens).contiguous()
+        # Labels and a backward pass, because multi-token prediction is only run for its loss.
+        nll = model(tokens, positions, None, labels=tokens)
+        return nll, lambda nll: (nll.sum(), torch.tensor(nll.numel(), dtype=torch.int), {})
+
+    rows = ids.split(1)  # as many micro-batches as an interleaved schedule needs
+    iterators = [iter(rows) for _ in modules]
+    get_forward_backward_func()(
+        forward_step_func=forward, data_iterator=iterators if len(modules) > 1 else iterators[0],
+        model=modules if len(modules) > 1 else modules[0], num_microbatches=len(rows), seq_length=ids.shape[1],
+        micro_batch_size=1, forward_only=False,
+    )  # fmt: skip
+    if not found:
+        return None
+    logits = torch.stack(found).squeeze(2).unflatten(0, (len(rows), -1))  # [b, depths then main, t, vocabulary / tp]
+    logits = logits.roll(1, 1).transpose(0, 1).contiguous()
+    group = parallel.groups().tp
+    parts = [torch.empty_like(logits) for _ in range(group.size())]
+    dist.all_gather(parts, logits, group=group)
+    return torch.cat(parts, -1)
 
 
 def surplus_is_refused_everywhere(modules: list, arch: object, groups: object) -> list[str]:
@@ -60,19 +100,23 @@ def surplus_is_refused_everywhere(modules: list, arch: object, groups: object) -
 
 
 def main() -> None:
-    """Run every case and collect what any rank found."""
-    rank, world_size, rendezvous, folders, cases, results = sys.argv[1:]
+    """Run every case and collect what any rank found; the last rank has the logits."""
+    rank, world_size, rendezvous, cases, results = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     store = dist.FileStore(rendezvous, int(world_size))
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=120))
-    found = {}
-    for folder, sizes in itertools.product(json.loads(folders), json.loads(cases)):
+    problems, logits = {}, {}
+    for folder, dtype, sizes in json.loads(cases):
+        modules, arch = build(Path(folder), dtype, sizes)
+        case = f"{Path(folder).name} {dtype} {sizes}"
+        if dtype == "fp32":
+            logits[case] = all_logits(modules, random_ids(arch))
         everywhere: list[list[str]] = [[] for _ in range(int(world_size))]
-        dist.all_gather_object(everywhere, round_trip(Path(folder), sizes))
-        found[f"{Path(folder).name} {sizes}"] = sorted({problem for problems in everywhere for problem in problems})
-    if int(rank) == 0:
-        Path(results).write_text(json.dumps(found))
+        dist.all_gather_object(everywhere, round_trip(Path(folder), modules, arch))
+        problems[case] = sorted({problem for found in everywhere for problem in found})
+    if int(rank) == int(world_size) - 1:
+        torch.save((problems, logits), results)
     dist.barrier()
     dist.destroy_process_group()
 

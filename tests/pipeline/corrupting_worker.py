@@ -12,11 +12,11 @@ from megatron_r1.rollout.vllm_worker import HeldWeights
 class CorruptingWorker(HeldWeights):
     """Flips single bits of vLLM's memory."""
 
-    def flip_bit(self, name: str) -> None:
-        """Flip the lowest bit of one element of a parameter or buffer; a second call restores it."""
+    def flip_bit(self, name: str, row: int | None = None) -> None:
+        """Flip the lowest bit of one element of a parameter or buffer, in a row or the middle one; a second call restores it."""
         model = self.model_runner.model
         tensor = dict([*model.named_parameters(), *model.named_buffers()])[name]
-        _flip(tensor.data)
+        _flip(tensor.data if row is None else tensor.data[row : row + 1])
 
     def replace_router_bias(self, layer: int) -> None:
         """Give a router a copy of its bias that later updates would not reach, with one bit changed."""
@@ -26,6 +26,11 @@ class CorruptingWorker(HeldWeights):
                 bias = router.e_score_correction_bias.data.clone()
                 _flip(bias)
                 router.e_score_correction_bias = bias
+
+    def untie(self) -> None:
+        """Give a tied output layer a copy of the embedding that later updates would not reach."""
+        model = self.model_runner.model
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
 
     def add_parameter(self) -> None:
         """Register a parameter that no rule explains."""

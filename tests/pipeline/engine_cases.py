@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.rollout.options import EngineOptions, engine_options
-from megatron_r1.types import Prompt, RolloutGroup
+from megatron_r1.rollout.process import VllmProcessEngine
+from megatron_r1.types import Prompt, RolloutGroup, Sampling
+from tests.random_weights import random_weights
+
+SAMPLING = Sampling(n=1, temperature=1.0, top_p=1.0, max_tokens=16)
+
+
+@dataclass(frozen=True)
+class FolderOptions(EngineOptions):
+    """What `folder_host` starts with."""
+
+    folder: Path | None = None  #: exported model
+    vllm_version: str | None = None  #: what vLLM says it is; None: the truth
 
 
 def options(arch: Architecture, tensor_parallel_size: int = 1) -> EngineOptions:
@@ -24,6 +40,42 @@ def prompts(arch: Architecture, n: int = 32) -> list[Prompt]:
     lengths = torch.randint(8, 33, (n,), generator=generator).tolist()
     tokens = [tuple(torch.randint(2, arch.vocab_size, (length,), generator=generator).tolist()) for length in lengths]
     return [Prompt(f"p{i}", "", "", "", ids) for i, ids in enumerate(tokens)]
+
+
+def sampled(groups: list[RolloutGroup]) -> list[tuple[list[int], list[float]]]:
+    """Tokens and log-probs of every response."""
+    return [(r.token_ids, r.rollout_logprobs) for group in groups for r in group.rollouts]
+
+
+def check_corruptions(engine: VllmProcessEngine, arch: Architecture, corruptions: dict[tuple[str, int | None], str]) -> None:
+    """Flip one bit of every target (parameter, row) after an update and before its check, which must name the tensor."""
+    call = engine._call
+
+    def flip_before_check(name: str, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] == "held_weights":
+            call("call_workers", "flip_bit", *target)
+        return call(name, *args, **kwargs)
+
+    engine.load_weights(random_weights(arch, 0), version=0)  # records the constants
+    engine._call = flip_before_check
+    try:
+        for target, named in corruptions.items():
+            with pytest.raises(WeightSyncError, match=named):
+                engine.load_weights(random_weights(arch, 0), version=0)
+            with pytest.raises(RolloutError, match="no weights"):
+                engine.generate(prompts(arch, 1), SAMPLING, seed=0)
+            call("call_workers", "flip_bit", *target)
+    finally:
+        engine._call = call
+    engine.load_weights(random_weights(arch, 0), version=0)
+
+
+def check_held_tensors(engine: VllmProcessEngine, arch: Architecture) -> None:
+    """Not only the checksums: the tensors read back from vLLM's fused and packed storage are those of seed 0, bit for bit."""
+    (held,) = engine._call("call_workers", "held_tensors")
+    for name, tensor in random_weights(arch, 0):
+        assert torch.equal(torch.from_numpy(held.pop(name)), tensor), name
+    assert not held
 
 
 def difference_to_transformers(folder: Path, groups: list[RolloutGroup], temperature: float) -> torch.Tensor:

@@ -84,22 +84,24 @@ def test_empty_prompt_file(capfd, tmp_path, finished_run):
     assert "empty.jsonl" in line
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_corrupt_checkpoint(capfd, tmp_path, finished_run, base, runs, damage):
+def test_last_checkpoint_corrupt(capfd, tmp_path, finished_run, base, runs):
+    """With an older one the run would go on (test_run.py, test_grpo_run.py); with none it must not start from zero unasked."""
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "hf")
-    victim = max((folder / "checkpoints/step_000006").rglob("*.distcp"), key=lambda p: p.stat().st_size)
-    content = bytearray(victim.read_bytes())
-    if damage == "truncate":
-        victim.write_bytes(content[:-100])
-    elif damage == "flip":
-        content[len(content) // 2] ^= 1
-        victim.write_bytes(content)
-    else:
-        victim.unlink()
-    line = complain(capfd, "grpo", "--config", CONFIG, f"run_dir={folder}", f"model.weights={base / 'hf'}", *runs.SMALL)
-    assert victim.name in line and "step_000004" in line
+    newest = folder / "checkpoints/step_000006"
+    for checkpoint in (folder / "checkpoints").glob("step_*"):
+        if checkpoint != newest:
+            shutil.rmtree(checkpoint)
+    victim = max(newest.rglob("*.distcp"), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-100])
+    capfd.readouterr()
+    assert cli.main(["grpo", "--config", CONFIG, f"run_dir={folder}", f"model.weights={base / 'hf'}", *runs.SMALL]) == 2
+    printed = capfd.readouterr().err.splitlines()
+    (corrupt,) = [line for line in printed if line.startswith("corrupt checkpoint")]
+    (error,) = [line for line in printed if line.startswith("megatron-r1")]
+    assert victim.name in corrupt and "corrupt-step_000006" in corrupt
+    assert "no intact checkpoint" in error and "corrupt-step_000006" in error
     assert not (folder / "hf").exists()
 
 

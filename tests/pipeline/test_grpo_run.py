@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -39,6 +39,8 @@ def test_run_folder_holds_what_it_promises(finished_run: Path) -> None:
         "hf/tokenizer.json",
         "hf/artifact.json",
         "checkpoints/step_000006/COMPLETE",
+        "checkpoints/step_000006/config.json",
+        "checkpoints/step_000006/tokenizer.json",
     ):
         assert (finished_run / name).is_file(), name
     assert list((finished_run / "tensorboard").glob("events.*"))
@@ -52,26 +54,40 @@ def test_no_prompt_comes_twice(finished_run: Path, runs) -> None:
     assert len(ids) == len(set(ids)) == 48
 
 
-@pytest.mark.parametrize("lines", [2, 5], ids=["before the first checkpoint", "between two checkpoints"])
-def test_killed_run_goes_on_as_if_nothing_had_happened(finished_run: Path, base: Path, runs, tmp_path: Path, lines: int) -> None:
+def test_run_that_is_killed_and_loses_a_checkpoint_goes_on_as_if_nothing_had_happened(
+    finished_run: Path, base: Path, runs, tmp_path: Path
+) -> None:
+    """Killed before the first checkpoint and between two, the newer of which is then damaged: one run goes through all of it."""
     folder, log = tmp_path / "killed", tmp_path / "log.txt"
     command = runs.grpo_command(folder, base)
-    process = runs.start(command, log)
-    deadline = time.monotonic() + 300
-    metrics = folder / "metrics.jsonl"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= lines):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.01)
-    time.sleep(random.Random(lines).random())
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (folder / "hf").exists()
+    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    kill_when(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, runs.start(command, log), log)
+    assert not list(checkpoints.glob("step_*"))
+    kill_when((checkpoints / "step_000004" / "COMPLETE").exists, runs.start(command, log), log)
+    assert not (checkpoints / "step_000006").exists() and not (folder / "hf").exists()
+    assert "resuming" not in log.read_text()
+    damaged = next((checkpoints / "step_000004" / "policy").glob("*.distcp"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+
     runs.finish(command, log)
-    assert lines < 5 or "resuming" in log.read_text()
+    assert f"corrupt checkpoint: {damaged} has other content than was written" in log.read_text()
+    assert f"resuming {folder} after step 2" in log.read_text()
     assert runs.read_metrics(folder) == runs.read_metrics(finished_run)
     assert runs.read_prompts(folder) == runs.read_prompts(finished_run)
     mine, theirs = (load_file(next((f / "hf").glob("*.safetensors"))) for f in (folder, finished_run))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def kill_when(condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
+    """SIGKILL to the run and its engine as soon as the condition holds."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_finished_run_is_not_run_again(finished_run: Path, base: Path, runs, tmp_path: Path) -> None:

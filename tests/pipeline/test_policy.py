@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from megatron_r1.algorithms.grpo import grpo_loss
-from megatron_r1.config.schema import Config, GrpoConfig, MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.schema import Config, GrpoConfig, ModelConfig, MoeTrainingConfig, OptimizerConfig, RuntimeConfig
+from megatron_r1.errors import CheckpointError
 from megatron_r1.pipeline.build import build_architecture, build_policy
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.grpo import loss_of
@@ -26,11 +27,11 @@ def session():
         yield opened
 
 
-def make_policy(session, micro_batch_tokens: int = 4096, temperature: float = 1.0):
+def make_policy(session, micro_batch_tokens: int = 4096, temperature: float = 1.0, config: Config = CONFIG):
     return build_policy(
-        CONFIG,
+        config,
         session,
-        build_architecture(CONFIG),
+        build_architecture(config),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup_steps=3),
         moe=MoeTrainingConfig(),
         total_updates=10,
@@ -149,6 +150,32 @@ def test_checkpoint_goes_on_bit_by_bit(session, tmp_path: Path) -> None:
     assert [resumed.train_step(samples, loss_of(STAGE, samples)) for _ in range(3)] == expected
     assert all(torch.equal(a, b) for a, b in zip(resumed.local_state(), weights, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(resumed_reference.state, old_reference, strict=True))
+
+
+def test_weights_alone_are_taken_from_a_checkpoint_of_another_dtype(session, tmp_path: Path) -> None:
+    from megatron_r1.mcore.checkpoint import load_policy_weights, save_policy
+
+    saved = make_policy(session, config=Config(seed=1, runtime=RuntimeConfig(dtype="bf16")))
+    save_policy(saved, tmp_path)
+    policy = make_policy(session)
+    load_policy_weights(policy, tmp_path)
+    want = [t.float() for t in saved.local_state()]
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), want, strict=True))
+    samples = with_logprobs(make_samples(), policy, None)
+    policy.train_step(samples, loss_of(GrpoConfig(kl_coef=0.0), samples))
+    moved = max((a - b).abs().max().item() for a, b in zip(policy.local_state(), want, strict=True))
+    assert 0 < moved < 2e-3, "one update of lr 1e-3 / 3, from these weights"
+
+
+def test_a_checkpoint_of_another_model_is_refused_on_one_line(session, tmp_path: Path) -> None:
+    from megatron_r1.mcore.checkpoint import load_policy_weights, save_policy
+
+    save_policy(make_policy(session, config=Config(model=ModelConfig(overrides={"vocab_size": 512}))), tmp_path)
+    with pytest.raises(CheckpointError, match="policy cannot be loaded into this model: .*512.*448.* for key embedding") as caught:
+        load_policy_weights(make_policy(session), tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="policy is missing"):
+        load_policy_weights(make_policy(session), tmp_path / "nothing")
 
 
 def test_zero_advantages_leave_the_policy_alone(session) -> None:

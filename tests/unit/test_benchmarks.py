@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
+from benchmarks import convert, measure
 from benchmarks.measure import Comparison, Side, compare
+from benchmarks.processes import CommandFailed, run_watched
+from megatron_r1.errors import ConfigError
+from megatron_r1.weights.hf import HfFolder
+from megatron_r1.weights.hf_export import hf_tensors
+from megatron_r1.weights.mapping import hf_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +26,7 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("module", ["train_step", "rollout"])
+@pytest.mark.parametrize("module", ["train_step", "rollout", "convert"])
 def test_help(module: str) -> None:
     result = run(module, "--help")
     assert result.returncode == 0
@@ -67,3 +72,61 @@ def test_ratio_is_the_median_of_neighbours() -> None:
     assert comparison.speed_ratio == 2.0
     assert comparison.cpu_ratio == 0.5
     assert comparison.ours.per_second == 5.0
+
+
+def test_peak_memory_of_every_process_is_seen() -> None:
+    child = "import time; x = bytearray(200 << 20); time.sleep(0.5)"
+    finished = run_watched([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"])
+    assert len(finished.peak_bytes) == 2
+    assert finished.peak_bytes[0] > 200 << 20 > finished.peak_bytes[1] > 1 << 20
+    assert finished.wall_seconds > 0.5 > finished.cpu_seconds > 0
+    assert finished.startup_wall_seconds == finished.startup_cpu_seconds == 0
+    with pytest.raises(CommandFailed, match="ended with code 3: error: no such thing$"):
+        run_watched([sys.executable, "-c", "print('error: no such thing'); print('bye'); raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize("form", convert.FORMATS)
+def test_models_to_convert_are_as_published_and_of_the_wanted_size(tmp_path: Path, form: str, monkeypatch) -> None:
+    dtype = convert.FORMATS[form]
+    for size in (0.5, 4):
+        tensors = hf_tensors(hf_shapes(convert.choose_architecture(size, dtype)), dtype)
+        assert abs(sum(tensor.nbytes for tensor in tensors) / size / 1e9 - 1) < 0.25
+    monkeypatch.setattr(convert, "_POOL_ELEMENTS", 1 << 20)
+    arch = convert.make_architecture(1, hidden=128)
+    convert.make_folder(tmp_path / "model", arch, dtype, seed=0)
+    folder = HfFolder(tmp_path / "model")
+    assert folder.architecture().model_dump(exclude={"init_std"}) == arch.model_dump(exclude={"init_std"})
+    folder.check_names(hf_shapes(arch))
+    assert all(folder.read(name).any() for name in folder.files)
+
+
+def test_conversion_takes_turns_with_a_copy(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(bytes(5_000_000))
+    code = "import sys, time, shutil; time.sleep(0.5); shutil.copytree(*sys.argv[1:]); time.sleep(0.2)"
+    result = convert.measure("x", lambda *folders: [sys.executable, "-c", code, *map(str, folders)], source, repeats=2)
+    assert result.comparison.ours.amounts == result.comparison.peer.amounts == [10_000_000] * 2
+    assert result.startup_seconds > 0.5
+    for finished, seconds in zip(result.whole, result.comparison.ours.wall_seconds, strict=True):
+        assert seconds == finished.wall_seconds - finished.startup_wall_seconds > 0.1
+    assert 0 < result.whole_ratio < result.comparison.speed_ratio and len(convert.table_row(result)) == len(convert.HEADER)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    arguments = convert.parse_arguments(["--dir", str(tmp_path), "--out", str(tmp_path / "result.json"), "--sizes", "1"])
+    convert.write_conversions([result], arguments, {})
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["convert"][0]["whole"][0]["peak_bytes"] and str(tmp_path) not in json.dumps(content)
+
+
+def test_startup_ends_when_the_source_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.distcp").touch()
+    code = f"import time; time.sleep(0.3); file = open({str(tmp_path / 'a.distcp')!r}); time.sleep(0.3)"
+    assert run_watched([sys.executable, "-c", code], source_suffix=".other").startup_wall_seconds == 0
+    assert 0.3 < run_watched([sys.executable, "-c", code], source_suffix=".distcp").startup_wall_seconds
+
+
+def test_too_little_space_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="GB are free, 5000000 GB are needed"):
+        convert.check_space(tmp_path, 1_000_000)
+    with pytest.raises(ConfigError, match="no such folder"):
+        convert.check_space(tmp_path / "nowhere", 1)

@@ -10,10 +10,17 @@ import pytest
 
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.errors import ConfigError, WeightSyncError
-from megatron_r1.model.presets import PRESETS
+from megatron_r1.model.dense import Llama, Qwen2
+from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.verify import HeldReport, verify_held
 from megatron_r1.weights.checksum import MASK
+from tests.pipeline.engine_cases import options
+
+DENSE = {
+    "vocab_size": 448, "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}  # fmt: skip
 
 
 def test_agreement_returns_the_constants():
@@ -65,6 +72,30 @@ def test_impossible_options_are_refused(rollout, message):
             PRESETS["tiny"], RolloutConfig(**rollout), device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1,
             max_prompt_tokens=64,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "tensor_parallel_size", "message"),
+    [
+        (Llama(**DENSE, num_key_value_heads=2), 4, "tensor_parallel_size=4 does not divide the model's num_key_value_heads=2"),
+        (Llama(**DENSE, head_dim=16), 1, "head_dim=16 is not one that vLLM has on CPU: .*32, 64, 80"),
+        (Qwen2(**DENSE, head_dim=64), 1, "head_dim=64 is not hidden_size / num_attention_heads = 32"),
+        (resolve_architecture("tiny", {"kv_lora_rank": 256}), 1, "kv_lora_rank=256 is not the one that vLLM has on CPU: 512"),
+        (resolve_architecture("tiny", {"qk_rope_head_dim": 32}), 1, "qk_rope_head_dim=32 is not .* on CPU: 64"),
+    ],
+)
+def test_shapes_that_the_engine_does_not_have_are_refused(arch, tensor_parallel_size, message):
+    with pytest.raises(ConfigError, match=message):
+        options(arch, tensor_parallel_size)
+
+
+def test_limits_of_the_cpu_kernels_are_not_those_of_cuda():
+    arch = Llama(**DENSE, head_dim=16)
+    rollout = RolloutConfig(max_response_tokens=8)
+    on_cuda = engine_options(
+        arch, rollout, device="cuda", dtype="bfloat16", bos_token_id=0, eos_token_id=1, max_prompt_tokens=8
+    )  # fmt: skip
+    assert on_cuda.hf_config["head_dim"] == 16 and on_cuda.transfer == "nccl"
 
 
 COLLECTIVE = """

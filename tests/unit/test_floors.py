@@ -18,7 +18,7 @@ FLOORS = [
     {"runtime", "data", "rewards", "algorithms"},
     {"weights"},  # below mcore and rollout, which both use it
     {"mcore", "rollout", "evaluation", "curation"},
-    {"training"},
+    {"training", "conversion"},  # neither knows the other
     {"report"},  # below pipeline, whose stages end with a report
     {"pipeline"},
     {"cli"},

@@ -239,22 +239,6 @@ def check_packed_roll(module: ModuleType) -> None:
     assert tokens.tolist() == [list(range(1, 9))]
 
 
-def check_adam_step(module: ModuleType) -> None:
-    main = torch.zeros(2)
-    state = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
-    optimizer = SimpleNamespace(param_groups=[{"params": [main]}], state={main: state})
-    owner = SimpleNamespace(
-        model_param_group_index_map={"p": (0, 0)},
-        optimizer=optimizer,
-        config=SimpleNamespace(use_precision_aware_optimizer_no_fp8_or_ds_fp8=False),
-    )
-    loaded = {"param": torch.ones(2), "exp_avg": torch.full((2,), 2.0), "exp_avg_sq": torch.full((2,), 4.0)}
-    module.DistributedOptimizer._set_main_param_and_optimizer_states(owner, "p", loaded)
-    assert main.tolist() == [1, 1]
-    assert state["exp_avg"].tolist() == [2, 2]
-    assert state["step"] == 3
-
-
 CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "jit fuser off": check_jit_fuser_off,
     "rng state": check_rng_state,
@@ -266,7 +250,6 @@ CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "uneven reduce-scatter": check_uneven_reduce_scatter,
     "packed rope": check_packed_rope,
     "packed roll": check_packed_roll,
-    "adam step": check_adam_step,
 }
 
 

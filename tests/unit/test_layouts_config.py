@@ -8,6 +8,7 @@ from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.layout import Layout, resolve_layout, stage_layers
 from megatron_r1.model.presets import PRESETS, resolve_architecture
+from tests.random_weights import qwen2_architecture
 
 
 def resolve(world_size: int, *, mtp: bool = False, packed: bool = True, preset: str = "tiny", **sizes: object) -> Layout:
@@ -81,6 +82,20 @@ def test_refusals_name_the_key(world_size: int, sizes: dict, message: str) -> No
 def test_every_split_dimension_is_checked(sizes: dict, overrides: dict, what: str) -> None:
     with pytest.raises(ConfigError, match=f"does not divide {what} of the model"):
         resolve_layout(ParallelConfig(**sizes), resolve_architecture("tiny", overrides), 4, mtp=False, packed=True)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "sizes", "message"),
+    [
+        (3, {"tp": 3}, "parallel.tp=3 does not divide num_key_value_heads=2 of the model"),
+        (2, {"ep": 2}, "parallel.ep=2 needs a model with experts, qwen2 has none: leave it unset"),
+        (1, {"mtp": True}, "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0"),
+    ],
+)
+def test_what_a_dense_model_cannot_have_is_refused(world_size: int, sizes: dict, message: str) -> None:
+    mtp = sizes.pop("mtp", False)
+    with pytest.raises(ConfigError, match=message):
+        resolve_layout(ParallelConfig(**sizes), qwen2_architecture(), world_size, mtp=mtp, packed=True)
 
 
 def test_uneven_stages_give_the_first_ones_more() -> None:

@@ -1,4 +1,4 @@
-"""The V3 architecture on one rank: equal to transformers' DeepseekV3, and what the settings switch."""
+"""The architectures on one rank: V3's equal to transformers' DeepseekV3, and what the settings switch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import ConfigError, ConversionError
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import RopeScaling
 from megatron_r1.model.presets import resolve_architecture
+from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, random_weights
 
 host.activate("cpu")
 
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_r1.mcore import parallel, provider
+from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.load import load_weights
 
 SMALL = {
@@ -73,8 +75,9 @@ def test_logits_equal_those_of_transformers(q_lora_rank: int | None, scaling: Ro
 
 
 @pytest.mark.parametrize("lengths", [[20, 1, 11], [100, 2, 3, 1, 1, 5, 2, 2]], ids=["one group", "two or more groups"])
-def test_packed_sequences_do_not_see_each_other(lengths: list[int]) -> None:
-    model = build(resolve_architecture("tiny", SMALL))
+@pytest.mark.parametrize("arch", [resolve_architecture("tiny", SMALL), llama_architecture()], ids=["deepseek_v3", "llama"])
+def test_packed_sequences_do_not_see_each_other(arch: Architecture, lengths: list[int]) -> None:
+    model = build(arch)
     tokens, _, labels = rows(1, sum(lengths))
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
     packing = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths))
@@ -134,6 +137,32 @@ def test_initial_weights_depend_on_seed_and_have_one_deviation() -> None:
         assert parameter.std().item() == pytest.approx(arch.init_std, rel=0.05)
     drawn = [p.flatten()[0].item() for p in first.values() if p.dim() > 1]
     assert len(set(drawn)) == len(drawn)
+
+
+def test_dense_model_has_no_use_for_moe_settings() -> None:
+    """Frozen routers and bias updates find nothing; tied weights are one tensor; biases start at zero."""
+    moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2)
+    model, plain = build(qwen2_architecture(), moe, freeze_router=True), build(qwen2_architecture())
+    names = dict(model.named_parameters())
+    assert "output_layer.weight" not in names and all(p.requires_grad for p in names.values())
+    biases = [p for name, p in names.items() if name.endswith("bias")]
+    assert len(biases) == 4 and not any(b.any() for b in biases)
+    tokens, positions, labels = rows()
+    with torch.no_grad():
+        values = [m(tokens, positions, None, labels=labels) for m in (model, plain)]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("name", ["model.layers.5.embed_tokens.weight", "model.layers.5.shared_head.head.weight"])
+def test_copies_that_differ_are_refused(name: str, tmp_path: Path) -> None:
+    """Published checkpoints repeat embedding and head in the multi-token-prediction layer; Megatron-Core has them once."""
+    arch = full_architecture(mtp=1)
+    weights = dict(random_weights(arch, 0))
+    weights[name] = weights[name].clone()
+    weights[name][-1, -1] += 1e-3
+    export_hf(weights.items(), arch, tmp_path / "model", bos_token_id=0, eos_token_id=1)
+    with pytest.raises(ConversionError, match=f"tensor {name} in .* differs from "):
+        load_weights([build(arch)], arch, tmp_path / "model", parallel.groups())
 
 
 def test_balance_loss_is_that_of_the_report() -> None:

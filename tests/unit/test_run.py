@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import CheckpointError, ConfigError, DataError
+from megatron_r1.runtime.checkpoints import complete_checkpoints
 from megatron_r1.runtime.metrics import read_metrics
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Unwritten
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 CONFIG = load_config(None, ["checkpoint.interval=2", "checkpoint.keep=2"])
@@ -70,7 +73,7 @@ def test_resume_drops_what_came_after_the_checkpoint_and_redoes_it(tmp_path):
     folder = tmp_path / "run"
     with Run.open(folder, CONFIG, "grpo") as run:
         assert run.step == 0
-        assert run.latest_checkpoint() is None
+        assert run.resumed_from is None
         run.record(0, {"eval/pass@1": 0.25})
         for step in run.steps(9, "grpo"):
             run.save_rollouts(step, [group(step)])
@@ -84,7 +87,8 @@ def test_resume_drops_what_came_after_the_checkpoint_and_redoes_it(tmp_path):
 
     with Run.open(folder, CONFIG, "grpo") as run:
         assert run.step == 4
-        assert run.load_state(run.latest_checkpoint()) == {"cursor": 64}
+        assert run.resumed_from == folder / "checkpoints" / "step_000004"
+        assert run.state == {"cursor": 64}
         assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [0, 1, 2, 3, 4]
         assert len(list((folder / "rollouts").iterdir())) == 4
         for step in run.steps(6, "grpo"):
@@ -134,7 +138,9 @@ def test_a_changed_setting_is_refused_and_named(tmp_path):
         Run.open(tmp_path / "run", changed, "grpo")
     with pytest.raises(ConfigError, match="holds a run of 'grpo', not of 'sft'"):
         Run.open(tmp_path / "run", CONFIG, "sft")
-    free = load_config(None, ["checkpoint.interval=5", "checkpoint.keep=1", "runtime.threads=2", "run_dir=elsewhere"])
+    free = load_config(
+        None, ["checkpoint.interval=5", "checkpoint.keep=1", "runtime.threads=2", "run_dir=elsewhere", "parallel.tp=2"]
+    )
     with Run.open(tmp_path / "run", free, "grpo") as run:
         assert run.step == 2
     assert load_config(tmp_path / "run" / "config.yaml") == free
@@ -171,56 +177,176 @@ def flip_bit(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
 @pytest.mark.parametrize("name", ["policy/weights.bin", "state.json", "manifest.json"])
-def test_damage_to_any_file_is_named_with_a_way_out(tmp_path, name, damage):
-    run = train(tmp_path / "run", 4)
-    damage(run.folder / "checkpoints" / "step_000004" / name)
-    with Run.open(run.folder, CONFIG, "grpo") as run, pytest.raises(CheckpointError) as caught:
-        run.load_state(run.latest_checkpoint())
-    message = str(caught.value)
-    assert "\n" not in message
-    assert f"step_000004/{name}" in message
-    assert "to resume from step_000002" in message
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_it_used(tmp_path, capsys, name, damage):
+    folder = train(tmp_path / "run", 4).folder
+    before = [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+    damage(folder / "checkpoints" / "step_000004" / name)
+    with Run.open(folder, CONFIG, "grpo") as run:
+        assert (run.step, run.state) == (2, {"cursor": 32})
+        assert run.resumed_from == folder / "checkpoints" / "step_000002"
+    told = [line for line in capsys.readouterr().err.splitlines() if "corrupt" in line]
+    assert len(told) == 1
+    assert f"step_000004/{name}" in told[0] and "using step_000002" in told[0]
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    assert len(list((folder / "rollouts").iterdir())) == 2
+    assert (folder / "checkpoints" / "corrupt-step_000004" / "COMPLETE").is_file()
+
+    train(folder, 6)
+    assert [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] == [*before, 1 / 5, 1 / 6]
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["corrupt-step_000004", "step_000004", "step_000006"], (
+        "what is corrupt is kept, and not among those that are kept"
+    )
 
 
-def test_a_corrupt_only_checkpoint_says_that_there_is_no_older_one(tmp_path):
-    run = train(tmp_path / "run", 2)
-    flip_bit(run.folder / "checkpoints" / "step_000002" / "policy" / "weights.bin")
-    with pytest.raises(CheckpointError, match="no older one exists"):
-        run.load_state(run.latest_checkpoint())
+def test_with_every_checkpoint_corrupt_a_run_does_not_start_over_by_itself(tmp_path):
+    folder = train(tmp_path / "run", 4).folder
+    metrics = (folder / "metrics.jsonl").read_text()
+    for name in ("step_000002", "step_000004"):
+        flip_bit(folder / "checkpoints" / name / "policy" / "weights.bin")
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match="only corrupt-step_000002, corrupt-step_000004: .* remove what is corrupt"
+        ) as caught:
+            Run.open(folder, CONFIG, "grpo")
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+        assert (folder / "metrics.jsonl").read_text() == metrics
+    for path in (folder / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    with Run.open(folder, CONFIG, "grpo") as run:
+        assert (run.step, run.state) == (0, None)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    def fail(folder: Path) -> None:
-        write_weights(folder)
-        raise OSError(28, "No space left on device")
+def test_training_goes_on_beside_a_checkpoint_that_is_of_its_own_step(tmp_path):
+    """Written while three more steps are taken, it holds what step 2 held; the next one waits for it."""
+    folder, gate, content = tmp_path / "run", tmp_path / "gate", bytearray(b"step 2")
 
-    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
-        run.checkpoint(1, write_weights, {})
-        with pytest.raises(CheckpointError, match="step_000002 cannot be written: No space left on device"):
-            run.checkpoint(2, fail, {})
+    def save(checkpoint: Path) -> Unwritten:
+        def write() -> str:
+            while not gate.exists():
+                time.sleep(0.01)
+            (checkpoint / "weights.bin").write_bytes(content)
+            return "written"
+
+        return Unwritten(["weights.bin"], write, lambda result: (checkpoint / "finished").write_text(result))
+
+    with Run.open(folder, CONFIG, "grpo") as run:
+        for step in run.steps(6, "grpo"):
+            run.record(step, {"loss": float(step)})
+            if step == 2:
+                run.checkpoint(step, save, {"cursor": step})
+                content[:] = b"step 3"
+            if step == 5:
+                assert run.step == 0 and complete_checkpoints(folder / "checkpoints") == []
+                gate.touch()
+                run.checkpoint(step, save, {"cursor": step})
+                assert run.step == 2, "one that comes due waits for the one before it"
+    first, second = complete_checkpoints(folder / "checkpoints")
+    assert (first.name, second.name) == ("step_000002", "step_000005"), "the end of the run waits too"
+    assert (first / "weights.bin").read_bytes() == b"step 2"
+    assert json.loads((first / "state.json").read_text()) == {"cursor": 2}
+    assert (first / "finished").read_text() == "written"
+    assert set(json.loads((first / "manifest.json").read_text())["files"]) == {"finished", "state.json", "weights.bin"}
+    assert (second / "weights.bin").read_bytes() == b"step 3"
+
+
+def fail_to_write() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def fail_behind_another_error() -> None:
+    """As torch's serializer does it."""
+    try:
+        fail_to_write()
+    except OSError:
+        raise RuntimeError("unexpected pos 576 vs 470")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "write", "reason"),
+    [
+        (False, fail_to_write, "No space left on device"),
+        (False, fail_behind_another_error, "No space left on device"),
+        (True, fail_to_write, "No space left on device"),
+        (True, fail_behind_another_error, "No space left on device"),
+        (True, die, r"the process that was writing died \(SIGKILL\), perhaps for want of memory"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, asynchronous, write, reason):
+    config = load_config(None, ["checkpoint.keep=1", f"checkpoint.asynchronous={asynchronous}"])
+    message = f"step_000002 cannot be written: {reason}; the run can resume from the one before"
+    with pytest.raises(CheckpointError, match=message) as caught, Run.open(tmp_path, config, "grpo") as run:
+        for step in run.steps(1000, "grpo"):
+            run.record(step, {"loss": 1.0})
+            if step <= 2:
+                run.checkpoint(step, lambda _: Unwritten((), write if step == 2 else int, lambda _: None), {})  # noqa: B023
+            time.sleep(0.01)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert run.step == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000001"], "nothing else takes up room"
+    with Run.open(tmp_path, config, "grpo") as run:
         assert run.step == 1
-    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
-        assert run.step == 1
-        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+
+
+def test_an_error_in_training_ends_the_writer(tmp_path):
+    def save(checkpoint: Path) -> Unwritten:
+        def write() -> None:
+            (checkpoint / "writer").write_text(str(os.getpid()))
+            time.sleep(60)
+
+        return Unwritten((), write, lambda _: None)
+
+    with pytest.raises(KeyError), Run.open(tmp_path, CONFIG, "grpo") as run:
+        for step in run.steps(2, "grpo"):
+            run.checkpoint(step, save, {})
+            pid = wait_for_pid(tmp_path / "checkpoints" / ".tmp-step_000001" / "writer")
+            raise KeyError
+    assert ends(pid)
+    assert complete_checkpoints(tmp_path / "checkpoints") == []
+
+
+def ends(pid: int) -> bool:
+    """Whether the process is gone, or a zombie that nobody waits for, at once or a little later."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/fd/1").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not Path(f"/proc/{pid}/fd/1").exists()
+
+
+def wait_for_pid(path: Path) -> int:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(path.read_text())
 
 
 WORKER = """
-    import random, sys
+    import os, random, sys, time
     from pathlib import Path
     from megatron_r1.config.load import load_config
     from megatron_r1.runtime.run import Run
+    from megatron_r1.runtime.saving import Unwritten
 
     def write(folder):
-        for index in range(20):
-            (folder / f"{index}.bin").write_bytes(bytes(2000))
+        def write_files():
+            (folder / "writer").write_text(str(os.getpid()))
+            for index in range(20):
+                (folder / f"{index}.bin").write_bytes(bytes(2000))
+                time.sleep(0.001)
+
+        return Unwritten([f"{index}.bin" for index in range(20)], write_files, lambda _: None)
 
     config = load_config(None, ["checkpoint.interval=3", "checkpoint.keep=2"])
     with Run.open(Path(sys.argv[1]), config, "grpo") as run:
         generator, total = random.Random(0), 0.0
-        if run.latest_checkpoint():
-            state = run.load_state(run.latest_checkpoint())
-            generator.setstate((state["rng"][0], tuple(state["rng"][1]), None))
-            total = state["total"]
+        if run.state:
+            generator.setstate((run.state["rng"][0], tuple(run.state["rng"][1]), None))
+            total = run.state["total"]
         for step in run.steps(int(sys.argv[2]), "grpo"):
             total += generator.random()
             run.record(step, {"total": total})
@@ -230,40 +356,38 @@ WORKER = """
 
 
 def test_sigkill_at_any_moment_changes_no_metric(tmp_path):
-    """Killed again and again at random moments, a run ends with the metrics of one that was left alone."""
-    script = tmp_path / "worker.py"
+    """Killed again and again at random moments, while checkpoints are written too, a run ends with the metrics of a quiet one."""
+    script, folder, steps = tmp_path / "worker.py", tmp_path / "killed", 60
     script.write_text(textwrap.dedent(WORKER))
-    steps = 150
 
-    def start(folder: Path) -> subprocess.Popen:
+    def start() -> subprocess.Popen:
         return subprocess.Popen([sys.executable, str(script), str(folder), str(steps)], stderr=subprocess.PIPE, text=True)
-
-    quiet = start(tmp_path / "quiet")
-    assert quiet.wait(timeout=120) == 0, quiet.stderr.read()
 
     moments = random.Random(1)
     killed = 0
-    for _ in range(4):
-        process = start(tmp_path / "killed")
-        before = _last_step(tmp_path / "killed")
+    for _ in range(3):
+        process = start()
+        before = _last_step(folder)
         deadline = time.monotonic() + 60
-        while process.poll() is None and _last_step(tmp_path / "killed") < before + 3 and time.monotonic() < deadline:
+        while process.poll() is None and _last_step(folder) < before + 3 and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.05))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-    assert killed >= 3
-    last = start(tmp_path / "killed")
+        for path in (folder / "checkpoints").glob(".tmp-*/writer"):
+            assert not path.read_text() or ends(int(path.read_text())), "a writer outlived its run"
+    assert killed >= 2
+    last = start()
     assert last.wait(timeout=120) == 0, last.stderr.read()
     assert "resuming" in last.stderr.read()
 
-    def totals(name: str) -> list[tuple[int, float]]:
-        return [(record["step"], record["total"]) for record in read_metrics(tmp_path / name / "metrics.jsonl")]
-
-    assert totals("killed") == totals("quiet")
-    assert len(totals("quiet")) == steps
+    generator, total, expected = random.Random(0), 0.0, []
+    for step in range(1, steps + 1):
+        total += generator.random()
+        expected.append((step, total))
+    assert [(record["step"], record["total"]) for record in read_metrics(folder / "metrics.jsonl")] == expected
 
 
 def _last_step(folder: Path) -> int:

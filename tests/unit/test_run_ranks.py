@@ -1,4 +1,4 @@
-"""One run folder and two ranks: both write into a checkpoint, share its hashing, and fail together on damage."""
+"""One run folder and two ranks: both write into a checkpoint, step back together where it is damaged, and fail together."""
 
 from __future__ import annotations
 
@@ -19,13 +19,27 @@ WORKER = """
     from megatron_r1.runtime.device import resolve_device
     from megatron_r1.runtime.launch import read_launch
     from megatron_r1.runtime.run import Run
+    from megatron_r1.runtime.saving import Unwritten
 
     folder = Path(sys.argv[1])
     distributed.initialize(read_launch(), resolve_device("cpu"), timeout_seconds=60)
     rank = distributed.rank()
 
-    def write(path):
-        (path / f"rank_{rank}.bin").write_bytes(bytes([rank]) * 100)
+    config = load_config(None, [])
+
+    def save(path):
+        (path / f"early_{rank}.bin").write_bytes(bytes([rank]) * 50)
+        return Unwritten(
+            [f"late_{rank}.bin"],
+            lambda: (path / f"late_{rank}.bin").write_bytes(bytes([rank]) * 100),
+            lambda size: distributed.gather_objects(size),
+        )
+
+    def fail(path):
+        def write():
+            if rank == 1:
+                raise OSError(28, "No space left on device")
+        return Unwritten([], write, lambda _: None)
 
     def message(work):
         try:
@@ -33,20 +47,23 @@ WORKER = """
         except R1Error as error:
             return str(error)
 
-    with Run.open(folder, load_config(None, []), "grpo") as run:
-        for step in run.steps(2, "grpo"):
-            run.record(step, {"loss": float(rank)})
-        run.checkpoint(2, write, {"rank": rank})
-        latest = run.latest_checkpoint()
-        states = distributed.gather_objects(run.load_state(latest))
-        busy = distributed.gather_objects(message(lambda: Run.open(folder, load_config(None, []), "grpo")))
-        if rank == 0:
-            (latest / "rank_1.bin").write_bytes(bytes(100))
-        distributed.barrier()
-        damaged = distributed.gather_objects(message(lambda: run.load_state(latest)))
+    def train(run, steps, write):
+        for step in run.steps(steps, "grpo"):
+            run.record(step, {"loss": float(step + rank)})
+            run.checkpoint(step, write, {"step": step, "rank": rank})
+
+    with Run.open(folder, config, "grpo") as run:
+        train(run, 3, save)
+        busy = distributed.gather_objects(message(lambda: Run.open(folder, config, "grpo")))
+    if rank == 0:
+        (folder / "checkpoints" / "step_000003" / "late_1.bin").write_bytes(bytes(100))
+    distributed.barrier()
+    with Run.open(folder, config, "grpo") as run:
+        resumed = distributed.gather_objects((run.step, run.state))
+        full = distributed.gather_objects(message(lambda: train(run, 5, fail)))
     if rank == 0:
         import json
-        print(json.dumps([states, busy, damaged]))
+        print(json.dumps([busy, resumed, full]))
     distributed.shutdown()
 """
 
@@ -66,12 +83,17 @@ def test_two_ranks_share_a_run(tmp_path):
     ]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    states, busy, damaged = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
-    assert states == [{"rank": 0}, {"rank": 0}]
+    busy, resumed, full = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
     assert "is being written by process" in busy[0]
     assert busy[0] == busy[1]
-    assert "step_000002/rank_1.bin has other content than was written" in damaged[0]
-    assert damaged[0] == damaged[1]
-    assert [(record["step"], record["loss"]) for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [(1, 0.0), (2, 0.0)]
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_000002" / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"rank_0.bin", "rank_1.bin", "state.json"}
+    assert set(manifest["files"]) == {"early_0.bin", "early_1.bin", "late_0.bin", "late_1.bin", "state.json"}
+    told = [line for line in done.stderr.splitlines() if "corrupt checkpoint" in line]
+    assert len(told) == 1 and "step_000003/late_1.bin has other content than was written" in told[0]
+    assert resumed == [[2, {"step": 2, "rank": 0}]] * 2
+    assert "step_000003 cannot be written: No space left on device" in full[0]
+    assert full[0] == full[1]
+    losses = [(record["step"], record["loss"]) for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[:3] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["corrupt-step_000003", "step_000002"]

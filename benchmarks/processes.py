@@ -1,0 +1,127 @@
+"""A command of ours as a user starts it, with the time it took and the peak memory of each of its processes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_r1.errors import R1Error
+from megatron_r1.runtime.launch import child_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+_POLL_SECONDS = 0.05
+_FIRST_BYTES = 1 << 20  # written by then: imports, log lines and small files are over
+_TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class CommandFailed(R1Error):
+    """A command that was to be measured ended with an error."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one command took."""
+
+    wall_seconds: float  #: from its start to its end
+    cpu_seconds: float  #: of all its processes
+    startup_wall_seconds: float  #: until it had written a mebibyte or opened its source; 0 where it did neither
+    startup_cpu_seconds: float  #: likewise
+    peak_bytes: list[int]  #: resident, of each process (VmHWM: libraries included), largest first
+
+
+def python_command(script: str, processes: int) -> list[str]:
+    """Start of the command line that runs a script of the project in one process, or in several through torchrun."""
+    if processes == 1:
+        return [sys.executable, script]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+
+
+def run_watched(command: Sequence[str], source_suffix: str | None = None) -> Finished:
+    """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
+
+    It is looked at every 0.05 s: by so much its start-up may be shorter, and what a process grows by in its last moments is
+    missed.
+
+    Args:
+        command: and its arguments.
+        source_suffix: start-up ends, too, when a process has a file open whose name ends so.
+
+    Raises:
+        CommandFailed: it ended with another code than 0; the message holds its last line.
+    """
+    environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    peaks: dict[int, int] = {}
+    startup: tuple[float, float] | None = None
+    with tempfile.TemporaryFile() as output:
+        cpu, start = _ended_children_cpu_seconds(), time.perf_counter()
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
+            while process.poll() is None:
+                tree = _with_descendants(process.pid)
+                for pid in tree:
+                    peaks[pid] = max(peaks.get(pid, 0), _number_after("VmHWM:", pid, "status") << 10)
+                if startup is None and _has_begun(tree, source_suffix):
+                    startup = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
+                time.sleep(_POLL_SECONDS)
+        wall_seconds, cpu_seconds = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
+        if process.returncode != 0:
+            output.seek(0)
+            lines = output.read().decode(errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if "error" in line.lower()), "")
+            raise CommandFailed(f"{' '.join(command[1:])} ended with code {process.returncode}: {last}")
+    return Finished(wall_seconds, cpu_seconds, *(startup or (0.0, 0.0)), sorted(peaks.values(), reverse=True))
+
+
+def _ended_children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _has_begun(tree: Sequence[int], source_suffix: str | None) -> bool:
+    if sum(_number_after("wchar:", pid, "io") for pid in tree) >= _FIRST_BYTES:
+        return True
+    return source_suffix is not None and any(path.endswith(source_suffix) for pid in tree for path in _open_files(pid))
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    try:
+        for link in os.scandir(f"/proc/{pid}/fd"):
+            yield os.readlink(link.path)
+    except OSError:
+        return  # ended meanwhile
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a process and of those of its children that have ended."""
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) * _TICK_SECONDS
+
+
+def _with_descendants(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:  # grows while it is read
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue  # ended meanwhile
+    return found
+
+
+def _number_after(key: str, pid: int, name: str) -> int:
+    return next((int(line.split()[1]) for line in _read(pid, name).splitlines() if line.startswith(key)), 0)
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""  # ended meanwhile

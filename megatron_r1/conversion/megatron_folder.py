@@ -1,0 +1,134 @@
+"""A model in Megatron's format: a converted folder, a checkpoint of a run, or a run, whose newest complete checkpoint counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron_r1.conversion.torch_dist import StoredTensors
+from megatron_r1.errors import CheckpointError, ConversionError
+from megatron_r1.mcore.layout import Layout
+from megatron_r1.mcore.pieces import Piece, shards_of_layout
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.hf_config import read_hf_config
+from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_checkpoints
+from megatron_r1.runtime.distributed import failing_together, on_rank_zero
+from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.weights.hf import CONFIG, INDEX
+from megatron_r1.weights.local import name_some
+from megatron_r1.weights.mapping import model_entries
+
+POLICY = "policy"  #: the weights, below a checkpoint
+_COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
+_OWN = {INDEX, STATE, MANIFEST, COMPLETE, "schedule.json"}
+_OPTIMIZER = ("optimizer.", "chained_")  # of a run's checkpoint, beside the weights
+
+
+def holds_megatron(folder: Path) -> bool:
+    """Whether a folder is, or holds, a model in Megatron's format, complete or not."""
+    return (folder / POLICY).is_dir() or (folder / "checkpoints").is_dir()
+
+
+def find_megatron_folder(folder: Path) -> Path:
+    """The complete folder with `policy/` that `folder` is or holds.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    runs = [*complete_checkpoints(folder / "checkpoints"), *complete_checkpoints(folder)]
+    found = runs[-1] if runs else folder
+    if not (found / POLICY).is_dir():
+        raise CheckpointError(f"{folder} holds no Megatron checkpoint: neither a folder {POLICY} nor checkpoints of a run")
+    if not (found / COMPLETE).is_file():
+        raise CheckpointError(f"{found} is not complete: it has no file {COMPLETE}, so its writing was interrupted")
+    if not (found / CONFIG).is_file():
+        raise CheckpointError(f"{found} has no {CONFIG}: put the model's there")
+    return found
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what stands beside the weights of a model: config, tokenizer, and the model's own code where it has some."""
+    for path in sorted(source.iterdir()):
+        is_companion = path.suffix in _COMPANIONS or path.name.startswith("LICENSE")
+        if path.is_file() and is_companion and path.name not in _OWN and TEMPORARY not in path.name:
+            shutil.copyfile(path, target / path.name)
+
+
+class MegatronFolder:
+    """The weights of a model in Megatron's format, read entry by entry of the mapping table.
+
+    Args:
+        folder: see `find_megatron_folder`.
+        pieces: every stored box of the model, in any layout: tells the names.
+
+    Raises:
+        CheckpointError: no complete checkpoint.
+        ConversionError: the checkpoint has tensors that the model has not, or the other way round, or other shapes.
+    """
+
+    def __init__(self, folder: Path, arch: Architecture, pieces: Sequence[Piece]) -> None:
+        self.folder = folder
+        self.entries = model_entries(arch)
+        self._stored = StoredTensors(folder / POLICY)
+        #: per entry: name of the tensor that holds it, and where on that tensor's first axes
+        self._places: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(self.entries)
+        shapes = {}
+        for piece in pieces:
+            lead = len(piece.global_shape) - len(self.entries[piece.entry].full_shape)
+            self._places[piece.entry] = (piece.key, piece.offset[:lead])
+            shapes[piece.key] = piece.global_shape
+        stored = {name for name in self._stored.names() if not name.startswith(_OPTIMIZER)}
+        problems = [f"it lacks {key}" for key in sorted(shapes.keys() - stored)]
+        problems += [f"it has {key}, which the model has not" for key in sorted(stored - shapes.keys())]
+        problems += [
+            f"{key} has shape {list(self._stored.shape(key))}, expected {list(shapes[key])}"
+            for key in sorted(shapes.keys() & stored)
+            if self._stored.shape(key) != shapes[key]
+        ]
+        if problems:
+            raise ConversionError(f"{folder / POLICY} does not hold the model of its {CONFIG}: {name_some(problems)}")
+
+    def dtype(self, entry: int) -> torch.dtype:
+        """Dtype in which an entry is stored."""
+        return self._stored.dtype(self._places[entry][0])
+
+    def read(self, entry: int) -> torch.Tensor:
+        """The whole Megatron tensor of an entry.
+
+        Raises:
+            CheckpointError: a file is missing or broken.
+            ConversionError: a value that is NaN or infinite.
+        """
+        key, lead = self._places[entry]
+        tensor = self._stored.read(key, lead)
+        low, high = torch.aminmax(tensor)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ConversionError(f"tensor {key} in {self.folder / POLICY} holds NaN or infinite values")
+        return tensor
+
+
+def open_megatron(folder: Path) -> tuple[MegatronFolder, Architecture]:
+    """Open a folder that is, or holds, a model in Megatron's format, its weights found by Megatron-Core's names. All ranks call this.
+
+    Raises:
+        CheckpointError: no complete checkpoint, or one of an architecture that this project does not have.
+        ConversionError: the checkpoint does not hold the model of its config.json.
+    """
+    found = on_rank_zero(lambda: find_megatron_folder(folder))
+    arch = on_rank_zero(lambda: megatron_architecture(found))
+    pieces = on_rank_zero(lambda: shards_of_layout(arch, Layout()).pieces)
+    with failing_together():
+        return MegatronFolder(found, arch, pieces), arch
+
+
+def megatron_architecture(folder: Path) -> Architecture:
+    """Shape of the model of a folder with `config.json`. Raises CheckpointError."""
+    path = folder / CONFIG
+    try:
+        return read_hf_config(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error

@@ -1,0 +1,301 @@
+"""Files of Megatron-Core's `torch_dist` checkpoints (torch.distributed.checkpoint), written and read tensor by tensor.
+
+A folder holds data files in which saved tensors stand end to end, and `.metadata`, a pickle that says which box of which tensor
+is where. Megatron-Core adds `common.pt` (what is not sharded: nothing here) and `metadata.json` (the format's name).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.utils.serialization import config as serialization
+
+from megatron_r1.errors import CheckpointError
+from megatron_r1.runtime.files import TEMPORARY, write_all
+
+METADATA, COMMON, FORMAT = ".metadata", "common.pt", "metadata.json"
+_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+_LARGE = 1 << 16  # bytes; what is smaller lies in buffers that torch.save uses again
+
+
+class Chunk(NamedTuple):
+    """A saved box of a tensor, and where it is."""
+
+    key: str
+    dtype: torch.dtype
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    position: int  #: of its first byte in the file
+    length: int  #: bytes in the file
+
+
+class DataFile:
+    """A data file being written; it appears under its name when it is closed, and is on disk then.
+
+    The hash is computed by a thread beside the writing, which it may follow by one tensor. `discard`, or leaving the block by an
+    exception, leaves nothing of a file that was not closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self.path = path
+        self.chunks: list[Chunk] = []
+        self.bytes = 0  #: written so far
+        self._sha256 = hashlib.sha256()
+        self._temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+        self._problem: OSError | None = None
+        self._fd = os.open(self._temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        self._thread = ThreadPoolExecutor(1)
+        self._hashing: Future | None = None  #: of the last value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def close(self) -> None:
+        """Put the file on disk under its name. Raises OSError."""
+        try:
+            self._thread.shutdown()
+            os.fsync(self._fd)
+            self._temporary.rename(self.path)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Let go of the file; without effect after `close`."""
+        self._thread.shutdown()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, key: str, global_shape: tuple[int, ...], offset: tuple[int, ...], tensor: torch.Tensor) -> None:
+        """Append a box of the tensor `key`. Raises OSError."""
+        position = self.bytes
+        self.save(_alone(tensor))
+        self.chunks.append(
+            Chunk(key, tensor.dtype, global_shape, offset, tuple(tensor.shape), self.path.name, position, self.bytes - position)
+        )
+
+    def save(self, value: object) -> None:
+        """Append anything that `torch.save` takes. Raises OSError."""
+        before = self._hashing
+        try:
+            with _without_crc():
+                torch.save(value, self)
+        except Exception:
+            if self._problem is not None:
+                raise self._problem from None  # torch's writer wraps it in an error of its own
+            raise
+        # torch.save hands out bare memory of the value, so the value must stay until it is hashed.
+        self._hashing = self._thread.submit(lambda value: None, value)
+        if before is not None:
+            before.result()
+
+    def sha256(self) -> str:
+        """Of everything that was written. After `close`."""
+        return self._sha256.hexdigest()
+
+    def write(self, data: memoryview | bytes) -> int:
+        """For torch.save."""
+        view = memoryview(data).cast("B")
+        self._thread.submit(self._sha256.update, view if len(view) >= _LARGE else bytes(view))
+        try:
+            write_all(self._fd, view)
+        except OSError as error:
+            self._problem = error
+            raise
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """For torch.save."""
+
+
+def write_metadata(folder: Path, chunks: Iterable[Chunk], empty: tuple[Chunk, Iterable[str]]) -> None:
+    """Write what makes a folder of data files a checkpoint.
+
+    Args:
+        folder: of the data files.
+        chunks: all that is in them.
+        empty: a place where an empty object is saved, and the names of all objects that are empty.
+    """
+    tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for chunk in chunks:
+        size, properties = torch.Size(chunk.global_shape), TensorProperties(dtype=chunk.dtype)
+        tensor = tensors.setdefault(chunk.key, TensorStorageMetadata(properties, size, []))
+        tensor.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.shape)))
+        storage[MetadataIndex(chunk.key, chunk.offset)] = _StorageInfo(chunk.file, chunk.position, chunk.length)
+    place, names = empty
+    for name in names:
+        tensors[name] = BytesStorageMetadata()
+        storage[MetadataIndex(name)] = _StorageInfo(place.file, place.position, place.length)
+    metadata = Metadata(tensors, storage_data=storage, version=CURRENT_DCP_VERSION)
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    (folder / FORMAT).write_text(json.dumps(_FORMAT))
+    torch.save({}, folder / COMMON)
+
+
+class StoredTensors:
+    """The tensors of a checkpoint folder, opened for reading.
+
+    Raises:
+        CheckpointError: no such folder, or no checkpoint in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / METADATA).is_file():
+            raise CheckpointError(f"{folder} is no Megatron checkpoint: it has no file {METADATA}")
+        try:
+            self._metadata = FileSystemReader(folder).read_metadata()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+            raise CheckpointError(f"{folder / METADATA} is broken: {error}") from error
+        self._tensors = {
+            key: stored for key, stored in self._metadata.state_dict_metadata.items() if isinstance(stored, TensorStorageMetadata)
+        }
+        self._by_lead: dict[tuple[str, int], dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
+
+    def names(self) -> set[str]:
+        """Of all tensors."""
+        return set(self._tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Of the whole tensor. Raises CheckpointError where there is none."""
+        return tuple(self._find(key).size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of the tensor. Raises CheckpointError where there is none."""
+        return self._find(key).properties.dtype
+
+    def read(self, key: str, lead: tuple[int, ...] = ()) -> torch.Tensor:
+        """A tensor, put together from its boxes.
+
+        Args:
+            key: of the tensor.
+            lead: read only this index of the first axes, which the result then lacks.
+
+        Raises:
+            CheckpointError: no such tensor; a file is missing or broken; the boxes do not make up the tensor.
+        """
+        stored, depth = self._find(key), len(lead)
+        shape = tuple(stored.size)[depth:]
+        out, filled = None, 0
+        for chunk in self._boxes(key, depth).get(lead, []):
+            box = self._load(key, tuple(chunk.offsets), tuple(chunk.sizes), stored.properties.dtype)
+            for index, start in zip(lead, chunk.offsets, strict=False):
+                box = box[index - start]
+            if tuple(box.shape) == shape:
+                return box
+            if out is None:
+                out = torch.empty(shape, dtype=box.dtype)
+            area = zip(chunk.offsets[depth:], box.shape, strict=True)
+            out[tuple(slice(start, start + size) for start, size in area)].copy_(box)
+            filled += box.numel()
+        if out is None or filled != out.numel():
+            raise CheckpointError(f"{self.folder} holds only {filled} elements of tensor {key}{list(lead) or ''}")
+        return out
+
+    def _boxes(self, key: str, depth: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+        """Index of the first `depth` axes -> the boxes that have a part of it."""
+        if (key, depth) not in self._by_lead:
+            boxes: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
+            for chunk in self._tensors[key].chunks:
+                spans = zip(chunk.offsets[:depth], chunk.sizes[:depth], strict=True)
+                for lead in itertools.product(*(range(start, start + size) for start, size in spans)):
+                    boxes.setdefault(lead, []).append(chunk)
+            self._by_lead[key, depth] = boxes
+        return self._by_lead[key, depth]
+
+    def _find(self, key: str) -> TensorStorageMetadata:
+        if key not in self._tensors:
+            raise CheckpointError(f"{self.folder} has no tensor {key}")
+        return self._tensors[key]
+
+    def _load(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        place = self._metadata.storage_data[MetadataIndex(key, offset)]
+        path = self.folder / place.relative_path
+        try:
+            with path.open("rb", buffering=0) as file:
+                box = torch.load(_Window(file, place.offset, place.length), map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "its bytes are not what was written"
+            raise CheckpointError(f"tensor {key} in {path} cannot be read: {reason}") from error
+        if tuple(box.shape) != shape or box.dtype != dtype:
+            raise CheckpointError(f"tensor {key} in {path} is {list(box.shape)} {box.dtype}, expected {list(shape)} {dtype}")
+        return box
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        view = memoryview(buffer).cast("B")[: max(self._length - self._at, 0)]
+        count = os.preadv(self._file.fileno(), [view], self._start + self._at) if view else 0
+        self._at += count
+        return count
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in a storage of its own size, since a storage is saved whole; rows of a larger one are not copied for it."""
+    tensor = tensor.contiguous()
+    if tensor.numel() == 0 or tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    data = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
+
+
+@contextmanager
+def _without_crc() -> Iterator[None]:
+    # The manifest has a SHA-256 of the file; CRC-32 would take as long as writing does.
+    before = serialization.save.compute_crc32
+    serialization.save.compute_crc32 = False
+    try:
+        yield
+    finally:
+        serialization.save.compute_crc32 = before

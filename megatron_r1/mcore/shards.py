@@ -1,0 +1,59 @@
+"""What Megatron-Core itself stores of which weight: the sharded state of modules on the meta device, rank by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_r1.errors import ConversionError
+from megatron_r1.mcore import host, parallel
+from megatron_r1.mcore.meta import MetaRank, meta_ranks
+from megatron_r1.mcore.pieces import Piece, Shards
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.weights.local import local_weights
+
+host.require_active()
+
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories, is_main_replica
+
+from megatron_r1.mcore.checkpoint import sharding_metadata
+
+
+def shards_of_ranks(arch: Architecture, layout: parallel.Layout, ranks: Sequence[int]) -> Shards:
+    """Build the ranks and collect what each holds.
+
+    Raises:
+        ConversionError: a rank holds a tensor that the mapping table does not have, or with another shape.
+    """
+    shards = Shards()
+    for rank, built in zip(ranks, meta_ranks(arch, layout, ranks), strict=True):
+        _collect(shards, rank, built, arch)
+    return shards
+
+
+def _collect(shards: Shards, rank: int, built: MetaRank, arch: Architecture) -> None:
+    local = local_weights(built.modules, arch, built.groups)
+    held = [(i, tensor) for i, tensors in local.tensors.items() for tensor in tensors]
+    # Megatron-Core's sharded tensors are parameters or views of parts of them: the storage tells whose.
+    entry_of = {tensor.untyped_storage()._cdata: i for i, tensor in held}
+    shards.elements[rank] = sum(tensor.numel() for _, tensor in held)
+    for i in local.tensors:
+        shards.holders.setdefault(i, []).append(rank)
+    for module in built.modules:
+        state = module.sharded_state_dict(metadata=sharding_metadata())
+        apply_factories(state)
+        for part in nested_values(state):
+            if not is_main_replica(part.replica_id):
+                continue
+            if isinstance(part, ShardedObject):
+                shards.objects.add(part.unique_key)
+            elif isinstance(part, ShardedTensor):
+                shards.pieces.append(_piece(part, entry_of))
+
+
+def _piece(part: ShardedTensor, entry_of: dict[int, int]) -> Piece:
+    entry = entry_of.get(part.data.untyped_storage()._cdata)
+    if entry is None:
+        raise ConversionError(f"{part.key} would be stored, but is no weight of the mapping table")
+    shape = (1,) * part.prepend_axis_num + tuple(part.local_shape)
+    return Piece(entry, part.key, tuple(part.global_shape), tuple(part.global_offset), shape)

@@ -1,0 +1,88 @@
+"""Train, save and go on under several layouts, in one set of processes. Started by test_reshard.py.
+
+Arguments: rank, world size, a free port, a JSON list of jobs, the result file (written by the last rank). A job has a name, a model, a
+layout (`parallel`), a folder, and what to do: "save" trains, saves into the folder and goes on; "load" goes on from the folder;
+"weights" does so without the optimizer's state.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from train_layouts import ROWS, WIDTH, batch
+
+from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.mcore import parallel
+from megatron_r1.mcore.checkpoint import load_policy, load_policy_weights, save_policy
+from megatron_r1.mcore.policy import MegatronPolicy
+from megatron_r1.training.pretrain import loss_over
+from tests.random_weights import full_architecture, qwen2_architecture
+
+BEFORE, AFTER = 3, 3  # updates before and after the checkpoint
+
+
+def build(model: str, layout: dict[str, int]) -> MegatronPolicy:
+    """The policy with a schedule that moves in every update."""
+    mtp = model.endswith("-mtp")
+    arch = qwen2_architecture(tied=True) if model == "qwen2" else full_architecture(mtp=int(mtp))
+    resolved = parallel.resolve_layout(ParallelConfig(**layout), arch, dist.get_world_size(), mtp=mtp, packed=False)
+    parallel.initialize(resolved, seed=1)
+    return MegatronPolicy(
+        arch, resolved, RuntimeConfig(), MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 * mtp),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, schedule="cosine", min_lr_ratio=0.1), total_updates=10, seed=7,
+        device=torch.device("cpu"), micro_batch_tokens=ROWS * WIDTH,
+    )  # fmt: skip
+
+
+def train(policy: MegatronPolicy, steps: range) -> list[list[float]]:
+    """[loss, gradient norm, learning rate] of every step."""
+    found = []
+    for step in steps:
+        micro_batches = batch(step, packed=False)
+        mine = micro_batches[parallel.data_parallel_rank() :: policy.layout.dp]
+        stats = policy.train_on_micro_batches(mine, loss_over(len(micro_batches) * ROWS * WIDTH))
+        found.append([stats.loss, stats.grad_norm, stats.lr])
+    return found
+
+
+def do(job: dict) -> dict:
+    """The steps after the checkpoint, and the next random number of every rank."""
+    policy, folder = build(job["model"], job["parallel"]), Path(job["folder"])
+    if job["do"] == "save":
+        train(policy, range(BEFORE))
+        torch.rand(dist.get_rank() + 1)  # every rank's generator stands somewhere else
+        if dist.get_rank() == 0:
+            folder.mkdir()
+        dist.barrier()
+        save_policy(policy, folder)
+    elif job["do"] == "load":
+        load_policy(policy, folder)
+    else:
+        load_policy_weights(policy, folder)
+    drawn = [0.0] * dist.get_world_size()
+    dist.all_gather_object(drawn, torch.rand(()).item())
+    return {"steps": train(policy, range(BEFORE, BEFORE + AFTER)), "updates": policy.updates, "drawn": drawn}
+
+
+def main() -> None:
+    """Do every job."""
+    rank, world_size, port, jobs, results = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", int(port), int(world_size), is_master=int(rank) == 0)
+    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=120))
+    found = {job["name"]: do(job) for job in json.loads(jobs)}
+    if int(rank) == int(world_size) - 1:
+        Path(results).write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

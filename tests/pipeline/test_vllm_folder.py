@@ -1,0 +1,145 @@
+"""vLLM loads an exported folder of every architecture, has transformers' log-probs, and is updated exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_r1.errors import DeviceError, WeightSyncError
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.dense import Qwen2
+from megatron_r1.model.presets import PRESETS
+from megatron_r1.rollout import process
+from megatron_r1.rollout.child import EngineProcess
+from megatron_r1.runtime.launch import child_environment
+from tests.pipeline.engine_cases import (
+    SAMPLING,
+    FolderOptions,
+    check_corruptions,
+    check_held_tensors,
+    difference_to_transformers,
+    options,
+    prompts,
+    sampled,
+)
+from tests.random_weights import llama_architecture, random_weights, write_random_model
+
+
+def qwen2(tied: bool) -> Qwen2:
+    """vLLM's qwen2 takes no head_dim; its kernels on CPU want at least 32. The default rope_theta of neither library."""
+    return Qwen2(
+        vocab_size=450, hidden_size=128, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, rope_theta=500.0, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
+ARCHITECTURES = {
+    "deepseek_v3": PRESETS["tiny"],
+    "qwen2 untied": qwen2(tied=False),
+    "qwen2 tied": qwen2(tied=True),
+    "llama": llama_architecture(),
+}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """A process that imports vLLM once for all engines of this file."""
+    log = tmp_path_factory.mktemp("host") / "engine.log"
+    environment = child_environment() | process.engine_environment("cpu", 1)
+    host = EngineProcess("tests.pipeline.folder_host", log, environment)
+    yield host
+    host.close(patience=0)  # vLLM takes seconds to leave by itself
+
+
+def start(host: EngineProcess, arch: Architecture, folder: Path, vllm_version: str | None = None) -> process.VllmProcessEngine:
+    """An engine in the host, with the folder's weights. Closing it leaves the host alone."""
+    corruptible = replace(options(arch), worker_extension="tests.pipeline.corrupting_worker.CorruptingWorker")
+    child = SimpleNamespace(call=host.call, close=lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "EngineProcess", lambda *_: child)
+        engine_options = FolderOptions(**vars(corruptible), folder=folder, vllm_version=vllm_version)
+        return process.VllmProcessEngine(engine_options, str, {}, host.log_path)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def served(request, host, tmp_path_factory):
+    """An engine with the weights of seed 0 from a folder, and what it samples from them before any update."""
+    arch = ARCHITECTURES[request.param]
+    folder = write_random_model(tmp_path_factory.mktemp("folder") / "model", arch)
+    engine = start(host, arch, folder)
+    engine.version = 0  # from the folder
+    groups = engine.generate(prompts(arch), SAMPLING, seed=5)
+    yield SimpleNamespace(arch=arch, folder=folder, engine=engine, groups=groups)
+    engine.close()
+
+
+def test_logprobs_are_those_of_transformers(served):
+    cooler = replace(SAMPLING, temperature=0.7)
+    for temperature, groups in ((1.0, served.groups), (0.7, served.engine.generate(prompts(served.arch), cooler, seed=1))):
+        difference = difference_to_transformers(served.folder, groups, temperature)
+        assert len(difference) > 256 and difference.mean() < 1e-5 and difference.max() < 1e-3
+        logprobs = torch.tensor([p for _, row in sampled(groups) for p in row])
+        assert logprobs.std() > 0.5, "the distributions are flat: the comparison would show nothing"
+
+
+def test_update_equals_the_folder(served):
+    """Other weights and back: exactly what vLLM computed from the folder before any update."""
+    engine, arch = served.engine, served.arch
+    report = engine.load_weights(random_weights(arch, 1), version=1)
+    assert report.num_verified == report.num_tensors == sum(1 for _ in random_weights(arch, 1))
+    assert sampled(engine.generate(prompts(arch), SAMPLING, seed=5)) != sampled(served.groups)
+    engine.load_weights(random_weights(arch, 0), version=2)
+    assert sampled(engine.generate(prompts(arch), SAMPLING, seed=5)) == sampled(served.groups)
+    check_held_tensors(engine, arch)
+
+
+#: (parameter, row) -> the tensor to be named. qwen2 has 128 rows of query, then 64 of key and 64 of value.
+CORRUPTIONS = {
+    ("model.embed_tokens.weight", None): "different: model.embed_tokens.weight$",
+    ("lm_head.weight", None): "different: lm_head.weight$",
+    ("model.norm.weight", None): "different: model.norm.weight$",
+    ("model.layers.1.self_attn.qkv_proj.weight", 127): "different: model.layers.1.self_attn.q_proj.weight$",
+    ("model.layers.1.self_attn.qkv_proj.weight", 128): "different: model.layers.1.self_attn.k_proj.weight$",
+    ("model.layers.1.self_attn.qkv_proj.weight", 192): "different: model.layers.1.self_attn.v_proj.weight$",
+    ("model.layers.2.self_attn.qkv_proj.bias", 127): "different: model.layers.2.self_attn.q_proj.bias$",
+    ("model.layers.2.self_attn.qkv_proj.bias", 191): "different: model.layers.2.self_attn.k_proj.bias$",
+    ("model.layers.2.self_attn.qkv_proj.bias", 255): "different: model.layers.2.self_attn.v_proj.bias$",
+    ("model.layers.0.self_attn.o_proj.weight", None): "different: model.layers.0.self_attn.o_proj.weight$",
+    ("model.layers.0.mlp.gate_up_proj.weight", 95): "different: model.layers.0.mlp.gate_proj.weight$",
+    ("model.layers.0.mlp.gate_up_proj.weight", 96): "different: model.layers.0.mlp.up_proj.weight$",
+    ("model.layers.0.mlp.down_proj.weight", None): "different: model.layers.0.mlp.down_proj.weight$",
+    ("model.layers.0.post_attention_layernorm.weight", None): "different: model.layers.0.post_attention_layernorm.weight$",
+    ("model.layers.0.self_attn.rotary_emb.cos_sin_cache", None): "changed constants: .*cos_sin_cache$",
+}
+
+
+@pytest.mark.parametrize("served", ["qwen2 untied"], indirect=True)
+def test_one_flipped_bit_is_named(served):
+    """In every fused part of a dense model, weights and biases. (For V3 see test_vllm_engine.)"""
+    check_corruptions(served.engine, served.arch, CORRUPTIONS)
+
+
+@pytest.mark.parametrize("served", ["qwen2 tied"], indirect=True)
+def test_tied_output_layer_that_came_loose_is_named(served):
+    """The output layer is compared as a copy of the embedding; here it kept the values of an earlier update."""
+    served.engine.load_weights(random_weights(served.arch, 0), version=3)
+    served.engine._call("call_workers", "untie")  # spoils the engine
+    with pytest.raises(WeightSyncError, match="contradictions: model.embed_tokens.weight$"):
+        served.engine.load_weights(random_weights(served.arch, 1), version=4)
+
+
+@pytest.mark.parametrize("served", ["llama"], indirect=True)
+def test_rope_scaling_matters_at_the_tested_length(served, tmp_path):
+    """Without it transformers' log-probs are others, so the agreement above shows that vLLM scales as transformers does."""
+    unscaled = served.arch.model_copy(update={"rope_scaling": None})
+    difference = difference_to_transformers(write_random_model(tmp_path / "model", unscaled), served.groups, 1.0)
+    assert difference.mean() > 1e-2
+
+
+def test_another_vllm_is_refused(host, tmp_path):
+    with pytest.raises(DeviceError, match="vllm 0.33.0 is installed but megatron_r1 was written for 0.32.0"):
+        start(host, PRESETS["tiny"], tmp_path, vllm_version="0.33.0")
