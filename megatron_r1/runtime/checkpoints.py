@@ -4,8 +4,8 @@
         policy/          weights and optimizer; whatever the caller wrote, by all ranks
         config.json      the model, and beside it its tokenizer
         state.json       small things: data cursor, counters
-        manifest.json    size and SHA-256 of every file above
-        COMPLETE         SHA-256 of manifest.json; written last, without it the folder is ignored
+        manifest.json    size and XXH3-128 of every file above
+        COMPLETE         XXH3-128 of manifest.json; written last, without it the folder is ignored
 
 Everything is written into `.tmp-step_000010` and renamed (see saving.py). A checkpoint found damaged is renamed to
 corrupt-step_000010 and counts no more. Verifying is shared out over the ranks.
@@ -13,7 +13,6 @@ corrupt-step_000010 and counts no more. Verifying is shared out over the ranks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 from megatron_r1.errors import CheckpointError
 from megatron_r1.runtime.distributed import gather_objects, is_rank_zero, on_rank_zero, rank, world_size
-from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.files import TEMPORARY, file_checksum, write_atomically
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -89,7 +88,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     """A file's entry in a manifest: its size and hash, after its bytes were put on the disk to outlive a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        size = os.fstat(file.fileno()).st_size
+    return {"bytes": size, "xxh128": file_checksum(path)}
 
 
 def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -98,13 +98,13 @@ def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     Args:
         temporary: beside `final`, its name beginning with `TEMPORARY`.
         final: replaced where it exists.
-        manifest: {"files": {path below the folder: {"bytes": int, "sha256": hex}}} for every file, and what else is to be kept.
+        manifest: {"files": {path below the folder: {"bytes": int, "xxh128": hex}}} for every file, and what else is to be kept.
     """
     write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
     if final.exists():
         _remove(final)
     temporary.rename(final)
-    write_atomically(final / COMPLETE, _sha256(final / MANIFEST))
+    write_atomically(final / COMPLETE, file_checksum(final / MANIFEST))
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
@@ -141,18 +141,13 @@ def _share(items: list[Any]) -> list[Any]:
     return items[rank() :: world_size()]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
     path = checkpoint / MANIFEST
     if not (checkpoint / COMPLETE).is_file():
         raise CheckpointError(f"{checkpoint} is no complete checkpoint: it holds no file {COMPLETE}")
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
-    if _sha256(path) != (checkpoint / COMPLETE).read_text(encoding="utf-8", errors="replace"):
+    if file_checksum(path) != (checkpoint / COMPLETE).read_text(encoding="utf-8", errors="replace"):
         raise CheckpointError(f"{path} is not what {COMPLETE} says")
     return json.loads(path.read_text(encoding="utf-8"))["files"]
 
@@ -162,8 +157,8 @@ def _problem(path: Path, entry: dict[str, Any]) -> str | None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             return f"{path} has {size} bytes, expected {entry['bytes']}"
-        if _sha256(path) != entry["sha256"]:
-            return f"{path} has other content than was written (SHA-256 differs)"
+        if file_checksum(path) != entry["xxh128"]:
+            return f"{path} has other content than was written (checksum differs)"
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:  # a rank that raised alone would leave the others waiting

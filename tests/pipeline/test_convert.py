@@ -215,7 +215,7 @@ def test_bad_input_is_one_line_that_names_it(v3, tmp_path, capfd, case):
     [
         (lambda folder: (folder / "COMPLETE").unlink(), ["not complete", "COMPLETE"]),
         (lambda folder: (folder / "policy/__1_0.distcp").unlink(), ["__1_0.distcp", "missing"]),
-        (lambda folder: flip(folder / "policy/__1_0.distcp"), ["__1_0.distcp", "SHA-256"]),
+        (lambda folder: flip(folder / "policy/__1_0.distcp"), ["__1_0.distcp", "checksum"]),
         (lambda folder: lie(folder, n_routed_experts=4, n_group=2), ["experts", "expected"]),
         (lambda folder: shutil.rmtree(folder / "policy"), ["no Megatron checkpoint"]),
     ],
