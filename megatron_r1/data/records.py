@@ -1,8 +1,10 @@
-"""Reading .jsonl and .json files with errors that name the file and the line."""
+"""Reading .jsonl and .json files, also gzipped ones, with errors that name the file and the line."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,20 @@ from megatron_r1.errors import DataError
 
 
 def read_text(path: Path) -> str:
-    """The whole file.
+    """The whole file, unpacked where its name ends in .gz.
 
     Raises:
         DataError: missing, unreadable, not UTF-8 or blank.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
+            text = file.read()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not text.strip():
@@ -32,13 +37,16 @@ def read_text(path: Path) -> str:
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a .jsonl file (one a line, blank lines skipped) or of a .json file (one list), each with "file:line".
 
+    Either may be gzipped: .jsonl.gz, .json.gz.
+
     Raises:
         DataError: what `read_text` raises, another suffix, bad JSON, or something that is not an object.
     """
-    if path.suffix not in (".jsonl", ".json"):
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in (".jsonl", ".json"):
         raise DataError(f"{path}: expected a .jsonl file (one object a line) or a .json file (a list of objects)")
     text = read_text(path)
-    entries = _read_json_lines(path, text) if path.suffix == ".jsonl" else _read_json_list(path, text)
+    entries = _read_json_lines(path, text) if suffix == ".jsonl" else _read_json_list(path, text)
     for where, entry in entries:
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected an object, found {type(entry).__name__}")

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from megatron_r1.config.schema import JudgeConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.judge_cache import JudgeCache
-from megatron_r1.rewards.judge_endpoint import ChatEndpoint, NoAnswer
+from megatron_r1.rewards.judge_endpoint import ChatEndpoint, NoAnswer, read_api_key
 from megatron_r1.rewards.judge_prompts import (
     GRADE_FORMAT,
     Messages,
@@ -59,7 +59,9 @@ class Judge:
             raise ConfigError(f"reward.judge.url={config.url} does not begin with http:// or https://")
         self._config = config
         self._cache = JudgeCache(Path(config.cache)) if config.cache else None
-        self._endpoint = ChatEndpoint(config.url, _read_key(config.api_key_file), config.timeout_seconds, config.retries)
+        self._endpoint = ChatEndpoint(
+            config.url, read_api_key(config.api_key_file, "reward.judge.api_key_file"), config.timeout_seconds, config.retries
+        )
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -169,12 +171,3 @@ def _when_done(futures: list[Future[T]], combine: Callable[[list[T]], Preference
     for future in futures:
         future.add_done_callback(finish)
     return combined
-
-
-def _read_key(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"reward.judge.api_key_file {path} cannot be read: {error}") from None

@@ -8,11 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
-from megatron_r1.errors import RewardError
+from megatron_r1.errors import ConfigError, RewardError
 
 T = TypeVar("T")
 
@@ -20,6 +22,16 @@ _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # the same request may succ
 _OUR_FAULT = {401, 403, 404, 405}  # no request will ever succeed
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _MAX_REPLY_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a chat model said."""
+
+    text: str
+    finished: bool  #: ended by itself; False: cut at max_tokens
+    reasoning: str = ""  #: what some servers give apart from the text
+    tokens: int | None = None  #: of the whole output, reasoning included; None: the server does not tell
 
 
 class NoAnswer(Exception):
@@ -45,13 +57,20 @@ class ChatEndpoint:
         url: base URL, e.g. http://localhost:8000/v1.
         retries: further attempts after the first.
         pause: for tests: how to wait.
+        section: of the settings that messages name.
     """
 
     def __init__(
-        self, url: str, api_key: str | None, timeout_seconds: float, retries: int, pause: Callable[[float], object] | None = None
+        self,
+        url: str,
+        api_key: str | None,
+        timeout_seconds: float,
+        retries: int,
+        pause: Callable[[float], object] | None = None,
+        section: str = "reward.judge",
     ) -> None:
         self.counts: Counter[str] = Counter()  #: "requests", "retries", "http_<status>", "late", "invalid", "unreachable", tokens
-        self._url, self._timeout_seconds, self._retries = url.rstrip("/"), timeout_seconds, retries
+        self._url, self._timeout_seconds, self._retries, self._section = url.rstrip("/"), timeout_seconds, retries, section
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         unlimited = httpx.Limits(max_connections=None)  # whoever calls limits how many do so at a time
         self._client = httpx.Client(headers=headers, timeout=timeout_seconds, limits=unlimited, trust_env=False)
@@ -60,7 +79,7 @@ class ChatEndpoint:
         self._lock = threading.Lock()
 
     def complete(self, request: dict[str, Any], read: Callable[[str], T]) -> tuple[str, T]:
-        """The model's whole output, and what `read` makes of it.
+        """The model's whole output, and what `read` makes of it. One that was cut at the limit counts as a failed attempt.
 
         Args:
             request: body of the request; the seed goes up with every attempt, else a model that is sampled greedily repeats itself.
@@ -70,11 +89,24 @@ class ChatEndpoint:
             NoAnswer: every attempt failed.
             RewardError: the endpoint refuses the key, the path or the model.
         """
+
+        def take(completion: Completion) -> tuple[str, T]:
+            if not completion.finished:
+                raise ValueError("finish_reason is 'length'")
+            return completion.text, read(completion.text)
+
+        return self._try(request, take)
+
+    def sample(self, request: dict[str, Any]) -> Completion:
+        """One response, also one that was cut at the limit. Raises as `complete` does."""
+        return self._try(request, lambda completion: completion)
+
+    def _try(self, request: dict[str, Any], take: Callable[[Completion], T]) -> T:
         for attempt in range(self._retries + 1):
             try:
-                output = self._request({**request, "seed": request["seed"] + attempt})
+                completion = self._request({**request, "seed": request["seed"] + attempt})
                 try:
-                    return output, read(output)
+                    return take(completion)
                 except ValueError as error:
                     self._count("invalid")
                     raise _Failed("error", f"the judge's output is no verdict: {error}") from None
@@ -90,7 +122,7 @@ class ChatEndpoint:
         self._closing.set()
         self._client.close()
 
-    def _request(self, body: dict[str, Any]) -> str:
+    def _request(self, body: dict[str, Any]) -> Completion:
         self._count("requests")
         try:
             status, headers, content = self._post(body)
@@ -103,12 +135,14 @@ class ChatEndpoint:
         if status != 200:
             self._count(f"http_{status}")
         if status in _OUR_FAULT:
-            raise RewardError(f"the judge at {self._url} refuses (HTTP {status}): check reward.judge.url, model and api_key_file")
+            raise RewardError(
+                f"the endpoint at {self._url} refuses (HTTP {status}): check {self._section}.url, model and api_key_file"
+            )
         if status in _PASSING:
             raise _Failed("error", f"HTTP {status}", _retry_after(headers))
         if status != 200:
             raise NoAnswer("error", f"HTTP {status}: {content[:200]!r}")
-        return self._output(content)
+        return self._completion(content)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
         """Read the reply piecewise: httpx limits the wait for each piece, which a slow server can stretch for ever."""
@@ -123,20 +157,26 @@ class ChatEndpoint:
                     raise httpx.ReadError("the reply is too long")
             return response.status_code, response.headers, bytes(content)
 
-    def _output(self, content: bytes) -> str:
+    def _completion(self, content: bytes) -> Completion:
         try:
             reply = json.loads(content)
             choice = reply["choices"][0]
-            output = choice["message"]["content"]
-            if choice["finish_reason"] != "stop" or not isinstance(output, str):
-                raise ValueError(f"finish_reason is {choice['finish_reason']!r}")
+            message, finish_reason = choice["message"], choice["finish_reason"]
+            cut = finish_reason == "length"
+            text = message["content"]
+            if text is None and cut:  # cut while it was reasoning, which some servers give apart
+                text = ""
+            if not (cut or finish_reason == "stop") or not isinstance(text, str):
+                raise ValueError(f"finish_reason is {finish_reason!r}")
+            reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+            usage = reply.get("usage") or {}
             for name in ("prompt_tokens", "completion_tokens"):
-                self._count(name, int((reply.get("usage") or {}).get(name) or 0))
+                self._count(name, int(usage.get(name) or 0))
+            return Completion(text, not cut, str(reasoning), int(usage.get("completion_tokens") or 0) or None)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             self._count("invalid")
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise _Failed("error", f"the reply is no chat completion that ended by itself ({reason})") from None
-        return output
+            raise _Failed("error", f"the reply is no chat completion ({reason})") from None
 
     def _count(self, name: str, amount: int = 1) -> None:
         with self._lock:
@@ -152,3 +192,17 @@ def _retry_after(headers: httpx.Headers) -> float:
     """What the server asks for, in seconds; other forms of the header (dates) and more than the longest pause are not followed."""
     value = headers.get("retry-after", "")
     return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isascii() and value.isdigit() else 0.0
+
+
+def read_api_key(path: str | None, setting: str) -> str | None:
+    """The key in a file; None where none is named.
+
+    Raises:
+        ConfigError: the file cannot be read; names the setting.
+    """
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting} {path} cannot be read: {error}") from None
