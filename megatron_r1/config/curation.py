@@ -54,7 +54,7 @@ class DedupConfig(Section):
     enabled: bool = True
     text: Literal["conversation", "prompt"] = Field("conversation", description="what is compared; prompt: the user's turns alone")
     ngram: int = Field(5, gt=0, description="words of a shingle; a Chinese character counts as one")
-    permutations: int = Field(128, gt=0, description="hash functions; the similarity is known to about 1/sqrt of this")
+    permutations: int = Field(128, gt=0, description="hash functions; the similarity is known to about 1/(2 sqrt(of this))")
     threshold: float = Field(0.8, gt=0, le=1, description="estimated Jaccard similarity from which the later one is dropped")
 
 

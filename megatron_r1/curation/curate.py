@@ -1,0 +1,180 @@
+"""Files of conversations in, one file of supervised data out: filters, near-duplicates, decontamination, mix, manifest.
+
+The inputs are read twice and never held in memory: first every record is examined, then the chosen ones are written.
+
+    folder/
+        curated.jsonl    the data, in a random order
+        rejected.jsonl   what was dropped, and why
+        summary.md       the counts as a table
+        manifest.json    written last: counts, hashes, seed and settings
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from megatron_r1.config.curation import CurationConfig
+from megatron_r1.curation.conversations import parse_conversation, read_lines
+from megatron_r1.curation.decontaminate import EvaluationSets, load_evaluation_sets
+from megatron_r1.curation.dedup import NearDuplicates
+from megatron_r1.curation.examine import Examined, examine_all
+from megatron_r1.curation.manifest import Tally, describe_file, read_manifest, render_tally, tally_fields, write_manifest
+from megatron_r1.curation.mixing import draw, plan_mix
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.progress import Progress
+
+CURATED, REJECTED, SUMMARY = "curated.jsonl", "rejected.jsonl", "summary.md"
+_SETTINGS = ("inputs", "form", "special_token", "filters", "dedup", "decontamination", "mix")  #: those that the result depends on
+_EXAMPLES = 5  # n-grams named per evaluation set: a phrase that every question has shows itself there
+
+
+def curate(config: CurationConfig, seed: int, folder: Path) -> str:
+    """Make `folder` from `config.inputs`; where it is finished and nothing has changed, leave it as it is.
+
+    Returns:
+        The summary table.
+
+    Raises:
+        ConfigError: no inputs.
+        DataError: file and line of a malformed record, an id that comes twice, no record left, or proportions that cannot be met.
+    """
+    if not config.inputs:
+        raise ConfigError("curation.inputs is empty: name the files, e.g. curation.inputs=[a.jsonl,b.jsonl]")
+    paths = [Path(path) for path in config.inputs]
+    made_from = {
+        "seed": seed,
+        "settings": config.model_dump(include=set(_SETTINGS)),
+        "inputs": [describe_file(path) for path in paths],
+        "evaluation_sets": {name: describe_file(Path(path)) for name, path in config.decontamination.evaluation_sets.items()},
+    }
+    if _is_finished(folder, made_from):
+        return (folder / SUMMARY).read_text(encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir {folder} cannot be made: {error.strerror}") from None
+    tally, matches = Tally(), {}
+    with _written(folder / REJECTED) as rejected:
+        left = _choose(config, paths, load_evaluation_sets(config.decontamination), seed, tally, matches, rejected)
+        if not left:
+            raise DataError(f"no record is left of {tally.read.total()}: {_describe_losses(tally)}; see curation.filters")
+        domains = [record.domain for _, record in left]
+        tally.left = Counter(domains)
+        drawn = draw(domains, plan_mix(tally.left, config.mix), seed)
+        tally.mixed = Counter(domains[index] for index, _ in drawn)
+    _write_mix(paths, [(*left[index], copy) for index, copy in drawn], folder / CURATED)
+    summary = render_tally(tally) + "\n"
+    write_atomically(folder / SUMMARY, summary)
+    outputs = {name: describe_file(folder / name) | {"path": name} for name in (CURATED, REJECTED, SUMMARY)}
+    write_manifest(folder, {**made_from, "counts": tally_fields(tally), "matches": matches, "outputs": outputs})
+    return summary
+
+
+def _choose(
+    config: CurationConfig,
+    paths: Sequence[Path],
+    sets: EvaluationSets,
+    seed: int,
+    tally: Tally,
+    matches: dict[str, list[dict[str, Any]]],
+    rejected: TextIO,
+) -> list[tuple[int, Examined]]:
+    """Examine every record: those that are left, each with the number of its file. Fills `tally`, `matches` and `rejected`."""
+    kept: list[tuple[int, Examined]] = []
+    seen: dict[str, str] = {}
+    names: dict[int, str] = {}  # what the index of a kept text is called
+    duplicates = NearDuplicates(config.dedup)
+    phrases: dict[str, Counter[str]] = {}
+
+    def drop(record: Examined, step: str, name: str, detail: str) -> None:
+        tally.drop(step, name, record.domain)
+        line = {"id": record.id, "domain": record.domain, "where": record.where, "step": step, "name": name, "detail": detail}
+        rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    for number, record in _examine_files(config, paths, sets, seed):
+        if record.id in seen:
+            raise DataError(f"{record.where}: the id {record.id!r} stands already at {seen[record.id]}; every record needs its own")
+        seen[record.id] = record.where
+        tally.read[record.domain] += 1
+        if record.rejection is not None:
+            drop(record, "filter", record.rejection.name, record.rejection.detail)
+            continue
+        if record.signature is not None:
+            repeated = duplicates.find(len(seen), record.signature)
+            if repeated is not None:
+                drop(record, "duplicate", "near_duplicate", f"repeats {names[repeated[0]]!r}, similarity {repeated[1]:.2f}")
+                continue
+            names[len(seen)] = record.id
+        if record.match is not None:
+            phrases.setdefault(record.match.name, Counter())[record.match.words] += 1
+            drop(record, "contamination", record.match.name, f"has the words {record.match.words!r}")
+            continue
+        kept.append((number, record))
+    for name, words in phrases.items():
+        matches[name] = [{"words": text, "records": count} for text, count in words.most_common(_EXAMPLES)]
+    return kept
+
+
+def _examine_files(
+    config: CurationConfig, paths: Sequence[Path], sets: EvaluationSets, seed: int
+) -> Iterator[tuple[int, Examined]]:
+    with Progress(sum(path.stat().st_size for path in paths), "examine", unit="B") as progress:
+        for number, path in enumerate(paths):
+            done = 0
+            for record in examine_all(read_lines(path), path.stem, config, sets, seed):
+                progress.advance(record.offset - done)
+                done = record.offset
+                yield number, record
+            progress.advance(path.stat().st_size - done)
+
+
+def _write_mix(paths: Sequence[Path], chosen: Sequence[tuple[int, Examined, int]], target: Path) -> None:
+    """Write the chosen records, a second copy under an id of its own."""
+    with ExitStack() as stack, Progress(len(chosen), "write") as progress:
+        files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
+        output = stack.enter_context(_written(target))
+        for number, record, copy in chosen:
+            files[number].seek(record.offset)
+            conversation = parse_conversation(files[number].readline(), record.where, paths[number].stem)
+            if conversation.id != record.id:
+                raise DataError(f"{record.where}: the file was changed while it was read; start again")
+            named = conversation if copy == 1 else conversation.renamed(f"{conversation.id}#{copy}")
+            output.write(json.dumps(named.to_json(), ensure_ascii=False) + "\n")
+            progress.advance()
+
+
+def _is_finished(folder: Path, made_from: dict[str, Any]) -> bool:
+    manifest = read_manifest(folder)
+    if manifest is None or any(manifest.get(key) != value for key, value in made_from.items()):
+        return False
+    outputs = manifest["outputs"].items()
+    return all((folder / name).is_file() and describe_file(folder / name)["sha256"] == known["sha256"] for name, known in outputs)
+
+
+def _describe_losses(tally: Tally) -> str:
+    losses = {f"filter {name}": counts.total() for name, counts in tally.filtered.items()}
+    losses |= {f"evaluation set {name}": counts.total() for name, counts in tally.contaminated.items()}
+    return ", ".join(f"{name} dropped {count}" for name, count in sorted(losses.items(), key=lambda loss: -loss[1]))
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[TextIO]:
+    """A file to write line by line that appears under `path` when the block ends well."""
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Decontamination: no n-gram of an evaluation set's questions may stand in the training data (v2 D.1: 10-gram match).
+
+n-grams are of words as `words.py` has them, so that case, punctuation and line breaks hide nothing; in Chinese, of characters. A
+question shorter than an n-gram has none: it matches a training prompt that has exactly its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.curation import DecontaminationConfig
+from megatron_r1.curation.conversations import Conversation
+from megatron_r1.curation.words import hash_ngrams, words_of
+from megatron_r1.data.records import read_records, take_text
+from megatron_r1.errors import DataError
+
+
+@dataclass(frozen=True)
+class Match:
+    """What of a training text stands in an evaluation set."""
+
+    name: str  #: of the set
+    words: str  #: the first n-gram that matched
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """The n-grams of all evaluation sets, by their hashes of 64 bits."""
+
+    ngram: int
+    sets: dict[str, frozenset[int]] = field(default_factory=dict)  #: name -> hashes
+    short: dict[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)  #: name -> questions shorter than an n-gram
+
+    @classmethod
+    def of(cls, questions: Mapping[str, Sequence[str]], ngram: int) -> EvaluationSets:
+        """From the questions of each set."""
+        words = {name: [words_of(question) for question in texts] for name, texts in questions.items()}
+        hashes = {name: frozenset(h for w in rows for h in hash_ngrams(w, ngram).tolist()) for name, rows in words.items()}
+        short = {name: frozenset(tuple(w) for w in rows if 0 < len(w) < ngram) for name, rows in words.items()}
+        return cls(ngram, hashes, short)
+
+    def match(self, text: str, prompt: str) -> Match | None:
+        """The first set that a text has an n-gram of, in the order of the sets.
+
+        Args:
+            prompt: what short questions are compared with.
+        """
+        if not self.sets:
+            return None
+        words = words_of(text)
+        hashes = hash_ngrams(words, self.ngram).tolist()
+        for name, known in self.sets.items():
+            if not known.isdisjoint(hashes):
+                at = next(index for index, value in enumerate(hashes) if value in known)
+                return Match(name, " ".join(words[at : at + self.ngram]))
+        asked = tuple(words_of(prompt)[: self.ngram])
+        return next((Match(name, " ".join(asked)) for name, known in self.short.items() if asked in known), None)
+
+
+def load_evaluation_sets(config: DecontaminationConfig) -> EvaluationSets:
+    """Read the questions of every set.
+
+    Raises:
+        DataError: a file that is missing or malformed, or an item without a question, with its line.
+    """
+    questions = {name: read_questions(Path(path), config.fields) for name, path in config.evaluation_sets.items()}
+    return EvaluationSets.of(questions, config.ngram)
+
+
+def read_questions(path: Path, fields: Sequence[str]) -> list[str]:
+    """The question of every item of a .jsonl or .json file: the first of `fields` that it has.
+
+    Raises:
+        DataError: see `load_evaluation_sets`.
+    """
+    return [take_text(record, _question_field(record, fields, where), where) for where, record in read_records(path)]
+
+
+def compared_text(conversation: Conversation, text: str) -> str:
+    """What of a conversation is compared: "prompt", or all of it."""
+    return conversation.prompt if text == "prompt" else conversation.text
+
+
+def _question_field(record: dict[str, Any], fields: Sequence[str], where: str) -> str:
+    for name in fields:
+        if name in record:
+            return name
+    raise DataError(
+        f"{where}: none of the fields {', '.join(fields)} is there; name the question's in curation.decontamination.fields"
+    )

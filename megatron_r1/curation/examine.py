@@ -1,0 +1,107 @@
+"""What one record needs to be judged by itself: filters, signature, contamination. In this process, or in several."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_r1.config.curation import CurationConfig
+from megatron_r1.curation.conversations import Line, parse_conversation
+from megatron_r1.curation.decontaminate import EvaluationSets, Match, compared_text
+from megatron_r1.curation.dedup import Signer
+from megatron_r1.curation.filters import Rejection, first_failure
+from megatron_r1.curation.forms import Form
+from megatron_r1.errors import DataError
+
+_CHUNK = 32  # lines that a process takes at once
+_AHEAD = 4  # chunks read ahead for each process
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out about a record."""
+
+    where: str
+    offset: int  #: of its line
+    id: str
+    domain: str
+    rejection: Rejection | None
+    signature: np.ndarray | None = None  #: [permutations] uint32; None where it was rejected, or near-duplicates stay
+    match: Match | None = None  #: with an evaluation set
+
+
+class Examiner:
+    """Examines records one at a time."""
+
+    def __init__(self, config: CurationConfig, sets: EvaluationSets, seed: int) -> None:
+        self._config, self._sets, self._form = config, sets, Form.of(config)
+        self._signer = Signer(config.dedup, seed) if config.dedup.enabled else None
+
+    def examine(self, line: Line, source: str) -> Examined:
+        """Examine one line.
+
+        Raises:
+            DataError: it is no conversation.
+        """
+        conversation = parse_conversation(line.raw, line.where, source)
+        named = (line.where, line.offset, conversation.id, conversation.domain)
+        rejection = first_failure(conversation, self._config.filters, self._form)
+        if rejection is not None:
+            return Examined(*named, rejection)
+        signature = None
+        if self._signer is not None:
+            signature = self._signer.sign(compared_text(conversation, self._config.dedup.text))
+        text = compared_text(conversation, self._config.decontamination.text)
+        return Examined(*named, None, signature, self._sets.match(text, conversation.prompt))
+
+
+def examine_all(lines: Iterable[Line], source: str, config: CurationConfig, sets: EvaluationSets, seed: int) -> Iterator[Examined]:
+    """Examine lines in their order, in `config.workers` processes; the result is the same for any number of them.
+
+    Raises:
+        DataError: a line is no conversation, or a process died.
+    """
+    if config.workers == 1:
+        examiner = Examiner(config, sets, seed)
+        yield from (examiner.examine(line, source) for line in lines)
+        return
+    # Not forked: this process may hold threads and a device.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, context, _start_worker, (config, sets, seed)) as pool:
+        waiting: deque[Future[list[Examined]]] = deque()
+        try:
+            for chunk in _chunks(lines):
+                waiting.append(pool.submit(_examine_chunk, chunk, source))
+                if len(waiting) >= _AHEAD * config.workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        except BrokenProcessPool:
+            raise DataError("a process of curation died, probably for want of memory: lower curation.workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    iterator = iter(lines)
+    while chunk := list(itertools.islice(iterator, _CHUNK)):
+        yield chunk
+
+
+_examiner: Examiner | None = None  # of a worker process
+
+
+def _start_worker(config: CurationConfig, sets: EvaluationSets, seed: int) -> None:
+    global _examiner
+    _examiner = Examiner(config, sets, seed)
+
+
+def _examine_chunk(lines: list[Line], source: str) -> list[Examined]:
+    return [_examiner.examine(line, source) for line in lines]

@@ -1,0 +1,96 @@
+"""What a curated file was made of: counts by domain, filter and evaluation set, hashes, seed and settings; and the same as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.errors import DataError
+from megatron_r1.runtime.files import write_atomically
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Tally:
+    """Records by domain, after each step and by what dropped them."""
+
+    read: Counter[str] = field(default_factory=Counter)
+    filtered: dict[str, Counter[str]] = field(default_factory=dict)  #: filter -> domain -> records
+    duplicates: Counter[str] = field(default_factory=Counter)
+    contaminated: dict[str, Counter[str]] = field(default_factory=dict)  #: evaluation set -> domain -> records
+    left: Counter[str] = field(default_factory=Counter)  #: before the mix
+    mixed: Counter[str] = field(default_factory=Counter)  #: written, copies included
+
+    def drop(self, step: str, name: str, domain: str) -> None:
+        """Count a record that `step` ("filter", "duplicate" or "contamination") dropped."""
+        if step == "duplicate":
+            self.duplicates[domain] += 1
+        else:
+            by_name = self.filtered if step == "filter" else self.contaminated
+            by_name.setdefault(name, Counter())[domain] += 1
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Path, size and SHA-256.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write it whole, as the last file of its folder: what has a manifest is finished."""
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished folder; None where there is none, or none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def tally_fields(tally: Tally) -> dict[str, Any]:
+    """The counts as the manifest holds them."""
+    return dict(vars(tally))  # counters are written as the objects they are
+
+
+def render_tally(tally: Tally) -> str:
+    """A markdown table, aligned for a terminal: one row a step, one column a domain."""
+    domains = sorted(tally.read)
+    rows = [("read", tally.read)]
+    rows += [(f"- filter: {name}", counts) for name, counts in tally.filtered.items()]
+    rows += [("- near-duplicate", tally.duplicates)] if tally.duplicates else []
+    rows += [(f"- in evaluation set: {name}", counts) for name, counts in tally.contaminated.items()]
+    rows += [("left", tally.left), ("in the mix", tally.mixed)]
+    total = tally.mixed.total()
+    cells = [["records", *domains, "all"]]
+    cells += [[label, *(f"{counts[domain]:,}" for domain in domains), f"{counts.total():,}"] for label, counts in rows]
+    shares = [f"{tally.mixed[domain] / total:.1%}" if total else "" for domain in domains]
+    cells.append(["share of the mix", *shares, "100.0%" if total else ""])
+    return align_table(cells)
+
+
+def align_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a markdown table; the first row is its head, numbers stand at the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
