@@ -9,7 +9,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -36,14 +36,12 @@ class Command:
 
 COMMANDS = {
     "pretrain": Command("pretrain", "train a base model on next tokens", (*COMMON, "pretrain", "evaluate", "checkpoint")),
-    "sft": Command("sft", "fine-tune on prompt/response pairs", (*COMMON, "sft", "checkpoint")),
+    "sft": Command("sft", "fine-tune on conversations", (*COMMON, "sft", "checkpoint")),
     "grpo": Command(
         "grpo", "reinforcement learning with rule rewards", (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint")
     ),
-    "evaluate": Command(
-        "evaluate", "measure pass@1, pass@k and format on held-out problems", (*COMMON, "rollout", "reward", "evaluate")
-    ),
 }
+EVALUATE = Command("evaluate", "measure a model on benchmarks, or on held-out problems", (*COMMON, "rollout", "reward", "evaluate"))
 PIPELINES = {
     "r1-zero": Command(
         "pipeline_r1_zero", "base model, R1-Zero from it, and a table that compares them", tuple(Config.model_fields)
@@ -67,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if hasattr(arguments, "overrides"):
             arguments.overrides += rest
-        if hasattr(arguments, "command"):
-            return _run_command(arguments.command, arguments.config, arguments.overrides)
-        return arguments.handler(arguments)
+        if hasattr(arguments, "handler"):
+            return arguments.handler(arguments)
+        return _run_command(arguments.command, arguments.config, arguments.overrides)
     except R1Error as error:
         return _end(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
@@ -88,6 +86,16 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     from megatron_r1.runtime.doctor import run_doctor
 
     return run_doctor(arguments.device)
+
+
+def _run_evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.table is None:
+        function = "rescore" if arguments.rescore else EVALUATE.function
+        return _run_command(replace(EVALUATE, function=function), arguments.config, arguments.overrides)
+    from megatron_r1.pipeline.commands import compare_evaluations
+
+    compare_evaluations(arguments.table)
+    return 0
 
 
 def _run_score(arguments: argparse.Namespace) -> int:
@@ -130,6 +138,14 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         _add_command(commands, name, command)
 
+    evaluate = _add_command(commands, "evaluate", EVALUATE)
+    evaluate.add_argument("--rescore", action="store_true", help="judge the kept responses to benchmarks again; nothing is sampled")
+    evaluate.add_argument(
+        "--table", nargs="+", metavar="[NAME=]RUN",
+        help="print the recipe's result tables, published numbers beside what these runs measured, and do nothing else",
+    )  # fmt: skip
+    evaluate.set_defaults(handler=_run_evaluate)
+
     doctor = commands.add_parser("doctor", help="what this machine has, and whether the chosen device can run")
     doctor.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="exit with 1 if this one cannot run")
     doctor.set_defaults(handler=_run_doctor)
@@ -166,7 +182,7 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: argparse._SubParsersAction, name: str, command: Command) -> None:
+def _add_command(commands: argparse._SubParsersAction, name: str, command: Command) -> _Parser:
     parser = commands.add_parser(
         name,
         help=command.summary,
@@ -176,6 +192,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, command: Comma
     )
     _add_settings(parser)
     parser.set_defaults(command=command)
+    return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

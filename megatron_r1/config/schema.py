@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from megatron_r1.config.benchmarks import BenchmarksConfig
 from megatron_r1.config.curation import CurationConfig
 from megatron_r1.config.section import Section
 
@@ -77,7 +78,11 @@ class DataConfig(Section):
     answer_field: str = "answer"
     answer_format: Literal["plain", "gsm8k"] = Field("plain", description="gsm8k: the answer is what follows '####'")
     tokenizer: str | None = Field(None, description="folder with tokenizer.json; default: model.weights")
-    template: Literal["r1_zero", "r1_chat"] = "r1_zero"
+    template: Literal["r1_zero", "r1_chat", "r1_chat_think", "tokenizer"] = Field(
+        "r1_zero",
+        description="r1_chat: DeepSeek-R1's; r1_chat_think: its later revision, whose prompts end in <think>; tokenizer: the "
+        "tokenizer's own chat_template",
+    )
     max_prompt_tokens: int = Field(1024, gt=0, description="longer prompts are refused by name, not cut")
     heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of problems kept for evaluation, by a hash of the problem")
 
@@ -103,16 +108,52 @@ class PretrainConfig(Section):
     moe: MoeTrainingConfig = MoeTrainingConfig(bias_update_rate=0.001, aux_loss_coeff=1e-4, mtp_loss_scale=0.3)
 
 
-class SftConfig(Section):
-    """Supervised fine-tuning on prompt/response pairs (R1: 2 epochs, batch 64, lr 5e-6, cosine to a tenth)."""
+class SftSource(Section):
+    """Conversations to learn from. On the command line a path alone will do."""
 
-    epochs: int = Field(2, gt=0)
-    batch_size: int = Field(64, gt=0, description="examples per update")
+    path: str = Field(description=".jsonl, .jsonl.gz, .json or .parquet file, a folder of these, or one made by save_to_disk")
+    weight: float | None = Field(
+        None, gt=0, description="share of an epoch relative to the others'; null for all: each sample once"
+    )
+    format: Literal["auto", "messages", "sharegpt", "pair", "alpaca", "preference"] = Field(
+        "auto", description="of the records, see data/conversations.py; auto: told by their fields"
+    )
+    split: str = Field("train", description="of a folder that holds several")
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning on conversations (R1: 2 epochs, batch 64, lr 5e-6, cosine to a tenth, 32,768 tokens)."""
+
+    sources: list[SftSource] = Field([], description="paths, or {path, weight, format, split} each; empty: data.source")
+    epochs: int = Field(2, gt=0, description="an epoch has as many samples as all sources together")
+    batch_size: int = Field(64, gt=0, description="samples per update")
     micro_batch_tokens: int = Field(4096, gt=0, description="packed tokens per forward pass")
+    max_tokens: int | None = Field(None, gt=0, description="longest sample; default: micro_batch_tokens")
+    overlong: Literal["error", "drop", "truncate"] = Field(
+        "error", description="what becomes of longer samples (not stated); dropped and truncated ones are counted"
+    )
+    invalid: Literal["error", "skip"] = Field(
+        "error", description="what becomes of conversations with a blank message or an unknown role; skipped ones are counted"
+    )
     prompt_field: str = "prompt"
     response_field: str = "response"
+    validation: SftSource | None = Field(None, description="path, or {path, format, split}, to validate with")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the sources that is validated with instead, by a hash of the first question"
+    )
+    validation_interval: int = Field(
+        0, ge=0, description="updates between validations; 0: only before the first and after the last"
+    )
+    validation_samples: int = Field(512, gt=0, description="at most this many, chosen by the seed")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, min_lr_ratio=0.1, schedule="cosine")
     moe: MoeTrainingConfig = MoeTrainingConfig()
+
+    @field_validator("sources", "validation", mode="before")
+    @classmethod
+    def _accept_paths(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
+        return {"path": value} if isinstance(value, str) else value
 
 
 class GrpoConfig(Section):
@@ -240,7 +281,7 @@ class RewardConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Held-out evaluation."""
+    """Held-out evaluation, and in `benchmarks` that on published ones."""
 
     interval: int = Field(0, ge=0, description="rollouts between evaluations during training; 0: only at the end")
     problems: int = Field(64, gt=0)
@@ -248,6 +289,7 @@ class EvaluateConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = 99
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
 
 
 class CheckpointConfig(Section):

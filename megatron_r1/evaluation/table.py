@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from megatron_r1.evaluation.evaluate import EvaluationResult
 
@@ -25,11 +25,16 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
     rows.append(["finished", *(f"{result.finished:.1%}" for result in results.values())])
     if any(result.unscored for result in results.values()):
         rows.append(["accuracy not judged", *(f"{result.unscored:.1%}" for result in results.values())])
+    note = f"Sampled at temperature {temperature:g}, {k} samples per problem; in brackets 95% Wilson intervals over problems."
+    return f"{align_table(rows)}\n\n{note}"
+
+
+def align_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first the header, as a Markdown table whose columns are aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     header, *body = (_line(row, widths) for row in rows)
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    note = f"Sampled at temperature {temperature:g}, {k} samples per problem; in brackets 95% Wilson intervals over problems."
-    return "\n".join([header, rule, *body, "", note])
+    return "\n".join([header, rule, *body])
 
 
 def _share(result: EvaluationResult, name: str) -> str:
@@ -37,5 +42,5 @@ def _share(result: EvaluationResult, name: str) -> str:
     return f"{getattr(result, name):.1%} [{low:.1%}, {high:.1%}]"
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"

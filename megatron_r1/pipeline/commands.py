@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import torch
 
 from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import evaluate as evaluate_engine
+from megatron_r1.evaluation.recipe_table import render_recipe_table
+from megatron_r1.evaluation.results import named_results
 from megatron_r1.evaluation.table import render_table
+from megatron_r1.pipeline.benchmarks import evaluate_benchmarks
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
+from megatron_r1.pipeline.hf_weights import read_hf_weights
 from megatron_r1.pipeline.r1_zero import run_r1_zero
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
-from megatron_r1.weights.hf import HfFolder
 
 
 def pretrain(config: Config) -> None:
@@ -28,7 +34,7 @@ def pretrain(config: Config) -> None:
 
 
 def sft(config: Config) -> None:
-    """Fine-tune on prompt/response pairs."""
+    """Fine-tune on conversations."""
     with open_session(config.runtime) as session:
         run_sft(config, session)
 
@@ -45,10 +51,29 @@ def pipeline_r1_zero(config: Config) -> None:
         run_r1_zero(config, session)
 
 
+def rescore(config: Config) -> None:
+    """Judge the kept responses to benchmarks again."""
+    if not config.evaluate.benchmarks.files:
+        raise ConfigError("--rescore needs evaluate.benchmarks.files: responses to held-out problems are not kept")
+    evaluate_benchmarks(config, rescore=True)
+
+
+def compare_evaluations(runs: Sequence[str]) -> None:
+    """Print the recipe's tables with what was measured in these run folders, each given as RUN or NAME=RUN."""
+    pairs = [(name or None, Path(run)) for name, _, run in (text.rpartition("=") for text in runs)]
+    print(render_recipe_table(named_results(pairs)), flush=True)
+
+
 def evaluate(config: Config) -> None:
-    """Measure the model in `model.weights` on held-out problems; print the table and write `evaluation.json` into `run_dir`."""
+    """Measure a model on the benchmarks of `evaluate.benchmarks.files`, or where there are none on held-out problems of `data.source`.
+
+    Held-out problems: prints the table and writes `evaluation.json` into `run_dir`.
+    """
+    if config.evaluate.benchmarks.files:
+        evaluate_benchmarks(config)
+        return
     if config.model.weights is None:
-        raise ConfigError("model.weights is not set: give the Hugging Face folder to evaluate")
+        raise ConfigError("model.weights is not set: give the model to evaluate")
     with open_session(config.runtime) as session:
         arch = build_architecture(config)
         tokenizer = build_tokenizer(config, arch)
@@ -61,13 +86,13 @@ def evaluate(config: Config) -> None:
             config.evaluate.seed,
             config.data.max_prompt_tokens,
         )
-        folder = HfFolder(Path(config.model.weights))
+        dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
         run_dir = Path(config.run_dir)
         with (
             open_rewards(config, source, run_dir / "scoring.log") as rewards,
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
-            engine.load_weights(((name, folder.read(name)) for name in folder.files), version=0)
+            engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
             result = evaluate_engine(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
 
         def write() -> None:

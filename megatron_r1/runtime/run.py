@@ -199,7 +199,7 @@ class Run:
 
     def _prepare_folder(self, command: str) -> None:
         """Lock the folder, check that the run may go on here, and remove what a kill left half-written. Rank 0 only."""
-        self._lock = _lock_folder(self.folder)
+        self._lock = lock_folder(self.folder)
         _check_resumes(self.folder, self._config, command)
         save_config(self._config, self.folder / "config.yaml")
         if not (self.folder / "run.json").exists():
@@ -224,8 +224,12 @@ class Run:
             print(f"{command}: resuming {self.folder} after step {self.step}", file=sys.stderr, flush=True)
 
 
-def _lock_folder(folder: Path) -> TextIO:
-    """Make the folder and lock it. The kernel lets go of the lock when the process ends, however it ends."""
+def lock_folder(folder: Path) -> TextIO:
+    """Make the folder and lock it. The kernel lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        ConfigError: it cannot be written, or another process has it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+", encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Who answers: a rollout engine of ours, or a served model behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol, Self
+
+from megatron_r1.config.benchmarks import EndpointConfig
+from megatron_r1.errors import ConfigError, RewardError, RolloutError
+from megatron_r1.evaluation.ledger import Ledger
+from megatron_r1.evaluation.problems import BenchmarkProblem
+from megatron_r1.rewards.judge_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
+from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.types import Prompt, RolloutGroup, Sampling
+
+Progress = Callable[[int], object]  #: is told how many responses came
+
+
+class Model(Protocol):
+    """Samples responses into a ledger."""
+
+    def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
+        """Ask for what `kept` does not have, and append every response as it comes.
+
+        A line: problem, sample, response, finished (ended by itself), tokens (None where the server does not count them).
+
+        Raises:
+            RolloutError: the engine died, the endpoint does not answer. What came is kept.
+        """
+
+
+class Engine(Protocol):
+    """The part of a rollout engine that is used here."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: Callable[[RolloutGroup], None]
+    ) -> list[RolloutGroup]:
+        """`sampling.n` responses to every prompt."""
+
+
+class EngineModel:
+    """A `Model` on a rollout engine.
+
+    Problems are asked for in calls of fixed content. A call that was interrupted is made again as a whole, so that its responses are
+    the ones that it would have given; those which were kept before the kill stay.
+
+    Args:
+        make_prompt: renders and tokenises a problem.
+        opening: text at the end of every prompt that belongs to the response, e.g. a forced <think>.
+        responses_per_call: about so many are asked for at a time.
+    """
+
+    def __init__(
+        self, engine: Engine, make_prompt: Callable[[BenchmarkProblem], Prompt], opening: str, responses_per_call: int
+    ) -> None:
+        self._engine, self._make_prompt, self._opening = engine, make_prompt, opening
+        self._responses_per_call = responses_per_call
+
+    def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
+        """See `Model.sample`."""
+        size = max(1, self._responses_per_call // sampling.n)
+
+        def keep(group: RolloutGroup) -> None:
+            before = len(kept.lines)
+            kept.append(self._line(group, sample) for sample in range(sampling.n))
+            tell(len(kept.lines) - before)
+
+        for start in range(0, len(problems), size):
+            asked = problems[start : start + size]
+            if any((problem.id, sample) not in kept.lines for problem in asked for sample in range(sampling.n)):
+                prompts = [self._make_prompt(problem) for problem in asked]
+                self._engine.generate(prompts, sampling, seed_of(seed, start), keep)
+
+    def _line(self, group: RolloutGroup, sample: int) -> dict[str, Any]:
+        rollout = group.rollouts[sample]
+        text = self._opening + rollout.text
+        return _line(group.prompt.id, sample, text, rollout.finished, len(rollout.token_ids))
+
+
+class EndpointModel:
+    """A `Model` behind an endpoint: one request a response, `config.concurrency` at a time. Use it as a context manager.
+
+    The first request that fails for good stops the sampling; what is under way then is still kept.
+
+    Raises:
+        ConfigError: no model is named, a wrong url, a key that cannot be read.
+    """
+
+    def __init__(self, config: EndpointConfig, pause: Callable[[float], object] | None = None) -> None:
+        if not config.model or not config.url or not config.url.startswith(("http://", "https://")):
+            raise ConfigError("evaluate.benchmarks.endpoint: url begins with http:// or https://, and model names what it serves")
+        key = read_api_key(config.api_key_file, "evaluate.benchmarks.endpoint.api_key_file")
+        self._config = config
+        section = "evaluate.benchmarks.endpoint"
+        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, pause, section)
+
+    def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
+        """See `Model.sample`."""
+        wanted = [(problem, sample) for problem in problems for sample in range(sampling.n)]
+        missing = iter([(problem, sample) for problem, sample in wanted if (problem.id, sample) not in kept.lines])
+        failure: Exception | None = None
+        under_way: dict[Future[Completion], tuple[str, int]] = {}
+        with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as threads:
+            while True:
+                while failure is None and len(under_way) < self._config.concurrency:
+                    problem, sample = next(missing, (None, 0))
+                    if problem is None:
+                        break
+                    request = self._request(problem.question, sampling, seed_of(seed, problem.id, sample))
+                    under_way[threads.submit(self._endpoint.sample, request)] = (problem.id, sample)
+                if not under_way:
+                    break
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    key = under_way.pop(future)
+                    try:
+                        completion = future.result()
+                    except (NoAnswer, RewardError) as error:
+                        failure = failure or error
+                        continue
+                    kept.append([_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
+                    tell(1)
+        if failure is not None:
+            there = sum((problem.id, sample) in kept.lines for problem, sample in wanted)
+            raise RolloutError(
+                f"the endpoint {self._config.url} gives no answer ({failure}); {there} of {len(wanted)} responses are kept in "
+                f"{kept.path}, and the same command goes on from there"
+            )
+
+    def _request(self, question: str, sampling: Sampling, seed: int) -> dict[str, Any]:
+        return {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": seed,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._endpoint.close()
+
+
+def seed_of(*parts: object) -> int:
+    """A seed below 2^31 that depends on all of `parts`."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big") >> 1
+
+
+def _whole_text(completion: Completion) -> str:
+    """Reasoning that the server gives apart goes back into its tags, where a cut one stays open."""
+    if not completion.reasoning:
+        return completion.text
+    closing = f"\n{THINK_CLOSE}\n\n{completion.text}" if completion.text or completion.finished else ""
+    return f"{THINK_OPEN}\n{completion.reasoning}{closing}"
+
+
+def _line(problem: str, sample: int, text: str, finished: bool, tokens: int | None) -> dict[str, Any]:
+    return {"problem": problem, "sample": sample, "response": text, "finished": finished, "tokens": tokens}

@@ -1,0 +1,117 @@
+"""Judge what a ledger of responses holds, into a ledger of scores."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.evaluation.benchmarks import Benchmark
+from megatron_r1.evaluation.ledger import Key, Ledger
+from megatron_r1.evaluation.models import Progress
+from megatron_r1.evaluation.problems import BenchmarkProblem
+from megatron_r1.evaluation.vote import sort_into_classes
+from megatron_r1.rewards.choice import find_letter
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
+from megatron_r1.rewards.tags import find_answers
+
+PLACE = "boxed"  #: where benchmarks of mathematics ask for the answer
+_WRITTEN_TOGETHER = 64
+
+
+class Scoring(Protocol):
+    """A `ScoringEngine`."""
+
+    def stream(self, items: Iterable[tuple[str, str, Any]]) -> Iterator[Verdict]:
+        """The verdicts on (scorer, response, reference), in order."""
+
+
+def evaluation_specs(benchmark: Benchmark, config: RewardConfig) -> dict[str, ScorerSpec]:
+    """The scorers that a benchmark needs, with the settings of `reward`."""
+    policy = config.math.model_dump()
+    if benchmark.judge == "code":
+        return {"code": ScorerSpec(SCORERS["code"], config.code_time_limit_seconds, config.code.model_dump())}
+    limit = config.time_limit_seconds
+    if benchmark.judge == "choice":
+        return {"choice": ScorerSpec("megatron_r1.rewards.choice:ChoiceScorer", limit)}
+    return {
+        "math": ScorerSpec(SCORERS["math"], limit, {"answer_location": PLACE, "policy": policy}),
+        "classes": ScorerSpec("megatron_r1.evaluation.vote:AnswerClasses", limit, {"policy": policy}),
+    }
+
+
+def score_responses(
+    benchmark: Benchmark, problems: Sequence[BenchmarkProblem], responses: Ledger, scores: Ledger, scoring: Scoring, tell: Progress
+) -> None:
+    """Append a line for every response of `problems` that `scores` does not have: problem, sample, score, outcome, detail, answer.
+
+    One that was cut at the limit is wrong, and is not judged.
+
+    Raises:
+        RewardError: the scorer cannot work here.
+    """
+    references = {problem.id: problem.reference for problem in problems}
+    left = [key for key in responses.lines if key[0] in references and key not in scores.lines]
+    finished = [key for key in left if responses.lines[key]["finished"]]
+    judged: deque[Key] = deque()
+    lines: list[dict[str, Any]] = []
+
+    def keep(key: Key, verdict: Verdict, answer: str | None) -> None:
+        line = {"problem": key[0], "sample": key[1], "score": verdict.score, "outcome": verdict.outcome, "detail": verdict.detail}
+        lines.append(line | ({"answer": answer} if benchmark.votes else {}))
+        if len(lines) >= _WRITTEN_TOGETHER:
+            write()
+
+    def write() -> None:
+        scores.append(lines)
+        tell(len(lines))
+        lines.clear()
+
+    def to_judge() -> Iterator[tuple[str, str, Any]]:
+        for key in finished:
+            judged.append(key)
+            yield benchmark.judge, responses.lines[key]["response"], references[key[0]]
+
+    for key in set(left).difference(finished):
+        keep(key, Verdict(0.0, "wrong", "cut at the length limit"), None)
+    for verdict in scoring.stream(to_judge()):
+        key = judged.popleft()
+        keep(key, verdict, _find_answer(benchmark, responses.lines[key]["response"]))
+    write()
+
+
+def _find_answer(benchmark: Benchmark, response: str) -> str | None:
+    """What a response votes for."""
+    if benchmark.judge == "choice":
+        return find_letter(response)
+    answers = find_answers(response, PLACE) if benchmark.judge == "math" else []
+    return answers[-1] if answers else None
+
+
+def vote_classes(
+    benchmark: Benchmark, problems: Sequence[BenchmarkProblem], samples: int, scores: Ledger, scoring: Scoring
+) -> tuple[Mapping[str, list[int | None]], int]:
+    """Every problem's classes of answers, by sample (None: no answer), and for how many problems the comparison failed.
+
+    For those, answers are one where they are written the same.
+    """
+    answers = {p.id: [scores.lines[p.id, sample]["answer"] for sample in range(samples)] for p in problems}
+    given = {id: [answer for answer in row if answer is not None] for id, row in answers.items()}
+    failed = 0
+    if benchmark.judge == "math":
+        verdicts = scoring.stream(("classes", json.dumps(row), None) for row in given.values())
+    else:
+        verdicts = iter([None] * len(given))
+    classes = {}
+    for (id, row), verdict in zip(given.items(), verdicts, strict=True):
+        if verdict is not None and verdict.parts is not None:
+            numbers = list(verdict.parts["classes"])
+        else:
+            failed += verdict is not None
+            numbers = sort_into_classes(row, lambda a, b: a == b)
+        rest = iter(numbers)
+        classes[id] = [None if answer is None else next(rest) for answer in answers[id]]
+    return classes, failed
