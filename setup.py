@@ -12,6 +12,7 @@ setup(
     packages=find_packages(include=["megatron_r1", "megatron_r1.*"]),
     python_requires=">=3.11",
     install_requires=[
+        "Jinja2",
         "datasets",
         "httpx",
         "jieba",
@@ -21,6 +22,7 @@ setup(
         "mpmath",
         "numba",
         "numpy",
+        "pyarrow",
         "pydantic>=2",
         "PyYAML",
         "safetensors",

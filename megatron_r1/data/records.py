@@ -72,25 +72,30 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
     return text
 
 
+def parse_json(text: str, where: str) -> Any:
+    """What the text stands for.
+
+    Raises:
+        DataError: bad JSON, told on one line.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
+        raise DataError(f"{where}: bad JSON ({str(error).splitlines()[0]})") from error
+
+
 def _read_json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     # Not splitlines(): it also splits at U+2028 and friends, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+            yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def _read_json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    entries = _parse(text, str(path))
+    entries = parse_json(text, str(path))
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of objects")
     if not entries:
         raise DataError(f"{path}: the list is empty")
     for number, entry in enumerate(entries, start=1):
         yield f"{path} item {number}", entry
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
-        raise DataError(f"{where}: bad JSON ({str(error).splitlines()[0]})") from error

@@ -1,34 +1,238 @@
-"""Prompt/response pairs for supervised fine-tuning."""
+"""Conversations of several sources, tokenised once into a folder of the run, as batches for supervised fine-tuning."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from megatron_r1.config.schema import SftConfig
-from megatron_r1.data.records import read_records, take_text
+import numpy as np
+
+from megatron_r1.config.schema import DataConfig, SftConfig, SftSource
+from megatron_r1.data.chat_template import ChatTemplate, describe_sample, encode_conversation, load_chat_template
+from megatron_r1.data.conversations import Message, read_conversation
+from megatron_r1.data.mixture import Mixture
+from megatron_r1.data.record_files import stream_records
+from megatron_r1.data.sample_store import SampleStore, read_description, write_store
+from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import DataError
+from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import TrainingSample
 
+VALIDATION = -1  #: group of the samples that are not trained on
+PREVIEW = "preview.txt"  #: the first samples as text, what is trained on in brackets, to look at before a long run
+_SHOWN = 5
 
-def load_sft_samples(path: Path, config: SftConfig, template: str, tokenizer: Tokenizer) -> list[TrainingSample]:
-    """One sample per record of a .jsonl or .json file, with loss on the response and its end of sequence.
 
-    The prompt is encoded as untrusted text inside the template. In the response <think> and <answer> are tokens; a written-out
-    end of sequence is not, it is placed once, at the end.
+@dataclass
+class SourceCounts:
+    """What became of one source."""
+
+    path: str
+    samples: int = 0
+    tokens: int = 0  #: targets of the samples
+    trained_tokens: int = 0  #: of these, with loss
+    dropped: int = 0  #: samples beyond `sft.max_tokens`, or cut to it with nothing left to train on
+    truncated: int = 0
+    skipped: int = 0  #: malformed conversations, with `sft.invalid` = skip
+
+
+def prepare_sft(
+    config: SftConfig, data: DataConfig, tokenizer: Tokenizer, folder: Path, tell: Callable[[int], None] = lambda _: None
+) -> None:
+    """Tokenise every conversation into `folder`, unless that was done from the same files and settings. On one rank only.
+
+    Args:
+        config: its `sources`, or `data.source` where there are none.
+        data: names the template.
+        folder: see `sample_store`.
+        tell: called with the number of conversations so far, now and then.
 
     Raises:
-        DataError: file and line of what is missing, malformed or longer than `config.micro_batch_tokens`.
+        ConfigError: settings that contradict each other.
+        DataError: one line with file and line of what is missing, malformed or too long.
     """
-    samples = []
-    for where, record in read_records(path):
-        prompt = tokenizer.encode_prompt(template, take_text(record, config.prompt_field, where))[1]
-        response = [*tokenizer.encode(take_text(record, config.response_field, where)), tokenizer.eos_id]
-        sample = TrainingSample(token_ids=prompt + response, loss_mask=[0] * (len(prompt) - 1) + [1] * len(response))
-        if sample.num_targets > config.micro_batch_tokens:
+    sources, limit = _sources(config, data), token_limit(config)
+    every = [*sources, *([config.validation] if config.validation else [])]
+    made_from: dict[str, Any] = {
+        "template": data.template,
+        "tokenizer": tokenizer.fingerprint,
+        "sources": [source.model_dump() for source in every],
+        "files": [_file_state(Path(source.path)) for source in every],
+        "settings": config.model_dump(
+            include={"prompt_field", "response_field", "overlong", "invalid", "validation_fraction"}
+        ) | {"max_tokens": limit},
+    }  # fmt: skip
+    found = read_description(folder)
+    if found is not None and found["made_from"] == made_from:
+        return
+    counts: list[dict[str, Any]] = []
+    template = load_chat_template(data.template, tokenizer)
+    samples = _encode_sources(config, every, len(sources), limit, template, counts, tell)
+    write_store(folder, samples, {"made_from": made_from, "sources": counts})
+    store = SampleStore(folder)
+    shown = [describe_sample(store[index], tokenizer) for index in range(min(len(store), _SHOWN))]
+    (folder / PREVIEW).write_text("\n\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(shown, start=1)) + "\n", "utf-8")
+
+
+class SftData:
+    """The samples that `prepare_sft` made: which of them train in which order, and which validate."""
+
+    def __init__(self, folder: Path, config: SftConfig, seed: int):
+        """
+        Raises:
+            DataError: a damaged folder, or a source that has nothing to train on.
+        """
+        self._store = SampleStore(folder)
+        self.counts = [SourceCounts(**counts) for counts in self._store.description["sources"]]
+        groups = np.asarray(self._store.groups)
+        num_sources = len(self.counts) - (config.validation is not None)
+        self._of_source = [np.flatnonzero(groups == source) for source in range(num_sources)]
+        for counts, members in zip(self.counts, self._of_source):
+            if not len(members):
+                raise DataError(f"{counts.path}: nothing to train on: {counts.dropped} dropped, {counts.skipped} skipped")
+        weights = [source.weight for source in config.sources if source.weight is not None]
+        self._mixture = Mixture([len(members) for members in self._of_source], weights or None, seed)
+        validation = np.flatnonzero(groups == VALIDATION).tolist()
+        if len(validation) > config.validation_samples:
+            validation = sorted(random.Random(f"validation {seed}").sample(validation, config.validation_samples))
+        elif not validation and (config.validation or config.validation_fraction):
+            raise DataError(f"{self.counts[-1].path}: nothing is left to validate with; raise sft.validation_fraction")
+        self._validation = validation
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any token of any sample."""
+        return self._store.fingerprint
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples of one epoch."""
+        return self._mixture.epoch_size
+
+    def epoch(self, number: int) -> list[int]:
+        """The samples of this epoch in order, as numbers for `take`; the same for the same seed."""
+        return [int(self._of_source[source][index]) for source, index in self._mixture.epoch(number)]
+
+    def take(self, numbers: Sequence[int]) -> list[TrainingSample]:
+        """These samples."""
+        return [self._store[number] for number in numbers]
+
+    def validation(self) -> list[TrainingSample]:
+        """The samples to validate with, at most `sft.validation_samples`."""
+        return self.take(self._validation)
+
+    @property
+    def dropped(self) -> int:
+        """Samples that were left out because they are too long."""
+        return sum(counts.dropped for counts in self.counts)
+
+    def describe(self) -> str:
+        """One line on what there is and what was left out."""
+        total = {name: sum(getattr(c, name) for c in self.counts) for name in asdict(self.counts[0]) if name != "path"}
+        return (
+            f"{total['samples']:,} samples of {len(self.counts)} sources, {total['tokens']:,} tokens, {total['trained_tokens']:,} of them "
+            f"trained; {total['dropped']:,} dropped and {total['truncated']:,} truncated as too long, {total['skipped']:,} malformed "
+            f"skipped; {len(self._validation):,} for validation"
+        )
+
+    def check_same(self, state: dict[str, Any] | None) -> None:
+        """
+        Raises:
+            DataError: the samples are not those that a resumed run began with, so its position means nothing.
+        """
+        if state is not None and state["samples"] != self.fingerprint:
+            raise DataError("sft: the conversations are not those this run began with; restore the files or start a new run_dir")
+
+
+def token_limit(config: SftConfig) -> int:
+    """The most targets of a sample.
+
+    Raises:
+        ConfigError: more than a forward pass takes.
+    """
+    limit = config.max_tokens or config.micro_batch_tokens
+    if limit > config.micro_batch_tokens:
+        raise ConfigError(f"sft.max_tokens={limit} is more than sft.micro_batch_tokens={config.micro_batch_tokens}: raise that one")
+    return limit
+
+
+def _sources(config: SftConfig, data: DataConfig) -> list[SftSource]:
+    weighted = [source for source in config.sources if source.weight is not None]
+    if weighted and len(weighted) < len(config.sources):
+        raise ConfigError("sft.sources: give every source a weight, or none, which takes each sample once an epoch")
+    if config.validation and config.validation_fraction:
+        raise ConfigError("sft.validation and sft.validation_fraction are both set: drop one of the two")
+    return list(config.sources) or [SftSource(path=data.source)]
+
+
+def _file_state(path: Path) -> list[list[Any]]:
+    """Name, size and time of a file or of a folder's files: tells that nothing changed without reading it all."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def _encode_sources(
+    config: SftConfig,
+    every: list[SftSource],
+    num_training: int,
+    limit: int,
+    template: ChatTemplate,
+    results: list[dict[str, Any]],
+    tell: Callable[[int], None],
+) -> Iterator[tuple[int, TrainingSample]]:
+    """(group, sample) of every conversation; the counts of a source go into `results` when it is done."""
+    number = 0
+    for group, source in enumerate(every):
+        counts = SourceCounts(source.path)
+        for where, record in stream_records(Path(source.path), source.split):
+            number += 1
+            if number % 1000 == 0:
+                tell(number)
+            try:
+                messages = read_conversation(record, where, source.format, config.prompt_field, config.response_field)
+                samples = _encode(messages, template, where)
+            except DataError:
+                if config.invalid == "error":
+                    raise
+                counts.skipped += 1
+                continue
+            is_validation = group >= num_training or is_heldout(_question(messages), config.validation_fraction)
+            for sample in _limit(samples, limit, config.overlong, counts, where):
+                counts.samples += 1
+                counts.tokens += sample.num_targets
+                counts.trained_tokens += sample.num_trained
+                yield VALIDATION if is_validation else group, sample
+        results.append(asdict(counts))
+
+
+def _encode(messages: list[Message], template: ChatTemplate, where: str) -> list[TrainingSample]:
+    try:
+        return encode_conversation(messages, template)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _limit(samples: list[TrainingSample], limit: int, overlong: str, counts: SourceCounts, where: str) -> Iterator[TrainingSample]:
+    """The samples of at most `limit` targets, and what is to become of longer ones."""
+    for sample in samples:
+        if sample.num_targets <= limit:
+            yield sample
+            continue
+        if overlong == "error":
             raise DataError(
-                f"{where}: {sample.num_targets} tokens are more than sft.micro_batch_tokens={config.micro_batch_tokens};"
-                " raise it or remove the example"
+                f"{where}: {sample.num_targets} tokens are more than sft.max_tokens={limit}; raise it and sft.micro_batch_tokens, "
+                "remove the example, or say with sft.overlong what to do"
             )
-        samples.append(sample)
-    return samples
+        if overlong == "truncate" and any(sample.loss_mask[:limit]):
+            counts.truncated += 1
+            yield TrainingSample(sample.token_ids[: limit + 1], sample.loss_mask[:limit])
+        else:
+            counts.dropped += 1
+
+
+def _question(messages: list[Message]) -> str:
+    """What makes two conversations one for the split: it must not be trained on and validated with."""
+    return next((message.content for message in messages if message.role == "user"), messages[0].content)

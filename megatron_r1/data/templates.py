@@ -17,8 +17,10 @@ _R1_ZERO = (
 )
 # DeepSeek-R1's chat template (first published version), generation prompt included. Beginning-of-sequence is the tokenizer's.
 _R1_CHAT = "<｜User｜>{question}<｜Assistant｜>"
+# Its later revision opens the reasoning in the prompt, because R1 sometimes answered with an empty one.
+_R1_CHAT_THINK = _R1_CHAT + "<think>\n"
 
-TEMPLATES = {"r1_zero": _R1_ZERO, "r1_chat": _R1_CHAT}
+TEMPLATES = {"r1_zero": _R1_ZERO, "r1_chat": _R1_CHAT, "r1_chat_think": _R1_CHAT_THINK}
 
 
 def split_prompt(template: str, question: str) -> tuple[str, str, str]:

@@ -1,14 +1,16 @@
 """One wrapper over a Hugging Face `tokenizer.json`, strict about what may become a control token.
 
-Three ways in, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode`
-(responses and template text: tags such as <think> are tokens, beginning and end of sequence are not) and `encode_prompt`.
-Beginning and end of sequence are only ever placed by code, as ids.
+Ways in, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode_response` (a given
+response: only <think> and its like are tokens), `encode` (the same with every added token but the control tokens) and
+`encode_template` (a template's own text). Beginning and end of sequence are only ever placed by code or by a template.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,12 +30,14 @@ TEXT_PATTERN = r" ?\p{Han}| ?[\p{L}\p{M}]+|\d{1,3}| ?[^\p{L}\p{M}\d\s]+|\s+"
 #: every step is two tokens.
 TALLY_PATTERN = r" ?[A-Za-z]+ ?| ?\p{Han}|[+-]\d|\d+| ?[^\p{L}\d\s]+ ?|\s+"
 
+_TAG = re.compile(f"({'|'.join(map(re.escape, TAGS))})")
+
 
 class Tokenizer:
     """Text to ids and back. `bos_id` is None for vocabularies without one (Qwen2)."""
 
-    def __init__(self, tokenizer_json: str, bos: str | None, eos: str, pad: str | None):
-        """Args: the text of a tokenizer.json and its control tokens; without `pad`, `eos` pads.
+    def __init__(self, tokenizer_json: str, bos: str | None, eos: str, pad: str | None, chat_template: str | None = None):
+        """Args: the text of a tokenizer.json and its control tokens; without `pad`, `eos` pads; the Jinja text of its chat template.
 
         Raises:
             DataError: not a tokenizer, or a control token that is not in the vocabulary.
@@ -44,8 +48,9 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"tokenizer.json is not a tokenizer: {str(error).splitlines()[0]}") from error
         self._with_tags.encode_special_tokens = True  # control tokens in a text stay text
-        self._json, self._bos, self._eos, self._pad = tokenizer_json, bos, eos, pad or eos
-        self.eos_id = self._control_id(self._eos)
+        self._json, self._pad = tokenizer_json, pad or eos
+        self.bos, self.eos, self.chat_template = bos, eos, chat_template
+        self.eos_id = self._control_id(self.eos)
         self.pad_id = self._control_id(self._pad)
         self.bos_id = None if bos is None else self._control_id(bos)
         self.vocab_size = max(self._with_tags.get_vocab(with_added_tokens=True).values()) + 1  #: highest id + 1
@@ -57,6 +62,12 @@ class Tokenizer:
         if token_id is None:
             raise DataError(f"tokenizer: control token {token!r} is not in the vocabulary")
         return token_id
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that decides how a text or a conversation is encoded."""
+        settings = json.dumps([self._json, self.bos, self.eos, self.chat_template])
+        return hashlib.sha256(settings.encode()).hexdigest()
 
     @property
     def start_ids(self) -> list[int]:
@@ -71,20 +82,51 @@ class Tokenizer:
         """Text whose tags are tokens. "<eos>" and other control tokens written in it stay text."""
         return self._with_tags.encode(text, add_special_tokens=False).ids
 
+    def encode_response(self, text: str) -> list[int]:
+        """A given response: <think>, <answer> and their ends are tokens where the vocabulary has them, all else is plain text."""
+        ids: list[int] = []
+        for part in filter(None, _TAG.split(text)):
+            ids += self.encode(part) if part in TAGS else self.encode_plain(part)
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """A template's own text: every added token in it is one, control tokens too."""
+        self._with_tags.encode_special_tokens = False
+        try:
+            return self._with_tags.encode(text, add_special_tokens=False).ids
+        finally:
+            self._with_tags.encode_special_tokens = True
+
+    def encode_fixed(self, text: str) -> list[int]:
+        """The same for one of a few texts that come again and again."""
+        if text not in self._fixed_ids:
+            self._fixed_ids[text] = self.encode_template(text)
+        return self._fixed_ids[text]
+
     def encode_prompt(self, template: str, question: str) -> tuple[str, list[int]]:
-        """The rendered prompt and its ids, beginning of sequence included; the question is encoded as untrusted text."""
+        """The rendered prompt and its ids, beginning of sequence included; the question is encoded as untrusted text.
+
+        For conversations, and for a tokenizer's own template, see `chat_template`.
+        """
         before, middle, after = split_prompt(template, question)
-        token_ids = self.start_ids + self._encode_fixed(before) + self.encode_plain(middle) + self._encode_fixed(after)
+        token_ids = self.start_ids + self.encode_fixed(before) + self.encode_plain(middle) + self.encode_fixed(after)
         return render(template, question), token_ids
 
-    def _encode_fixed(self, text: str) -> list[int]:
-        if text not in self._fixed_ids:
-            self._fixed_ids[text] = self.encode(text)
-        return self._fixed_ids[text]
+    def added_tokens(self) -> list[str]:
+        """Every text that the vocabulary holds as one indivisible token: control tokens, turn markers, tags."""
+        return [token.content for token in self._with_tags.get_added_tokens_decoder().values()]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Everything but beginning of sequence, end of sequence and padding; tags and other added tokens are shown."""
         return self._with_tags.decode([i for i in token_ids if i not in self._control_ids], skip_special_tokens=False)
+
+    def decode_everything(self, token_ids: Sequence[int]) -> str:
+        """Like `decode`, with beginning of sequence, end of sequence and padding shown."""
+        return self._with_tags.decode(list(token_ids), skip_special_tokens=False)
+
+    def with_chat_template(self, chat_template: str) -> Tokenizer:
+        """The same vocabulary, saved with this Jinja text, which transformers and servers render conversations with."""
+        return Tokenizer(self._json, self.bos, self.eos, self._pad, chat_template)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer and vLLM load.
@@ -94,9 +136,11 @@ class Tokenizer:
         """
         folder = Path(folder)
         config = {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self._bos, "eos_token": self._eos, "pad_token": self._pad,
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self.bos, "eos_token": self.eos, "pad_token": self._pad,
             "clean_up_tokenization_spaces": False,
         }  # fmt: skip
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in (("tokenizer.json", self._json), ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
@@ -125,12 +169,13 @@ class Tokenizer:
         try:
             config = json.loads(texts["tokenizer_config.json"])
             bos, eos, pad = (_token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token"))
-        except (ValueError, AttributeError) as error:
+            chat_template = _read_chat_template(folder, config)
+        except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
             raise DataError(f"{folder / 'tokenizer_config.json'}: not a tokenizer config ({error})") from error
         if eos is None:
             raise DataError(f"{folder / 'tokenizer_config.json'}: eos_token is missing")
         try:
-            return cls(texts["tokenizer.json"], bos, eos, pad)
+            return cls(texts["tokenizer.json"], bos, eos, pad, chat_template)
         except DataError as error:
             raise DataError(f"{folder}: {error}") from error
 
@@ -138,6 +183,17 @@ class Tokenizer:
 def _token_text(token: str | dict | None) -> str | None:
     """Control tokens are written as a string or as a serialised AddedToken."""
     return token["content"] if isinstance(token, dict) else token
+
+
+def _read_chat_template(folder: Path, config: dict) -> str | None:
+    """The Jinja text beside the tokenizer, else that in its config, where several are told apart by name."""
+    beside = folder / "chat_template.jinja"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
 
 
 def train_tokenizer(

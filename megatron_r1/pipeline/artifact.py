@@ -11,7 +11,7 @@ from typing import Any
 from megatron_r1.errors import CheckpointError
 
 MANIFEST = "artifact.json"
-_HASHED = (".safetensors", ".json", ".jsonl")
+_HASHED = (".safetensors", ".json", ".jsonl", ".gz", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Artifact:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 over names and contents of a file, or of a folder's weights and JSON files (the manifest left out)."""
+    """SHA-256 over names and contents of a file, or of a folder's weights, JSON files and tables (the manifest left out)."""
     if path.is_file():
         files = [path]
     else:

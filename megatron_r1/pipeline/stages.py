@@ -6,15 +6,17 @@ Every stage writes `<run_dir>/hf`, a sealed artifact; a stage whose artifact is 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_r1.config.schema import Config
+from megatron_r1.data.chat_template import r1_chat_jinja
 from megatron_r1.data.documents import DocumentStream, load_documents
 from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts
-from megatron_r1.data.sft import load_sft_samples
+from megatron_r1.data.sft import PREVIEW, SftData, prepare_sft
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import scores
@@ -107,28 +109,37 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
 
 
 def run_sft(config: Config, session: Session) -> Artifact:
-    """Fine-tune on the prompt/response pairs of `data.source`."""
-    stage = config.sft
-    artifact = Artifact(Path(config.run_dir) / "hf")
+    """Fine-tune on the conversations of `sft.sources`, else of `data.source`."""
+    stage, folder = config.sft, Path(config.run_dir)
+    artifact = Artifact(folder / "hf")
     if _is_done(artifact):
         return artifact
     _require_no_context_parallel(config)
+    _require(
+        config.data.tokenizer is not None or config.model.weights is not None,
+        "sft needs a tokenizer: set data.tokenizer, or model.weights to a folder that has one",
+    )
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
-    samples = load_sft_samples(Path(config.data.source), stage, config.data.template, tokenizer)
-    with Run.open(Path(config.run_dir), config, "sft") as run:
+    with Run.open(folder, config, "sft") as run:
+        on_rank_zero(lambda: prepare_sft(stage, config.data, tokenizer, folder / "data", _tell_tokenised))
+        data = SftData(folder / "data", stage, config.seed)
+        data.check_same(run.state)
+        on_rank_zero(lambda: print(f"sft: {data.describe()}; see {folder / 'data' / PREVIEW}", flush=True))
         policy = build_policy(
             config,
             session,
             arch,
             optimizer=stage.optimizer,
             moe=stage.moe,
-            total_updates=count_updates(stage, len(samples)),
+            total_updates=count_updates(stage, data),
             micro_batch_tokens=stage.micro_batch_tokens,
             packed=True,
         )
         _resume(run, policy)
-        train_sft(stage, policy=policy, samples=samples, run=run, save=_saver(policy, tokenizer), seed=config.seed)
+        if config.data.template in ("r1_chat", "r1_chat_think"):  # so that servers render what the model was trained on
+            tokenizer = tokenizer.with_chat_template(r1_chat_jinja(opened=config.data.template == "r1_chat_think"))
+        train_sft(stage, policy=policy, data=data, run=run, save=_saver(policy, tokenizer))
         return _finish(config, "sft", policy, tokenizer, artifact)
 
 
@@ -242,6 +253,8 @@ def _finish(config: Config, stage: str, policy: MegatronPolicy, tokenizer: Token
     inputs = {"model.weights": config.model.weights, "data.tokenizer": config.data.tokenizer}
     if Path(config.data.source).exists():
         inputs["data.source"] = config.data.source
+    if stage == "sft":
+        inputs |= {f"sft.sources.{number}": source.path for number, source in enumerate(config.sft.sources)}
 
     def seal() -> None:
         artifact.seal(stage, config.model_dump(), {name: Path(path) for name, path in inputs.items() if path})
@@ -249,6 +262,11 @@ def _finish(config: Config, stage: str, policy: MegatronPolicy, tokenizer: Token
 
     on_rank_zero(seal)
     return artifact
+
+
+def _tell_tokenised(conversations: int) -> None:
+    if conversations % 10_000 == 0:
+        print(f"sft: {conversations:,} conversations tokenised", file=sys.stderr, flush=True)
 
 
 def _is_done(artifact: Artifact) -> bool:

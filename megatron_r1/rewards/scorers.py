@@ -21,7 +21,8 @@ SCORERS = {
     "language": "megatron_r1.rewards.language:LanguageScorer",
 }
 ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
-FORMATS = {"r1_zero": "zero", "r1_chat": "chat"}  #: a prompt's template -> the format that its responses must have
+#: a prompt's template -> the format that its responses must have
+FORMATS = {"r1_zero": "zero", "r1_chat": "chat", "r1_chat_think": "chat_opened"}
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> d
     """The named scorers with the settings of a config.
 
     Args:
-        template: "r1_zero" or "r1_chat", whose format is rewarded.
+        template: of `FORMATS`, whose format is rewarded.
 
     Raises:
-        RewardError: there is no such scorer.
+        RewardError: there is no such scorer, or the template has no format.
     """
+    if template not in FORMATS:
+        raise RewardError(f"data.template={template} has no format to reward; choose one of {', '.join(FORMATS)}")
     settings = {
         "math": {"answer_location": config.answer_location, "policy": config.math.model_dump()},
         "code": config.code.model_dump(),

@@ -1,41 +1,73 @@
-"""Supervised fine-tuning on prompt/response pairs."""
+"""Supervised fine-tuning on conversations."""
 
 from __future__ import annotations
 
 import math
 
+import torch
+
 from megatron_r1.config.schema import SftConfig
+from megatron_r1.data.sft import SftData
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.training.protocols import Policy
-from megatron_r1.training.samples import minibatches
 from megatron_r1.types import TrainingSample
 
 
-def count_updates(stage: SftConfig, num_examples: int) -> int:
-    """Policy updates of all epochs; the last minibatch of an epoch may be smaller."""
-    return stage.epochs * math.ceil(num_examples / stage.batch_size)
+def count_updates(stage: SftConfig, data: SftData) -> int:
+    """Policy updates of all epochs; the last batch of an epoch may be smaller."""
+    return stage.epochs * math.ceil(data.epoch_size / stage.batch_size)
 
 
-def train_sft(stage: SftConfig, *, policy: Policy, samples: list[TrainingSample], run: Run, save: Write, seed: int) -> None:
-    """Go over the samples `stage.epochs` times in an order that depends on seed and epoch only, going on where `run` left off.
+def train_sft(stage: SftConfig, *, policy: Policy, data: SftData, run: Run, save: Write) -> None:
+    """Go over the data `stage.epochs` times, going on where `run` left off: which samples a step trains on depends on its number.
 
     Args:
-        samples: loss on the response tokens only.
+        data: samples with loss on the assistant's tokens only.
         save: writes the policy, as `Run.checkpoint` wants it.
     """
-    per_epoch = math.ceil(len(samples) / stage.batch_size)
+    per_epoch = math.ceil(data.epoch_size / stage.batch_size)
     total = stage.epochs * per_epoch
-    epoch, batches = -1, []
+    validation = data.validation()
+    if validation and run.resumed_from is None:
+        run.record(0, {"validation/loss": validation_loss(policy, validation, stage.batch_size)})
+    epoch, order = -1, []
     for step in run.steps(total, "SFT"):
-        if (step - 1) // per_epoch != epoch:
-            epoch = (step - 1) // per_epoch
-            batches = list(minibatches(samples, stage.batch_size, f"{seed}/{epoch}"))
-        batch = batches[(step - 1) % per_epoch]
+        with run.timer("data"):
+            if (step - 1) // per_epoch != epoch:
+                epoch = (step - 1) // per_epoch
+                order = data.epoch(epoch)
+            start = (step - 1) % per_epoch * stage.batch_size
+            batch = data.take(order[start : start + stage.batch_size])
+        tokens, trained = sum(s.num_targets for s in batch), sum(s.num_trained for s in batch)
         with run.timer("train"):
-            stats = policy.train_step(batch, loss_over(sum(s.num_trained for s in batch)))
-        run.count_tokens("train", sum(s.num_targets for s in batch))
-        run.record(step, {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "epoch": step / per_epoch})
+            stats = policy.train_step(batch, loss_over(trained))
+        run.count_tokens("train", tokens)
+        metrics = {
+            "loss": stats.loss,
+            "grad_norm": stats.grad_norm,
+            "lr": stats.lr,
+            "epoch": step / per_epoch,
+            "tokens": tokens,
+            "tokens/trained": trained,
+            "tokens/packed_fraction": tokens / stats.tokens,
+            "samples/dropped": data.dropped,
+        }
+        if validation and (step == total or stage.validation_interval and step % stage.validation_interval == 0):
+            with run.timer("validation"):
+                metrics["validation/loss"] = validation_loss(policy, validation, stage.batch_size)
+        run.record(step, metrics)
         if run.checkpoint_due(step, total):
-            run.checkpoint(step, save, {})
+            run.checkpoint(step, save, {"samples": data.fingerprint})
+
+
+def validation_loss(policy: Policy, samples: list[TrainingSample], batch_size: int) -> float:
+    """Mean negative log-likelihood of all trained tokens of the samples, in nats."""
+    total, count = 0.0, 0
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        for sample, logprobs in zip(batch, policy.logprobs(batch), strict=True):
+            total -= (logprobs.double() * torch.tensor(sample.loss_mask)).sum().item()
+            count += sample.num_trained
+    return total / count
