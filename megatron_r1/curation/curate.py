@@ -12,25 +12,33 @@ The inputs are read twice and never held in memory: first every record is examin
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from megatron_r1.config.curation import CurationConfig
-from megatron_r1.curation.conversations import parse_conversation, read_lines
 from megatron_r1.curation.decontaminate import EvaluationSets, load_evaluation_sets
 from megatron_r1.curation.dedup import NearDuplicates
 from megatron_r1.curation.examine import Examined, examine_all
-from megatron_r1.curation.manifest import Tally, describe_file, read_manifest, render_tally, tally_fields, write_manifest
+from megatron_r1.curation.manifest import (
+    Tally,
+    describe_file,
+    read_manifest,
+    remove_manifest,
+    render_tally,
+    tally_fields,
+    write_manifest,
+)
 from megatron_r1.curation.mixing import draw, plan_mix
+from megatron_r1.curation.records import Line, parse_line, read_lines
+from megatron_r1.curation.results import REJECTED, describe_losses, make_folder, written
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
 
-CURATED, REJECTED, SUMMARY = "curated.jsonl", "rejected.jsonl", "summary.md"
+CURATED, SUMMARY = "curated.jsonl", "summary.md"
 _SETTINGS = ("inputs", "form", "special_token", "filters", "dedup", "decontamination", "mix")  #: those that the result depends on
 _EXAMPLES = 5  # n-grams named per evaluation set: a phrase that every question has shows itself there
 
@@ -56,15 +64,13 @@ def curate(config: CurationConfig, seed: int, folder: Path) -> str:
     }
     if _is_finished(folder, made_from):
         return (folder / SUMMARY).read_text(encoding="utf-8")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run_dir {folder} cannot be made: {error.strerror}") from None
+    make_folder(folder)
+    remove_manifest(folder)
     tally, matches = Tally(), {}
-    with _written(folder / REJECTED) as rejected:
+    with written(folder / REJECTED) as rejected:
         left = _choose(config, paths, load_evaluation_sets(config.decontamination), seed, tally, matches, rejected)
         if not left:
-            raise DataError(f"no record is left of {tally.read.total()}: {_describe_losses(tally)}; see curation.filters")
+            raise DataError(f"no record is left of {tally.read.total()}: {describe_losses(tally)}; see curation.filters")
         domains = [record.domain for _, record in left]
         tally.left = Counter(domains)
         drawn = draw(domains, plan_mix(tally.left, config.mix), seed)
@@ -139,10 +145,10 @@ def _write_mix(paths: Sequence[Path], chosen: Sequence[tuple[int, Examined, int]
     """Write the chosen records, a second copy under an id of its own."""
     with ExitStack() as stack, Progress(len(chosen), "write") as progress:
         files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
-        output = stack.enter_context(_written(target))
+        output = stack.enter_context(written(target))
         for number, record, copy in chosen:
             files[number].seek(record.offset)
-            conversation = parse_conversation(files[number].readline(), record.where, paths[number].stem)
+            conversation = parse_line(Line(record.where, record.offset, files[number].readline()), paths[number].stem)
             if conversation.id != record.id:
                 raise DataError(f"{record.where}: the file was changed while it was read; start again")
             named = conversation if copy == 1 else conversation.renamed(f"{conversation.id}#{copy}")
@@ -156,25 +162,3 @@ def _is_finished(folder: Path, made_from: dict[str, Any]) -> bool:
         return False
     outputs = manifest["outputs"].items()
     return all((folder / name).is_file() and describe_file(folder / name)["sha256"] == known["sha256"] for name, known in outputs)
-
-
-def _describe_losses(tally: Tally) -> str:
-    losses = {f"filter {name}": counts.total() for name, counts in tally.filtered.items()}
-    losses |= {f"evaluation set {name}": counts.total() for name, counts in tally.contaminated.items()}
-    return ", ".join(f"{name} dropped {count}" for name, count in sorted(losses.items(), key=lambda loss: -loss[1]))
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[TextIO]:
-    """A file to write line by line that appears under `path` when the block ends well."""
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)

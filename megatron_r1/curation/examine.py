@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_r1.config.curation import CurationConfig
-from megatron_r1.curation.conversations import Line, parse_conversation
 from megatron_r1.curation.decontaminate import EvaluationSets, Match, compared_text
 from megatron_r1.curation.dedup import Signer
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Form
+from megatron_r1.curation.records import Line, parse_line
 from megatron_r1.errors import DataError
 
 _CHUNK = 32  # lines that a process takes at once
@@ -50,7 +50,7 @@ class Examiner:
         Raises:
             DataError: it is no conversation.
         """
-        conversation = parse_conversation(line.raw, line.where, source)
+        conversation = parse_line(line, source)
         named = (line.where, line.offset, conversation.id, conversation.domain)
         rejection = first_failure(conversation, self._config.filters, self._form)
         if rejection is not None:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_r1.config.curation import FilterConfig
-from megatron_r1.curation.conversations import Conversation
 from megatron_r1.curation.forms import Form
+from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.words import hash_ngrams, words_of
 from megatron_r1.rewards.language import LANGUAGES, MAX_CHARACTERS, count_words
 
@@ -67,7 +67,7 @@ def first_failure(conversation: Conversation, config: FilterConfig, form: Form) 
             if "well_formed" in config.names:
                 return Rejection("well_formed", "the answer is not reasoning and summary in the form's marks")
             continue
-        outcome = conversation.field("outcome")
+        outcome = conversation.fields.get("outcome")
         turns.append(Turn(question, *answer, conversation.domain, conversation.language, outcome))
     for name, check in FILTERS.items():
         if name in config.names:

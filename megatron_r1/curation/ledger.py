@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_r1.curation.conversations import parse_object
-from megatron_r1.errors import DataError
+from megatron_r1.curation.records import parse_object
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.runtime.files import write_atomically
 
 
 class Ledger:
@@ -23,7 +24,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
@@ -57,7 +58,7 @@ class Ledger:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise DataError(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         self.records |= new
 
     def close(self) -> None:
@@ -76,7 +77,7 @@ class Ledger:
         records: dict[str, dict[str, Any]] = {}
         kept = 0  # bytes
         for number, line in enumerate(lines, start=1):
-            where = f"{self._path}:{number}"
+            where = f"{self.path}:{number}"
             try:
                 record = parse_object(line, where)
                 if not isinstance(record.get("id"), str):
@@ -94,6 +95,31 @@ class Ledger:
         self._file.truncate(kept)
         os.fsync(self._file.fileno())
         return records
+
+
+def settle(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Let a folder have these settings for good: its ledgers must not be continued under others.
+
+    Raises:
+        ConfigError: it has others already; the message names the first that differs.
+        DataError: the file cannot be written.
+    """
+    path = folder / "settings.json"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            sync_folder(folder)
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    except ValueError:
+        raise DataError(f"{path} is damaged: choose another folder") from None
+    for key, value in json.loads(json.dumps(settings)).items():
+        if known.get(key) != value:
+            raise ConfigError(
+                f"{folder} was begun with {key}={known.get(key)!r:.80}, now it is {value!r:.80}: keep it, or choose another folder"
+            )
 
 
 def sync_folder(folder: Path) -> None:

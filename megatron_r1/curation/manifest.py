@@ -55,6 +55,11 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
+def remove_manifest(folder: Path) -> None:
+    """Before the files of a finished folder are replaced: until the new manifest is there, it is not finished."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished folder; None where there is none, or none that can be read."""
     try:

@@ -1,0 +1,138 @@
+"""A served model that writes data, asked many things; every answer is kept as soon as it is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol, Self
+
+from megatron_r1.config.curation import WriterConfig
+from megatron_r1.curation.ledger import Ledger
+from megatron_r1.errors import ConfigError, RolloutError
+from megatron_r1.rewards.judge_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
+from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.runtime.progress import Progress
+
+Messages = list[dict[str, str]]  #: as the chat completions protocol has them
+_SECTION = "curation.writer"
+
+
+class Writer(Protocol):
+    """A `ServedWriter`."""
+
+    concurrency: int  #: questions that it takes at a time
+
+    def ask(self, messages: Messages, seed: int) -> Future[Completion]:
+        """Start answering. The future raises NoAnswer where the model cannot be had."""
+
+
+class ServedWriter:
+    """Asks an endpoint, `config.concurrency` requests at a time. Use it as a context manager, or call `close`.
+
+    Args:
+        pause: for tests: how to wait.
+
+    Raises:
+        ConfigError: url or model is not set, or the key cannot be read.
+    """
+
+    def __init__(self, config: WriterConfig, pause: Callable[[float], object] | None = None) -> None:
+        if not config.model or not config.url or not config.url.startswith(("http://", "https://")):
+            raise ConfigError(f"{_SECTION}: url begins with http:// or https://, and model names what it serves")
+        key = read_api_key(config.api_key_file, f"{_SECTION}.api_key_file")
+        self.concurrency = config.concurrency
+        self._config = config
+        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, pause, _SECTION)
+        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="writer")
+
+    def ask(self, messages: Messages, seed: int) -> Future[Completion]:
+        """See `Writer`. The future raises RewardError where the endpoint refuses every request."""
+        request = {
+            "model": self._config.model,
+            "messages": messages,
+            "temperature": self._config.temperature,
+            "max_tokens": self._config.max_tokens,
+            "seed": seed,
+        }
+        return self._threads.submit(self._endpoint.sample, request)
+
+    def close(self) -> None:
+        """Drop what is waiting, and end after what is under way. Safe to call twice."""
+        self._endpoint.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def ask_all(writer: Writer, requests: Mapping[str, Messages], ledger: Ledger, seed: int, description: str) -> dict[str, str]:
+    """The answers to all requests that have one: those of the ledger, and new ones, which go there at once.
+
+    An answer that was cut at the limit or is blank is kept as none: asked again, it would most likely be the same.
+
+    Args:
+        requests: id -> what is asked.
+
+    Returns:
+        id -> the whole answer; reasoning that the server gives apart stands in think tags before it.
+
+    Raises:
+        RolloutError: the model cannot be had. What came is kept: the same command goes on from there.
+        RewardError: the endpoint refuses the key, the path or the model.
+    """
+    missing = [id for id in requests if id not in ledger.records]
+    with Progress(len(requests), description, initial=len(requests) - len(missing)) as progress:
+        for answers in _ask(writer, ((id, requests[id]) for id in missing), seed, ledger):
+            ledger.append(answers)
+            progress.advance(len(answers))
+    answers = {id: ledger.records[id]["answer"] for id in requests}
+    return {id: answer for id, answer in answers.items() if answer is not None}
+
+
+def _ask(writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, ledger: Ledger) -> Iterable[list[dict[str, Any]]]:
+    """Yield records as they come. After a request that fails for good no other is sent; what is under way is still taken."""
+    left = iter(requests)
+    failure: NoAnswer | None = None
+    under_way: dict[Future[Completion], str] = {}
+    while True:
+        while failure is None and len(under_way) < writer.concurrency:
+            id, messages = next(left, (None, []))
+            if id is None:
+                break
+            under_way[writer.ask(messages, _seed_of(seed, id))] = id
+        if not under_way:
+            break
+        ready = []
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            id = under_way.pop(future)
+            try:
+                ready.append({"id": id, "answer": _whole_text(future.result())})
+            except NoAnswer as error:
+                failure = failure or error
+        yield ready
+    if failure is not None:
+        raise RolloutError(
+            f"the writing model gives no answer ({failure}); {len(ledger.records)} answers are kept in {ledger.path}, and the same "
+            "command goes on from there"
+        )
+
+
+def without_reasoning(answer: str) -> str:
+    """What a model that reasons before it answers says after its reasoning."""
+    return answer.partition(THINK_CLOSE)[2].strip() if answer.lstrip().startswith(THINK_OPEN) else answer.strip()
+
+
+def _whole_text(completion: Completion) -> str | None:
+    if not completion.finished or not completion.text.strip():
+        return None
+    reasoning = completion.reasoning.strip()
+    return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n\n{completion.text}" if reasoning else completion.text
+
+
+def _seed_of(seed: int, id: str) -> int:
+    """Of a request: a number that servers take for a seed."""
+    return int.from_bytes(hashlib.blake2b(f"writer {seed} {id}".encode(), digest_size=4).digest(), "big") >> 1

@@ -1,0 +1,97 @@
+"""Is a response right? By the rule of its domain, or by a judge where a rule cannot tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.scorers import ACCURACY_SCORERS
+from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+
+
+class Asked(Protocol):
+    """A `Problem` or a `Prompt`."""
+
+    question: str
+    answer: str  #: the reference
+    domain: str
+    kind: str
+
+
+class Scoring(Protocol):
+    """Where rules run: a `ScoringEngine`."""
+
+    def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
+        """Have a response judged."""
+
+
+class Grader(Protocol):
+    """A `Judge`."""
+
+    def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
+        """Is the answer right?"""
+
+
+Check = Callable[[Asked, str], Future[Verdict]]  #: starts checking one finished response and returns at once
+
+
+def answer_check(scoring: Scoring | None, judge: Grader | None = None, rules: Mapping[str, str] = ACCURACY_SCORERS) -> Check:
+    """The check of responses.
+
+    A reasoning problem is checked by the rule of its domain, where there is one. Where there is none, and where the rule's verdict has
+    no score (error, timeout, unscorable), the judge compares what follows the reasoning with the reference (v1 section 2.3.3).
+
+    Args:
+        rules: domain -> scorer of `scoring`.
+    """
+
+    def check(asked: Asked, response: str) -> Future[Verdict]:
+        rule = rules.get(asked.domain) if asked.kind == "reasoning" and scoring is not None else None
+        if rule is None:
+            return _grade(judge, asked, response)
+        reference = json.loads(asked.answer) if rule == "code" else asked.answer
+        by_rule = scoring.submit(rule, response, reference)
+        return by_rule if judge is None else _unless_scored(by_rule, lambda: _grade(judge, asked, response))
+
+    return check
+
+
+def _grade(judge: Grader | None, asked: Asked, response: str) -> Future[Verdict]:
+    if judge is None:
+        return done(Verdict(None, "unscorable", f"no rule checks domain {asked.domain!r} and there is no judge"))
+    if not asked.answer.strip():
+        return done(Verdict(None, "unscorable", "there is no reference answer to judge by"))
+    _, closed, summary = response.rpartition(THINK_CLOSE)
+    if (THINK_OPEN in response and not closed) or THINK_OPEN in summary or not summary.strip():
+        return done(Verdict(0.0, "wrong", "nothing follows the reasoning"))
+    return judge.grade(asked.question, asked.answer, summary.strip())
+
+
+def _unless_scored(first: Future[Verdict], second: Callable[[], Future[Verdict]]) -> Future[Verdict]:
+    """The first verdict, or where it has no score the second, which is started only then. No thread waits."""
+    result: Future[Verdict] = Future()
+
+    def take(future: Future[Verdict]) -> None:
+        if future.exception() is not None:
+            result.set_exception(future.exception())
+        else:
+            result.set_result(future.result())
+
+    def decide(future: Future[Verdict]) -> None:
+        if future.exception() is None and future.result().score is None:
+            second().add_done_callback(take)
+        else:
+            take(future)
+
+    first.add_done_callback(decide)
+    return result
+
+
+def done(verdict: Verdict) -> Future[Verdict]:
+    """A verdict that is there already."""
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future

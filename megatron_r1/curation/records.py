@@ -1,0 +1,158 @@
+"""Conversations as curation reads and writes them: one JSON object a line.
+
+    {"id", "messages": [{"role", "content"}, ...], "domain", "language", "source", ...}
+
+Only the conversation is required, in any form that `data.conversations` reads. Fields that have no name here are kept as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from megatron_r1.data.conversations import Message, read_conversation
+from megatron_r1.data.records import take_text
+from megatron_r1.errors import DataError
+
+DEFAULT_DOMAIN = "general"
+_NAMED = ("id", "domain", "language", "source")
+_FORMS = ("messages", "conversations", "instruction", "input", "output", "chosen", "rejected", "prompt", "response")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One record."""
+
+    id: str
+    messages: tuple[Message, ...]
+    domain: str = DEFAULT_DOMAIN
+    language: str = ""  #: "en", "zh", or "" where unknown
+    source: str = ""  #: where it comes from
+    fields: Mapping[str, Any] = field(default_factory=dict)  #: those of its JSON object that have no name here
+
+    @classmethod
+    def of_turn(cls, id: str, question: str, content: str, **named: Any) -> Self:
+        """One question and its answer; `named` are further fields of the class."""
+        return cls(id, (Message("user", question), Message("assistant", content)), **named)
+
+    @property
+    def prompt(self) -> str:
+        """What the user says, all turns."""
+        return "\n\n".join(message.content for message in self.messages if message.role == "user")
+
+    @property
+    def text(self) -> str:
+        """What everybody says."""
+        return "\n\n".join(message.content for message in self.messages)
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """(what the user says, what the assistant answers), in order."""
+        turns, asked = [], ""
+        for message in self.messages:
+            if message.role == "user":
+                asked = message.content
+            elif message.role == "assistant":
+                turns.append((asked, message.content))
+        return turns
+
+    def renamed(self, id: str) -> Self:
+        """The same under another id."""
+        return replace(self, id=id)
+
+    def answered(self, content: str) -> Self:
+        """The same with another last answer."""
+        return replace(self, messages=(*self.messages[:-1], Message("assistant", content)))
+
+    def with_fields(self, **fields: Any) -> Self:
+        """The same with further fields, or others in place of those it has."""
+        return replace(self, fields={**self.fields, **fields})
+
+    def to_json(self) -> dict[str, Any]:
+        """As one object of a file."""
+        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        named = {"domain": self.domain, "language": self.language, "source": self.source}
+        return {"id": self.id, "messages": messages, **named, **self.fields}
+
+
+def read_file(path: Path) -> Iterator[Conversation]:
+    """The conversations of a .jsonl file, one line at a time: the file need not fit into memory.
+
+    Raises:
+        DataError: what `read_lines` and `parse_line` raise.
+    """
+    for line in read_lines(path):
+        yield parse_line(line, path.stem)
+
+
+class Line(NamedTuple):
+    """A line of a file."""
+
+    where: str  #: "file:line"
+    offset: int  #: bytes before it
+    raw: bytes
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines that are not blank.
+
+    Raises:
+        DataError: another suffix than .jsonl, a file that cannot be read, or one without a line.
+    """
+    if path.suffix != ".jsonl":
+        raise DataError(f"{path}: expected a .jsonl file, one object a line")
+    offset = 0
+    found = False
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    found = True
+                    yield Line(f"{path}:{number}", offset, raw)
+                offset += len(raw)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not found:
+        raise DataError(f"{path}: the file is empty")
+
+
+def parse_line(line: Line, source: str) -> Conversation:
+    """One line.
+
+    Args:
+        source: of a record that names none; with the line's number it is also the id of a record that has none.
+
+    Raises:
+        DataError: file and line of what is missing or malformed.
+    """
+    record = parse_object(line.raw, line.where)
+    messages = tuple(read_conversation(record, line.where))
+    if not any(message.role == "user" for message in messages):
+        raise DataError(f"{line.where}: the user says nothing in this conversation")
+    named = {name: take_text(record, name, line.where) if record.get(name) not in (None, "") else "" for name in _NAMED}
+    return Conversation(
+        named["id"] or f"{source}-{line.where.rpartition(':')[2]}",
+        messages,
+        named["domain"] or DEFAULT_DOMAIN,
+        named["language"],
+        named["source"] or source,
+        {name: value for name, value in record.items() if name not in (*_NAMED, *_FORMS)},
+    )
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        DataError: bad JSON, not UTF-8, or something that is no object.
+    """
+    try:
+        record = json.loads(raw.decode("utf-8-sig"))  # a byte order mark may begin the first line
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+        raise DataError(f"{where}: bad JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object, found {type(record).__name__}")
+    return record

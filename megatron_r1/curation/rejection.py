@@ -1,0 +1,135 @@
+"""Rejection sampling (v1 section 2.3.3): several samples of each prompt from a policy, of which the correct and readable are kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.curation import CurationConfig, FilterConfig
+from megatron_r1.curation.checking import Check
+from megatron_r1.curation.filters import Rejection, first_failure
+from megatron_r1.curation.forms import Form, read_sample
+from megatron_r1.curation.records import Conversation
+from megatron_r1.curation.results import Results, write_results
+from megatron_r1.curation.sampling import Engine, read_samples, sample
+from megatron_r1.types import Prompt
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Numbers of a finished rejection sampling."""
+
+    prompts: int
+    samples: int
+    correct: int  #: samples
+    accepted: int  #: samples that pass every filter, the same text of one prompt counted once
+    kept: int  #: at most `keep_per_prompt` of each prompt
+    empty_prompts: int  #: without an accepted sample
+    unscored: int  #: samples that neither rule nor judge could tell about (error, timeout, unscorable)
+
+
+def sample_and_keep(
+    engine: Engine,
+    check: Check,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    config: CurationConfig,
+    seed: int,
+    policy: str,
+    filters: FilterConfig | None = None,
+) -> Selection:
+    """Sample, check, filter and choose; writes what `results.py` describes into `folder`. Started again, it goes on.
+
+    Called in one process. The engine holds the policy's weights already.
+
+    Args:
+        check: from `answer_check`.
+        policy: names what the engine holds, e.g. by the hash of its weights.
+        filters: those that a sample must pass; None: `config.filters`.
+
+    Raises:
+        ConfigError: the folder holds samples of another policy, of other prompts or with other settings.
+        DataError: no sample is accepted, no prompts, or a file that cannot be written or is damaged.
+    """
+    sample(engine, check, prompts, folder, config.rejection, seed, policy)
+    return select(prompts, folder, config, seed, policy, filters)
+
+
+def select(
+    prompts: Sequence[Prompt], folder: Path, config: CurationConfig, seed: int, policy: str, filters: FilterConfig | None = None
+) -> Selection:
+    """Filter and choose from samples that are there: with other filters, nothing is sampled again.
+
+    Raises:
+        DataError: samples are missing, or none is accepted.
+    """
+    filters = filters or config.filters
+    made_from = {"seed": seed, "policy": policy, "rejection": config.rejection.model_dump(), "filters": filters.model_dump()}
+    numbers = dict.fromkeys(("samples", "correct", "accepted", "kept", "empty_prompts", "unscored"), 0)
+    with write_results(folder, made_from) as results:
+        for prompt, samples in read_samples(prompts, folder, config.rejection):
+            accepted = _accept(prompt, samples, config, filters, results)
+            kept = _choose(prompt, accepted, config, seed)
+            for conversation in accepted:
+                if conversation.id in kept:
+                    results.keep(conversation)
+                else:
+                    results.drop(
+                        conversation, Rejection("surplus", f"{config.rejection.keep_per_prompt} others of its prompt are kept")
+                    )
+            numbers["samples"] += len(samples)
+            numbers["correct"] += sum(record["outcome"] == "correct" for record in samples)
+            numbers["accepted"] += len(accepted)
+            numbers["kept"] += len(kept)
+            numbers["empty_prompts"] += not accepted
+            numbers["unscored"] += sum(record["score"] is None for record in samples)
+        results.counts.update({"prompts": len(prompts), **numbers})
+    return Selection(prompts=len(prompts), **numbers)
+
+
+def _accept(
+    prompt: Prompt, samples: Sequence[dict[str, Any]], config: CurationConfig, filters: FilterConfig, results: Results
+) -> list[Conversation]:
+    """The samples of a prompt that pass every filter; the others are dropped."""
+    form = Form.of(config)
+    accepted: list[Conversation] = []
+    texts: set[str] = set()
+    for record in samples:
+        conversation = to_conversation(prompt, record, form, config.rejection.answer_summary)
+        rejection = first_failure(conversation, filters, form)
+        if rejection is None and conversation.text in texts:
+            rejection = Rejection("same_text", "another sample of its prompt is the same")
+        if rejection is not None:
+            results.drop(conversation, rejection)
+            continue
+        texts.add(conversation.text)
+        accepted.append(conversation)
+    return accepted
+
+
+def _choose(prompt: Prompt, accepted: Sequence[Conversation], config: CurationConfig, seed: int) -> set[str]:
+    """The ids of those that are kept."""
+    count = min(config.rejection.keep_per_prompt, len(accepted))
+    if config.rejection.choose == "shortest":
+        chosen = sorted(accepted, key=lambda conversation: (conversation.fields["tokens"], conversation.id))[:count]
+    else:
+        chosen = random.Random(f"rejection {seed} {prompt.id}").sample(accepted, count)
+    return {conversation.id for conversation in chosen}
+
+
+def to_conversation(prompt: Prompt, record: dict[str, Any], form: Form, answer_summary: str) -> Conversation:
+    """A sample as supervised data; one in no known form stays as it is, for a filter to drop."""
+    answer = read_sample(record["response"], answer_summary)
+    fields = {name: record[name] for name in ("prompt_id", "outcome", "score", "detail", "tokens")}
+    return Conversation.of_turn(
+        record["id"],
+        prompt.question,
+        record["response"] if answer is None else form.join(answer),
+        domain=prompt.domain if prompt.kind == "reasoning" else "general",
+        language=prompt.language,
+        source="rejection_sampling",
+        fields=fields | {"kind": prompt.kind, "reference": prompt.answer},
+    )

@@ -1,0 +1,116 @@
+"""What a step of curation leaves: the data that it kept, what it dropped and why, and a manifest.
+
+folder/
+    conversations.jsonl   kept, in the order of the input
+    rejected.jsonl        dropped: the record, the filter and why
+    manifest.json         written last: counts by filter and domain, hashes, seed and settings
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from megatron_r1.curation.filters import Rejection
+from megatron_r1.curation.manifest import Tally, describe_file, remove_manifest, tally_fields, write_manifest
+from megatron_r1.curation.records import Conversation
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.runtime.files import TEMPORARY
+
+KEPT, REJECTED = "conversations.jsonl", "rejected.jsonl"
+
+
+class Results:
+    """Takes records one by one."""
+
+    def __init__(self, kept: TextIO, rejected: TextIO) -> None:
+        """Use `write_results`."""
+        self.tally = Tally()
+        self.counts: dict[str, int] = {}  #: further numbers for the manifest
+        self._kept, self._rejected = kept, rejected
+
+    def keep(self, conversation: Conversation) -> None:
+        """Write a record as kept."""
+        self.tally.read[conversation.domain] += 1
+        self.tally.left[conversation.domain] += 1
+        _write(self._kept, conversation.to_json())
+
+    def drop(self, conversation: Conversation, rejection: Rejection) -> None:
+        """Write a record as dropped."""
+        self.tally.read[conversation.domain] += 1
+        self.tally.drop("filter", rejection.name, conversation.domain)
+        _write(self._rejected, {**conversation.to_json(), "dropped_by": rejection.name, "why": rejection.detail})
+
+
+@contextmanager
+def write_results(folder: Path, made_from: Mapping[str, Any]) -> Iterator[Results]:
+    """Results whose files appear when the block ends well; what an earlier run left is replaced.
+
+    Args:
+        made_from: what they depend on, for the manifest.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+        DataError: the files cannot be written, or nothing was kept when the block ended.
+    """
+    make_folder(folder)
+    with written(folder / KEPT) as kept, written(folder / REJECTED) as rejected:
+        results = Results(kept, rejected)
+        yield results
+        tally = results.tally
+        if not tally.left:
+            raise DataError(f"{folder}: none of {tally.read.total()} samples is accepted: {describe_losses(tally)}")
+        remove_manifest(folder)
+    tally.mixed = tally.left
+    outputs = {name: describe_file(folder / name) | {"path": name} for name in (KEPT, REJECTED)}
+    write_manifest(folder, {**made_from, "counts": tally_fields(tally) | results.counts, "outputs": outputs})
+
+
+def describe_losses(tally: Tally) -> str:
+    """What dropped how many, the most first, on one line."""
+    losses = Counter({f"filter {name}": counts.total() for name, counts in tally.filtered.items()})
+    losses.update({f"evaluation set {name}": counts.total() for name, counts in tally.contaminated.items()})
+    losses.update({"near-duplicates": tally.duplicates.total()} if tally.duplicates else {})
+    return ", ".join(f"{name} dropped {count}" for name, count in losses.most_common()) or "there were none"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from None
+
+
+@contextmanager
+def written(path: Path) -> Iterator[TextIO]:
+    """A file to write line by line that appears under `path` when the block ends well.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        # What a tokenizer decodes may hold half a surrogate pair: in JSON it is written as an escape, which reads back the same.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(file: TextIO, record: Mapping[str, Any]) -> None:
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,187 @@
+"""Samples of a policy with their verdicts, kept so that a kill at any moment loses none and counts none twice.
+
+folder/
+    settings.json              what the samples depend on
+    samples/
+        000000.jsonl           a finished batch: its samples with their verdicts, in the order of the prompts
+        000001.responses.jsonl the batch under way: appended and on the disk as soon as a prompt's samples are there
+        000001.verdicts.jsonl  the same for verdicts
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_r1.config.curation import RejectionConfig
+from megatron_r1.curation.checking import Check, done
+from megatron_r1.curation.ledger import Ledger, settle, sync_folder
+from megatron_r1.curation.records import parse_object, read_lines
+from megatron_r1.curation.results import written
+from megatron_r1.errors import DataError
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.runtime.progress import Progress
+from megatron_r1.types import Prompt, RolloutGroup, Sampling
+
+
+class Engine(Protocol):
+    """The part of a rollout engine that sampling needs."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: Callable[[RolloutGroup], None]
+    ) -> list[RolloutGroup]:
+        """`sampling.n` responses to every prompt; `on_group` is called with every group as soon as it is there."""
+
+
+def sample(
+    engine: Engine, check: Check, prompts: Sequence[Prompt], folder: Path, config: RejectionConfig, seed: int, policy: str
+) -> None:
+    """Sample `config.samples_per_prompt` responses to every prompt, and check them; what is in `folder` already is not made again.
+
+    Args:
+        policy: names what the engine holds, e.g. by the hash of its weights.
+
+    Raises:
+        ConfigError: the folder holds samples of another policy, of other prompts or with other settings.
+        DataError: no prompts, two with one id, a file that cannot be written or is damaged.
+    """
+    _settle(prompts, folder, config, seed, policy)
+    batches = list(_batches(prompts, config))
+    finished = [number for number, _ in batches if batch_path(folder, number).exists()]
+    per_prompt = config.samples_per_prompt
+    done_already = sum(len(batch) for number, batch in batches if number in set(finished)) * per_prompt
+    with Progress(len(prompts) * per_prompt, "sample", initial=done_already) as progress:
+        for number, batch in batches:
+            if not batch_path(folder, number).exists():
+                _fill(engine, check, batch, folder, number, config, seed, progress)
+            for path in _open_paths(folder, number):  # there if a kill came after the batch was finished
+                path.unlink(missing_ok=True)
+
+
+def read_samples(prompts: Sequence[Prompt], folder: Path, config: RejectionConfig) -> Iterator[tuple[Prompt, list[dict[str, Any]]]]:
+    """Every prompt with its samples, one batch in memory at a time.
+
+    A sample: id, prompt_id, response, finished, tokens, score, outcome, detail.
+
+    Raises:
+        DataError: a batch is missing or damaged.
+    """
+    for number, batch in _batches(prompts, config):
+        by_prompt: dict[str, list[dict[str, Any]]] = {prompt.id: [] for prompt in batch}
+        for line in read_lines(batch_path(folder, number)):
+            record = parse_object(line.raw, line.where)
+            if record.get("prompt_id") not in by_prompt:
+                raise DataError(f"{line.where}: no sample of this batch; remove the file, its samples are made again")
+            by_prompt[record["prompt_id"]].append(record)
+        yield from ((prompt, by_prompt[prompt.id]) for prompt in batch)
+
+
+def batch_path(folder: Path, number: int) -> Path:
+    """The file of a finished batch."""
+    return folder / "samples" / f"{number:06d}.jsonl"
+
+
+def _fill(
+    engine: Engine,
+    check: Check,
+    batch: Sequence[Prompt],
+    folder: Path,
+    number: int,
+    config: RejectionConfig,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Make the file of one batch."""
+    by_id = {sample_id(prompt, index): prompt for prompt in batch for index in range(config.samples_per_prompt)}
+    waiting: dict[str, Future[Verdict]] = {}
+    responses_path, verdicts_path = _open_paths(folder, number)
+    with Ledger(responses_path) as responses, Ledger(verdicts_path) as verdicts:
+
+        def start(record: dict[str, Any]) -> None:
+            cut = Verdict(0.0, "wrong", "cut at the length limit")
+            waiting[record["id"]] = check(by_id[record["id"]], record["response"]) if record["finished"] else done(cut)
+
+        def keep_verdicts(ready: list[str]) -> None:
+            verdicts.append([{"id": id, **asdict(waiting[id].result())} for id in ready])
+            for id in ready:
+                del waiting[id]
+
+        def keep(group: RolloutGroup) -> None:
+            records = [record for record in _describe(group) if record["id"] not in responses.records]
+            responses.append(records)
+            for record in records:
+                start(record)
+            keep_verdicts([id for id, verdict in waiting.items() if verdict.done()])
+            progress.advance(len(records))
+
+        for record in responses.records.values():
+            if record["id"] not in by_id:
+                raise DataError(f"{responses_path}: {record['id']!r} is no sample of this batch; remove the file")
+            if record["id"] not in verdicts.records:
+                start(record)
+        progress.advance(len(responses.records))
+        missing = [
+            prompt
+            for prompt in batch
+            if any(sample_id(prompt, i) not in responses.records for i in range(config.samples_per_prompt))
+        ]
+        if missing:
+            sampling = Sampling(config.samples_per_prompt, config.temperature, config.top_p, config.max_tokens)
+            engine.generate(batch if config.resample_batch else missing, sampling, _seed_of(seed, number), keep)
+        keep_verdicts(list(waiting))
+        with written(batch_path(folder, number)) as file:
+            for id in by_id:
+                record = responses.records[id] | verdicts.records[id]
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        sync_folder(responses_path.parent)
+
+
+def _describe(group: RolloutGroup) -> Iterator[dict[str, Any]]:
+    for index, rollout in enumerate(group.rollouts):
+        yield {
+            "id": sample_id(group.prompt, index),
+            "prompt_id": group.prompt.id,
+            "response": rollout.text,
+            "finished": rollout.finished,
+            "tokens": len(rollout.token_ids),
+        }
+
+
+def sample_id(prompt: Prompt, index: int) -> str:
+    """The name of a sample."""
+    return f"{prompt.id}/{index}"
+
+
+def _settle(prompts: Sequence[Prompt], folder: Path, config: RejectionConfig, seed: int, policy: str) -> None:
+    if not prompts:
+        raise DataError(f"{folder}: there are no prompts to sample for")
+    seen: set[str] = set()
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise DataError(f"{folder}: two prompts have the id {prompt.id!r}; sample each once")
+        seen.add(prompt.id)
+        digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.answer}\0{prompt.domain}\0{prompt.kind}\n".encode())
+    settings = config.model_dump(exclude={"keep_per_prompt", "choose", "resample_batch", "answer_summary"})
+    settle(folder, {"policy": policy, "prompts": digest.hexdigest(), "seed": seed, **settings})
+
+
+def _batches(prompts: Sequence[Prompt], config: RejectionConfig) -> Iterator[tuple[int, Sequence[Prompt]]]:
+    for number, start in enumerate(range(0, len(prompts), config.batch_prompts)):
+        yield number, prompts[start : start + config.batch_prompts]
+
+
+def _open_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Responses and verdicts of a batch under way."""
+    path = batch_path(folder, number)
+    return path.with_suffix(".responses.jsonl"), path.with_suffix(".verdicts.jsonl")
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Of a batch's call: any two differ, whatever the seed."""
+    return int.from_bytes(hashlib.blake2b(f"rejection {seed} {number}".encode(), digest_size=8).digest(), "big") >> 2
