@@ -23,6 +23,9 @@ from megatron_r1.runtime.launch import launched_rank
 
 INTERRUPTED = 130
 COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")
+CURATION = tuple(
+    f"curation.{name}" for name in ("inputs", "form", "special_token", "workers", "filters", "dedup", "decontamination", "mix")
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Command:
 
     function: str
     summary: str
-    sections: tuple[str, ...]
+    sections: tuple[str, ...]  #: and settings by themselves
 
 
 COMMANDS = {
@@ -39,6 +42,9 @@ COMMANDS = {
     "sft": Command("sft", "fine-tune on conversations", (*COMMON, "sft", "checkpoint")),
     "grpo": Command(
         "grpo", "reinforcement learning with rule rewards", (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint")
+    ),
+    "curate": Command(
+        "curate", "filter, deduplicate, decontaminate and mix files of conversations", ("run_dir", "seed", *CURATION)
     ),
 }
 EVALUATE = Command("evaluate", "measure a model on benchmarks, or on held-out problems", (*COMMON, "rollout", "reward", "evaluate"))
@@ -205,7 +211,7 @@ def _describe_settings(sections: Sequence[str]) -> str:
     defaults = flatten_config(Config())
     lines = ["settings and their defaults:"]
     for key, field in known_keys().items():
-        if key.partition(".")[0] in sections:
+        if any(key == section or key.startswith(f"{section}.") for section in sections):
             lines.append(f"  {key}={_format_default(defaults[key])}")
             lines.extend(textwrap.wrap(_explain(field), width=100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)

@@ -101,7 +101,7 @@ def _write_anew(way: str, problems: Sequence[Problem], ask: Ask, config: Curatio
     }
     if way == "few_shot":
         examples = _load_examples(config)
-        answers = ask({id: few_shot_messages(question.prompt, examples) for id, question in asked.items()}, way)
+        answers = ask({id: few_shot_messages(question.prompt, question.language, examples) for id, question in asked.items()}, way)
     else:
         answers = ask({id: direct_messages(question.prompt) for id, question in asked.items()}, way)
     written = []

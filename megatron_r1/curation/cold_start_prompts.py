@@ -66,43 +66,55 @@ After </think>, write a clear and short solution for a reader who has not seen y
 ## Question
 {question}"""
 
-#: (language, question, thinking, solution), in the form of v2 Listing 3; the examples are ours.
-EXAMPLES = (
-    (
-        "en",
-        "A tank holds 30 liters. It loses 3 liters an hour and is refilled with 5 liters an hour, starting from 12 liters. After how "
-        "many hours is it full?",
-        "Let me first make sure I understand the question. The tank starts with 12 liters, and I want the time until it has 30.\n\n"
-        "It loses 3 liters an hour and gets 5 liters an hour. So every hour it gains 5 - 3 = 2 liters.\n\n"
-        "It is missing 30 - 12 = 18 liters. At 2 liters an hour that takes 18 / 2 = 9 hours.\n\n"
-        "Wait, I should check that I have not mixed up losing and gaining. After 9 hours 9 * 5 = 45 liters came in and 9 * 3 = 27 went "
-        "out, so there are 12 + 45 - 27 = 30 liters. That is exactly full, so 9 hours is right.",
-        "**Solution:** The tank gains $5 - 3 = 2$ liters an hour and is missing $30 - 12 = 18$ liters. It is full after "
-        "$\\frac{18}{2} = 9$ hours.\n\n\\boxed{9}",
+#: Worked examples in the form of v2 Listing 3: language -> (question, answer). The texts are ours.
+EXAMPLES = {
+    "en": (
+        "A tank of 30 liters holds 12. It loses 3 liters an hour and gets 5 liters an hour. After how many hours is it full?",
+        r"""<think>
+Let me first make sure I understand the question. The tank starts with 12 liters, and I want the time until it has 30.
+
+It loses 3 liters an hour and gets 5 liters an hour. So every hour it gains 5 - 3 = 2 liters.
+
+It is missing 30 - 12 = 18 liters. At 2 liters an hour that takes 18 / 2 = 9 hours.
+
+Wait, I should check that I have not mixed up losing and gaining. After 9 hours 9 * 5 = 45 liters came in and 9 * 3 = 27 went out, so there are 12 + 45 - 27 = 30 liters. That is exactly full, so 9 hours is right.
+</think>
+
+**Solution:** The tank gains $5 - 3 = 2$ liters an hour and is missing $30 - 12 = 18$ liters. It is full after $\frac{18}{2} = 9$ hours.
+
+\boxed{9}""",
     ),
-    (
-        "zh",
+    "zh": (
         "小明有 24 颗糖，他先吃掉四分之一，又把剩下的平均分给 3 个朋友。每个朋友得到几颗糖？",
-        "我先弄清楚题目：小明一共有 24 颗糖，先吃掉四分之一，再把剩下的分给 3 个朋友，问每人几颗。\n\n"
-        "他吃掉的是 24 ÷ 4 = 6 颗，那么剩下 24 - 6 = 18 颗。\n\n"
-        "18 颗平均分给 3 个人，每人 18 ÷ 3 = 6 颗。\n\n"
-        "等一下，我来验证一下：3 个朋友一共拿到 3 × 6 = 18 颗，加上吃掉的 6 颗正好是 24 颗，没有问题。",
-        "**解答：** 吃掉 $24 \\div 4 = 6$ 颗，剩下 $24 - 6 = 18$ 颗，每个朋友得到 $18 \\div 3 = 6$ 颗。\n\n\\boxed{6}",
+        r"""<think>
+我先弄清楚题目：小明一共有 24 颗糖，先吃掉四分之一，再把剩下的分给 3 个朋友，问每人几颗。
+
+他吃掉的是 24 ÷ 4 = 6 颗，那么剩下 24 - 6 = 18 颗。
+
+18 颗平均分给 3 个人，每人 18 ÷ 3 = 6 颗。
+
+等一下，我来验证一下：3 个朋友一共拿到 3 × 6 = 18 颗，加上吃掉的 6 颗正好是 24 颗，没有问题。
+</think>
+
+**解答：** 吃掉 $24 \div 4 = 6$ 颗，剩下 $24 - 6 = 18$ 颗，每个朋友得到 $18 \div 3 = 6$ 颗。
+
+\boxed{6}""",
     ),
-)
+}
 
 
-def few_shot_messages(question: str, examples: Sequence[Conversation]) -> Messages:
-    """Worked examples as earlier turns, then the question."""
-    shown = [{"role": message.role, "content": message.content} for example in examples for message in example.messages]
+def few_shot_messages(question: str, language: str, examples: Sequence[Conversation]) -> Messages:
+    """Worked examples as earlier turns, then the question. Examples in the question's language, where there are some, alone."""
+    chosen = [example for example in examples if example.language == language] or examples
+    shown = [{"role": message.role, "content": message.content} for example in chosen for message in example.messages]
     return [*shown, {"role": "user", "content": question}]
 
 
 def built_in_examples() -> list[Conversation]:
     """The examples above as conversations."""
     return [
-        Conversation.of_turn(f"example-{language}", question, f"<think>\n{thinking}\n</think>\n\n{solution}", language=language)
-        for language, question, thinking, solution in EXAMPLES
+        Conversation.of_turn(f"example-{language}", question, answer, language=language)
+        for language, (question, answer) in EXAMPLES.items()
     ]
 
 

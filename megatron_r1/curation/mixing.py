@@ -10,9 +10,6 @@ from fractions import Fraction
 from megatron_r1.config.curation import MixConfig
 from megatron_r1.errors import DataError
 
-#: samples by domain of the recipe's supervised data (v2 B.3.3)
-RECIPE_SAMPLES = {"math": 395_285, "code": 211_129, "stem": 10_124, "logic": 10_395, "general": 177_812}
-
 
 def plan_mix(available: Mapping[str, int], config: MixConfig) -> dict[str, int]:
     """How many records of each domain the mix has.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -110,6 +110,13 @@ def written(path: Path) -> Iterator[TextIO]:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as a whole file. Raises DataError where it cannot be written."""
+    with written(path) as file:
+        for record in records:
+            _write(file, record)
 
 
 def _write(file: TextIO, record: Mapping[str, Any]) -> None:

@@ -11,10 +11,8 @@ folder/
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +20,13 @@ from megatron_r1.config.curation import RejectionConfig
 from megatron_r1.curation.checking import Check, done
 from megatron_r1.curation.ledger import Ledger, settle, sync_folder
 from megatron_r1.curation.records import parse_object, read_lines
-from megatron_r1.curation.results import written
+from megatron_r1.curation.results import write_json_lines
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
+
+Tell = Callable[[int], None]  #: so many more samples are there
 
 
 class Engine(Protocol):
@@ -58,7 +58,7 @@ def sample(
     with Progress(len(prompts) * per_prompt, "sample", initial=done_already) as progress:
         for number, batch in batches:
             if not batch_path(folder, number).exists():
-                _fill(engine, check, batch, folder, number, config, seed, progress)
+                _fill(engine, check, batch, folder, number, config, seed, progress.advance)
             for path in _open_paths(folder, number):  # there if a kill came after the batch was finished
                 path.unlink(missing_ok=True)
 
@@ -89,56 +89,70 @@ def batch_path(folder: Path, number: int) -> Path:
 def _fill(
     engine: Engine,
     check: Check,
-    batch: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     folder: Path,
     number: int,
     config: RejectionConfig,
     seed: int,
-    progress: Progress,
+    tell: Tell,
 ) -> None:
     """Make the file of one batch."""
-    by_id = {sample_id(prompt, index): prompt for prompt in batch for index in range(config.samples_per_prompt)}
-    waiting: dict[str, Future[Verdict]] = {}
     responses_path, verdicts_path = _open_paths(folder, number)
     with Ledger(responses_path) as responses, Ledger(verdicts_path) as verdicts:
-
-        def start(record: dict[str, Any]) -> None:
-            cut = Verdict(0.0, "wrong", "cut at the length limit")
-            waiting[record["id"]] = check(by_id[record["id"]], record["response"]) if record["finished"] else done(cut)
-
-        def keep_verdicts(ready: list[str]) -> None:
-            verdicts.append([{"id": id, **asdict(waiting[id].result())} for id in ready])
-            for id in ready:
-                del waiting[id]
-
-        def keep(group: RolloutGroup) -> None:
-            records = [record for record in _describe(group) if record["id"] not in responses.records]
-            responses.append(records)
-            for record in records:
-                start(record)
-            keep_verdicts([id for id, verdict in waiting.items() if verdict.done()])
-            progress.advance(len(records))
-
-        for record in responses.records.values():
-            if record["id"] not in by_id:
-                raise DataError(f"{responses_path}: {record['id']!r} is no sample of this batch; remove the file")
-            if record["id"] not in verdicts.records:
-                start(record)
-        progress.advance(len(responses.records))
-        missing = [
-            prompt
-            for prompt in batch
-            if any(sample_id(prompt, i) not in responses.records for i in range(config.samples_per_prompt))
-        ]
+        batch = _Batch(prompts, check, responses, verdicts, config.samples_per_prompt, tell)
+        missing = batch.unsampled_prompts()
         if missing:
             sampling = Sampling(config.samples_per_prompt, config.temperature, config.top_p, config.max_tokens)
-            engine.generate(batch if config.resample_batch else missing, sampling, _seed_of(seed, number), keep)
-        keep_verdicts(list(waiting))
-        with written(batch_path(folder, number)) as file:
-            for id in by_id:
-                record = responses.records[id] | verdicts.records[id]
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            engine.generate(prompts if config.resample_batch else missing, sampling, _seed_of(seed, number), batch.keep)
+        write_json_lines(batch_path(folder, number), batch.finish())
         sync_folder(responses_path.parent)
+
+
+class _Batch:
+    """A batch under way. What its ledgers hold from before a kill is taken over."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], check: Check, responses: Ledger, verdicts: Ledger, per_prompt: int, tell: Tell
+    ) -> None:
+        self._by_id = {sample_id(prompt, index): prompt for prompt in prompts for index in range(per_prompt)}
+        self._check, self._responses, self._verdicts, self._tell = check, responses, verdicts, tell
+        self._waiting: dict[str, Future[Verdict]] = {}
+        for record in responses.records.values():
+            if record["id"] not in self._by_id:
+                raise DataError(f"{responses.path}: {record['id']!r} is no sample of this batch; remove the file")
+            if record["id"] not in verdicts.records:
+                self._start(record)
+        tell(len(responses.records))
+
+    def unsampled_prompts(self) -> list[Prompt]:
+        """The prompts of which a sample is missing."""
+        return list({prompt.id: prompt for id, prompt in self._by_id.items() if id not in self._responses.records}.values())
+
+    def keep(self, group: RolloutGroup) -> None:
+        """Take the samples of a prompt, but those that are there, and start checking them."""
+        records = [record for record in _describe(group) if record["id"] not in self._responses.records]
+        self._responses.append(records)
+        for record in records:
+            self._start(record)
+        self._keep_verdicts([id for id, verdict in self._waiting.items() if verdict.done()])
+        self._tell(len(records))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Wait for every verdict: all samples with their verdicts, in the order of the prompts."""
+        self._keep_verdicts(list(self._waiting))
+        return [self._responses.records[id] | self._verdicts.records[id] for id in self._by_id]
+
+    def _start(self, record: dict[str, Any]) -> None:
+        cut = Verdict(0.0, "wrong", "cut at the length limit")
+        self._waiting[record["id"]] = (
+            self._check(self._by_id[record["id"]], record["response"]) if record["finished"] else done(cut)
+        )
+
+    def _keep_verdicts(self, ids: Sequence[str]) -> None:
+        verdicts = {id: self._waiting.pop(id).result() for id in ids}
+        self._verdicts.append(
+            [{"id": id, "score": v.score, "outcome": v.outcome, "detail": v.detail} for id, v in verdicts.items()]
+        )
 
 
 def _describe(group: RolloutGroup) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_r1.config.schema import Config
+from megatron_r1.curation.curate import curate as curate_files
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
@@ -62,6 +63,11 @@ def compare_evaluations(runs: Sequence[str]) -> None:
     """Print the recipe's tables with what was measured in these run folders, each given as RUN or NAME=RUN."""
     pairs = [(name or None, Path(run)) for name, _, run in (text.rpartition("=") for text in runs)]
     print(render_recipe_table(named_results(pairs)), flush=True)
+
+
+def curate(config: Config) -> None:
+    """Make supervised data of `curation.inputs` in `run_dir`; print the counts."""
+    print(curate_files(config.curation, config.seed, Path(config.run_dir)), end="", flush=True)
 
 
 def evaluate(config: Config) -> None:
