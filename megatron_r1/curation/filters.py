@@ -7,6 +7,7 @@ The recipe drops samples that are wrong, mix languages, repeat themselves, have 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from megatron_r1.config.curation import FilterConfig
 from megatron_r1.curation.forms import Form
 from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.words import hash_ngrams, words_of
-from megatron_r1.rewards.language import LANGUAGES, MAX_CHARACTERS, count_words
+from megatron_r1.rewards.language import LANGUAGES, MAX_CHARACTERS, OTHER, count_words
 
 _FENCE = re.compile(r"^[ \t]*(```|~~~)|```", re.MULTILINE)
 _MARKDOWN = {
@@ -26,6 +27,7 @@ _MARKDOWN = {
     "a bulleted list": re.compile(r"^[ \t]*[-*+] +(?=[^\W\d_])", re.MULTILINE),  # `- 5 + x` is arithmetic
     "a table": re.compile(r"^[ \t]*\|[ \t:|-]*--[ \t:|-]*\|[ \t]*$", re.MULTILINE),
 }
+_NOT_LATIN = {"zh", "ja", "ko", "ru", OTHER}  #: labels of words in other scripts
 #: language -> words of the first person; a language without an entry is let through
 _FIRST_PERSON = {
     "en": frozenset(["i", "we", "me", "us", "my", "our", "let"]),  # "let": of "let me" and "let's"
@@ -92,7 +94,8 @@ def _is_correct(turn: Turn, config: FilterConfig) -> str | None:
 def _is_one_language(turn: Turn, config: FilterConfig) -> str | None:
     """The language is the record's, else the question's, else the answer's own: the one that most of its words are in.
 
-    A part without words (a formula, a number) is in no other language and passes.
+    A part without words (a formula, a number) is in no other language and passes. One word of another language in the same script may
+    be a name, and is not counted against a part.
     """
     parts = {"reasoning": turn.reasoning or "", "summary": turn.summary}
     if any(len(text) > MAX_CHARACTERS for text in parts.values()):
@@ -105,9 +108,15 @@ def _is_one_language(turn: Turn, config: FilterConfig) -> str | None:
     elif language not in LANGUAGES:
         return f"unknown language {turn.language!r:.40}"
     for name, words in counts.items():
-        if words and words[language] < config.language_share * words.total():
+        names = 1 if _foreign_latin_words(words, language) == 1 else 0
+        if words and words[language] < config.language_share * (words.total() - names):
             return f"{words[language]} of {words.total()} words of the {name} are {language}"
     return None
+
+
+def _foreign_latin_words(words: Counter[str], language: str) -> int:
+    """Words in Latin script that are not in this language, where it has that script."""
+    return 0 if language in _NOT_LATIN else sum(words[other] for other in words.keys() - _NOT_LATIN - {language})
 
 
 def _is_not_repetitive(turn: Turn, config: FilterConfig) -> str | None:
