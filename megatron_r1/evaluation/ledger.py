@@ -23,10 +23,10 @@ class Ledger:
     Args:
         path: of the lines; made where it is not there.
         settings: what the lines depend on; must survive JSON. None: those that the file was begun with.
-        replace: begin anew where the file has other settings, or none.
+        replace: begin anew where the lines were made under other settings.
 
     Raises:
-        ConfigError: the file has other settings, or none are given and there are none.
+        ConfigError: the lines were made under other settings, or none are given and there are none.
         DataError: a malformed line, a line that is there twice, a file that cannot be read or written.
     """
 
@@ -93,7 +93,7 @@ def _settle(path: Path, beside: Path, settings: Mapping[str, Any] | None, replac
         return known
     asked = json.loads(json.dumps(settings))
     if known != asked:
-        if known is not None and not replace:
+        if known is not None and not replace and path.is_file() and path.stat().st_size:
             name = next(name for name in asked if known.get(name) != asked[name])
             raise ConfigError(
                 f"{path} was begun with {name}={known.get(name)}, now it is {asked[name]}: restore it, or choose another run_dir"

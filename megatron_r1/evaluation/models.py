@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
@@ -71,7 +72,11 @@ class EngineModel:
             asked = problems[start : start + size]
             if any((problem.id, sample) not in kept.lines for problem in asked for sample in range(sampling.n)):
                 prompts = [self._make_prompt(problem) for problem in asked]
-                self._engine.generate(prompts, sampling, seed_of(seed, start), keep)
+                try:
+                    self._engine.generate(prompts, sampling, seed_of(seed, start), keep)
+                except RolloutError as error:
+                    there = _describe_kept(kept, len(problems) * sampling.n)
+                    raise RolloutError(f"{error}; {there}") from error
 
     def _line(self, group: RolloutGroup, sample: int) -> dict[str, Any]:
         rollout = group.rollouts[sample]
@@ -103,30 +108,29 @@ class EndpointModel:
         failure: Exception | None = None
         under_way: dict[Future[Completion], tuple[str, int]] = {}
         with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as threads:
-            while True:
-                while failure is None and len(under_way) < self._config.concurrency:
-                    problem, sample = next(missing, (None, 0))
-                    if problem is None:
+            try:
+                while True:
+                    room = self._config.concurrency - len(under_way) if failure is None else 0
+                    for problem, sample in itertools.islice(missing, room):
+                        request = self._request(problem.question, sampling, seed_of(seed, problem.id, sample))
+                        under_way[threads.submit(self._endpoint.sample, request)] = (problem.id, sample)
+                    if not under_way:
                         break
-                    request = self._request(problem.question, sampling, seed_of(seed, problem.id, sample))
-                    under_way[threads.submit(self._endpoint.sample, request)] = (problem.id, sample)
-                if not under_way:
-                    break
-                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    key = under_way.pop(future)
-                    try:
-                        completion = future.result()
-                    except (NoAnswer, RewardError) as error:
-                        failure = failure or error
-                        continue
-                    kept.append([_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
-                    tell(1)
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        key = under_way.pop(future)
+                        try:
+                            completion = future.result()
+                        except (NoAnswer, RewardError) as error:
+                            failure = failure or error
+                            continue
+                        kept.append([_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
+                        tell(1)
+            except BaseException:
+                self._endpoint.close()  # Ctrl-C, a full disk: nobody waits an hour for what is under way
+                raise
         if failure is not None:
-            there = sum((problem.id, sample) in kept.lines for problem, sample in wanted)
-            raise RolloutError(
-                f"the endpoint {self._config.url} gives no answer ({failure}); {there} of {len(wanted)} responses are kept in "
-                f"{kept.path}, and the same command goes on from there"
-            )
+            there = _describe_kept(kept, len(wanted))
+            raise RolloutError(f"the endpoint {self._config.url} gives no answer ({failure}); {there}")
 
     def _request(self, question: str, sampling: Sampling, seed: int) -> dict[str, Any]:
         return {
@@ -148,6 +152,10 @@ class EndpointModel:
 def seed_of(*parts: object) -> int:
     """A seed below 2^31 that depends on all of `parts`."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big") >> 1
+
+
+def _describe_kept(kept: Ledger, wanted: int) -> str:
+    return f"{len(kept.lines)} of {wanted} responses are kept in {kept.path}, and the same command goes on from there"
 
 
 def _whole_text(completion: Completion) -> str:

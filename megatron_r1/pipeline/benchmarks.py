@@ -77,10 +77,11 @@ def evaluate_benchmarks(config: Config, rescore: bool = False) -> Results:
         for name, benchmark in find_benchmarks(list(settings.files)).items()
     ]
     run_dir = Path(config.run_dir)
-    with lock_folder(run_dir):
+    # Before hours of sampling: a judge that cannot work here says so as it starts.
+    with lock_folder(run_dir), _open_scoring(config, tasks) as scoring:
         if not rescore:
             _sample(config, tasks)
-        results = {task.name: _score(config, task, rescore) for task in tasks}
+        results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
         model = _describe_model(config)
         sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
         name = settings.name or settings.endpoint.model or Path(model).name
@@ -178,7 +179,7 @@ def _open_model(config: Config, tasks: list[Task]) -> Iterator[Model]:
             yield EngineModel(engine, make_prompt, opening, settings.responses_per_call)
 
 
-def _score(config: Config, task: Task, rescore: bool) -> BenchmarkResult:
+def _score(config: Config, task: Task, scoring: ScoringEngine, rescore: bool) -> BenchmarkResult:
     """Judge what is not judged, or with `rescore` everything, and measure."""
     settings, folder = config.evaluate.benchmarks, Path(config.run_dir) / task.name
     specs = evaluation_specs(task.benchmark, config.reward)
@@ -187,7 +188,6 @@ def _score(config: Config, task: Task, rescore: bool) -> BenchmarkResult:
         "references": digest((p.id, p.reference) for p in task.problems),
     }
     with ExitStack() as stack:
-        scoring = stack.enter_context(_open_scoring(config, specs, Path(config.run_dir) / "scoring.log"))
         ledgers: dict[str, tuple[Ledger, Ledger]] = {}
         for prefix, sampling in _passes(config, task):
             responses = stack.enter_context(_open_responses(config, task, prefix, None))
@@ -235,7 +235,9 @@ def _size_notes(task: Task) -> list[str]:
     return [f"{len(task.problems)} problems, published with {size}"] if size not in (None, len(task.problems)) else []
 
 
-def _open_scoring(config: Config, specs: dict[str, Any], log: Path) -> ScoringEngine:
+def _open_scoring(config: Config, tasks: list[Task]) -> ScoringEngine:
     rewards = config.reward
+    specs = {name: spec for task in tasks for name, spec in evaluation_specs(task.benchmark, rewards).items()}
     limits = Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes)
+    log = Path(config.run_dir) / "scoring.log"
     return ScoringEngine(specs, workers=rewards.workers, limits=limits, environment=child_environment(), log=log)

@@ -44,7 +44,7 @@ def test_sft_learns_its_pairs_and_evaluate_measures_it(capfd, base: Path, runs, 
     assert cli.main(["sft", *settings, f"run_dir={tmp_path / 'sft'}", *sft]) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 24 and losses[-1] < 0.9 * losses[0]
-    assert cli.main(["evaluate", *settings, f"model.weights={tmp_path / 'sft/hf'}", f"run_dir={tmp_path / 'evaluation'}"]) == 0
+    assert cli.main(["evaluate", *settings, f"model.weights={tmp_path / 'sft'}", f"run_dir={tmp_path / 'evaluation'}"]) == 0
     measured = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     summary = json.loads((base.parent / "summary.json").read_text())["rows"][0]
     assert measured["format"] > summary["format"] + 0.3

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.errors import RolloutError, WeightSyncError
+from megatron_r1.evaluation.ledger import Ledger
+from megatron_r1.evaluation.models import EngineModel
+from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
@@ -194,3 +197,20 @@ def test_every_copy_is_checked(second):
         second.load_weights(random_weights(ARCH, 0), version=2)
     with pytest.raises(RolloutError, match="closed"):
         second.load_weights(random_weights(ARCH, 0), version=2)
+
+
+def test_an_evaluation_goes_on_after_a_kill_with_the_same_responses(loaded, tmp_path):
+    """Through the engine itself: what a call that was interrupted would have given, it gives when it is made again."""
+    asked = [BenchmarkProblem(prompt.id, "", "") for prompt in prompts(ARCH, 6)]
+    by_id = {prompt.id: prompt for prompt in prompts(ARCH, 6)}
+    model = EngineModel(loaded, lambda problem: by_id[problem.id], "", responses_per_call=8)
+    sampling = replace(SAMPLING, n=2, temperature=0.6, top_p=0.95)
+    with Ledger(tmp_path / "a.jsonl", {}) as kept:
+        model.sample(asked, sampling, "seed", kept, lambda _: None)
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert len(lines) == 12 and len({line.split('"response"')[1] for line in lines}) == 12
+    Ledger(tmp_path / "b.jsonl", {}).close()
+    (tmp_path / "b.jsonl").write_text("".join(f"{line}\n" for line in lines[:5]))  # killed in the first of two calls
+    with Ledger(tmp_path / "b.jsonl", {}) as kept:
+        model.sample(asked, sampling, "seed", kept, lambda _: None)
+    assert sorted((tmp_path / "b.jsonl").read_text().splitlines()) == sorted(lines)
