@@ -165,6 +165,8 @@ def _sources(config: SftConfig, data: DataConfig) -> list[SftSource]:
         raise ConfigError("sft.sources: give every source a weight, or none, which takes each sample once an epoch")
     if config.validation and config.validation_fraction:
         raise ConfigError("sft.validation and sft.validation_fraction are both set: drop one of the two")
+    if not config.sources and data.source == "tally":
+        raise ConfigError("there are no conversations: set sft.sources=[FILE, ...] or data.source=FILE")
     return list(config.sources) or [SftSource(path=data.source)]
 
 

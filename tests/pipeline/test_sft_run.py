@@ -1,0 +1,178 @@
+"""Supervised fine-tuning from the command line: mixture, validation, a kill and its resume, starting points, errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from megatron_r1 import cli
+from megatron_r1.config.load import load_config
+from megatron_r1.data.chat_template import describe_sample, r1_chat_jinja
+from megatron_r1.data.conversations import read_conversation
+from megatron_r1.data.record_files import stream_records
+from megatron_r1.data.sft import PREVIEW, SftData
+from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
+from megatron_r1.pipeline.artifact import fingerprint
+from megatron_r1.runtime import distributed
+from megatron_r1.runtime.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAT = ROOT.parent / "shared/data/chat"
+EXAMPLE = str(ROOT / "examples/tiny_cpu/sft_chat.yaml")
+
+
+@pytest.fixture(autouse=True)
+def one_command_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is a process: forget where the ranks of the commands before met."""
+    monkeypatch.setattr(distributed, "_STORE", None)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two sources of different weight, two epochs of seven updates with validation, and a checkpoint every other step."""
+    folder = tmp_path_factory.mktemp("chat")
+    train_tally_tokenizer(template="r1_chat").save(folder / "tokenizer")
+    sizes = {"long": 40, "short": 16}
+    for name, size in sizes.items():
+        lines = [
+            {
+                "messages": [
+                    {"role": "user", "content": f"first {n}"},
+                    {"role": "assistant", "content": f"<think>\n{n}\n</think>\n\n{n}"},
+                ]
+            }
+            for n in range(size)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = [{"path": str(folder / f"{name}.jsonl"), "weight": weight} for name, weight in (("long", 1.0), ("short", 2.0))]
+    return [
+        f"data.tokenizer={folder / 'tokenizer'}", "data.template=r1_chat", "runtime.device=cpu", "model.overrides.num_hidden_layers=2",
+        f"sft.sources={json.dumps(sources)}", "sft.epochs=2", "sft.batch_size=8", "sft.micro_batch_tokens=96", "sft.validation_fraction=0.1",
+        "sft.validation_interval=5", "sft.optimizer.lr=1e-3", "sft.moe.bias_update_rate=1e-3", "checkpoint.interval=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert cli.main(["sft", f"run_dir={folder}", *settings]) == 0
+    return folder
+
+
+def test_metrics_tell_loss_validation_and_tokens(whole: Path, runs) -> None:
+    lines = runs.read_metrics(whole)
+    assert [line["step"] for line in lines] == list(range(15))
+    assert [line["step"] for line in lines if "validation/loss" in line] == [0, 5, 10, 14]
+    assert lines[-1]["validation/loss"] < 0.8 * lines[0]["validation/loss"] and lines[-1]["loss"] < 0.8 * lines[1]["loss"]
+    assert lines[1]["lr"] > lines[-1]["lr"] == pytest.approx(1e-4), "cosine to a tenth"
+    assert all(line["tokens"] > line["tokens/trained"] > 0 and line["samples/dropped"] == 0 for line in lines[1:])
+    assert all(0.5 < line["tokens/packed_fraction"] <= 1.0 for line in lines[1:])
+
+
+def test_the_finished_model_names_its_sources_and_carries_the_chat_template(whole: Path) -> None:
+    manifest = json.loads((whole / "hf/artifact.json").read_text())
+    assert {"sft.sources.0", "sft.sources.1"} <= manifest["inputs"].keys()
+    assert Tokenizer.load(whole / "hf").chat_template == r1_chat_jinja()
+
+
+def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
+    whole: Path, settings: list[str], runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: in the first epoch, and after a step whose checkpoint was not written yet. (SIGKILL: test_grpo_run.py, the same Run.)"""
+    folder = tmp_path / "run"
+    for last in (3, 9):
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "record", interrupt_after(last, Run.record))
+            assert cli.main(["sft", f"run_dir={folder}", *settings]) == cli.INTERRUPTED
+        assert len(runs.read_metrics(folder)) == last + 1 and not (folder / "hf").exists()
+    assert cli.main(["sft", f"run_dir={folder}", *settings]) == 0
+    assert runs.read_metrics(folder) == runs.read_metrics(whole)
+    assert fingerprint(folder / "hf") == fingerprint(whole / "hf")
+
+
+def interrupt_after(last: int, record: Callable) -> Callable:
+    """`Run.record` that ends the command once this step is written."""
+
+    def record_and_stop(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+        record(run, step, metrics)
+        if step == last:
+            raise KeyboardInterrupt
+
+    return record_and_stop
+
+
+@pytest.mark.parametrize("start", ["hf", "checkpoints/step_000014"])
+def test_it_goes_on_from_a_model_or_a_checkpoint(whole: Path, settings: list[str], runs, tmp_path: Path, start: str) -> None:
+    """(From a converted folder: test_convert_train.py.)"""
+    more = [f"model.weights={whole / start}", "model.overrides={}", "sft.epochs=1", "sft.batch_size=64"]
+    without = [setting for setting in settings if not setting.startswith(("model.", "data.tokenizer"))]
+    assert cli.main(["sft", f"run_dir={tmp_path / 'run'}", *without, *more]) == 0
+    first = runs.read_metrics(tmp_path / "run")[0]["validation/loss"]
+    assert first == pytest.approx(runs.read_metrics(whole)[-1]["validation/loss"], rel=1e-5)
+
+
+def test_bad_input_is_told_with_file_and_line(capfd, settings: list[str], tmp_path: Path) -> None:
+    good, path = '{"prompt": "first 1", "response": "1"}\n', tmp_path / "bad.jsonl"
+    for line, says in (
+        ('{"prompt": "first 1"', "bad.jsonl:2: bad JSON"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "bad.jsonl:2 message 1: role 'robot' is unknown"),
+        ('{"prompt": "first 1", "response": " "}', "bad.jsonl:2: field 'response' is blank"),
+    ):
+        path.write_text(good + line)
+        assert cli.main(["sft", f"run_dir={tmp_path / 'run'}", *settings, f"sft.sources=[{path}]"]) == 2
+        (told,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("megatron-r1")]
+        assert says in told
+    path.write_text(good * 9)
+    more = [f"sft.sources=[{path}]", "sft.epochs=1", "sft.validation_fraction=0.0"]
+    assert cli.main(["sft", f"run_dir={tmp_path / 'run'}", *settings, *more]) == 0, "the folder goes on with a mended file"
+
+
+def test_a_file_that_changed_under_a_run_is_noticed(capfd, whole: Path, settings: list[str], tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/hf")
+    source = Path(json.loads(settings[4].removeprefix("sft.sources="))[0]["path"])
+    text = source.read_text()
+    try:
+        source.write_text(text.replace("first 7", "first 8"))
+        assert cli.main(["sft", f"run_dir={tmp_path / 'run'}", *settings]) == 2
+    finally:
+        source.write_text(text)
+    assert "the conversations are not those this run began with" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not CHAT.is_dir(), reason="needs the published chat files")
+def test_a_packed_epoch_over_published_chat_with_the_right_mask(tmp_path: Path) -> None:
+    """A part of each file; what is trained on is exactly the assistant's text and its end."""
+    parts, texts = [], []
+    for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "identity.json"):
+        records = [record for _, record in stream_records(CHAT / name)][:6]
+        (tmp_path / name).write_text(json.dumps(records))
+        parts.append(str(tmp_path / name))
+        texts += [record[field] for record in records for field in ("instruction", "output")]
+    train_tokenizer(texts, 1024, single_tokens=["<｜User｜>", "<｜Assistant｜>"]).save(tmp_path / "tokenizer")
+    run = tmp_path / "run"
+    arguments = [
+        "--config",
+        EXAMPLE,
+        f"run_dir={run}",
+        f"data.tokenizer={tmp_path / 'tokenizer'}",
+        f"sft.sources={json.dumps(parts)}",
+    ]
+    assert cli.main(["sft", *arguments, "model.overrides.vocab_size=1024", "sft.validation_fraction=0.0"]) == 0
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and losses[-1]["epoch"] == 1.0
+
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    data = SftData(run / "data", load_config(run / "config.yaml").sft, seed=0)
+    conversations = [read_conversation(record, where) for part in parts for where, record in stream_records(Path(part))]
+    assert data.epoch_size == len(conversations) == 18
+    for (user, assistant), sample in zip(conversations, data.take(range(18)), strict=True):
+        masked = describe_sample(sample, tokenizer)
+        assert masked == f"<bos><｜User｜>{user.content}<｜Assistant｜>⟦{assistant.content}<eos>⟧"
+    print((run / "data" / PREVIEW).read_text())
