@@ -32,7 +32,7 @@ class BenchmarksConfig(Section):
         "gpqa_diamond, livecodebench, gsm8k, humaneval, mbpp, cmath; without any, `evaluate` measures held-out problems of data.source",
     )
     name: str | None = Field(None, description="of the model in tables, e.g. Dev1; default: the folder's or the endpoint's model")
-    samples: dict[str, int] = Field(
+    samples: dict[str, Annotated[int, Field(gt=0)]] = Field(
         {}, description="benchmark -> k; default: the recipe's, 64 for aime2024 and gpqa_diamond, 16 math500, 8 livecodebench"
     )
     temperature: float = Field(0.6, gt=0)

@@ -4,7 +4,7 @@
         <benchmark>/responses.jsonl   every response, appended as it comes, and beside it the settings it depends on
         <benchmark>/scores.jsonl      its verdict, likewise
         <benchmark>/greedy_*.jsonl    the same at temperature 0, where asked for
-        results.json, results.md
+        results.json, results.md, config.yaml
 
 Killed at any moment, the same command goes on from what is kept.
 """
@@ -12,13 +12,14 @@ Killed at any moment, the same command goes on from what is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_r1.config.load import save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat_template import OPENED, load_chat_template
 from megatron_r1.data.conversations import Message
@@ -32,7 +33,7 @@ from megatron_r1.evaluation.results import Results, write_results
 from megatron_r1.evaluation.scoring import evaluation_specs, score_responses, vote_classes
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine
 from megatron_r1.pipeline.hf_weights import read_hf_weights, weights_fingerprint
-from megatron_r1.pipeline.session import open_session
+from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.worker_process import Limits
 from megatron_r1.runtime.launch import child_environment, read_launch
@@ -51,11 +52,12 @@ class Task:
     samples: int
 
 
-def evaluate_benchmarks(config: Config, rescore: bool = False) -> Results:
+def evaluate_benchmarks(config: Config, session: Session | None = None, rescore: bool = False) -> Results:
     """Measure the model on `evaluate.benchmarks.files`; print the table and write it into `run_dir`.
 
     Args:
-        rescore: judge all kept responses again, with the rewards as they are now; nothing is sampled, and no model is needed.
+        session: of one process, where there is one already; None: opened where it is needed.
+        rescore: judge all kept responses again, with the rewards as they are now; nothing is sampled, and the model is not opened.
 
     Raises:
         ConfigError: settings that do not fit, or other ones than kept responses were sampled with.
@@ -66,6 +68,7 @@ def evaluate_benchmarks(config: Config, rescore: bool = False) -> Results:
     settings = config.evaluate.benchmarks
     if read_launch().world_size != 1:
         raise ConfigError("evaluate over benchmarks is one process: spread the model with rollout.tensor_parallel_size")
+    model = _describe_model(config)
     find_benchmarks(list(settings.samples))
     tasks = [
         Task(
@@ -79,10 +82,10 @@ def evaluate_benchmarks(config: Config, rescore: bool = False) -> Results:
     run_dir = Path(config.run_dir)
     # Before hours of sampling: a judge that cannot work here says so as it starts.
     with lock_folder(run_dir), _open_scoring(config, tasks) as scoring:
+        save_config(config, run_dir / "config.yaml")
         if not rescore:
-            _sample(config, tasks)
+            _sample(config, session, tasks)
         results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
-        model = _describe_model(config)
         sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
         name = settings.name or settings.endpoint.model or Path(model).name
         measured = Results(name, model, sampled | {"template": config.data.template}, results)
@@ -120,9 +123,8 @@ def _open_responses(config: Config, task: Task, prefix: str, settings: dict[str,
     return Ledger(Path(config.run_dir) / task.name / f"{prefix}responses.jsonl", settings)
 
 
-def _sample(config: Config, tasks: list[Task]) -> None:
+def _sample(config: Config, session: Session | None, tasks: list[Task]) -> None:
     """Bring every ledger of responses to its full length. The model is started only where one is not."""
-    _describe_model(config)
     settings = config.evaluate.benchmarks
     if settings.endpoint.url:
         identity = {"model": settings.endpoint.model, "template": "the endpoint's"}
@@ -138,21 +140,21 @@ def _sample(config: Config, tasks: list[Task]) -> None:
                     total = len(task.problems) * sampling.n
                     if len(kept.lines) == total:
                         continue
-                    model = model or stack.enter_context(_open_model(config, tasks))
+                    model = model or stack.enter_context(_open_model(config, session, tasks))
                     title = f"{task.benchmark.title}{', greedy' if prefix else ''}"
                     with Progress(total, title, initial=len(kept.lines)) as progress:
                         model.sample(task.problems, sampling, f"{settings.seed} {task.name} {prefix}", kept, progress.advance)
 
 
 @contextmanager
-def _open_model(config: Config, tasks: list[Task]) -> Iterator[Model]:
+def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> Iterator[Model]:
     """The endpoint, or an engine with the weights of `model.weights`, for the block."""
     settings = config.evaluate.benchmarks
     if settings.endpoint.url:
         with EndpointModel(settings.endpoint) as model:
             yield model
         return
-    with open_session(config.runtime) as session:
+    with nullcontext(session) if session else open_session(config.runtime) as session:
         arch = build_architecture(config)
         tokenizer = build_tokenizer(config, arch)
         template = load_chat_template(config.data.template, tokenizer)
