@@ -68,7 +68,6 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
     settings = config.evaluate.benchmarks
     if read_launch().world_size != 1:
         raise ConfigError("evaluate over benchmarks is one process: spread the model with rollout.tensor_parallel_size")
-    model = _describe_model(config)
     find_benchmarks(list(settings.samples))
     tasks = [
         Task(
@@ -79,7 +78,7 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
         )
         for name, benchmark in find_benchmarks(list(settings.files)).items()
     ]
-    run_dir = Path(config.run_dir)
+    model, run_dir = _describe_model(config), Path(config.run_dir)
     # Before hours of sampling: a judge that cannot work here says so as it starts.
     with lock_folder(run_dir), _open_scoring(config, tasks) as scoring:
         save_config(config, run_dir / "config.yaml")
@@ -154,7 +153,7 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
         with EndpointModel(settings.endpoint) as model:
             yield model
         return
-    with nullcontext(session) if session else open_session(config.runtime) as session:
+    with nullcontext(session) if session else open_session(config.runtime) as opened:
         arch = build_architecture(config)
         tokenizer = build_tokenizer(config, arch)
         template = load_chat_template(config.data.template, tokenizer)
@@ -174,7 +173,7 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
         rollout = config.rollout.model_copy(update={"max_response_tokens": settings.max_tokens})
         data = config.data.model_copy(update={"max_prompt_tokens": length})
         fitting = config.model_copy(update={"rollout": rollout, "data": data})
-        with open_engine(fitting, session, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
+        with open_engine(fitting, opened, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
             dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
             engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
             opening = OPENED if longest.text.endswith(OPENED) else ""
