@@ -132,8 +132,8 @@ def _choices(benchmark: Benchmark, row: Row, key: str) -> Parts:
     where, record = row
     right = take_text(record, benchmark.answer[0], where)
     choices = [right, *(take_text(record, f"Incorrect Answer {number}", where) for number in range(1, len(LETTERS)))]
-    if len(set(choices)) != len(LETTERS):
-        raise DataError(f"{where}: two of the choices are the same")
+    if right in choices[1:]:
+        raise DataError(f"{where}: the right choice is also among the wrong ones")
     choices.sort(key=lambda choice: hashlib.sha256(f"{key} {choice}".encode()).digest())
     listed = "\n".join(f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
     return {"question": f"{_take_question(benchmark, row).strip()}\n\n{listed}"}, LETTERS[choices.index(right)]
