@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field
 
 from megatron_r1.config.section import Section
 
-
 Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  #: YAML reads 2024-08-01 as a date
 
 

@@ -37,6 +37,7 @@ class BenchmarkProblem:
     question: str  #: what the model is asked, word for word
     reference: Any  #: as the judge wants it; fits JSON
     category: str = ""  #: level, difficulty or subject, where the benchmark has one
+    bare_question: str = ""  #: without the benchmark's prompt around it: what training data must not contain
 
 
 def read_benchmark(benchmark: Benchmark, path: Path, config: BenchmarksConfig) -> list[BenchmarkProblem]:
@@ -86,7 +87,7 @@ def _read_problem(benchmark: Benchmark, row: Row, number: str, seed: int) -> Ben
     id = take_text(record, ids[0], where) if ids else number
     category = next((take_text(record, name, where) for name in benchmark.category if record.get(name) not in (None, "")), "")
     parts, reference = _FORMS[benchmark.form](benchmark, row, f"{seed} {id}")
-    return BenchmarkProblem(id, _fill(benchmark.prompt, parts), reference, category)
+    return BenchmarkProblem(id, _fill(benchmark.prompt, parts), reference, category, parts["question"])
 
 
 def _fill(prompt: str, parts: Mapping[str, str]) -> str:

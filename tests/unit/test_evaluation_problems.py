@@ -69,6 +69,7 @@ def packed(content: object) -> str:
 def test_published_fields_become_problems(tmp_path, name, row, question, reference):
     (problem,) = read(name, write(tmp_path / "b.jsonl", row))
     assert question in problem.question and problem.reference == reference
+    assert problem.bare_question in problem.question and "Please" not in problem.bare_question
     id = next((row[field] for field in BENCHMARKS[name].id if field in row), 1)
     assert problem.id == str(id) and problem.category == str(row.get("level", row.get("difficulty", "")))
 
