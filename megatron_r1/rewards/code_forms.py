@@ -8,6 +8,7 @@ Forms that `read_tests` takes (JSON objects; or a string with such JSON):
     {"check": "def check(candidate): ...", "entry_point": "f", "prelude": "..."}   HumanEval; prelude: the prompt with its helpers
 
 Asserts are taken apart (`code_asserts.py`): of `assert f(args) == value` only `f(args)` ever enters the sandbox of the program.
+An answer in C++ is called with the same arguments in all forms of function tests (`code_cpp.py`).
 """
 
 from __future__ import annotations
