@@ -26,6 +26,7 @@ setup(
         "PyYAML",
         "safetensors",
         "sentencepiece",
+        "sortedcontainers",
         "sudachidict-small",
         "sudachipy",
         "sympy",

@@ -29,7 +29,7 @@ from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
 from megatron_r1.rewards.worker_process import Limits
 
-PACKAGES = ("sortedcontainers", "numpy")  #: LeetCode has them; shown to the programs where they are installed here
+PACKAGES = ("numpy",)  #: LeetCode has it; shown to the programs, which cannot import it unless their Python is this one
 _OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, 
               ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
 _SPOIL = """

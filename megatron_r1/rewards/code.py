@@ -101,7 +101,7 @@ class CodeScorer:
             program = Program("command", compiled, executable=True)
         else:
             kind = "command" if suite.is_stdio else "function"
-            program = Program(kind, code.text.encode(errors="replace"), prelude=suite.prelude)
+            program = Program(kind, code.text.encode(errors="replace"), prelude=suite.prelude, modules=suite.modules)
         results: list[TestResult] = []
         deadline = time.monotonic() + self._program_seconds
         with Sandbox(program, self._limits, self._settings) as sandbox:

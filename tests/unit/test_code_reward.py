@@ -103,6 +103,11 @@ FORMS = {
         },
         ["accepted"],
     ),
+    "the package that LeetCode has": (
+        "from sortedcontainers import SortedList\nclass Solution:\n    def f(self, a): return list(SortedList(a))",
+        {"fn_name": "f", "inputs": [[[3, 1, 2]]], "outputs": [[1, 2, 3]]},
+        ["accepted"],
+    ),
     "a check with its own reference": (
         "def f(x): return helper(x)\ndef helper(x): return x * 2",
         {
