@@ -37,6 +37,9 @@ class Command:
 COMMANDS = {
     "pretrain": Command("pretrain", "train a base model on next tokens", (*COMMON, "pretrain", "evaluate", "checkpoint")),
     "sft": Command("sft", "fine-tune on prompt/response pairs", (*COMMON, "sft", "checkpoint")),
+    "reward-model": Command(
+        "reward_model", "train a reward model on preferences or on safety labels", (*COMMON, "reward_model", "checkpoint")
+    ),
     "grpo": Command(
         "grpo", "reinforcement learning with rule rewards", (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint")
     ),

@@ -80,7 +80,9 @@ class DataConfig(Section):
     answer_field: str = "answer"
     answer_format: Literal["plain", "gsm8k"] = Field("plain", description="gsm8k: the answer is what follows '####'")
     tokenizer: str | None = Field(None, description="folder with tokenizer.json; default: model.weights")
-    template: Literal["r1_zero", "r1_chat"] = "r1_zero"
+    template: Literal["r1_zero", "r1_chat", "r1_chat_opened"] = Field(
+        "r1_zero", description="r1_chat_opened: the prompt ends in <think>, so responses begin with the reasoning"
+    )
     max_prompt_tokens: int = Field(1024, gt=0, description="longer prompts are refused by name, not cut")
     heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of problems kept for evaluation, by a hash of the problem")
 
@@ -115,6 +117,25 @@ class SftConfig(Section):
     prompt_field: str = "prompt"
     response_field: str = "response"
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, min_lr_ratio=0.1, schedule="cosine")
+    moe: MoeTrainingConfig = MoeTrainingConfig()
+
+
+class RewardModelConfig(Section):
+    """Reward models (v2 section 3.1: batch 256, lr 6e-6, 1 epoch, 8,192 tokens; what else the optimizer does is not stated)."""
+
+    kind: Literal["helpful", "safety"] = Field(
+        "helpful",
+        description="helpful: pairs of responses, of which the final summary alone is scored; safety: responses labelled safe or "
+        "not, scored as a whole",
+    )
+    epochs: int = Field(1, gt=0)
+    batch_size: int = Field(256, gt=0, description="pairs, or labelled responses, per update")
+    max_tokens: int = Field(8192, gt=0, description="of a response with its prompt in training; scoring has no such limit")
+    micro_batch_tokens: int = Field(16384, gt=0, description="packed tokens per forward pass; a pair stays together")
+    validate_interval: int = Field(
+        0, ge=0, description="updates between measurements on the part that data.heldout_fraction keeps; 0: only at the end"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig(lr=6e-6, weight_decay=0.0)
     moe: MoeTrainingConfig = MoeTrainingConfig()
 
 
@@ -272,6 +293,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     grpo: GrpoConfig = GrpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()

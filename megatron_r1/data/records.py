@@ -1,8 +1,10 @@
-"""Reading .jsonl and .json files with errors that name the file and the line."""
+"""Reading .jsonl and .json files, also gzipped, with errors that name the file and the line."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ def read_text(path: Path) -> str:
         DataError: missing, unreadable, not UTF-8 or blank.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
@@ -32,13 +37,16 @@ def read_text(path: Path) -> str:
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a .jsonl file (one a line, blank lines skipped) or of a .json file (one list), each with "file:line".
 
+    Either may be gzipped, its name then ending in .gz.
+
     Raises:
         DataError: what `read_text` raises, another suffix, bad JSON, or something that is not an object.
     """
-    if path.suffix not in (".jsonl", ".json"):
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in (".jsonl", ".json"):
         raise DataError(f"{path}: expected a .jsonl file (one object a line) or a .json file (a list of objects)")
     text = read_text(path)
-    entries = _read_json_lines(path, text) if path.suffix == ".jsonl" else _read_json_list(path, text)
+    entries = _read_json_lines(path, text) if suffix == ".jsonl" else _read_json_list(path, text)
     for where, entry in entries:
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
