@@ -17,8 +17,10 @@ _R1_ZERO = (
 )
 # DeepSeek-R1's chat template (first published version), generation prompt included. Beginning-of-sequence is the tokenizer's.
 _R1_CHAT = "<｜User｜>{question}<｜Assistant｜>"
+# The later version's, whose prompt opens the reasoning so that no response can go without: the response begins inside of it.
+_R1_CHAT_OPENED = f"{_R1_CHAT}<think>\n"
 
-TEMPLATES = {"r1_zero": _R1_ZERO, "r1_chat": _R1_CHAT}
+TEMPLATES = {"r1_zero": _R1_ZERO, "r1_chat": _R1_CHAT, "r1_chat_opened": _R1_CHAT_OPENED}
 
 
 def split_prompt(template: str, question: str) -> tuple[str, str, str]:
