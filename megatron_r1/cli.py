@@ -88,9 +88,10 @@ def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) 
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
+    from megatron_r1.rewards.sandbox_probe import describe_sandbox
     from megatron_r1.runtime.doctor import run_doctor
 
-    return run_doctor(arguments.device)
+    return run_doctor(arguments.device, describe_sandbox)
 
 
 def _run_score(arguments: argparse.Namespace) -> int:
