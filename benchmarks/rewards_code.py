@@ -1,11 +1,11 @@
 """The code reward on real problems: every reference solution must be accepted and a spoilt one rejected; programs per second.
 
-    python -m benchmarks.rewards_code --data FOLDER [--workers 1 2] [--limit N] [--out FILE.json]
+    python -m benchmarks.rewards_code --data FOLDER [--workers 1 2] [--limit N] [--sample N] [--out FILE.json]
 
 FOLDER holds mbpp.jsonl, humaneval.jsonl.gz and leetcode.json as their authors publish them. Three programs for each problem: the
 reference; the same with the result changed on its way out ("result"); and with one operator or constant changed in its body
 ("operator"), of which some compute the same all the same: those are counted, not required. Programs that are not judged as
-required are listed by name.
+required are listed by name, and then the benchmark fails. All are judged once; the rate is measured on a sample.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import describe_machine, positive, print_table, run, write_results
+from benchmarks.measure import Disagreement, describe_machine, positive, print_table, run, write_results
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.engine import ScoringEngine
+from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
 from megatron_r1.rewards.worker_process import Limits
+from megatron_r1.runtime.progress import Progress
 
-PACKAGES = ("sortedcontainers", "numpy")  #: LeetCode has them; shown to the programs where they are installed here
+PACKAGES = ("numpy",)  #: LeetCode has it; shown to the programs, which cannot import it unless their Python is this one
+REQUIRED = {"reference": "correct", "result": "wrong"}
 _OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, 
               ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
 _SPOIL = """
@@ -124,47 +127,91 @@ def _functions(tree: ast.Module, name: str) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name][-1:]
 
 
-def scorer_spec() -> ScorerSpec:
-    """The code scorer with LeetCode's packages, as far as they are installed here."""
+def scorer_specs() -> dict[str, ScorerSpec]:
+    """The code scorer with numpy; and one with less time, for programs that may never end and need not be judged right."""
+    settings = {"packages": package_folders(), "stop_at_first_failure": True}
+    limits = {"code": {}, "impatient": {"cpu_seconds": 1.0, "wall_seconds": 5.0}}
+    return {
+        name: ScorerSpec(SCORERS["code"], time_limit_seconds=120.0, settings=settings | limit) for name, limit in limits.items()
+    }
+
+
+def package_folders() -> list[str]:
+    """Of `PACKAGES` and the libraries beside them, as far as they are installed here."""
     found = [importlib.util.find_spec(name) for name in PACKAGES]
     packages = [folder for spec in found if spec for folder in spec.submodule_search_locations]
-    libraries = [f"{folder}.libs" for folder in packages if Path(f"{folder}.libs").is_dir()]
-    settings = {"packages": [*packages, *libraries], "stop_at_first_failure": True}
-    return ScorerSpec(SCORERS["code"], time_limit_seconds=120.0, settings=settings)
+    return [*packages, *(f"{folder}.libs" for folder in packages if Path(f"{folder}.libs").is_dir())]
+
+
+def judge(tasks: list[Task], workers: int, description: str) -> tuple[list[Verdict], float]:
+    """The verdicts, in order, and programs per second once the workers have started."""
+    items = [
+        ("impatient" if task.variant == "operator" else "code", f"```python\n{task.program}\n```", task.tests) for task in tasks
+    ]
+    verdicts = []
+    with (
+        ScoringEngine(scorer_specs(), workers=workers, limits=Limits(4 << 30, 1 << 30)) as engine,
+        Progress(len(tasks), description) as progress,
+    ):
+        list(engine.stream(items[:workers]))
+        start = time.perf_counter()
+        for verdict in engine.stream(items):
+            verdicts.append(verdict)
+            progress.advance()
+        seconds = time.perf_counter() - start
+    return verdicts, len(tasks) / seconds
+
+
+def measure_rates(tasks: list[Task], outcomes: list[str], arguments: argparse.Namespace) -> dict[int, float]:
+    """Programs per second with each number of workers, on programs of the whole data that end by themselves.
+
+    Raises:
+        Disagreement: an outcome is another than in the whole run.
+    """
+    ending = [(task, outcome) for task, outcome in zip(tasks, outcomes, strict=True) if task.variant != "operator"]
+    sample = ending[:: max(1, len(ending) // arguments.sample) | 1]  # odd: the variants take turns
+    rates = {}
+    for workers in arguments.workers:
+        verdicts, rates[workers] = judge([task for task, _ in sample], workers, f"{workers} worker(s)")
+        print(f"{workers} worker(s): {len(sample)} programs, {rates[workers]:.1f} programs/s", flush=True)
+        for (task, outcome), verdict in zip(sample, verdicts, strict=True):
+            if verdict.outcome != outcome:
+                raise Disagreement(
+                    f"{task.source} {task.number}, {task.variant}: {outcome}, but {verdict.outcome} with {workers} worker(s): "
+                    f"{verdict.detail}"
+                )
+    return rates
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Judge everything with each number of workers in turn; the outcomes must not depend on it."""
+    """Judge every program once with the most workers, then measure their rate on some with each number of workers.
+
+    Raises:
+        Disagreement: a reference is not accepted, a spoilt one is not rejected, or an outcome depends on the number of workers.
+    """
     if not (arguments.data / "mbpp.jsonl").is_file():
         raise ConfigError(f"--data {arguments.data}: there is no mbpp.jsonl in it")
     tasks = tasks_of(arguments.data, arguments.limit)
     machine = describe_machine("cpu")
-    rates, outcomes = {}, []
-    for workers in arguments.workers:
-        items = [("code", f"```python\n{task.program}\n```", task.tests) for task in tasks]
-        with ScoringEngine({"code": scorer_spec()}, workers=workers, limits=Limits(4 << 30, 1 << 30)) as engine:
-            list(engine.stream(items[:workers]))
-            start = time.perf_counter()
-            found = [(verdict.outcome, verdict.detail) for verdict in engine.stream(items)]
-            rates[workers] = len(tasks) / (time.perf_counter() - start)
-        print(f"{workers} worker(s): {len(tasks)} programs, {rates[workers]:.1f} programs/s", flush=True)
-        outcomes.append(found)
-    changed = [task for task, *each in zip(tasks, *outcomes, strict=True) if len({outcome for outcome, _ in each}) > 1]
-    for task in changed:
-        print(f"depends on the number of workers: {task.source} {task.number} {task.variant}")
+    verdicts, rate = judge(tasks, max(arguments.workers), "programs")
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for task, (outcome, detail) in zip(tasks, outcomes[0], strict=True):
-        counts.setdefault((task.source, task.variant), Counter())[outcome] += 1
-        if outcome != {"reference": "correct", "result": "wrong"}.get(task.variant, outcome):
-            print(f"{task.source} {task.number} {task.variant}: {outcome}: {detail}")
-    header = ("data", "program", "correct", "wrong", "unscorable", "error")
-    rows = [(source, variant, *(str(count[outcome]) for outcome in header[2:])) for (source, variant), count in counts.items()]
-    print_table(header, rows)
+    unexpected = []
+    for task, verdict in zip(tasks, verdicts, strict=True):
+        counts.setdefault((task.source, task.variant), Counter())[verdict.outcome] += 1
+        if verdict.outcome != REQUIRED.get(task.variant, verdict.outcome):
+            unexpected.append(f"{task.source} {task.number}, {task.variant}: {verdict.outcome}: {verdict.detail}")
+    for line in unexpected:
+        print(line)
+    header = ("data", "program", *OUTCOMES)
+    print_table(header, [(*key, *(str(count[outcome]) for outcome in OUTCOMES)) for key, count in counts.items()])
+    print(f"all: {len(tasks)} programs, {rate:.1f} programs/s")
+    rates = measure_rates(tasks, [verdict.outcome for verdict in verdicts], arguments)
     if arguments.out is not None:
         table = [{"data": key[0], "program": key[1], **count} for key, count in counts.items()]
-        results = {"counts": table, "programs_per_second": rates, "changed": len(changed)}
-        arguments.data = arguments.data.name
-        write_results(arguments.out, arguments, results, machine)
+        results = {"counts": table, "unexpected": unexpected, "programs_per_second": rates, "programs_per_second_of_all": rate}
+        write_results(arguments.out, argparse.Namespace(**vars(arguments) | {"data": arguments.data.name}), results, machine)
+    if unexpected:
+        raise Disagreement(f"{len(unexpected)} programs are not judged as they must be")
 
 
 def main() -> int:
@@ -172,6 +219,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the published data files")
     parser.add_argument("--workers", type=positive, nargs="+", default=[1, 2], help="numbers of processes to try in turn")
     parser.add_argument("--limit", type=positive, help="problems of each source; default: all")
+    parser.add_argument("--sample", type=positive, default=400, help="programs on which the rate is measured, about")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the figures, with machine and versions")
     return run(benchmark, parser.parse_args())
 

@@ -40,6 +40,9 @@ class Command:
 COMMANDS = {
     "pretrain": Command("pretrain", "train a base model on next tokens", (*COMMON, "pretrain", "evaluate", "checkpoint")),
     "sft": Command("sft", "fine-tune on conversations", (*COMMON, "sft", "checkpoint")),
+    "reward-model": Command(
+        "reward_model", "train a reward model on preferences or on safety labels", (*COMMON, "reward_model", "checkpoint")
+    ),
     "grpo": Command(
         "grpo", "reinforcement learning with rule rewards", (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint")
     ),
@@ -89,9 +92,10 @@ def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) 
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
+    from megatron_r1.rewards.sandbox_probe import describe_sandbox
     from megatron_r1.runtime.doctor import run_doctor
 
-    return run_doctor(arguments.device)
+    return run_doctor(arguments.device, describe_sandbox)
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> int:

@@ -15,14 +15,14 @@ from megatron_r1.types import RolloutGroup
 class DirectScoring:
     """The rule scorers of a config, without processes and time limits."""
 
-    def __init__(self, config: RewardConfig, *names: str) -> None:
-        specs = scorer_specs(config, names or ("math", "format"), "r1_zero")
-        self._scorers = {name: build_scorer(spec.target, spec.settings) for name, spec in specs.items()}
+    def __init__(self, config: RewardConfig, *names: str, template: str = "r1_zero") -> None:
+        self._specs = scorer_specs(config, names or ("math", "format"), template)
+        self._scorers = {name: build_scorer(spec.target, spec.settings) for name, spec in self._specs.items()}
 
     def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
         """See `Scoring`."""
         future: Future[Verdict] = Future()
-        future.set_result(self._scorers[scorer].judge(response, reference))
+        future.set_result(self._scorers[scorer].judge(self._specs[scorer].opening + response, reference))
         return future
 
 

@@ -61,7 +61,9 @@ class DedupConfig(Section):
 class DecontaminationConfig(Section):
     """10-gram match against the evaluation sets (v2 D.1)."""
 
-    evaluation_sets: dict[str, str] = Field({}, description="name: file of the set (.jsonl, .json, either gzipped, .parquet); none: nothing is compared")
+    evaluation_sets: dict[str, str] = Field(
+        {}, description="name: file of the set (.jsonl, .json, either gzipped, .parquet); none: nothing is compared"
+    )
     fields: list[str] = Field(
         ["question", "problem", "prompt", "text"], description="of an item: the first that it has holds its question"
     )

@@ -156,6 +156,25 @@ class SftConfig(Section):
         return {"path": value} if isinstance(value, str) else value
 
 
+class RewardModelConfig(Section):
+    """Reward models (v2 section 3.1: batch 256, lr 6e-6, 1 epoch, 8,192 tokens; what else the optimizer does is not stated)."""
+
+    kind: Literal["helpful", "safety"] = Field(
+        "helpful",
+        description="helpful: pairs of responses, of which the final summary alone is scored; safety: responses labelled safe or "
+        "not, scored as a whole",
+    )
+    epochs: int = Field(1, gt=0)
+    batch_size: int = Field(256, gt=0, description="pairs, or labelled responses, per update")
+    max_tokens: int = Field(8192, gt=0, description="of a response with its prompt in training; scoring has no such limit")
+    micro_batch_tokens: int = Field(16384, gt=0, description="packed tokens per forward pass; a pair stays together")
+    validate_interval: int = Field(
+        0, ge=0, description="updates between measurements on the part that data.heldout_fraction keeps; 0: only at the end"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig(lr=6e-6, weight_decay=0.0)
+    moe: MoeTrainingConfig = MoeTrainingConfig()
+
+
 class GrpoConfig(Section):
     """GRPO. Defaults are R1-Zero's (arXiv 2501.12948v2 section 2.1): lr 3e-6, KL 0.001, G 16, 8,192 outputs in 16 minibatches."""
 
@@ -311,6 +330,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     grpo: GrpoConfig = GrpoConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()

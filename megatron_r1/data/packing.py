@@ -42,15 +42,26 @@ def pack_samples(
                 f"training sample {index} has {sample.num_targets} tokens, more than micro_batch_tokens={max_tokens}; raise it or shorten responses"
             )
     lengths = [sample.num_targets for sample in samples]
+    bins_per_rank, size = assign_bins(
+        lengths, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
+    )
+    fields = [name for name in _LOGPROB_FIELDS if _has_field(samples, name)]
+    longest = max(lengths)
+    return [[_fill(samples, chosen, size, longest, fields) for chosen in bins] for bins in bins_per_rank]
+
+
+def assign_bins(
+    lengths: list[int], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int
+) -> tuple[list[list[list[int]]], int]:
+    """Which items share a micro-batch: equally many bins of item numbers for every data-parallel rank, and the bins' padded size.
+
+    Args: see `pack_samples`; no length is above `max_tokens`.
+    """
     bins_per_rank = [_best_fit(lengths, chosen, max_tokens) for chosen in _distribute(lengths, dp_size)]
     num_bins = -(-max(len(bins) for bins in bins_per_rank) // count_multiple) * count_multiple
     fullest = max(sum(lengths[i] for i in chosen) for bins in bins_per_rank for chosen in bins)
     size = -(-fullest // pad_multiple) * pad_multiple
-    fields = [name for name in _LOGPROB_FIELDS if _has_field(samples, name)]
-    longest = max(lengths)
-    return [
-        [_fill(samples, chosen, size, longest, fields) for chosen in bins + [[]] * (num_bins - len(bins))] for bins in bins_per_rank
-    ]
+    return [bins + [[] for _ in range(num_bins - len(bins))] for bins in bins_per_rank], size
 
 
 def unpack_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -119,12 +130,20 @@ def _fill(samples: list[TrainingSample], chosen: list[int], size: int, longest: 
         for name in fields:
             row.token_fields[name][0, start:end] = getattr(sample, name)
         bounds.append(end)
-    # Attention in the thd layout wants every position inside a sequence, so padding makes sequences of its own, none longer than
-    # the longest sample: padding must not raise the cost of attention.
+    close_row(row, bounds, longest)
+    return row
+
+
+def close_row(row: MicroBatch, bounds: list[int], longest: int) -> None:
+    """Fill the rest of a packed row with padding and set its boundaries.
+
+    Attention in the thd layout wants every position inside a sequence, so padding makes sequences of its own, none longer than
+    `longest`, the longest sample: padding must not raise the cost of attention.
+    """
+    size = row.token_ids.shape[1]
     while bounds[-1] < size:
         start, end = bounds[-1], min(bounds[-1] + longest, size)
         row.position_ids[0, start:end] = torch.arange(end - start)
         row.sample_ids.append(PADDING)
         bounds.append(end)
     row.cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
-    return row

@@ -1,4 +1,4 @@
-"""Reading .jsonl and .json files, also gzipped ones, with errors that name the file and the line."""
+"""Reading .jsonl and .json files, also gzipped, with errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def read_text(path: Path) -> str:
         DataError: missing, unreadable, not UTF-8 or blank.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
-            text = file.read()
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not text.strip():
@@ -37,12 +37,12 @@ def read_text(path: Path) -> str:
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a .jsonl file (one a line, blank lines skipped) or of a .json file (one list), each with "file:line".
 
-    Either may be gzipped: .jsonl.gz, .json.gz.
+    Either may be gzipped, its name then ending in .gz.
 
     Raises:
         DataError: what `read_text` raises, another suffix, bad JSON, or something that is not an object.
     """
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in (".jsonl", ".json"):
         raise DataError(f"{path}: expected a .jsonl file (one object a line) or a .json file (a list of objects)")
     text = read_text(path)

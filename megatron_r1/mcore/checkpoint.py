@@ -1,4 +1,4 @@
-"""Write and read a policy with its optimizer as a Megatron distributed checkpoint, which any layout can load."""
+"""Write and read a policy or a reward model with its optimizer as a Megatron distributed checkpoint, which any layout can load."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore import host, parallel
 from megatron_r1.mcore.checkpoint_files import join, plan_folder
+from megatron_r1.mcore.megatron_model import MegatronModel
 from megatron_r1.mcore.optimizer_state import load_optimizer_state, optimizer_state
-from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
+from megatron_r1.mcore.policy import ReferencePolicy
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero, rank, world_size
 from megatron_r1.runtime.saving import Unwritten
 
@@ -27,9 +28,10 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
 _POLICY, _REFERENCE, _PROGRESS = "policy", "reference", "progress.json"
+_HEAD = "output_layer.weight"
 
 
-def plan_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy | None = None) -> Unwritten:
+def plan_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> Unwritten:
     """Settle what a checkpoint of this moment holds, and leave the writing for later. All ranks call this.
 
     Args:
@@ -45,7 +47,7 @@ def plan_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy
     return join(parts)
 
 
-def save_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy | None = None) -> None:
+def save_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> None:
     """Write weights, optimizer and schedule below `folder`, which exists. All ranks call this."""
     planned = plan_policy(policy, folder, reference)
     with failing_together():
@@ -53,7 +55,7 @@ def save_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy
     planned.finish(written)
 
 
-def load_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy | None = None) -> None:
+def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> None:
     """Read what `save_policy` wrote, on the same or another layout. All ranks call this.
 
     Random generators are restored on the same layout; on another one there is no telling whose state a rank should have.
@@ -82,17 +84,18 @@ def load_policy(policy: MegatronPolicy, folder: Path, reference: ReferencePolicy
         _restore_rng(loaded["rng"])
 
 
-def load_policy_weights(policy: MegatronPolicy, folder: Path) -> None:
+def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool = False) -> None:
     """Take only the weights from a checkpoint, whatever layout and dtype it was written with. All ranks call this.
 
     Args:
         policy: its optimizer, where it has one, starts from these weights.
         folder: what `save_policy` or a conversion wrote.
+        trunk_only: the checkpoint is a language model's, and `policy` a reward model on its trunk, whose head is left as it is.
 
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
-    _load_weights(policy, folder / _POLICY)
+    _load_weights(policy, folder / _POLICY, trunk_only)
     if policy.optimizer is not None:
         policy.optimizer.reload_model_params()
 
@@ -102,7 +105,7 @@ def sharding_metadata() -> dict[str, Any]:
     return {"dp_cp_group": parallel.groups().dp_cp}
 
 
-def _model_state(policy: MegatronPolicy) -> dict[str, Any]:
+def _model_state(policy: MegatronModel) -> dict[str, Any]:
     metadata = sharding_metadata()
     state = {f"model{i}": module.sharded_state_dict(metadata=metadata) for i, module in enumerate(policy.modules)}
     # Megatron-Core would cut or pad the vocabulary of another model without a word.
@@ -110,7 +113,7 @@ def _model_state(policy: MegatronPolicy) -> dict[str, Any]:
     return state
 
 
-def _policy_state(policy: MegatronPolicy) -> dict[str, Any]:
+def _policy_state(policy: MegatronModel) -> dict[str, Any]:
     state = _model_state(policy)
     if policy.optimizer is not None:
         state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=False)
@@ -118,7 +121,7 @@ def _policy_state(policy: MegatronPolicy) -> dict[str, Any]:
     return state
 
 
-def _reference_state(policy: MegatronPolicy, reference: ReferencePolicy) -> dict[str, Any]:
+def _reference_state(policy: MegatronModel, reference: ReferencePolicy) -> dict[str, Any]:
     """The sharded state of the policy's model with the reference's tensors in it."""
     held = {own.data_ptr(): kept for own, kept in zip(policy.local_state(), reference.state, strict=True)}
 
@@ -145,11 +148,16 @@ def _restore_rng(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _load_weights(policy: MegatronPolicy, folder: Path) -> None:
-    _take_weights(policy, _load(_model_state(policy), folder))
+def _load_weights(policy: MegatronModel, folder: Path, trunk_only: bool = False) -> None:
+    state = _model_state(policy)
+    heads = {name: part.pop(_HEAD).data for name, part in state.items() if trunk_only and _HEAD in part}
+    loaded = _load(state, folder)
+    for name, head in heads.items():
+        loaded[name][_HEAD] = head
+    _take_weights(policy, loaded)
 
 
-def _take_weights(policy: MegatronPolicy, loaded: dict[str, Any]) -> None:
+def _take_weights(policy: MegatronModel, loaded: dict[str, Any]) -> None:
     for i, module in enumerate(policy.modules):
         module.load_state_dict(loaded[f"model{i}"], strict=True)
 

@@ -21,6 +21,8 @@ _EXPERT = re.compile(r"(experts\.local_experts\.|experts\.linear_fc[12]\.weight)
 def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> None:
     """Draw every matrix from N(0, std^2) (V3 section 4.2: one standard deviation for all); norms stay 1, biases 0.
 
+    A parameter with an attribute `init_std` has its own.
+
     The full tensor is drawn on the CPU and each rank keeps its part.
     """
     for name, parameter in module.named_parameters():
@@ -33,7 +35,7 @@ def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> Non
         shape = list(parameter.shape)
         shape[axis] *= parts
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{global_name(module, name)}".encode()))
-        full = torch.empty(shape).normal_(0.0, std, generator=generator)
+        full = torch.empty(shape).normal_(0.0, getattr(parameter, "init_std", std), generator=generator)
         parameter.copy_(_part(full, axis, parts, group.rank(), gated=".linear_fc1." in name))
 
 

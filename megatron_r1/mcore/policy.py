@@ -1,4 +1,4 @@
-"""The trained model: forward, backward, optimizer step and log-probabilities, on any layout.
+"""The trained policy: updates on packed samples, and log-probabilities, on any layout.
 
 It knows no algorithm: `train_step` takes a loss callable. Every rank is given the whole minibatch and computes its own share,
 so results are the same on every rank and no caller handles ranks.
@@ -6,179 +6,43 @@ so results are the same on every rank and no caller handles ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, RuntimeConfig
 from megatron_r1.data.packing import pack_samples, unpack_token_values
-from megatron_r1.mcore import host, parallel, provider
-from megatron_r1.model.architecture import Architecture
-from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.mcore import parallel
+from megatron_r1.mcore.megatron_model import LossFn, MegatronModel, StepStats
 from megatron_r1.types import MicroBatch, TrainingSample
-from megatron_r1.weights.gather import gather_weights
-from megatron_r1.weights.load import load_weights
-
-host.require_active()
-
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import Float16Module
-
-#: Takes log-probs [B, N] of a micro-batch's labels; returns this micro-batch's part of the loss (already divided by the
-#: whole minibatch's denominator) and sums to be added up over the minibatch.
-LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
-@dataclass(frozen=True)
-class StepStats:
-    """What one policy update reports; the same on every rank."""
-
-    loss: float
-    grad_norm: float  #: before clipping
-    lr: float
-    sums: dict[str, float]  #: the loss callable's sums over the whole minibatch
-    tokens: int  #: positions computed, padding included
-
-
-class MegatronPolicy:
-    """pi_theta on Megatron-Core.
+class MegatronPolicy(MegatronModel):
+    """pi_theta on Megatron-Core. Its loss callables are given the log-probs of the labels.
 
     Args:
-        arch: the model's shape.
-        layout: from `parallel.resolve_layout`, already initialised.
-        runtime: device and numerics.
-        moe: how router and multi-token prediction are trained.
-        optimizer: None for a policy that is only asked for log-probs.
-        total_updates: length of the learning-rate schedule, in policy updates.
-        seed: of the initial weights.
-        device: where the parameters live.
-        micro_batch_tokens: packed tokens per forward pass.
+        settings: see `MegatronModel`.
         temperature: log-probs are those of softmax(logits / temperature), the distribution that the engine samples from.
-        freeze_router: router weights get no gradient.
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        layout: parallel.Layout,
-        runtime: RuntimeConfig,
-        moe: MoeTrainingConfig,
-        *,
-        optimizer: OptimizerConfig | None,
-        total_updates: int,
-        seed: int,
-        device: torch.device,
-        micro_batch_tokens: int,
-        temperature: float = 1.0,
-        freeze_router: bool = False,
-    ) -> None:
-        self.arch, self.layout, self.device = arch, layout, device
-        self.micro_batch_tokens = micro_batch_tokens
-        self.updates = 0
-        self.groups = parallel.groups()
-        self.modules = provider.build_model(arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router)
+    def __init__(self, *settings: Any, temperature: float = 1.0, **more_settings: Any) -> None:
+        super().__init__(*settings, **more_settings)
         for module in self.modules:
-            module.to(device)
             module.logit_temperature = temperature
-        self.optimizer = self.scheduler = None
-        config = self.modules[0].config
-        #: what the schedule runs: `modules`, inside the wrappers for bf16 and gradient reduction
-        self.chunks: list[torch.nn.Module] = [Float16Module(config, m) for m in self.modules] if config.bf16 else self.modules
-        if optimizer is not None:
-            self._add_optimizer(optimizer, runtime, total_updates)
-        self._forward_backward = get_forward_backward_func()
-
-    def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig, total_updates: int) -> None:
-        config = self.modules[0].config
-        config.finalize_model_grads_func = finalize_model_grads
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=False, grad_reduce_in_fp32=True)
-        self.chunks = [DistributedDataParallel(config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(self.chunks)]
-        self.optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=optimizer.lr,
-                min_lr=optimizer.lr * optimizer.min_lr_ratio,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                use_distributed_optimizer=True,
-                bf16=runtime.dtype == "bf16",
-                params_dtype=config.params_dtype,
-            ),
-            self.chunks,
-        )
-        self.scheduler = OptimizerParamScheduler(
-            self.optimizer,
-            init_lr=0.0,
-            max_lr=optimizer.lr,
-            min_lr=optimizer.lr * optimizer.min_lr_ratio,
-            lr_warmup_steps=optimizer.warmup_steps,
-            lr_decay_steps=max(total_updates, optimizer.warmup_steps + 1),
-            lr_decay_style=optimizer.schedule,
-            start_wd=optimizer.weight_decay,
-            end_wd=optimizer.weight_decay,
-            wd_incr_steps=0,
-            wd_incr_style="constant",
-        )
 
     def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> StepStats:
         """One policy update on a whole minibatch of sequences, packed over data-parallel ranks and micro-batches."""
         per_rank = self._pack(samples)
         return self.train_on_micro_batches(per_rank[parallel.data_parallel_rank()], loss_fn)
 
-    def train_on_micro_batches(self, micro_batches: list[MicroBatch], loss_fn: LossFn) -> StepStats:
-        """One policy update on this rank's micro-batches: equally many, of equal size, on every data-parallel rank."""
-        assert self.optimizer is not None and self.scheduler is not None, "this policy was built without an optimizer"
-        for chunk in self.chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        # Megatron divides gradients by the token count of the whole minibatch (calculate_per_token_loss) and scales its own
-        # auxiliary losses to match; ours is already divided, so it is multiplied by the same count first.
-        total_tokens = sum(m.num_tokens for m in micro_batches) * self.layout.dp
-        results = self._run(micro_batches, loss_fn, total_tokens, forward_only=False)
-        self.scheduler.step(1)
-        self.updates += 1
-        _, grad_norm, _ = self.optimizer.step()
-        sums = self._reduce_sums(results)
-        return StepStats(sums.pop("loss"), float(grad_norm), self.scheduler.get_lr({}), sums, total_tokens)
-
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
         """log pi_theta of every target of every sample: [T-1] float32 each, on the CPU, on every rank."""
         per_rank = self._pack(samples)
-        mine = per_rank[parallel.data_parallel_rank()]
+        return self.evaluate(per_rank[parallel.data_parallel_rank()], unpack_token_values, len(samples))
 
-        def keep(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            values = parallel.gather_context_parallel(logprobs.detach().float(), micro_batch.cu_seqlens)
-            return logprobs.sum() * 0.0, {"values": values.cpu()}
-
-        with torch.no_grad():
-            results = self._run(mine, keep, total_tokens=1, forward_only=True)
-        found: dict[int, torch.Tensor] = {}
-        for micro_batch, result in zip(mine, results, strict=bool(results)):
-            found.update(unpack_token_values(micro_batch, result["values"]))
-        return self._share_logprobs(found, len(samples))
-
-    def _share_logprobs(self, found: dict[int, torch.Tensor], num_samples: int) -> list[torch.Tensor]:
-        """Bring every data-parallel rank's values, which only the last pipeline stage has, to all ranks."""
-        if dist.get_world_size() > 1:
-            gathered: list[dict[int, torch.Tensor]] = [{}] * dist.get_world_size(self.groups.dp)
-            dist.all_gather_object(gathered, found, group=self.groups.dp)
-            merged = [{i: v for part in gathered for i, v in part.items()}]
-            last_stage = dist.get_process_group_ranks(self.groups.pp)[-1]
-            dist.broadcast_object_list(merged, src=last_stage, group=self.groups.pp)
-            found = merged[0]
-        return [found[i] for i in range(num_samples)]
+    def _per_token(self, output: torch.Tensor) -> torch.Tensor:
+        return -output
 
     def _pack(self, samples: list[TrainingSample]) -> list[list[MicroBatch]]:
         return pack_samples(
@@ -188,71 +52,6 @@ class MegatronPolicy:
             pad_multiple=self.layout.tp * self.layout.cp * 2,
             count_multiple=self.layout.pp if self.layout.vpp > 1 else 1,
         )
-
-    def _run(self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, forward_only: bool) -> list[dict]:
-        """Forward (and backward) over the pipeline; the loss callable's results of this rank's last stage, else empty."""
-
-        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module):
-            micro_batch = parallel.slice_context_parallel(next(batches)).to(self.device)
-            output = model(
-                micro_batch.token_ids,
-                micro_batch.position_ids,
-                None,
-                labels=micro_batch.labels,
-                loss_mask=micro_batch.loss_mask,
-                packed_seq_params=_packed_seq_params(micro_batch),
-            )
-
-            def compute_loss(nll: torch.Tensor):
-                loss, sums = loss_fn(-nll, micro_batch)
-                num_tokens = torch.tensor(micro_batch.num_tokens, dtype=torch.int, device=self.device)
-                return loss * total_tokens, num_tokens, {"loss": loss.detach(), **sums}
-
-            return output, compute_loss
-
-        rows, width = micro_batches[0].token_ids.shape
-        iterators = [iter(micro_batches) for _ in self.chunks]
-        interleaved = len(self.chunks) > 1
-        return self._forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iterators if interleaved else iterators[0],
-            model=self.chunks if interleaved else self.chunks[0],
-            num_microbatches=len(micro_batches),
-            seq_length=width,
-            micro_batch_size=rows,
-            forward_only=forward_only,
-        )
-
-    def _reduce_sums(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Add up the loss callable's sums over micro-batches and data-parallel ranks; give them to all pipeline stages."""
-        names = sorted(results[0]) if results else []
-        packed = [(names, [])]
-        if names:
-            sums = torch.stack([torch.stack([r[n].double() for r in results]).sum() for n in names])
-            dist.all_reduce(sums, group=self.groups.dp_cp)
-            packed = [(names, sums.tolist())]
-        if self.layout.pp > 1:
-            dist.broadcast_object_list(packed, src=dist.get_process_group_ranks(self.groups.pp)[-1], group=self.groups.pp)
-        return dict(zip(*packed[0], strict=True))
-
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full tensor), collectively: every rank must exhaust it."""
-        return gather_weights(self.modules, self.arch, self.groups)
-
-    def load_hf(self, folder: Path) -> None:
-        """Take the weights of a Hugging Face folder; each rank reads what it holds."""
-        with failing_together():
-            load_weights(self.modules, self.arch, folder, self.groups)
-        if self.optimizer is not None:
-            self.optimizer.reload_model_params()
-
-    def local_state(self) -> list[torch.Tensor]:
-        """This rank's parameters and router biases, live, in a fixed order."""
-        state: list[torch.Tensor] = []
-        for module in self.modules:
-            state += [p.data for p in module.parameters()]
-            state += [b for name, b in module.named_buffers() if name.endswith("expert_bias")]
-        return state
 
     @contextmanager
     def holding(self, state: list[torch.Tensor]) -> Iterator[None]:
@@ -289,16 +88,3 @@ def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
     with torch.no_grad():
         for s, t in zip(source, target, strict=True):
             t.copy_(s)
-
-
-def _packed_seq_params(micro_batch: MicroBatch) -> PackedSeqParams | None:
-    if micro_batch.cu_seqlens is None:
-        return None
-    longest = int(micro_batch.cu_seqlens.diff().max())
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=micro_batch.cu_seqlens,
-        cu_seqlens_kv=micro_batch.cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )

@@ -1,4 +1,4 @@
-"""Every architecture on Megatron-Core: deepseek_v3, qwen2 and llama."""
+"""Every architecture on Megatron-Core: deepseek_v3, qwen2 and llama, as language models and as reward models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from megatron.core import parallel_state
 
 from megatron_r1.mcore.gpt import R1GPTModel
 from megatron_r1.mcore.init_weights import initialize_weights
+from megatron_r1.mcore.reward_head import RewardGPTModel
 from megatron_r1.mcore.specs import block_specs
 from megatron_r1.mcore.transformer_config import transformer_config
 
 
 def build_model(
     arch: Architecture, layout: Layout, runtime: RuntimeConfig, moe: MoeTrainingConfig, *, seed: int, freeze_router: bool = False
-) -> list[R1GPTModel]:
+) -> list[R1GPTModel | RewardGPTModel]:
     """This rank's part of the model, one module per virtual pipeline stage, on the active device, without any wrapper.
 
     `parallel.initialize(layout, ...)` was called before. The initial weights depend on `seed` only, not on the layout.
@@ -41,7 +42,7 @@ def build_model(
     for stage in range(layout.vpp):
         vp_stage = stage if layout.vpp > 1 else None
         decoder, mtp = block_specs(config, vp_stage)
-        module = R1GPTModel(
+        module = (RewardGPTModel if arch.is_reward_model else R1GPTModel)(
             config,
             decoder,
             vocab_size=arch.vocab_size,
@@ -63,7 +64,7 @@ def build_model(
     return modules
 
 
-def _scale_rope(module: R1GPTModel, scaling: Llama3RopeScaling) -> None:
+def _scale_rope(module: R1GPTModel | RewardGPTModel, scaling: Llama3RopeScaling) -> None:
     # GPTModel(rope_scaling=True) would take 1, 4 and 8192 for all but the factor.
     rope = module.rotary_pos_emb
     rope.inv_freq = rope._apply_scaling(

@@ -45,16 +45,26 @@ from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
 
 if TYPE_CHECKING:
+    from megatron_r1.mcore.megatron_model import MegatronModel
     from megatron_r1.mcore.policy import MegatronPolicy
+    from megatron_r1.mcore.reward_model import MegatronRewardModel
 
 
 def build_architecture(config: Config) -> Architecture:
-    """The shape of the folder in `model.weights`, else of the preset.
+    """The shape of the language model in `model.weights`, else of the preset.
 
     Raises:
-        ConfigError: unknown preset or fields, or overrides that a folder would make meaningless.
+        ConfigError: unknown preset or fields, overrides that a folder would make meaningless, or a reward model.
         CheckpointError: no such folder, or one of another architecture.
     """
+    arch = find_architecture(config)
+    if arch.is_reward_model:
+        raise ConfigError(f"model.weights={config.model.weights} is a reward model, which writes no text: give a language model")
+    return arch
+
+
+def find_architecture(config: Config) -> Architecture:
+    """The same of a language model or a reward model, whichever it is."""
     if config.model.weights is None:
         return resolve_architecture(config.model.preset, config.model.overrides)
     if config.model.overrides:
@@ -120,14 +130,57 @@ def build_policy(
         temperature=temperature,
         freeze_router=freeze_router,
     )
+    _load_weights(config, policy)
+    return policy
+
+
+def build_reward_model(
+    config: Config, session: Session, *, label: str | None, optimizer: OptimizerConfig | None, total_updates: int
+) -> MegatronRewardModel:
+    """A reward model on this job's layout: that of `model.weights`, or a fresh head on the language model that stands there.
+
+    Args:
+        label: what it says (`Architecture.score_label`); None: what that of `model.weights` says, which then must be one.
+        optimizer: None for one that only scores.
+
+    Raises:
+        ConfigError: no reward model where there must be one, or one that says something else; a layout that does not fit.
+    """
+    from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.reward_model import MegatronRewardModel
+
+    found, weights = find_architecture(config), config.model.weights
+    if label is None and not found.is_reward_model:
+        raise ConfigError(f"model.weights={weights} is no reward model: make one of it with megatron-r1 reward-model")
+    if found.is_reward_model and label not in (None, found.score_label):
+        raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
+    arch = found if label is None or found.is_reward_model else found.as_reward_model(label)
+    layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
+    parallel.initialize(layout, config.seed)
+    model = MegatronRewardModel(
+        arch,
+        layout,
+        config.runtime,
+        config.reward_model.moe,
+        optimizer=optimizer,
+        total_updates=total_updates,
+        seed=config.seed,
+        device=session.device.torch_device,
+        micro_batch_tokens=config.reward_model.micro_batch_tokens,
+    )
+    _load_weights(config, model, trunk_of=None if found.is_reward_model else found)
+    return model
+
+
+def _load_weights(config: Config, model: MegatronModel, trunk_of: Architecture | None = None) -> None:
+    """Take the weights of `model.weights`, where it is set. `trunk_of`: of this language model, for a reward model."""
     if megatron := _megatron_weights(config):
         from megatron_r1.mcore.checkpoint import load_policy_weights
 
         verify_checkpoint(megatron)
-        load_policy_weights(policy, megatron)
+        load_policy_weights(model, megatron, trunk_only=trunk_of is not None)
     elif config.model.weights is not None:
-        policy.load_hf(Path(config.model.weights))
-    return policy
+        model.load_hf(Path(config.model.weights), trunk_of)
 
 
 @contextmanager
@@ -213,7 +266,7 @@ def build_evaluation(
     return measure
 
 
-def export_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) -> None:
+def export_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the policy's weights and its tokenizer as a Hugging Face folder, collectively."""
     tokenizer_folder = folder.with_name(f".{folder.name}.tokenizer")
 
@@ -232,7 +285,7 @@ def export_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) ->
     feed_rank_zero(policy.weights(), write)
 
 
-def describe_policy(policy: MegatronPolicy, tokenizer: Tokenizer, folder: Path) -> None:
+def describe_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config.json and the tokenizer into a folder of Megatron weights, so that it can be exported by itself."""
     dtype = str(policy.modules[0].config.params_dtype).removeprefix("torch.")
     config = policy.arch.to_hf_config(_bos_id(tokenizer), tokenizer.eos_id, dtype)

@@ -23,7 +23,7 @@ from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open
 from megatron_r1.pipeline.hf_weights import read_hf_weights
 from megatron_r1.pipeline.r1_zero import run_r1_zero
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_sft
+from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_reward_model, run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 
@@ -38,6 +38,12 @@ def sft(config: Config) -> None:
     """Fine-tune on conversations."""
     with open_session(config.runtime) as session:
         run_sft(config, session)
+
+
+def reward_model(config: Config) -> None:
+    """Train a reward model."""
+    with open_session(config.runtime) as session:
+        run_reward_model(config, session)
 
 
 def grpo(config: Config) -> None:

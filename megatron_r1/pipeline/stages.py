@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat_template import r1_chat_jinja
 from megatron_r1.data.documents import DocumentStream, load_documents
+from megatron_r1.data.preferences import READERS, split_heldout
 from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts
 from megatron_r1.data.sft import PREVIEW, SftData, prepare_sft
@@ -25,12 +26,15 @@ from megatron_r1.pipeline.build import (
     build_architecture,
     build_evaluation,
     build_policy,
+    build_reward_model,
     build_tokenizer,
     describe_policy,
     export_policy,
+    find_architecture,
     open_engine,
     open_rewards,
 )
+from megatron_r1.pipeline.reward_scoring import encode_examples
 from megatron_r1.pipeline.session import Session
 from megatron_r1.report.html import write_report
 from megatron_r1.rollout.protocol import RolloutEngine
@@ -40,10 +44,13 @@ from megatron_r1.runtime.saving import Unwritten, Write
 from megatron_r1.training.grpo import train_grpo
 from megatron_r1.training.pretrain import pretrain
 from megatron_r1.training.protocols import Rewards
+from megatron_r1.training.reward_model import count_updates as count_reward_updates
+from megatron_r1.training.reward_model import train_reward_model
 from megatron_r1.training.sft import count_updates, train_sft
 from megatron_r1.types import Sampling
 
 if TYPE_CHECKING:
+    from megatron_r1.mcore.megatron_model import MegatronModel
     from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
 
 
@@ -143,6 +150,28 @@ def run_sft(config: Config, session: Session) -> Artifact:
         return _finish(config, "sft", policy, tokenizer, artifact)
 
 
+def run_reward_model(config: Config, session: Session) -> Artifact:
+    """Train a reward model on the pairs or the labelled responses of `data.source`."""
+    stage = config.reward_model
+    artifact = Artifact(Path(config.run_dir) / "hf")
+    if _is_done(artifact):
+        return artifact
+    _require_no_context_parallel(config)
+    _require(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
+    examples, heldout = split_heldout(READERS[stage.kind](Path(config.data.source)), config.data.heldout_fraction)
+    _require(bool(examples), f"data.heldout_fraction={config.data.heldout_fraction} leaves no example to train on")
+    tokenizer = build_tokenizer(config, find_architecture(config))
+    examples, heldout = (encode_examples(part, stage, tokenizer) for part in (examples, heldout))
+    with Run.open(Path(config.run_dir), config, "reward-model") as run:
+        model = build_reward_model(
+            config, session, label=stage.kind, optimizer=stage.optimizer, total_updates=count_reward_updates(stage, len(examples))
+        )
+        _resume(run, model)
+        save = _saver(model, tokenizer)
+        train_reward_model(stage, model=model, examples=examples, heldout=heldout, run=run, save=save, seed=config.seed)
+        return _finish(config, "reward-model", model, tokenizer, artifact)
+
+
 def run_grpo(config: Config, session: Session) -> Artifact:
     """Train with GRPO from `model.weights`, or from random weights where there are none."""
     stage = config.grpo
@@ -227,7 +256,7 @@ def _build_gate(
     return measure
 
 
-def _resume(run: Run, policy: MegatronPolicy, reference: ReferencePolicy | None = None) -> dict[str, Any] | None:
+def _resume(run: Run, policy: MegatronModel, reference: ReferencePolicy | None = None) -> dict[str, Any] | None:
     """Load the checkpoint that the run goes on from, if there is one, and return the state that was saved with it."""
     from megatron_r1.mcore.checkpoint import load_policy
 
@@ -236,7 +265,7 @@ def _resume(run: Run, policy: MegatronPolicy, reference: ReferencePolicy | None 
     return run.state
 
 
-def _saver(policy: MegatronPolicy, tokenizer: Tokenizer, reference: ReferencePolicy | None = None) -> Write:
+def _saver(policy: MegatronModel, tokenizer: Tokenizer, reference: ReferencePolicy | None = None) -> Write:
     """Makes everything of a checkpoint but the run's state. Config and tokenizer make it a model by itself."""
     from megatron_r1.mcore.checkpoint import plan_policy
 
@@ -247,7 +276,7 @@ def _saver(policy: MegatronPolicy, tokenizer: Tokenizer, reference: ReferencePol
     return save
 
 
-def _finish(config: Config, stage: str, policy: MegatronPolicy, tokenizer: Tokenizer, artifact: Artifact) -> Artifact:
+def _finish(config: Config, stage: str, policy: MegatronModel, tokenizer: Tokenizer, artifact: Artifact) -> Artifact:
     """Export the model, seal it with its inputs, and write the report."""
     export_policy(policy, tokenizer, artifact.folder)
     inputs = {"model.weights": config.model.weights, "data.tokenizer": config.data.tokenizer}

@@ -46,7 +46,8 @@ PANELS = [
     Panel("Response length (tokens)", {"response_length/mean": "mean"}),
     Panel("KL to the reference (nats a token)", {"kl/reference": "k3 estimate"}),
     Panel("Log-prob difference, trainer and engine", {"logprob_diff/mean": "mean", "logprob_diff/max": "max"}, scale="log"),
-    Panel("Loss", {"loss": "training"}),
+    Panel("Preference accuracy", {"accuracy": "training batches", "validation/accuracy": "held-out"}, fraction=True),
+    Panel("Loss", {"loss": "training", "validation/loss": "held-out"}),
     Panel("Gradient norm", {"grad_norm": "before clipping"}),
     Panel("Gate", {"gate/accuracy": "greedy accuracy, forced to think"}, fraction=True),
 ]

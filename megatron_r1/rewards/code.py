@@ -13,6 +13,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.code_check import run_check
 from megatron_r1.rewards.code_compare import agrees, is_true, output_agrees
 from megatron_r1.rewards.code_compile import COMPILE_LIMITS, compile_cpp
+from megatron_r1.rewards.code_cpp import NotForCppError, arguments_of, cpp_source, encoded_arguments
 from megatron_r1.rewards.code_extract import Code, Language, find_code
 from megatron_r1.rewards.code_forms import read_tests
 from megatron_r1.rewards.code_tests import CallTest, CheckTest, StdioTest, Suite, TestsError
@@ -78,10 +79,10 @@ class CodeScorer:
         code = find_code(response, self._language)
         if code is None:
             return Verdict(0.0, "wrong", "no closed block of code after the reasoning")
-        if code.language != "python" and not suite.is_stdio:
-            return Verdict(0.0, "wrong", "the tests call a Python function, the program is C++")
         try:
             results = self._run(code, suite)
+        except NotForCppError as error:  # the response chose the language
+            return Verdict(0.0, "wrong", f"the program is C++, the tests are for Python: {error}")
         except TestsError as error:
             return Verdict(None, "unscorable", str(error))
         verdicts = [result.verdict for result in results]
@@ -94,13 +95,13 @@ class CodeScorer:
 
     def _run(self, code: Code, suite: Suite) -> list[TestResult]:
         if code.language == "cpp":
-            compiled = compile_cpp(code.text, self._settings)
+            compiled = compile_cpp(code.text if suite.is_stdio else cpp_source(code.text, suite), self._settings)
             if isinstance(compiled, TestResult):
                 return [compiled] * len(suite.tests)
             program = Program("command", compiled, executable=True)
         else:
             kind = "command" if suite.is_stdio else "function"
-            program = Program(kind, code.text.encode(errors="replace"), prelude=suite.prelude)
+            program = Program(kind, code.text.encode(errors="replace"), prelude=suite.prelude, modules=suite.modules)
         results: list[TestResult] = []
         deadline = time.monotonic() + self._program_seconds
         with Sandbox(program, self._limits, self._settings) as sandbox:
@@ -109,10 +110,13 @@ class CodeScorer:
                 if failed and (results[-1].verdict == "compile_error" or self._stop_early) or time.monotonic() > deadline:
                     rest = results[-1] if failed and results[-1].verdict == "compile_error" else TestResult("not_run")
                     return results + [rest] * (len(suite.tests) - len(results))
-                results.append(self._run_test(sandbox, test, deadline))
+                results.append(self._run_test(sandbox, code.language, test, deadline))
         return results
 
-    def _run_test(self, sandbox: Sandbox, test: StdioTest | CallTest | CheckTest, deadline: float) -> TestResult:
+    def _run_test(
+        self, sandbox: Sandbox, language: Language, test: StdioTest | CallTest | CheckTest, deadline: float
+    ) -> TestResult:
+        is_cpp = language == "cpp"
         if isinstance(test, StdioTest):
             ending = sandbox.run(test.stdin)
             failure = failure_of(ending, self._limits)
@@ -120,21 +124,25 @@ class CodeScorer:
         if isinstance(test, CheckTest):
 
             def call(arguments: Any) -> tuple[Any, TestResult | None]:
-                return self._call(sandbox, test.function, "", arguments)
+                try:
+                    request = encoded_arguments(arguments) if is_cpp else _request(test.function, "", arguments)
+                except NotForCppError as error:  # caught here: the check is under way in its own sandbox
+                    return None, TestResult("wrong", str(error))
+                return self._call(sandbox, request)
 
             limits = replace(self._limits, wall_seconds=max(1.0, deadline - time.monotonic()))  # the program's calls are within
             return run_check(test, call, limits, self._settings)
-        value, failure = self._call(sandbox, test.expression, test.setup, test.arguments)
+        request = arguments_of(test) if is_cpp else _request(test.expression, test.setup, test.arguments)
+        value, failure = self._call(sandbox, request)
         if failure is not None:
             return failure
         if test.truth_only:
             return _verdict(is_true(value) == test.expected)
-        return _verdict(agrees(value, test.expected, strict=test.strict, float_tolerance=self._tolerance))
+        return _verdict(agrees(value, test.expected, strict=test.strict and not is_cpp, float_tolerance=self._tolerance))
 
-    def _call(self, sandbox: Sandbox, expression: str, setup: str, arguments: Any) -> tuple[Any, TestResult | None]:
-        """Evaluate in the program's namespace: the encoded value, or why there is none."""
-        request = {"expression": expression, "setup": setup, "arguments": arguments}
-        ending = sandbox.run(json.dumps(request).encode())
+    def _call(self, sandbox: Sandbox, request: bytes) -> tuple[Any, TestResult | None]:
+        """Have the program called: the encoded value, or why there is none."""
+        ending = sandbox.run(request)
         failure = failure_of(ending, self._limits)
         if failure is not None:
             return None, failure
@@ -144,6 +152,11 @@ class CodeScorer:
             return json.loads(ending.result), None
         except (ValueError, RecursionError):  # cut short, or forged by the program
             return None, TestResult("runtime_error", "returned no value that can be read")
+
+
+def _request(expression: str, setup: str, arguments: Any) -> bytes:
+    """What `sandbox_runner.call_function` reads."""
+    return json.dumps({"expression": expression, "setup": setup, "arguments": arguments}).encode()
 
 
 def _verdict(agrees_with_expected: bool) -> TestResult:

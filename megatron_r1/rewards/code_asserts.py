@@ -15,7 +15,7 @@ from typing import Any
 from megatron_r1.rewards.code_compare import BinaryTree, LinkedList
 from megatron_r1.rewards.code_tests import CallTest, CheckTest, TestsError
 
-_LEETCODE_BUILDERS = {"list_node": LinkedList, "tree_node": BinaryTree}
+LEETCODE_BUILDERS = {"list_node": LinkedList, "tree_node": BinaryTree}  #: function of the tests -> what it gives
 _LEETCODE_COMPARISONS = {"is_same_list", "is_same_tree"}
 _BUILTINS = {name for name in dir(builtins) if name.islower() and not name.startswith("_")}
 _CHECK_IMPORTS = "import collections, copy, itertools, math, random, re, string, sys\nfrom typing import *\n"
@@ -29,7 +29,7 @@ def tests_of_leetcode(source: str) -> tuple[CallTest | CheckTest, ...]:
     if len(calls) != 1:
         raise TestsError("functional tests do not end with one call of check")
     tree.body = [node for node in tree.body if not (isinstance(node, ast.Expr) and node.value is calls[0])]
-    return _tests_of_check(tree, ast.unparse(calls[0].args[0]), (), "", set(_LEETCODE_BUILDERS))
+    return _tests_of_check(tree, ast.unparse(calls[0].args[0]), (), "", set(LEETCODE_BUILDERS))
 
 
 def tests_of_check(source: str, entry_point: str, prelude: str) -> tuple[CallTest | CheckTest, ...]:
@@ -87,7 +87,7 @@ def _call_test(statement: ast.stmt, candidate: str, function: str, known: set[st
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], (ast.Eq, ast.Is)):
         return _with_expected(test.left, test.comparators[0], candidate, function, known, setup)
     is_comparison = isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id in _LEETCODE_COMPARISONS
-    if is_comparison and known and known & set(_LEETCODE_BUILDERS) and len(test.args) == 2:
+    if is_comparison and known and known & set(LEETCODE_BUILDERS) and len(test.args) == 2:
         return _with_expected(*test.args, candidate, function, known, setup)
     truth = not (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not))
     expression = _expression(test if truth else test.operand, candidate, function, known)
@@ -104,13 +104,13 @@ def _with_expected(call: ast.expr, value: ast.expr, candidate: str, function: st
 
 def _expected(value: ast.expr) -> Any:
     """A literal, or LeetCode's list or tree of literals. Raises ValueError."""
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in _LEETCODE_BUILDERS:
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in LEETCODE_BUILDERS:
         if len(value.args) != 1 or value.keywords:
             raise ValueError("one list of values")
         values = ast.literal_eval(value.args[0])
         while values and values[-1] is None:
             values = values[:-1]
-        return _LEETCODE_BUILDERS[value.func.id](values or [])
+        return LEETCODE_BUILDERS[value.func.id](values or [])
     return ast.literal_eval(value)
 
 

@@ -8,12 +8,15 @@ Forms that `read_tests` takes (JSON objects; or a string with such JSON):
     {"check": "def check(candidate): ...", "entry_point": "f", "prelude": "..."}   HumanEval; prelude: the prompt with its helpers
 
 Asserts are taken apart (`code_asserts.py`): of `assert f(args) == value` only `f(args)` ever enters the sandbox of the program.
+An answer in C++ is called with the same arguments in all forms of function tests (`code_cpp.py`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def read_tests(reference: Any) -> Suite:
     if not isinstance(reference, Mapping):
         raise TestsError(f"tests are an object or a list of asserts, not {type(reference).__name__}")
     if "functional" in reference:
-        suite = Suite(tests_of_leetcode(_text(reference, "functional")), leetcode_prelude())
+        suite = Suite(tests_of_leetcode(_text(reference, "functional")), leetcode_prelude(), leetcode_modules())
     elif "asserts" in reference:
         suite = Suite(tests_of_asserts(_texts(reference, "asserts"), _text(reference, "setup", "")))
     elif "check" in reference:
@@ -55,9 +58,17 @@ def read_tests(reference: Any) -> Suite:
     return suite
 
 
+@cache
 def leetcode_prelude() -> str:
     """Source of what LeetCode provides."""
     return Path(__file__).with_name("code_prelude.py").read_text(encoding="utf-8")
+
+
+@cache
+def leetcode_modules() -> dict[str, bytes]:
+    """The package that LeetCode has beside Python's own, as files: untrusted code may not be able to read where it is installed."""
+    package = resources.files("sortedcontainers")
+    return {f"{package.name}/{file.name}": file.read_bytes() for file in package.iterdir() if file.name.endswith(".py")}
 
 
 def find_function(name: str) -> str:
@@ -83,7 +94,7 @@ def _pairs(reference: Mapping[str, Any]) -> Suite:
         if not isinstance(positional, list):
             raise TestsError("with fn_name, every input is a list of arguments or an object of named ones")
         tests.append(CallTest(function, expected, arguments=(encode(positional), encode(named)), strict=False))
-    return Suite(tuple(tests), leetcode_prelude())
+    return Suite(tuple(tests), leetcode_prelude(), leetcode_modules())
 
 
 def _text(reference: Mapping[str, Any], key: str, default: str | None = None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -46,6 +47,7 @@ class Suite:
 
     tests: tuple[StdioTest | CallTest | CheckTest, ...]
     prelude: str = ""  #: Python that stands before the program
+    modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import, see `sandbox.Program`
 
     @property
     def is_stdio(self) -> bool:

@@ -21,7 +21,7 @@ from megatron_r1.errors import RewardError
 from megatron_r1.rewards.penalties import length_penalty, repetition_penalty
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ACCURACY_SCORERS
-from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.rewards.tags import THINK_OPEN, find_summary
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 COMPONENTS = {"reasoning": ("accuracy", "format", "language"), "general": ("model", "format", "language")}
@@ -103,10 +103,11 @@ def judge_reward(judge: Grader) -> ModelReward:
     def grade(prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
         if not prompt.answer.strip():
             return _now(Verdict(None, "unscorable", "there is no reference answer to judge by"))
-        _, closed, summary = rollout.text.rpartition(THINK_CLOSE)
-        if THINK_OPEN in summary or (THINK_OPEN in rollout.text and not closed) or not summary.strip():
+        opening = THINK_OPEN if prompt.text.rstrip().endswith(THINK_OPEN) else ""
+        summary = find_summary(opening + rollout.text)
+        if summary is None:
             return _now(Verdict(0.0, "wrong", "nothing follows the reasoning"))
-        return judge.grade(prompt.question, prompt.answer, summary.strip())
+        return judge.grade(prompt.question, prompt.answer, summary)
 
     return grade
 

@@ -86,7 +86,7 @@ class ScoringEngine:
         if scorer not in self._specs:
             raise RewardError(f"no scorer {scorer!r} in this engine; it has {', '.join(self._specs)}")
         self._room.acquire()
-        item = Item(next(self._ids), scorer, response, reference, Future())
+        item = Item(next(self._ids), scorer, self._specs[scorer].opening + response, reference, Future())
         item.verdict.add_done_callback(lambda _: self._room.release())
         with self._lock:
             error = self._error

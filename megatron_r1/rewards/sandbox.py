@@ -64,7 +64,7 @@ class SandboxSettings:
 
     isolation: Isolation = "bubblewrap"
     python: str = ""  #: interpreter for untrusted code; "": the trainer's own, or /usr/bin/python3 where that is out of reach
-    packages: tuple[str, ...] = ()  #: folders of packages, e.g. .../site-packages/sortedcontainers, that programs may import
+    packages: tuple[str, ...] = ()  #: folders of packages, e.g. .../site-packages/numpy, that programs may import
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Program:
     executable: bool = False  #: `source` is a compiled program
     prelude: str = ""  #: Python that runs before `source` (function, check): what the tests' platform has imported
     check_prelude: str = ""  #: check: what `source` needs, run before the candidate's names are set
+    modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import: path in the folder of packages -> source
     candidate_names: tuple[str, ...] = ()  #: check: under these names the candidate is called
     compiler: tuple[
         str, ...
@@ -177,7 +178,7 @@ class Sandbox:
             "source": self._program.source,
             "seccomp": build_filter(platform.machine(), supervisor=True),
         }
-        descriptors = {name: _sealed(content) for name, content in files.items()}
+        descriptors = {name: _sealed(content) for name, content in (*files.items(), *self._program.modules.items())}
         try:
             command = self._command(descriptors) if self._settings.isolation == "bubblewrap" else self._bare_command(files)
             self._process = subprocess.Popen(
@@ -207,6 +208,7 @@ class Sandbox:
     def _command(self, descriptors: Mapping[str, int]) -> list[str]:
         python, prefix = sandbox_host.find_python(self._settings.python)
         data = {"/runner/main.py": descriptors["runner"], "/runner/sandbox_values.py": descriptors["values"]}
+        data |= {f"{sandbox_host.PACKAGES}/{path}": descriptors[path] for path in self._program.modules}
         executables = {}
         (executables if self._program.executable else data)[self._source] = descriptors["source"]
         outer = sandbox_host.bubblewrap_command(
@@ -231,7 +233,10 @@ class Sandbox:
         folder.chmod(0o755)
         (folder / "tmp").mkdir()
         (folder / "tmp").chmod(0o777)
-        for name, content in (("main.py", files["runner"]), ("sandbox_values.py", files["values"]), ("source", files["source"])):
+        written = {"main.py": files["runner"], "sandbox_values.py": files["values"], "source": files["source"]}
+        written |= {f"packages/{path}": content for path, content in self._program.modules.items()}
+        for name, content in written.items():
+            (folder / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
             (folder / name).chmod(0o755)
         return [sandbox_host.find_python(self._settings.python)[0], "-sS", str(folder / "main.py")]
@@ -250,9 +255,9 @@ class Sandbox:
         command = (self._source,) if program.executable else (python, "-s", self._source)
         if program.compiler:
             command = tuple(self._source if word == SOURCE else word for word in program.compiler)
-        packages = [sandbox_host.PACKAGES] if self._settings.packages else []
+        packages = [sandbox_host.PACKAGES] if self._settings.packages or program.modules else []
         if self._folder is not None:
-            packages = sorted({str(Path(folder).parent) for folder in self._settings.packages})
+            packages = [f"{self._folder.name}/packages", *sorted({str(Path(folder).parent) for folder in self._settings.packages})]
         return {
             "kind": program.kind,
             "source": self._source,

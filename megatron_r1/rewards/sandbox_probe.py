@@ -65,6 +65,20 @@ def probe_sandbox(settings: SandboxSettings) -> SandboxProbe:
     return SandboxProbe(not reason, reason, layers, python, compiler)
 
 
+def describe_sandbox() -> list[tuple[str, str]]:
+    """What a person wants to know of the probe: (what, what was found, and what to do where it is missing)."""
+    probe = probe_sandbox(SandboxSettings())
+    if probe.available:
+        sandbox = f"bubblewrap and seccomp hold ({', '.join(probe.layers)}) -> programs run under {probe.python}"
+    else:
+        sandbox = f"not usable -> the code reward refuses to start: {probe.reason}"
+    try:
+        compiler = f"{find_compiler()} -> C++ programs are compiled"
+    except RewardError as error:
+        compiler = f"not installed -> a response in C++ has the outcome error: {error}"
+    return [("Code sandbox", sandbox), ("C++ compiler", compiler)]
+
+
 def require_sandbox(settings: SandboxSettings) -> None:
     """Have a run stop at its start, not at its first program, where code cannot be held as the settings say.
 

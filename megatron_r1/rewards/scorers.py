@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Scorer
+from megatron_r1.rewards.tags import THINK_OPEN
 
 if TYPE_CHECKING:
     from megatron_r1.config.schema import RewardConfig
@@ -23,6 +24,7 @@ SCORERS = {
 ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
 #: a prompt's template -> the format that its responses must have
 FORMATS = {"r1_zero": "zero", "r1_chat": "chat", "r1_chat_think": "chat_opened"}
+OPENINGS = {"r1_chat_think": f"{THINK_OPEN}\n"}  #: a prompt's template -> what it already holds of the response
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ScorerSpec:
     target: str  #: "module:class", from `SCORERS`
     time_limit_seconds: float  #: wall time of one `judge` call, from the start of the work
     settings: Mapping[str, Any] = field(default_factory=dict)  #: keyword arguments of the class; must fit JSON
+    opening: str = ""  #: set before every response: without it, reasoning that the prompt opened and nobody closed were an answer
 
 
 def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
@@ -68,7 +71,7 @@ def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> d
     """The named scorers with the settings of a config.
 
     Args:
-        template: of `FORMATS`, whose format is rewarded.
+        template: of the prompts, one of `FORMATS`.
 
     Raises:
         RewardError: there is no such scorer, or the template has no format.
@@ -86,5 +89,6 @@ def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> d
         if name not in SCORERS:
             raise RewardError(f"no scorer {name!r}; there are {', '.join(SCORERS)}")
         limit = config.code_time_limit_seconds if name == "code" else config.time_limit_seconds
-        specs[name] = ScorerSpec(SCORERS[name], limit, settings[name])
+        opening = "" if name == "format" else OPENINGS.get(template, "")
+        specs[name] = ScorerSpec(SCORERS[name], limit, settings[name], opening)
     return specs

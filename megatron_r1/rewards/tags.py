@@ -72,6 +72,14 @@ def find_hash_answers(response: str) -> list[str]:
     return answers
 
 
+def find_summary(response: str) -> str | None:
+    """What follows the reasoning; the whole response where there is none. None where the reasoning does not end or nothing follows."""
+    _, closed, summary = response.rpartition(THINK_CLOSE)
+    if THINK_OPEN in summary or (THINK_OPEN in response and not closed):
+        return None
+    return summary.strip() or None
+
+
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
     for index in range(start, min(len(text), start + MAX_ANSWER_CHARACTERS + 1)):

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -36,14 +37,19 @@ class Diagnosis:
         return choice if choice != "auto" else "cuda" if has_cuda else "cpu"
 
 
-def run_doctor(choice: Literal["auto", "cpu", "cuda"]) -> int:
-    """Print the diagnosis. Returns 1 where the chosen device cannot run here, else 0."""
+def run_doctor(choice: Literal["auto", "cpu", "cuda"], examine_sandbox: Callable[[], list[tuple[str, str]]]) -> int:
+    """Print the diagnosis. Returns 1 where the chosen device cannot run here, else 0.
+
+    Args:
+        examine_sandbox: finds whether programs can be rewarded here, `rewards.sandbox_probe.describe_sandbox`; a device runs without.
+    """
     diagnosis = Diagnosis()
     _examine_host(diagnosis)
     has_cuda = _examine_torch(diagnosis)
     _examine_training(diagnosis)
     _examine_rollout(diagnosis)
     _examine_launchers(diagnosis)
+    diagnosis.findings += examine_sandbox()
 
     width = max(len(name) for name, _ in diagnosis.findings)
     for name, finding in diagnosis.findings:

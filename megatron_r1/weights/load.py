@@ -13,11 +13,13 @@ from megatron_r1.weights.fuse import fuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.local import local_weights, tensor_group
-from megatron_r1.weights.mapping import Entry, Split, hf_shapes
+from megatron_r1.weights.mapping import SCORE_HEAD, Entry, Split, hf_shapes
 
 
 @torch.no_grad()
-def load_weights(modules: Sequence[torch.nn.Module], arch: Architecture, folder: Path, groups: WeightGroups) -> None:
+def load_weights(
+    modules: Sequence[torch.nn.Module], arch: Architecture, folder: Path, groups: WeightGroups, trunk_of: Architecture | None = None
+) -> None:
     """Fill every parameter and persistent buffer of the modules. Not collective, but strict about the whole folder.
 
     Values are converted to the dtype of the parameters. The copies of embedding and output layer that published checkpoints
@@ -28,16 +30,19 @@ def load_weights(modules: Sequence[torch.nn.Module], arch: Architecture, folder:
         arch: the model's shape.
         folder: config.json and safetensors.
         groups: this rank's process groups.
+        trunk_of: the folder holds this language model, and the modules a reward model on its trunk, whose head is left as it is.
 
     Raises:
         CheckpointError: a missing or broken folder or file.
         ConversionError: tensors that are missing, unknown or of another shape, on either side; copies that differ.
     """
     source = HfFolder(folder)
-    source.check_names(hf_shapes(arch))
+    source.check_names(hf_shapes(trunk_of or arch))
     local = local_weights(modules, arch, groups)
     for i, targets in local.tensors.items():
         entry = local.entries[i]
+        if trunk_of is not None and entry.name == SCORE_HEAD:
+            continue
         source.check_shapes(entry.hf_shapes)
         for target in targets:
             _fill(entry, target, source, groups)

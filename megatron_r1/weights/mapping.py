@@ -108,9 +108,12 @@ MTP = (
     Row(("final_layernorm.weight",), ("shared_head.norm.weight",), (("hidden",),)),
 )
 
+SCORE_HEAD = "score.weight"  #: a reward model's, in transformers' classifiers
+
 LAST = (
     Row(("decoder.final_layernorm.weight",), ("model.norm.weight",), (("hidden",),)),
-    Row(("output_layer.weight",), ("lm_head.weight",), (("vocab", "hidden"),), Split.VOCAB, "untied"),
+    Row(("output_layer.weight",), ("lm_head.weight",), (("vocab", "hidden"),), Split.VOCAB, "untied language model"),
+    Row(("output_layer.weight",), (SCORE_HEAD,), (("one", "hidden"),), when="reward model"),
 )
 
 #: Published checkpoints repeat these in every multi-token-prediction layer; Megatron shares them.
@@ -196,6 +199,7 @@ def _entry(arch: Architecture, row: Row, sizes: dict[str, int], megatron: str, h
 
 def _sizes(arch: Architecture) -> dict[str, int]:
     common = {
+        "one": 1,
         "vocab": arch.vocab_size,
         "hidden": arch.hidden_size,
         "2*hidden": 2 * arch.hidden_size,
@@ -224,6 +228,8 @@ def _conditions(arch: Architecture) -> dict[str, bool]:
         "always": True,
         "tied": arch.tie_word_embeddings,
         "untied": not arch.tie_word_embeddings,
+        "untied language model": not arch.tie_word_embeddings and not arch.is_reward_model,
+        "reward model": arch.is_reward_model,
         "full query": not compressed,
         "query compression": compressed,
         "shared experts": arch.n_shared_experts > 0,

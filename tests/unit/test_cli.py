@@ -27,7 +27,7 @@ def commands(monkeypatch):
     """In place of `pipeline.commands`: keeps the config that a command was called with."""
     seen = {}
     module = types.ModuleType("megatron_r1.pipeline.commands")
-    for name in ("pretrain", "sft", "grpo", "evaluate", "pipeline_r1_zero"):
+    for name in ("pretrain", "sft", "reward_model", "grpo", "evaluate", "pipeline_r1_zero"):
         setattr(module, name, lambda config, name=name: seen.update({name: config}))
     module.seen = seen
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -40,6 +40,7 @@ def commands(monkeypatch):
     [
         (["pretrain"], "pretrain"),
         (["sft"], "sft"),
+        (["reward-model"], "reward_model"),
         (["grpo"], "grpo"),
         (["evaluate"], "evaluate"),
         (["pipeline", "r1-zero"], "pipeline_r1_zero"),
@@ -112,7 +113,19 @@ def test_only_rank_zero_tells_an_error_that_all_ranks_have(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["pretrain"], ["sft"], ["grpo"], ["evaluate"], ["score"], ["doctor"], ["report"], ["pipeline", "r1-zero"]]
+    "arguments",
+    [
+        [],
+        ["pretrain"],
+        ["sft"],
+        ["reward-model"],
+        ["grpo"],
+        ["evaluate"],
+        ["score"],
+        ["doctor"],
+        ["report"],
+        ["pipeline", "r1-zero"],
+    ],
 )
 def test_every_command_has_help(capsys, arguments):
     with pytest.raises(SystemExit) as caught:

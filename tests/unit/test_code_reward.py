@@ -103,6 +103,11 @@ FORMS = {
         },
         ["accepted"],
     ),
+    "the package that LeetCode has": (
+        "from sortedcontainers import SortedList\nclass Solution:\n    def f(self, a): return list(SortedList(a))",
+        {"fn_name": "f", "inputs": [[[3, 1, 2]]], "outputs": [[1, 2, 3]]},
+        ["accepted"],
+    ),
     "a check with its own reference": (
         "def f(x): return helper(x)\ndef helper(x): return x * 2",
         {
@@ -151,11 +156,6 @@ def test_stopping_early_and_the_time_of_a_program():
     assert judge("def f(x): return x", tests, stop_at_first_failure=True).parts["tests"] == ["wrong", "not_run", "not_run"]
     slow = judge("import time\ndef f(x):\n    time.sleep(0.6)\n    return 2", tests, program_seconds=0.5)
     assert slow.parts["tests"] == ["accepted", "not_run", "not_run"] and slow.score == 0
-
-
-@needs_sandbox
-def test_cpp_for_a_function_is_wrong():
-    assert judge("int f(int x) { return x; }", ["assert f(1) == 1"], "cpp").outcome == "wrong"
 
 
 @pytest.mark.parametrize(

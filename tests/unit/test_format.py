@@ -1,8 +1,14 @@
 """The format rewards: the R1-Zero template and the R1 chat format."""
 
+from typing import get_args
+
 import pytest
 
+from megatron_r1.config.schema import DataConfig, RewardConfig
+from megatron_r1.data.templates import TEMPLATES, render
 from megatron_r1.rewards.format import FormatScorer, follows_chat_format, follows_format
+from megatron_r1.rewards.scorers import FORMATS, OPENINGS, scorer_specs
+from tests.direct_scoring import DirectScoring
 
 
 @pytest.mark.parametrize(
@@ -105,3 +111,26 @@ def test_the_scorer_takes_its_template_by_name():
         assert outcomes == ["correct" if text == own else "wrong" for text in texts.values()]
     with pytest.raises(ValueError, match="zero, chat, chat_opened"):
         FormatScorer("r1")
+
+
+def test_every_template_has_its_format():
+    assert list(TEMPLATES) == list(FORMATS) == list(get_args(DataConfig.model_fields["template"].annotation))
+    for template in TEMPLATES:
+        spec = scorer_specs(RewardConfig(), ["format"], template)["format"]
+        assert FormatScorer(**spec.settings)._follows is FormatScorer(FORMATS[template])._follows and spec.opening == ""
+        assert render(template, "q").endswith("<think>\n") == (OPENINGS.get(template) == "<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("response", "accuracy", "form"),
+    [
+        ("One and one.\n</think>\n\n\\boxed{2}", "correct", "correct"),
+        ("One and one.\n</think>\n\n\\boxed{3}", "wrong", "correct"),
+        ("<think>\nOne and one.\n</think>\n\n\\boxed{2}", "correct", "wrong"),
+        ("One and one is \\boxed{2}", "wrong", "wrong"),  # the reasoning that the prompt opened never ends
+    ],
+)
+def test_where_the_prompt_opens_the_reasoning_only_what_follows_its_end_is_the_answer(response, accuracy, form):
+    scoring = DirectScoring(RewardConfig(answer_location="boxed"), template="r1_chat_think")
+    assert scoring.submit("math", response, "2").result().outcome == accuracy
+    assert scoring.submit("format", response).result().outcome == form

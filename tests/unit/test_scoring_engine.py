@@ -88,6 +88,11 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
     assert len(pids) > 1, "the work is shared"
 
 
+def test_what_the_prompt_holds_of_a_response_is_set_before_it():
+    with ScoringEngine({"odd": ScorerSpec(TARGET, 2.0, opening="echo 0")}, workers=1, limits=ROOMY) as scoring:
+        assert scoring.submit("odd", ".25").result().score == 0.25
+
+
 def test_time_is_counted_from_the_start_of_the_work():
     with engine(limit=1.0) as scoring:
         futures = [scoring.submit("odd", "sleep 0.3") for _ in range(5)]

@@ -19,6 +19,7 @@ def test_the_r1_zero_template_is_word_for_word():
 
 def test_the_chat_template_has_no_space_anywhere():
     assert render("r1_chat", "Hi there.") == "<｜User｜>Hi there.<｜Assistant｜>"
+    assert render("r1_chat_think", "Hi there.") == "<｜User｜>Hi there.<｜Assistant｜><think>\n"
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

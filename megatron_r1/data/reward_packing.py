@@ -1,0 +1,89 @@
+"""Packing sequences whose last token is scored; those of one example, such as the two of a pair, stay in one micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from megatron_r1.data.packing import PADDING, assign_bins, close_row
+from megatron_r1.errors import DataError
+from megatron_r1.types import MicroBatch
+
+
+@dataclass(frozen=True)
+class ScoredExample:
+    """What a reward model is trained on: sequences that end with the end of sequence, where their score is read."""
+
+    sequences: tuple[list[int], ...]  #: (chosen, rejected), or the one response
+    safe: bool = True  #: the label of a single response
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that the example occupies in a packed micro-batch."""
+        return sum(map(len, self.sequences))
+
+
+def pack_examples(
+    examples: list[ScoredExample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
+) -> list[list[MicroBatch]]:
+    """Every example once, in micro-batches of one padded length, the same way as `pack_samples`.
+
+    A sequence's sample id is its place in `[sequence for example in examples for sequence in example.sequences]`; `loss_mask` is 1
+    at the last token of every sequence, and there are no labels.
+
+    Args: see `pack_samples`.
+
+    Raises:
+        DataError: an example does not fit into `max_tokens`.
+    """
+    if not examples:
+        raise ValueError("nothing to pack")
+    lengths = [example.num_tokens for example in examples]
+    for index, length in enumerate(lengths):
+        if length > max_tokens:
+            raise DataError(f"example {index} has {length} tokens, more than micro_batch_tokens={max_tokens}; raise it")
+    bins_per_rank, size = assign_bins(
+        lengths, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
+    )
+    firsts = [0]
+    for example in examples:
+        firsts.append(firsts[-1] + len(example.sequences))
+    longest = max(len(sequence) for example in examples for sequence in example.sequences)
+    return [
+        [_fill([(firsts[i] + k, s) for i in chosen for k, s in enumerate(examples[i].sequences)], size, longest) for chosen in bins]
+        for bins in bins_per_rank
+    ]
+
+
+def last_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> torch.Tensor:
+    """[S] what stands at the last token of each sequence, padding left out, in the order of the micro-batch; keeps the gradient."""
+    assert micro_batch.cu_seqlens is not None, "only packed micro-batches have last tokens"
+    is_real = [sample_id != PADDING for sample_id in micro_batch.sample_ids]
+    last = micro_batch.cu_seqlens[1:].long() - 1
+    return values_1N[0, last[torch.tensor(is_real, dtype=torch.bool, device=last.device)]]
+
+
+def unpack_last_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict[int, torch.Tensor]:
+    """The values of `last_token_values` as {sample id: scalar}."""
+    ids = [sample_id for sample_id in micro_batch.sample_ids if sample_id != PADDING]
+    return dict(zip(ids, last_token_values(micro_batch, values_1N).unbind(), strict=True))
+
+
+def _fill(sequences: list[tuple[int, list[int]]], size: int, longest: int) -> MicroBatch:
+    row = MicroBatch(
+        token_ids=torch.zeros(1, size, dtype=torch.int64),
+        labels=torch.zeros(1, size, dtype=torch.int64),
+        loss_mask=torch.zeros(1, size),
+        position_ids=torch.zeros(1, size, dtype=torch.int64),
+        sample_ids=[number for number, _ in sequences],
+    )
+    bounds = [0]
+    for _, token_ids in sequences:
+        start, end = bounds[-1], bounds[-1] + len(token_ids)
+        row.token_ids[0, start:end] = torch.tensor(token_ids)
+        row.position_ids[0, start:end] = torch.arange(len(token_ids))
+        row.loss_mask[0, end - 1] = 1
+        bounds.append(end)
+    close_row(row, bounds, longest)
+    return row

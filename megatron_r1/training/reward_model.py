@@ -1,0 +1,97 @@
+"""Training a reward model (DeepSeek-R1, arXiv 2501.12948v2, section 3.1): pairs of responses, or responses labelled safe or not."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+
+from megatron_r1.algorithms.reward_loss import pairwise_loss, pointwise_loss
+from megatron_r1.config.schema import RewardModelConfig
+from megatron_r1.data.packing import PADDING
+from megatron_r1.data.reward_packing import ScoredExample, last_token_values
+from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.saving import Write
+from megatron_r1.training.protocols import LossFn, Stats
+from megatron_r1.training.samples import minibatches
+from megatron_r1.types import MicroBatch
+
+
+class RewardModel(Protocol):
+    """r_phi. Every rank passes everything and gets the same answer."""
+
+    def train_step(self, examples: list[ScoredExample], loss_fn: LossFn) -> Stats:
+        """One update on a whole batch."""
+
+    def scores(self, sequences: list[list[int]]) -> list[float]:
+        """The score at the last token of each sequence."""
+
+
+def count_updates(stage: RewardModelConfig, num_examples: int) -> int:
+    """Updates of all epochs; the last batch of an epoch may be smaller."""
+    return stage.epochs * math.ceil(num_examples / stage.batch_size)
+
+
+def train_reward_model(
+    stage: RewardModelConfig,
+    *,
+    model: RewardModel,
+    examples: list[ScoredExample],
+    heldout: list[ScoredExample],
+    run: Run,
+    save: Write,
+    seed: int,
+) -> None:
+    """Go over the examples `stage.epochs` times in an order that depends on seed and epoch only, going on where `run` left off.
+
+    Args:
+        heldout: measured every `stage.validate_interval` updates and at the end; may be empty.
+        save: writes the model, as `Run.checkpoint` wants it.
+    """
+    total = count_updates(stage, len(examples))
+    per_epoch = total // stage.epochs
+    epoch, batches = -1, []
+    for step in run.steps(total, "reward model"):
+        if (step - 1) // per_epoch != epoch:
+            epoch = (step - 1) // per_epoch
+            batches = list(minibatches(examples, stage.batch_size, f"{seed}/{epoch}"))
+        batch = batches[(step - 1) % per_epoch]
+        with run.timer("train"):
+            stats = model.train_step(batch, loss_of(stage.kind, batch))
+        run.count_tokens("train", sum(example.num_tokens for example in batch))
+        metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "epoch": step / per_epoch}
+        metrics |= {name: total_of_batch / len(batch) for name, total_of_batch in stats.sums.items()}
+        if heldout and (step == total or (stage.validate_interval and step % stage.validate_interval == 0)):
+            with run.timer("validate"):
+                metrics |= {f"validation/{name}": value for name, value in measure(stage.kind, model, heldout).items()}
+        run.record(step, metrics)
+        if run.checkpoint_due(step, total):
+            run.checkpoint(step, save, {})
+
+
+def loss_of(kind: str, examples: list[ScoredExample]) -> LossFn:
+    """The loss over a batch, given the score of every token of its micro-batches."""
+
+    def compute(scores_1N: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        numbers = [number for number in micro_batch.sample_ids if number != PADDING]
+        return _loss(kind, last_token_values(micro_batch, scores_1N), numbers, examples)
+
+    return compute
+
+
+def measure(kind: str, model: RewardModel, examples: list[ScoredExample]) -> dict[str, float]:
+    """Loss, accuracy and, of pairs, margin: means over the examples."""
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    loss, sums = _loss(kind, torch.tensor(model.scores(sequences)), list(range(len(sequences))), examples)
+    return {"loss": loss.item()} | {name: value.item() / len(examples) for name, value in sums.items()}
+
+
+def _loss(
+    kind: str, scores_S: torch.Tensor, numbers: list[int], examples: list[ScoredExample]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`numbers` tells which of the batch's sequences have the scores; the two of a pair are neighbours, the chosen one first."""
+    if kind == "helpful":
+        return pairwise_loss(scores_S[0::2], scores_S[1::2], denominator=len(examples))
+    safe = torch.tensor([float(examples[number].safe) for number in numbers], device=scores_S.device)
+    return pointwise_loss(scores_S, safe, denominator=len(examples))
