@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from megatron_r1.runtime.distributed import rank, world_size
@@ -13,6 +14,7 @@ R = TypeVar("R")
 
 _PARTS = 64  # wanted at least: they are what processes share, and what an interrupted conversion does not do again
 _SMALLEST = 32 << 20  # bytes
+_AHEAD = 2  # items read before they are asked for
 
 
 def part_bytes(total: int, max_file_bytes: int) -> int:
@@ -37,11 +39,11 @@ def own_share(items: Sequence[T]) -> Sequence[T]:
 
 
 def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """(item, read(item)) one after the other, the next one being read while the caller works on the last."""
+    """(item, read(item)) one after the other, the next two being read while the caller works on the last."""
     with ThreadPoolExecutor(1) as thread:
-        coming = None
+        coming: deque[Future[R]] = deque()
         for i, item in enumerate(items):
-            result = (coming or thread.submit(read, item)).result()
-            coming = thread.submit(read, items[i + 1]) if i + 1 < len(items) else None
+            coming.extend(thread.submit(read, items[j]) for j in range(i + len(coming), min(i + 1 + _AHEAD, len(items))))
+            result = coming.popleft().result()
             yield item, result
             del result

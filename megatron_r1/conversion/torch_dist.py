@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -31,11 +30,11 @@ from torch.distributed.checkpoint.metadata import (
 from torch.utils.serialization import config as serialization
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.runtime.files import TEMPORARY, new_checksum, write_all
+from megatron_r1.runtime.direct_file import DirectFile
+from megatron_r1.runtime.files import TEMPORARY
 
 METADATA, COMMON, FORMAT = ".metadata", "common.pt", "metadata.json"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
-_LARGE = 1 << 16  # bytes; what is smaller lies in buffers that torch.save uses again
 
 
 class Chunk(NamedTuple):
@@ -54,21 +53,16 @@ class Chunk(NamedTuple):
 class DataFile:
     """A data file being written; it appears under its name when it is closed, and is on disk then.
 
-    The checksum is computed by a thread beside the writing, which it may follow by one tensor. `discard`, or leaving the block by an
-    exception, leaves nothing of a file that was not closed.
+    `discard`, or leaving the block by an exception, leaves nothing of a file that was not closed.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self.path = path
         self.chunks: list[Chunk] = []
-        self.bytes = 0  #: written so far
-        self._checksum = new_checksum()
         self._temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
         self._problem: OSError | None = None
-        self._fd = os.open(self._temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        self._thread = ThreadPoolExecutor(1)
-        self._hashing: Future | None = None  #: of the last value
+        self._file = DirectFile(self._temporary)
 
     def __enter__(self) -> Self:
         return self
@@ -79,21 +73,22 @@ class DataFile:
         else:
             self.discard()
 
+    @property
+    def bytes(self) -> int:
+        """Written so far."""
+        return self._file.bytes
+
     def close(self) -> None:
         """Put the file on disk under its name. Raises OSError."""
         try:
-            self._thread.shutdown()
-            os.fsync(self._fd)
+            self._file.close()
             self._temporary.rename(self.path)
         finally:
             self.discard()
 
     def discard(self) -> None:
         """Let go of the file; without effect after `close`."""
-        self._thread.shutdown()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.discard()
         self._temporary.unlink(missing_ok=True)
 
     def add(self, key: str, global_shape: tuple[int, ...], offset: tuple[int, ...], tensor: torch.Tensor) -> None:
@@ -106,7 +101,6 @@ class DataFile:
 
     def save(self, value: object) -> None:
         """Append anything that `torch.save` takes. Raises OSError."""
-        before = self._hashing
         try:
             with _without_crc():
                 torch.save(value, self)
@@ -114,25 +108,19 @@ class DataFile:
             if self._problem is not None:
                 raise self._problem from None  # torch's writer wraps it in an error of its own
             raise
-        # torch.save hands out bare memory of the value, so the value must stay until it is hashed.
-        self._hashing = self._thread.submit(lambda value: None, value)
-        if before is not None:
-            before.result()
 
     def checksum(self) -> str:
         """Of everything that was written. After `close`."""
-        return self._checksum.hexdigest()
+        return self._file.checksum()
 
     def write(self, data: memoryview | bytes) -> int:
         """For torch.save."""
         view = memoryview(data).cast("B")
-        self._thread.submit(self._checksum.update, view if len(view) >= _LARGE else bytes(view))
         try:
-            write_all(self._fd, view)
+            self._file.write(view)
         except OSError as error:
             self._problem = error
             raise
-        self.bytes += len(view)
         return len(view)
 
     def flush(self) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import xxhash
 
 TEMPORARY = ".tmp-"  #: in the name of everything that is not yet whole
-_PIECE = (
-    1 << 20
-)  # bytes; for writes of some MiB Linux looks for contiguous memory, at up to ten times the CPU time on a full machine
+# Bytes. For longer writes Linux looks for contiguous memory of their length, which takes up to ten times the CPU time on a machine
+# whose memory is full of cached files.
+_PIECE = 1 << 19
 
 
 def new_checksum() -> xxhash.xxh3_128:

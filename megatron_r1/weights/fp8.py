@@ -15,6 +15,7 @@ from megatron_r1.errors import ConversionError
 BLOCK = 128  #: rows and columns of a block
 SCALE_SUFFIX = "_scale_inv"
 LARGEST = 448.0  #: of E4M3
+_NAN = 0x7F  # code of NaN without its sign
 
 _FP8_WEIGHTS = re.compile(
     r"\.(self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)"
@@ -72,7 +73,7 @@ def dequantize_into(
     """Values of a weight, or of a piece that begins inside a block, into `out`. NaN codes give NaN.
 
     Args:
-        out: [rows, columns], any floating dtype.
+        out: [rows, columns] float32, bfloat16 or float16.
         weight: [rows, columns] float8_e4m3fn.
         scale_inv: float32, the blocks that the piece touches.
         first_row: of the piece, counted from the first row of the first block.
@@ -91,12 +92,30 @@ def dequantize_into(
         scales = scale_inv.repeat_interleave(BLOCK, 0)[first_row : first_row + rows]
         out.copy_(weight.float() * scales.repeat_interleave(BLOCK, 1)[:, first_column : first_column + columns])
         return
-    from megatron_r1.weights import fp8_cpu  # its compiler takes a second to import
+    from megatron_r1.weights import fp8_cpu
 
     values = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     fp8_cpu.decode(weight.contiguous(), scale_inv, first_row, first_column, values)
     if values is not out:
         out.copy_(values)
+
+
+def prepare_decoder() -> None:
+    """Import what decodes on a CPU, whose compiler takes a second; `dequantize_into` does so where it was not done before."""
+    from megatron_r1.weights import fp8_cpu  # noqa: F401
+
+
+def may_hold_nan(weight: torch.Tensor, scale_inv: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether any value, in `dtype`, may be NaN or infinite: told from the codes, which takes less time than from the values.
+
+    Args:
+        weight: [rows, columns] float8_e4m3fn.
+        scale_inv: float32, of its blocks.
+        dtype: in which the values are to be held.
+    """
+    largest = float(scale_inv.abs().max()) * LARGEST if scale_inv.numel() else 0.0
+    is_nan = weight.numel() > 0 and int(weight.view(torch.uint8).bitwise_and(_NAN).max()) == _NAN
+    return is_nan or not largest <= torch.finfo(dtype).max
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 
 _BLOCK = 128
-_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a result -> what carries its bits
+_INT = {2: torch.int16, 4: torch.int32}  # bytes of a result -> what carries its bits
 _CODES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # code -> value
-_SIGNATURES = [
-    numba.void(numba.uint8[::1], bits[::1], *[numba.int64] * 4, bits[::1]) for bits in (numba.int16, numba.int32, numba.int64)
-]
+_SIGNATURES = [numba.void(numba.uint8[::1], bits[::1], *[numba.int64] * 4, bits[::1]) for bits in (numba.int16, numba.int32)]
 
 
 def decode(codes: torch.Tensor, scales: torch.Tensor, first_row: int, first_column: int, out: torch.Tensor) -> None:
@@ -30,7 +28,7 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, first_row: int, first_colu
         scales: [row blocks, column blocks] float32, the blocks that the piece touches.
         first_row: of the piece, counted from the first row of the first block.
         first_column: likewise.
-        out: [rows, columns], any floating dtype of 2, 4 or 8 bytes, contiguous.
+        out: [rows, columns], float32, bfloat16 or float16, contiguous.
     """
     bits = _INT[out.dtype.itemsize]
     tables = (_CODES * scales[:, :, None]).to(out.dtype).view(bits)

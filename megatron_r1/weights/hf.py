@@ -13,7 +13,7 @@ import torch
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
-from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, scale_name, scale_shape
+from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, may_hold_nan, prepare_decoder, scale_name, scale_shape
 from megatron_r1.weights.safetensors_file import DTYPES, SafetensorsFile, StoredTensor
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -21,7 +21,7 @@ CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.sa
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
 
 _NAMED = 5  # tensors named in one message
-_STRIPE_BYTES = 1 << 20  # read, converted and checked at a time, so that it stays in the cache
+_STRIPE_BYTES = 1 << 23  # read, converted and checked at a time, so that it stays in the cache
 
 
 class HfFolder:
@@ -50,6 +50,8 @@ class HfFolder:
         for name in self._file_of.keys() - self.files.keys():
             if name.removesuffix(SCALE_SUFFIX) not in self.files:
                 raise CheckpointError(f"{folder / self._file_of[name]} has scales {name} without their weight")
+        if len(self.files) < len(self._file_of):
+            prepare_decoder()  # before threads wait for the first tensor
 
     def architecture(self) -> Architecture:
         """Shape of the model. Raises CheckpointError where it is not one that this project has."""
@@ -216,7 +218,10 @@ class HfFolder:
                 touched = _blocks(range(first % BLOCK, first % BLOCK + len(target)))
                 part = scales[first // BLOCK - rows.start // BLOCK :][touched]
                 dequantize_into(target, piece, part, first % BLOCK, columns.start % BLOCK)
-            elif not as_stored:
+                if may_hold_nan(piece, part, out.dtype):
+                    _check_finite(name, file.path, target)
+                continue
+            if not as_stored:
                 target.copy_(piece)
             _check_finite(name, file.path, target)
 
