@@ -56,6 +56,10 @@ PIPELINES = {
         "pipeline_r1_zero", "base model, R1-Zero from it, and a table that compares them", tuple(Config.model_fields)
     ),
 }
+RECIPE_SUMMARIES = {
+    "r1": "the whole recipe: base, R1-Zero, cold start, reasoning RL, reward models, curated SFT, RL over all scenarios, students",
+    "distill": "the students alone: distillation of stage 3's curated set, and RL for comparison",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,6 +119,18 @@ def _run_score(arguments: argparse.Namespace) -> int:
 
     counts = score_file(config, arguments.reward, arguments.input, arguments.output, arguments.mark_unscorable)
     print(f"{arguments.output}: " + ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common()))
+    return 0
+
+
+def _run_recipe(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    from megatron_r1.pipeline import commands, recipe
+
+    first, last = arguments.first, arguments.last
+    if arguments.dry_run:
+        print(recipe.describe_plan(config, first, last))
+    else:
+        commands.pipeline_recipe(config, first, last)
     return 0
 
 
@@ -189,6 +205,15 @@ def _build_parser() -> argparse.ArgumentParser:
     pipelines = pipeline.add_subparsers(metavar="PIPELINE", required=True)
     for name, command in PIPELINES.items():
         _add_command(pipelines, name, command)
+    for name, summary in RECIPE_SUMMARIES.items():
+        recipe = _add_command(pipelines, name, Command("pipeline_recipe", summary, tuple(Config.model_fields)))
+        first, last = (None, None) if name == "r1" else ("student", "student_rl")
+        recipe.add_argument(
+            "--from", dest="first", metavar="STAGE", default=first, help="begin with this stage; the ones before are there"
+        )
+        recipe.add_argument("--to", dest="last", metavar="STAGE", default=last, help="end after this stage")
+        recipe.add_argument("--dry-run", action="store_true", help="check every stage's settings and print what would be done")
+        recipe.set_defaults(handler=_run_recipe)
     return parser
 
 

@@ -14,6 +14,7 @@ import torch
 
 KINDS = ("reasoning", "general")  #: of prompts
 DOMAINS = ("math", "code")  #: of reasoning prompts
+PREFERENCES = ("helpful", "safety")  #: of general prompts
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Prompt:
     language: str = ""  #: "en", "zh", or "" where unknown
     domain: str = "math"  #: what judges accuracy: "math" or "code", whose `answer` is its tests as JSON
     kind: str = "reasoning"  #: which rewards apply: "reasoning" has a rule, "general" needs a model
+    preference: str = "helpful"  #: of a general prompt: which reward model judges it, "helpful" or "safety" (v2 section 3.1)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,25 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapp
         raise ConfigError(_describe(error, sources)) from None
 
 
+def override_config(config: Config, settings: Mapping[str, Any], source: str) -> Config:
+    """The config with some settings replaced: sections as mappings, or dotted keys.
+
+    Args:
+        source: where they stand, for messages.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type or out of range.
+    """
+    tree = config.model_dump()
+    for key, value in _flatten(settings):
+        _check_key(key, value, source)
+        _set(tree, key, value)
+    try:
+        return Config.model_validate(tree, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, {key: source for key, _ in _flatten(settings)})) from None
+
+
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

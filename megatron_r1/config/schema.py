@@ -11,13 +11,14 @@ from pydantic import Field, field_validator
 
 from megatron_r1.config.benchmarks import BenchmarksConfig
 from megatron_r1.config.curation import CurationConfig
+from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.section import Section
 
 
 class ModelConfig(Section):
     """Which architecture, and where its weights come from."""
 
-    preset: str = Field("tiny", description="tiny, small, 16b or 671b; ignored when `weights` names a folder")
+    preset: str = Field("tiny", description="tiny, tiny_qwen2, small, 16b or 671b; ignored when `weights` names a folder")
     overrides: dict[str, Any] = Field({}, description="fields of the Hugging Face config.json that replace the preset's")
     weights: str | None = Field(None, description="Hugging Face folder, converted folder, checkpoint or run to start from")
 
@@ -72,7 +73,9 @@ class DataConfig(Section):
     """Where prompts and documents come from."""
 
     source: str = Field(
-        "tally", description="'tally' (generated arithmetic) or a path to a .jsonl / .json file of problems or documents"
+        "tally",
+        description="'tally' (generated arithmetic), 'tally_chat' (the same with small talk) or a path to a .jsonl / .json file of "
+        "problems or documents",
     )
     question_field: str = "question"
     answer_field: str = "answer"
@@ -82,6 +85,13 @@ class DataConfig(Section):
         "r1_zero",
         description="r1_chat: DeepSeek-R1's; r1_chat_think: its later revision, whose prompts end in <think>; tokenizer: the "
         "tokenizer's own chat_template",
+    )
+    general_source: str | None = Field(
+        None,
+        description="general prompts for RL over all scenarios: 'tally_chat' or a .jsonl / .json file of problems of kind general",
+    )
+    general_share: float = Field(
+        0.5, ge=0, le=1, description="of the prompts, while general ones come (not stated; see grpo.general_updates)"
     )
     max_prompt_tokens: int = Field(1024, gt=0, description="longer prompts are refused by name, not cut")
     heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of problems kept for evaluation, by a hash of the problem")
@@ -194,6 +204,9 @@ class GrpoConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-6, weight_decay=0.0)
     moe: MoeTrainingConfig = MoeTrainingConfig()
     freeze_router: bool = Field(False, description="router weights get no gradient")
+    general_updates: int = Field(
+        400, ge=0, description="the last policy updates, in which general prompts and preference rewards come (v2 section 3.2.2)"
+    )
     shuffle_rewards: bool = Field(
         False, description="control experiment: rewards are permuted over the batch, nothing can be learned"
     )
@@ -277,7 +290,11 @@ class RewardConfig(Section):
     format_weight: float = 1.0
     language_weight: float = Field(0.0, description='0: not measured; R1\'s RL stages: 1, "directly adding it"')
     model_weight: float = Field(1.0, description="of the model's reward on general prompts")
-    model: Literal["none", "judge"] = Field("none", description="what scores general prompts; judge: see reward.judge")
+    model: Literal["none", "judge", "reward_models"] = Field(
+        "none", description="what scores general prompts; judge: see reward.judge; reward_models: the two below"
+    )
+    helpful_model: str | None = Field(None, description="folder of the reward model for helpfulness, which reads the final summary")
+    safety_model: str | None = Field(None, description="folder of the reward model for safety, which reads the whole response")
     answer_location: Literal["answer_tag", "boxed", "hash"] = Field(
         "answer_tag", description="the only place where an answer counts; hash: after ####"
     )
@@ -336,4 +353,5 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     curation: CurationConfig = CurationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    recipe: RecipeConfig = RecipeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -14,9 +14,13 @@ from megatron_r1.config.schema import DataConfig
 from megatron_r1.data.problems import shuffled
 from megatron_r1.data.records import read_records, read_text, take_text
 from megatron_r1.data.tally import pretraining_document
+from megatron_r1.data.tally_chat import tally_chat_document
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.types import MicroBatch
+
+#: data.source -> (question, what follows it) of a generated corpus
+_GENERATED = {"tally": pretraining_document, "tally_chat": tally_chat_document}
 
 
 class DocumentSource(Protocol):
@@ -29,29 +33,29 @@ class DocumentSource(Protocol):
 
 
 def load_documents(config: DataConfig) -> DocumentSource:
-    """The generated tally corpus, the "text" field of a .jsonl or .json file, or the paragraphs of a .txt or .md file.
+    """A generated corpus, the "text" field of a .jsonl or .json file, or the paragraphs of a .txt or .md file.
 
     Raises:
         DataError: a file that is missing, empty or malformed, with the line.
     """
-    if config.source == "tally":
-        return TallyDocuments(config.template, config.heldout_fraction)
+    if config.source in _GENERATED:
+        return GeneratedDocuments(config.source, config.template, config.heldout_fraction)
     path = Path(config.source)
     if path.suffix in (".txt", ".md"):
         return TextDocuments([part.strip() for part in re.split(r"\n\s*\n", read_text(path)) if part.strip()])
     return TextDocuments([take_text(record, "text", where) for where, record in read_records(path)])
 
 
-class TallyDocuments:
-    """The noisy corpus of `tally.pretraining_document`, each question inside the template that it will be asked with."""
+class GeneratedDocuments:
+    """A noisy corpus made on demand, each question inside the template that it will be asked with."""
 
-    def __init__(self, template: str, heldout_fraction: float):
-        self._template, self._heldout_fraction = template, heldout_fraction
-        self.fingerprint = f"tally-{template}-{heldout_fraction}"
+    def __init__(self, name: str, template: str, heldout_fraction: float):
+        self._make, self._template, self._heldout_fraction = _GENERATED[name], template, heldout_fraction
+        self.fingerprint = f"{name}-{template}-{heldout_fraction}"
 
     def encode(self, number: int, seed: int, tokenizer: Tokenizer) -> list[int]:
         """See `DocumentSource`."""
-        question, continuation = pretraining_document(random.Random(f"document {seed} {number}"), self._heldout_fraction)
+        question, continuation = self._make(random.Random(f"document {seed} {number}"), self._heldout_fraction)
         return tokenizer.encode_prompt(self._template, question)[1] + tokenizer.encode(continuation)
 
 

@@ -15,7 +15,7 @@ from megatron_r1.data.records import read_records, take_text
 from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tally import TallyProblem, draw_problem
 from megatron_r1.errors import DataError
-from megatron_r1.types import DOMAINS, KINDS
+from megatron_r1.types import DOMAINS, KINDS, PREFERENCES
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Problem:
     language: str = ""  #: "en", "zh", or "" where unknown
     domain: str = "math"  #: "math" or "code", whose answer is its tests as JSON
     kind: str = "reasoning"  #: "reasoning" or "general"
+    preference: str = "helpful"  #: of a general problem: "helpful" or "safety"
 
 
 class ProblemSource(Protocol):
@@ -54,7 +55,7 @@ def load_problems(config: DataConfig) -> ProblemSource:
     Raises:
         DataError: a file that is missing, empty or malformed, with the line.
     """
-    if config.source == "tally":
+    if config.source in ("tally", "tally_chat"):
         return TallyProblems(config.heldout_fraction)
     return FileProblems(read_problems(config), config.heldout_fraction, config.source)
 
@@ -95,8 +96,8 @@ def _tally_problem(problem: TallyProblem) -> Problem:
 class FileProblems:
     """A list of problems; every epoch visits every training problem once, in a new order."""
 
-    def __init__(self, problems: list[Problem], heldout_fraction: float, name: str):
-        """Args: `name` stands for the problems in messages.
+    def __init__(self, problems: list[Problem], heldout_fraction: float, name: str, kind: str = "reasoning"):
+        """Args: `name` stands for the problems in messages; `kind` of those that are held out.
 
         Raises:
             DataError: one of the two parts is empty.
@@ -104,7 +105,7 @@ class FileProblems:
         parts: dict[bool, list[Problem]] = {True: [], False: []}
         for problem in problems:
             parts[is_heldout(problem.question, heldout_fraction)].append(problem)
-        self._name, self._train, self._heldout = name, parts[False], parts[True]
+        self._name, self._train, self._heldout, self._kind = name, parts[False], parts[True], kind
         if not self._train:
             raise DataError(f"{name}: no training problem is left of {len(problems)} with data.heldout_fraction={heldout_fraction}")
         text = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in self._train)
@@ -116,12 +117,12 @@ class FileProblems:
         return self._train[shuffled(len(self._train), seed, epoch)[offset]]
 
     def heldout(self, count: int, seed: int) -> list[Problem]:
-        """See `ProblemSource`; of reasoning problems alone, since a general one has no accuracy.
+        """See `ProblemSource`; of reasoning problems alone where there are both kinds, since a general one has no accuracy.
 
         Raises:
             DataError: fewer held-out problems than asked for.
         """
-        heldout = [problem for problem in self._heldout if problem.kind == "reasoning"]
+        heldout = [problem for problem in self._heldout if problem.kind == self._kind]
         if count > len(heldout):
             raise DataError(
                 f"{self._name}: evaluate.problems={count} but only {len(heldout)} problems are held out;"
@@ -157,13 +158,14 @@ def read_problems(config: DataConfig) -> list[Problem]:
     for number, (where, record) in enumerate(read_records(path), start=1):
         question = take_text(record, config.question_field, where)
         kind = _take_choice(record, "kind", KINDS, "reasoning", where)
+        preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)
         domain = _take_choice(record, "domain", DOMAINS, "code" if "tests" in record else "math", where)
         if question in first_seen:
             raise DataError(f"{where}: the same question stands at {first_seen[question]}; remove one of the two")
         first_seen[question] = where
         language = take_text(record, "language", where) if record.get("language") else ""
         answer = _take_answer(record, config, kind, domain, where)
-        problems.append(Problem(f"{path.stem}-{number}", question, answer, language, domain, kind))
+        problems.append(Problem(f"{path.stem}-{number}", question, answer, language, domain, kind, preference))
     return problems
 
 

@@ -75,9 +75,8 @@ def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_promp
             f"problem {problem.id} has a prompt of {len(token_ids)} tokens, data.max_prompt_tokens is {max_prompt_tokens};"
             " raise it or remove the problem"
         )
-    return Prompt(
-        problem.id, problem.question, problem.answer, text, tuple(token_ids), problem.language, problem.domain, problem.kind
-    )
+    known = {name: getattr(problem, name) for name in ("language", "domain", "kind", "preference")}
+    return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), **known)
 
 
 def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:

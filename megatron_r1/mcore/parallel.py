@@ -25,6 +25,8 @@ __all__ = [
     "slice_context_parallel",
 ]  # fmt: skip
 
+_layout: Layout | None = None  # of the groups that are there
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -41,20 +43,24 @@ class Groups:
 
 
 def initialize(layout: Layout, seed: int) -> None:
-    """Build the process groups of `layout`, replacing earlier ones, and seed Megatron-Core's generators.
+    """Build the process groups of `layout`, and seed Megatron-Core's generators.
 
-    torch.distributed is already initialised with `layout.world_size` ranks.
+    Groups of the same layout are kept, for models that live side by side; those of another are replaced. torch.distributed is already
+    initialised with `layout.world_size` ranks.
     """
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
-        context_parallel_size=layout.cp,
-        expert_model_parallel_size=layout.ep,
-        expert_tensor_parallel_size=layout.etp,
-    )
+    global _layout
+    if not parallel_state.model_parallel_is_initialized() or layout != _layout:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tp,
+            pipeline_model_parallel_size=layout.pp,
+            virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+            context_parallel_size=layout.cp,
+            expert_model_parallel_size=layout.ep,
+            expert_tensor_parallel_size=layout.etp,
+        )
+        _layout = layout
     # Both are module globals that keep the number of layers of the first model.
     get_moe_layer_wise_logging_tracker().clear()
     MTPLossLoggingHelper.tracker.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
+from megatron_r1.model.dense import Qwen2
 from megatron_r1.model.hf_config import describe_errors
 
 PRESETS: dict[str, Architecture] = {
@@ -15,6 +16,11 @@ PRESETS: dict[str, Architecture] = {
         num_attention_heads=4, q_lora_rank=None, kv_lora_rank=512, qk_nope_head_dim=32, qk_rope_head_dim=64, v_head_dim=32,
         max_position_embeddings=1024, rope_theta=100.0, n_routed_experts=8, n_shared_experts=1, moe_intermediate_size=64,
         num_experts_per_tok=2, n_group=1, topk_group=1, routed_scaling_factor=1.0, init_std=0.08,
+    ),
+    # A dense student for the tiny model's data.
+    "tiny_qwen2": Qwen2(
+        vocab_size=640, hidden_size=96, num_hidden_layers=3, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=1024, rope_theta=100.0, tie_word_embeddings=True, init_std=0.08,
     ),
     # About 100 M parameters, every part of the architecture on.
     "small": DeepseekV3(

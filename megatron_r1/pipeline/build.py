@@ -20,7 +20,7 @@ from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, megatron_architecture
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
-from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tally_tokenizer import train_generated_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, check_tokenizer_fits
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import evaluate
@@ -39,7 +39,7 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.checkpoints import verify_checkpoint
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import child_environment
-from megatron_r1.training.scoring import CollectiveRewards
+from megatron_r1.training.scoring import CollectiveRewards, Preferences
 from megatron_r1.weights.feed import feed_rank_zero
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
@@ -74,7 +74,7 @@ def find_architecture(config: Config) -> Architecture:
 
 
 def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
-    """`data.tokenizer`, else the tokenizer beside `model.weights`, else, for the tally alone, one trained on the spot.
+    """`data.tokenizer`, else the tokenizer beside `model.weights`, else, for generated data alone, one trained on the spot.
 
     Raises:
         ConfigError: there is none, or it is larger than the model's vocabulary.
@@ -83,8 +83,10 @@ def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
     folder = config.data.tokenizer or _megatron_weights(config) or config.model.weights
     if folder is not None:
         tokenizer = Tokenizer.load(folder)
-    elif config.data.source == "tally":
-        tokenizer = train_tally_tokenizer(arch.vocab_size, config.data.template, config.data.heldout_fraction)
+    elif config.data.source in ("tally", "tally_chat"):
+        tokenizer = train_generated_tokenizer(
+            config.data.source, arch.vocab_size, config.data.template, config.data.heldout_fraction
+        )
     else:
         raise ConfigError(
             "data.tokenizer is not set and no model.weights has one beside it: make one with tools/train_tokenizer.py"
@@ -190,6 +192,26 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
     Args:
         log: takes all output of the engine process.
     """
+    engine = CollectiveEngine(lambda: _start_engine(config, session, arch, tokenizer, log))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def open_own_engine(
+    config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path
+) -> Iterator[RolloutEngine]:
+    """The same for this process alone: what makes data is called on rank 0 only."""
+    engine = _start_engine(config, session, arch, tokenizer, log)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _start_engine(config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path) -> RolloutEngine:
     options = engine_options(
         arch,
         config.rollout,
@@ -199,46 +221,49 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         eos_token_id=tokenizer.eos_id,
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return VllmProcessEngine(options, tokenizer.decode, child_environment(), log, threads=config.runtime.threads)
 
-    def start() -> RolloutEngine:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return VllmProcessEngine(options, tokenizer.decode, child_environment(), log, threads=config.runtime.threads)
 
-    engine = CollectiveEngine(start)
-    try:
-        yield engine
-    finally:
-        engine.close()
+def open_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringEngine:
+    """Scoring processes for problems of these domains, as a context manager.
+
+    Args:
+        log: takes all output of the scoring processes.
+    """
+    rewards = config.reward
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return ScoringEngine(
+        scorer_specs(rewards, needed_scorers(rewards, domains), config.data.template),
+        workers=rewards.workers,
+        limits=Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
+        # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
+        max_pending=4 * config.grpo.prompts_per_rollout * config.grpo.group_size,
+        environment=child_environment(),
+        log=log,
+    )
 
 
 @contextmanager
-def open_rewards(config: Config, source: ProblemSource, log: Path) -> Iterator[CollectiveRewards]:
+def open_rewards(
+    config: Config, source: ProblemSource, log: Path, preferences: Preferences | None = None
+) -> Iterator[CollectiveRewards]:
     """The rewards for the block: scoring processes beside rank 0, used by all ranks.
 
     Args:
         source: the problems whose responses will be scored; what none of them needs is not started.
         log: takes all output of the scoring processes.
+        preferences: reward models for general prompts.
     """
     rewards = config.reward
     with ExitStack() as stack:
 
         def start() -> Composition:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            scoring: Scoring = stack.enter_context(
-                ScoringEngine(
-                    scorer_specs(rewards, needed_scorers(rewards, source.domains()), config.data.template),
-                    workers=rewards.workers,
-                    limits=Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
-                    # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
-                    max_pending=4 * config.grpo.prompts_per_rollout * config.grpo.group_size,
-                    environment=child_environment(),
-                    log=log,
-                )
-            )
+            scoring: Scoring = stack.enter_context(open_scoring(config, source.domains(), log))
             judge = stack.enter_context(Judge(rewards.judge)) if rewards.model == "judge" else None
             return Composition(rewards, scoring, judge_reward(judge) if judge else None)
 
-        yield CollectiveRewards(rewards, start)
+        yield CollectiveRewards(rewards, start, preferences)
 
 
 def build_evaluation(

@@ -22,6 +22,7 @@ from megatron_r1.pipeline.benchmarks import evaluate_benchmarks
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
 from megatron_r1.pipeline.hf_weights import read_hf_weights
 from megatron_r1.pipeline.r1_zero import run_r1_zero
+from megatron_r1.pipeline.recipe import run_recipe
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_reward_model, run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
@@ -50,6 +51,12 @@ def grpo(config: Config) -> None:
     """Train with GRPO."""
     with open_session(config.runtime) as session:
         run_grpo(config, session)
+
+
+def pipeline_recipe(config: Config, first: str | None, last: str | None) -> None:
+    """The R1 recipe's stages from `first` to `last`, and the table that compares them."""
+    with open_session(config.runtime) as session:
+        run_recipe(config, session, first, last)
 
 
 def pipeline_r1_zero(config: Config) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_r1.config.schema import Config, RewardModelConfig
@@ -15,10 +15,13 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline.build import build_reward_model, build_tokenizer, find_architecture
 from megatron_r1.pipeline.session import Session
+from megatron_r1.rewards.compose import Verdicts
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.tags import find_summary
 from megatron_r1.training.reward_model import RewardModel
-from megatron_r1.types import Prompt, Rollout
+from megatron_r1.types import PREFERENCES, RolloutGroup
+
+_CUT = Verdict(0.0, "wrong", "cut at the length limit")
 
 
 def scored_part(kind: str, response: str) -> str | None:
@@ -85,55 +88,81 @@ class RewardScorer:
         return [None if part is None else next(scores) for part in parts]
 
 
-def load_reward_scorer(config: Config, session: Session) -> RewardScorer:
+def load_reward_scorer(config: Config, session: Session, kind: str | None = None) -> RewardScorer:
     """The reward model in `model.weights` (a Hugging Face folder, a run or one of its checkpoints), ready to score.
 
+    Args:
+        kind: that it must have been trained for; None: any.
+
     Raises:
-        ConfigError: it is no reward model, or the layout does not fit.
+        ConfigError: it is no reward model, or one of another kind, or the layout does not fit.
         CheckpointError: it is missing, incomplete or corrupt.
     """
     if config.model.weights is None:
         raise ConfigError("model.weights is not set: give the folder of a reward model")
     arch = find_architecture(config)
+    if kind is not None and arch.score_label not in (kind, None):
+        raise ConfigError(f"{config.model.weights} is a reward model for {arch.score_label}, {kind} is needed")
     model = build_reward_model(config, session, label=None, optimizer=None, total_updates=0)
     return RewardScorer(model, build_tokenizer(config, arch), arch.score_label or Path(config.model.weights).name)
 
 
-class ModelRewards:
-    """The model component of general prompts (`rewards.compose.ModelReward`): responses wait until one's verdict is asked for, and are
-    then scored together.
+class PreferenceRewards:
+    """The model component of general prompts: each is judged by the reward model of its set (v2 section 3.1).
 
-    On one rank nothing else is to be done. In a job of several, where scoring is collective, all ranks call `flush` with what rank 0
-    has collected before it takes the verdicts.
+    Args:
+        scorers: a prompt's `preference` -> the reward model that judges it.
     """
 
-    def __init__(self, scorer: RewardScorer) -> None:
-        self._scorer = scorer
-        self._waiting: list[tuple[Prompt, Rollout, Future[Verdict]]] = []
+    def __init__(self, scorers: Mapping[str, RewardScorer]) -> None:
+        self._scorers = scorers
 
-    def __call__(self, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
-        """Queue one response."""
-        future = _WaitingVerdict(self)
-        self._waiting.append((prompt, rollout, future))
-        return future
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
+        """{"model": verdicts [G]} for the groups of general prompts, {} for others. All ranks call it with the same groups.
 
-    def flush(self) -> None:
-        """Score everything that waits."""
-        waiting, self._waiting = self._waiting, []
-        scores = self._scorer.score([((Message("user", prompt.question),), rollout.text) for prompt, rollout, _ in waiting])
-        for (_, _, future), score in zip(waiting, scores, strict=True):
-            future.set_result(_verdict(score))
+        Raises:
+            ConfigError: there is no reward model for a prompt.
+        """
+        verdicts: list[Verdicts] = [{} for _ in groups]
+        for preference in PREFERENCES:
+            chosen = [
+                i for i, group in enumerate(groups) if group.prompt.kind == "general" and group.prompt.preference == preference
+            ]
+            if not chosen:
+                continue
+            if preference not in self._scorers:
+                raise ConfigError(
+                    f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
+                )
+            rollouts = [(groups[i].prompt, rollout) for i in chosen for rollout in groups[i].rollouts]
+            responses = [((Message("user", prompt.question),), rollout.text) for prompt, rollout in rollouts]
+            scores = iter(self._scorers[preference].score(responses))
+            for i in chosen:
+                row = zip(groups[i].rollouts, [next(scores) for _ in groups[i].rollouts], strict=True)
+                verdicts[i] = {"model": [_verdict(score) if rollout.finished else _CUT for rollout, score in row]}
+        return verdicts
 
 
-class _WaitingVerdict(Future[Verdict]):
-    def __init__(self, rewards: ModelRewards) -> None:
-        super().__init__()
-        self._rewards = rewards
+@contextmanager
+def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRewards | None]:
+    """The reward models of the config for the block; None where `reward.model` names none.
 
-    def result(self, timeout: float | None = None) -> Verdict:
-        if not self.done():
-            self._rewards.flush()
-        return super().result(timeout)
+    Raises:
+        ConfigError: no folder is set, or one is no reward model of its kind.
+    """
+    if config.reward.model != "reward_models":
+        yield None
+        return
+    folders = {"helpful": config.reward.helpful_model, "safety": config.reward.safety_model}
+    if not any(folders.values()):
+        raise ConfigError("reward.model=reward_models needs reward.helpful_model, reward.safety_model or both")
+    scorers = {}
+    for kind, folder in folders.items():
+        if folder is not None:
+            model = config.model.model_copy(update={"weights": folder, "overrides": {}})
+            data = config.data.model_copy(update={"tokenizer": None})
+            scorers[kind] = load_reward_scorer(config.model_copy(update={"model": model, "data": data}), session, kind)
+    yield PreferenceRewards(scorers)
 
 
 def _verdict(score: float | None) -> Verdict:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat_template import r1_chat_jinja
 from megatron_r1.data.documents import DocumentStream, load_documents
+from megatron_r1.data.general import GeneralMix, load_general
 from megatron_r1.data.preferences import READERS, split_heldout
 from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts
@@ -34,7 +35,7 @@ from megatron_r1.pipeline.build import (
     open_engine,
     open_rewards,
 )
-from megatron_r1.pipeline.reward_scoring import encode_examples
+from megatron_r1.pipeline.reward_scoring import encode_examples, open_preferences
 from megatron_r1.pipeline.session import Session
 from megatron_r1.report.html import write_report
 from megatron_r1.rollout.protocol import RolloutEngine
@@ -190,10 +191,10 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     _require_no_context_parallel(config)
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
-    source = load_problems(config.data)
+    source = _training_problems(config)
     prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
     folder = Path(config.run_dir)
-    with Run.open(folder, config, "grpo") as run:
+    with Run.open(folder, config, "grpo") as run, open_preferences(config, session) as preferences:
         policy = build_policy(
             config,
             session,
@@ -213,7 +214,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         if state:
             prompts.load_state_dict(state["prompts"])
         with (
-            open_rewards(config, source, folder / "scoring.log") as rewards,
+            open_rewards(config, source, folder / "scoring.log", preferences) as rewards,
             open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
         ):
             measure = build_evaluation(config, engine, rewards, source, tokenizer)
@@ -231,6 +232,16 @@ def run_grpo(config: Config, session: Session) -> Artifact:
                 seed=config.seed,
             )
         return _finish(config, "grpo", policy, tokenizer, artifact)
+
+
+def _training_problems(config: Config) -> ProblemSource:
+    """The problems of `data.source`, and general ones between them towards the end where `data.general_source` is set."""
+    stage, reasoning, general = config.grpo, load_problems(config.data), load_general(config.data)
+    if general is None:
+        return reasoning
+    updates_per_rollout = math.ceil(stage.prompts_per_rollout * stage.group_size / stage.minibatch_size)
+    first_rollout = max(0, stage.rollouts - math.ceil(stage.general_updates / updates_per_rollout))
+    return GeneralMix(reasoning, general, first_rollout * stage.prompts_per_rollout, config.data.general_share)
 
 
 def _build_gate(

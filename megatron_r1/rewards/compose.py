@@ -48,7 +48,7 @@ class Composition:
     """Starts every component of a group's rewards, and later takes their verdicts.
 
     Args:
-        model_reward: the model component of general prompts; None: there are none.
+        model_reward: the model component of general prompts; None: there are none, or reward models score them elsewhere.
     """
 
     def __init__(self, config: RewardConfig, scoring: Scoring, model_reward: ModelReward | None = None) -> None:
@@ -75,6 +75,8 @@ class Composition:
 
     def _is_measured(self, component: str) -> bool:
         """Accuracy and format are measured even where they do not count; the language reward only where it does."""
+        if component == "model":
+            return self._config.model != "reward_models"
         return component != "language" or self._config.language_weight != 0
 
     def _start(self, component: str, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:

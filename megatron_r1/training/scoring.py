@@ -21,15 +21,20 @@ class Judges(Protocol):
         """Wait for the verdicts."""
 
 
+#: The model component of every group: {"model": [G]} for general prompts, {} for others. All ranks call it with the same groups.
+Preferences = Callable[[Sequence[RolloutGroup]], list[Verdicts]]
+
+
 class CollectiveRewards:
     """`Rewards` of a job.
 
     Args:
         start: makes the composition; called on rank 0 only. Its error is raised on every rank.
+        preferences: reward models, which all ranks run together; None: there are none.
     """
 
-    def __init__(self, config: RewardConfig, start: Callable[[], Judges]) -> None:
-        self._config = config
+    def __init__(self, config: RewardConfig, start: Callable[[], Judges], preferences: Preferences | None = None) -> None:
+        self._config, self._preferences = config, preferences
         self._judges: Judges | None = None
 
         def keep() -> None:
@@ -44,5 +49,8 @@ class CollectiveRewards:
     def collect(self, groups: Sequence[RolloutGroup]) -> None:
         """See `Rewards.collect`."""
         verdicts = on_rank_zero(lambda: self._judges.collect(groups))
+        if self._preferences is not None:
+            for verdicts_of_group, judged in zip(verdicts, self._preferences(groups), strict=True):
+                verdicts_of_group |= judged
         for group, verdicts_of_group in zip(groups, verdicts, strict=True):
             fill_rewards(self._config, group, verdicts_of_group)

@@ -1,0 +1,93 @@
+"""General prompts, which have no right answer, and how they come between the reasoning prompts of a run."""
+
+from __future__ import annotations
+
+import random
+
+from megatron_r1.config.schema import DataConfig
+from megatron_r1.data.problems import FileProblems, Problem, ProblemSource, read_problems
+from megatron_r1.data.tally_chat import Request, draw_request
+from megatron_r1.errors import DataError
+
+
+def load_general(config: DataConfig) -> ProblemSource | None:
+    """The requests of `data.general_source`; None where it is not set.
+
+    Raises:
+        DataError: a file that is missing or malformed, with the line, or that holds a reasoning problem.
+    """
+    if config.general_source is None:
+        return None
+    if config.general_source == "tally_chat":
+        return Requests(config.heldout_fraction)
+    problems = read_problems(config.model_copy(update={"source": config.general_source}))
+    for problem in problems:
+        if problem.kind != "general":
+            raise DataError(f"{config.general_source}: problem {problem.id} is not of kind general: put it into data.source")
+    return FileProblems(problems, config.heldout_fraction, config.general_source, kind="general")
+
+
+class Requests:
+    """The requests of the generated world; see `tally_chat`."""
+
+    def __init__(self, heldout_fraction: float):
+        self._fraction = heldout_fraction
+        self.fingerprint = f"requests-{heldout_fraction}"
+
+    def train(self, position: int, seed: int) -> Problem:
+        """See `ProblemSource`."""
+        return _to_problem(draw_request(random.Random(f"request {seed} {position}"), False, self._fraction))
+
+    def heldout(self, count: int, seed: int) -> list[Problem]:
+        """See `ProblemSource`; a question may come twice, since there are few."""
+        rng = random.Random(f"request heldout {seed}")
+        return [_to_problem(draw_request(rng, True, self._fraction), f"heldout-{number}-") for number in range(count)]
+
+    def fixed_problems(self) -> list[Problem]:
+        """See `ProblemSource`."""
+        return []
+
+    def domains(self) -> set[str]:
+        """See `ProblemSource`: no rule judges a request."""
+        return set()
+
+
+class GeneralMix:
+    """Reasoning problems, and from a position on general ones between them (v2 section 3.2.2: in the last 400 of 1,700 steps only).
+
+    Which position holds which kind depends on the seed and the position alone.
+
+    Args:
+        first_position: of the stream, from which general problems come.
+        share: of them from there on.
+    """
+
+    def __init__(self, reasoning: ProblemSource, general: ProblemSource, first_position: int, share: float):
+        self._reasoning, self._general = reasoning, general
+        self._first_position, self._share = first_position, share
+        self.fingerprint = f"{reasoning.fingerprint}+{general.fingerprint}-{first_position}-{share}"
+
+    def train(self, position: int, seed: int) -> Problem:
+        """See `ProblemSource`."""
+        draw = random.Random(f"kind {seed} {position}").random()
+        source = self._general if position >= self._first_position and draw < self._share else self._reasoning
+        return source.train(position, seed)
+
+    def heldout(self, count: int, seed: int) -> list[Problem]:
+        """See `ProblemSource`; of the reasoning problems."""
+        return self._reasoning.heldout(count, seed)
+
+    def fixed_problems(self) -> list[Problem]:
+        """See `ProblemSource`."""
+        return self._reasoning.fixed_problems() + self._general.fixed_problems()
+
+    def domains(self) -> set[str]:
+        """See `ProblemSource`."""
+        return self._reasoning.domains() | self._general.domains()
+
+
+def _to_problem(request: Request, prefix: str = "") -> Problem:
+    return Problem(
+        f"request-{prefix}{request.language}-{request.question}", request.question, "", request.language, "general", "general",
+        request.preference,
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""What every model of the R1 pipeline is measured by, on held-out problems and requests.
+
+stage/measured/
+    responses.jsonl   every sampled response with its verdicts
+    measured.json     the means, written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from megatron_r1.config.schema import Config
+from megatron_r1.curation.filters import first_failure
+from megatron_r1.curation.forms import Form, read_sample
+from megatron_r1.curation.records import Conversation
+from megatron_r1.data.general import load_general
+from megatron_r1.data.problems import load_problems
+from megatron_r1.data.prompts import heldout_prompts
+from megatron_r1.evaluation.passk import mean
+from megatron_r1.pipeline.artifact import fingerprint
+from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
+from megatron_r1.pipeline.hf_weights import read_hf_weights
+from megatron_r1.pipeline.reward_scoring import open_preferences
+from megatron_r1.pipeline.session import Session
+from megatron_r1.runtime.distributed import on_rank_zero
+from megatron_r1.runtime.files import write_atomically
+from megatron_r1.types import RolloutGroup, Sampling
+
+if TYPE_CHECKING:
+    from megatron_r1.pipeline.recipe import Recipe
+
+MEASURED, RESPONSES = "measured.json", "responses.jsonl"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over samples, in [0, 1] where nothing else is said. None: not measured."""
+
+    GATED: ClassVar[tuple[str, ...]] = ("pass_at_1", "format", "language", "readable", "helpful", "safe")
+
+    model: str  #: hash of the weights
+    pass_at_1: float  #: share of samples with the right answer
+    format: float  #: share in the format of the stage's template
+    language: float  #: words of the reasoning in the question's language, over all words
+    readable: float  #: share that passes the filters of cold-start data but correctness: one language, no repetition, a clear form
+    length: float  #: mean tokens of a response
+    helpful: float | None = None  #: mean sigmoid of the reward model's score on held-out requests to be helpful with
+    safe: float | None = None  #: share of responses to held-out requests to be careful with that the reward model calls safe
+
+
+def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
+    """Measure a stage's model, unless that is done. All ranks call this.
+
+    Helpfulness and safety are measured as soon as the reward models are there.
+    """
+    weights, folder = recipe.weights(stage), recipe.root / stage / "measured"
+    models = {kind: recipe.artifact(kind) for kind in ("helpful", "safety")}
+    judged = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
+    found = on_rank_zero(lambda: _read(folder, weights))
+    if found is not None and (found.helpful is not None or not judged or recipe.config.data.general_source is None):
+        return found
+    config = recipe.config_of(
+        stage,
+        {
+            "model.weights": str(weights), "model.overrides": {}, "reward.language_weight": 1.0,
+            "reward.model": "reward_models" if judged else "none",
+        }
+        | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if judged else {}),
+    )  # fmt: skip
+    groups = _respond(config, session, folder, with_requests=judged)
+    measured = Measured(on_rank_zero(lambda: fingerprint(weights)), **_means(config, groups))
+
+    def keep() -> None:
+        write_atomically(folder / RESPONSES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(groups)))
+        write_atomically(folder / MEASURED, json.dumps(asdict(measured), indent=1) + "\n")
+
+    on_rank_zero(keep)
+    return measured
+
+
+def read_measured(root: Path, stage: str) -> Measured | None:
+    """What was measured of a stage; None where nothing was."""
+    path = root / stage / "measured" / MEASURED
+    return Measured(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _read(folder: Path, weights: Path) -> Measured | None:
+    path = folder / MEASURED
+    if not path.is_file():
+        return None
+    measured = Measured(**json.loads(path.read_text(encoding="utf-8")))
+    return measured if measured.model == fingerprint(weights) else None
+
+
+def _respond(config: Config, session: Session, folder: Path, with_requests: bool) -> list[RolloutGroup]:
+    """Sample the model on held-out prompts, and have every response judged."""
+    settings, source, general = config.recipe, load_problems(config.data), load_general(config.data)
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+
+    def draw(problems: Any, count: int) -> list:
+        return heldout_prompts(
+            problems, tokenizer, config.data.template, count, config.evaluate.seed, config.data.max_prompt_tokens
+        )
+
+    prompts = draw(source, settings.measured_problems)
+    if with_requests and general is not None:
+        prompts += draw(general, settings.measured_requests)
+    sampling = Sampling(
+        settings.measured_samples, config.evaluate.temperature, config.evaluate.top_p, config.rollout.max_response_tokens
+    )
+    dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
+    with ExitStack() as stack:
+        preferences = stack.enter_context(open_preferences(config, session))
+        rewards = stack.enter_context(open_rewards(config, source, folder / "scoring.log", preferences))
+        engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
+        engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
+        groups = engine.generate(prompts, sampling, config.evaluate.seed)
+        rewards.collect(groups)
+    return groups
+
+
+def _means(config: Config, groups: Sequence[RolloutGroup]) -> dict[str, float | None]:
+    reasoning = [group for group in groups if group.prompt.kind == "reasoning"]
+    rollouts = [rollout for group in reasoning for rollout in group.rollouts]
+
+    def part(name: str, chosen: Sequence[RolloutGroup]) -> list[float]:
+        return [score or 0.0 for group in chosen for score in group.reward_parts[name]]
+
+    by_set = {
+        kind: [group for group in groups if group.prompt.kind == "general" and group.prompt.preference == kind]
+        for kind in ("helpful", "safety")
+    }
+    return {
+        "pass_at_1": mean(part("accuracy", reasoning)),
+        "format": mean(part("format", reasoning)),
+        "language": mean(part("language", reasoning)),
+        "readable": mean([float(_is_readable(config, group, rollout.text)) for group in reasoning for rollout in group.rollouts]),
+        "length": mean([float(len(rollout.token_ids)) for rollout in rollouts]),
+        "helpful": mean(part("model", by_set["helpful"])) if by_set["helpful"] else None,
+        "safe": mean([float(score > 0.5) for score in part("model", by_set["safety"])]) if by_set["safety"] else None,
+    }
+
+
+def _is_readable(config: Config, group: RolloutGroup, response: str) -> bool:
+    answer = read_sample(response, config.curation.rejection.answer_summary)
+    if answer is None:
+        return False
+    filters = config.curation.cold_start.filters
+    names = [name for name in filters.names if name not in ("correct", "first_person")]
+    conversation = Conversation.of_turn(
+        group.prompt.id, group.prompt.question, Form().join(answer), domain="math", language=group.prompt.language
+    )
+    return first_failure(conversation, filters.model_copy(update={"names": names}), Form()) is None
+
+
+def _lines(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_id": group.prompt.id, "question": group.prompt.question, "answer": group.prompt.answer, "response": rollout.text,
+            "tokens": len(rollout.token_ids), **{name: row[i] for name, row in group.reward_parts.items()},
+        }
+        for group in groups
+        for i, rollout in enumerate(group.rollouts)
+    ]  # fmt: skip
