@@ -9,11 +9,15 @@ TORCH_INDEX ?=
 # Tests and runs share the cores with their own child processes: one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test setup lint clean system-packages
+.PHONY: quickstart r1 test setup lint clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
 	$(BIN)/megatron-r1 pipeline r1-zero --config examples/tiny_cpu/r1_zero.yaml
+
+r1: setup
+	@echo "== The whole R1 recipe with a tiny model (run folder: runs/r1)"
+	PYTHON=$(BIN)/python sh examples/tiny_cpu/r1.sh
 
 test: setup
 	@sh tools/install_system_packages.sh test

@@ -30,7 +30,7 @@ def write_comparison(root: Path, titles: Mapping[str, str]) -> str:
     measured = {stage: found for stage in titles if (found := read_measured(root, stage)) is not None}
     rows = [{"name": f"{stage}: {titles[stage]}", **_row(found)} for stage, found in measured.items()]
     claims = [line for claim in CLAIMS if (line := _hold(claim, measured))]
-    text = "\n".join([_table(rows), "", *claims])
+    text = "\n".join([_table(rows), "", *(f"- {claim}" for claim in claims)])
     write_atomically(root / "summary.json", json.dumps({"rows": rows, "claims": claims}, indent=1, ensure_ascii=False) + "\n")
     write_atomically(root / "summary.md", text + "\n")
     print(f"\n{text}\n\nreport: {write_report(root)}", flush=True)
@@ -58,4 +58,4 @@ def _hold(claim: tuple[str, str, str, str], measured: Mapping[str, Measured]) ->
     if None in values:
         return None
     verdict = "holds here" if values[0] > values[1] else "does NOT hold here"
-    return f"- {text}: {verdict}: {measure} {values[0]:.1%} ({better}) against {values[1]:.1%} ({worse})"
+    return f"{text}: {verdict}: {measure} {values[0]:.1%} ({better}) against {values[1]:.1%} ({worse})"

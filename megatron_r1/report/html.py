@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` into a run folder, or into the folder above a pipeline's runs, and return its path.
 
     `summary.json` in the folder, where there is one, becomes the table: `{"rows": [{"name": ..., "pass_at_1": ...}]}`, numbers
-    from 0 to 1 as percentages. Raises DataError where the folder holds no run or a file cannot be read.
+    from 0 to 1 as percentages, and `claims`, where it has them, a list below it. Raises DataError where the folder holds no run or a file cannot be read.
     """
     parts = [_summary_table(folder / "summary.json")] if (folder / "summary.json").exists() else []
     parts += [_run_section(run) for run in find_runs(folder)]
@@ -53,13 +53,15 @@ def write_report(folder: Path) -> Path:
 
 def _summary_table(path: Path) -> str:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        rows, claims = summary["rows"], summary.get("claims", [])
         columns = list(dict.fromkeys(name for row in rows for name in row))
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} does not hold a list of objects under 'rows': run the pipeline again to write it") from None
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in columns) + "</tr>" for row in rows)
-    return f"<h2>Comparison</h2>\n<table><tr>{head}</tr>{body}</table>"
+    said = "".join(f"<li>{html.escape(claim)}</li>" for claim in claims)
+    return f"<h2>Comparison</h2>\n<table><tr>{head}</tr>{body}</table>" + (f"\n<ul>{said}</ul>" if said else "")
 
 
 def _cell(value: Any) -> str:
