@@ -21,8 +21,8 @@ r1: setup
 
 test: setup
 	@sh tools/install_system_packages.sh test
-	@echo "== Running the tests, a file on each of two cores"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@echo "== Running the tests, two files at a time"
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 setup: $(READY)
 	@echo "== $(VENV) is ready"

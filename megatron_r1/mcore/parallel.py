@@ -17,7 +17,7 @@ host.require_active()
 
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_moe_layer_wise_logging_tracker
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 __all__ = [
@@ -64,6 +64,8 @@ def initialize(layout: Layout, seed: int) -> None:
     # Both are module globals that keep the number of layers of the first model.
     get_moe_layer_wise_logging_tracker().clear()
     MTPLossLoggingHelper.tracker.clear()
+    # It keeps the shape of the first scale, and a loss without a schedule has another than one with.
+    MoEAuxLossAutoScaler.main_loss_backward_scale = None
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
