@@ -25,7 +25,7 @@ __all__ = [
     "slice_context_parallel",
 ]  # fmt: skip
 
-_layout: Layout | None = None  # of the groups that are there
+_built: tuple[Layout, dist.ProcessGroup] | None = None  # layout of the groups that are there, and the world they divide
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def initialize(layout: Layout, seed: int) -> None:
     Groups of the same layout are kept, for models that live side by side; those of another are replaced. torch.distributed is already
     initialised with `layout.world_size` ranks.
     """
-    global _layout
-    if not parallel_state.model_parallel_is_initialized() or layout != _layout:
+    global _built
+    if not parallel_state.model_parallel_is_initialized() or _built != (layout, dist.group.WORLD):
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
         parallel_state.initialize_model_parallel(
@@ -60,7 +60,7 @@ def initialize(layout: Layout, seed: int) -> None:
             expert_model_parallel_size=layout.ep,
             expert_tensor_parallel_size=layout.etp,
         )
-        _layout = layout
+        _built = (layout, dist.group.WORLD)
     # Both are module globals that keep the number of layers of the first model.
     get_moe_layer_wise_logging_tracker().clear()
     MTPLossLoggingHelper.tracker.clear()
