@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_r1.config.load import override_config
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline import recipe_stages
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.recipe_measure import Measured, measure_stage
@@ -154,9 +154,9 @@ def check_gate(config: Config, name: str, measured: Measured) -> None:
     for measure, least in config.recipe.gates.get(name, {}).items():
         value = getattr(measured, measure)
         if value is None or value < least:
-            raise_below = "was not measured" if value is None else f"is {value:.3f}"
-            raise ConfigError(
-                f"stage {name} misses its gate: {measure} {raise_below}, recipe.gates.{name}.{measure} is {least}; train it longer or lower the gate"
+            found = "was not measured" if value is None else f"is {value:.3f}"
+            raise DataError(
+                f"stage {name} misses its gate: {measure} {found}, recipe.gates.{name}.{measure} is {least}; train it longer or lower the gate"
             )
 
 
