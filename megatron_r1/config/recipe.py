@@ -29,5 +29,9 @@ class RecipeConfig(Section):
     )
     non_reasoning: str | None = Field(None, description="conversations for stage 3's non-reasoning part, .jsonl; null: none")
     measured_problems: int = Field(128, gt=0, description="held-out problems every stage is measured on")
-    measured_requests: int = Field(64, ge=0, description="held-out general prompts, where data.general_source is set")
+    requests: str | None = Field(
+        None,
+        description="general prompts, as data.general_source, whose held-out part every stage's helpfulness and safety is measured on",
+    )
+    measured_requests: int = Field(64, ge=0, description="of them")
     measured_samples: int = Field(4, gt=0, description="samples of each")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.load import override_config
+from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline import recipe_stages
@@ -80,12 +81,13 @@ class Recipe:
         return self.weights(stage) != self.artifact(stage).folder or self.artifact(stage).exists
 
     def config_of(self, stage: str, settings: Mapping[str, Any] | None = None) -> Config:
-        """The config of a stage, with some settings that its inputs give.
+        """The config of a stage, with some settings that its inputs give. It does not hold what is set for others.
 
         Raises:
             ConfigError: an unknown key or a wrong value, named.
         """
         config = override_config(self.config, self.config.recipe.stages.get(stage, {}), f"in recipe.stages.{stage}")
+        config = config.model_copy(update={"recipe": RecipeConfig()})
         return override_config(config, {"run_dir": str(self.root / stage), **(settings or {})}, f"for stage {stage}")
 
 

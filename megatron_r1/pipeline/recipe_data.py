@@ -67,7 +67,7 @@ def curated_path(recipe: Recipe) -> Path:
 
 def _make_cold_start(recipe: Recipe, session: Session) -> Path:
     config, root = recipe.config_of("stage1"), recipe.root / "stage1"
-    source, settings = load_problems(config.data), config.recipe
+    source, settings = load_problems(config.data), recipe.config.recipe
     zero = recipe.config_of("zero", {"model.weights": str(recipe.weights("zero")), "model.overrides": {}})
     # What left the question's language is kept: a model translates it.
     readable = config.curation.filters.model_copy(update={"names": ["well_formed", "correct", "repetition"]})

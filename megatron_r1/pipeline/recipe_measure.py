@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.filters import first_failure
 from megatron_r1.curation.forms import Form, read_sample
@@ -64,7 +65,7 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
     models = {kind: recipe.artifact(kind) for kind in ("helpful", "safety")}
     judged = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
     found = on_rank_zero(lambda: _read(folder, weights))
-    if found is not None and (found.helpful is not None or not judged or recipe.config.data.general_source is None):
+    if found is not None and (found.helpful is not None or not judged or recipe.config.recipe.requests is None):
         return found
     config = recipe.config_of(
         stage,
@@ -74,7 +75,7 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
         }
         | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if judged else {}),
     )  # fmt: skip
-    groups = _respond(config, session, folder, with_requests=judged)
+    groups = _respond(config, recipe.config.recipe, session, folder, with_requests=judged)
     measured = Measured(on_rank_zero(lambda: fingerprint(weights)), **_means(config, groups))
 
     def keep() -> None:
@@ -99,9 +100,10 @@ def _read(folder: Path, weights: Path) -> Measured | None:
     return measured if measured.model == fingerprint(weights) else None
 
 
-def _respond(config: Config, session: Session, folder: Path, with_requests: bool) -> list[RolloutGroup]:
+def _respond(config: Config, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool) -> list[RolloutGroup]:
     """Sample the model on held-out prompts, and have every response judged."""
-    settings, source, general = config.recipe, load_problems(config.data), load_general(config.data)
+    source = load_problems(config.data)
+    general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
 
