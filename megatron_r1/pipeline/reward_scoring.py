@@ -17,6 +17,7 @@ from megatron_r1.pipeline.build import build_reward_model, build_tokenizer, find
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.tags import find_summary
+from megatron_r1.runtime.distributed import broadcast_object, world_size
 from megatron_r1.training.reward_model import RewardModel
 from megatron_r1.types import Prompt, Rollout
 
@@ -103,8 +104,8 @@ class ModelRewards:
     """The model component of general prompts (`rewards.compose.ModelReward`): responses wait until one's verdict is asked for, and are
     then scored together.
 
-    On one rank nothing else is to be done. In a job of several, where scoring is collective, all ranks call `flush` with what rank 0
-    has collected before it takes the verdicts.
+    On one rank nothing else is to be done. In a job of several, where rank 0 alone composes rewards and scoring is collective, all
+    ranks call `flush` before rank 0 asks for a verdict.
     """
 
     def __init__(self, scorer: RewardScorer) -> None:
@@ -118,11 +119,18 @@ class ModelRewards:
         return future
 
     def flush(self) -> None:
-        """Score everything that waits."""
+        """Score everything that waits on rank 0. Collective."""
         waiting, self._waiting = self._waiting, []
-        scores = self._scorer.score([((Message("user", prompt.question),), rollout.text) for prompt, rollout, _ in waiting])
-        for (_, _, future), score in zip(waiting, scores, strict=True):
-            future.set_result(_verdict(score))
+        responses = broadcast_object([((Message("user", prompt.question),), rollout.text) for prompt, rollout, _ in waiting])
+        try:
+            scores = self._scorer.score(responses)
+        except Exception as error:
+            for _, _, future in waiting:
+                future.set_exception(error)
+            raise
+        if waiting:
+            for (_, _, future), score in zip(waiting, scores, strict=True):
+                future.set_result(_verdict(score))
 
 
 class _WaitingVerdict(Future[Verdict]):
@@ -132,6 +140,7 @@ class _WaitingVerdict(Future[Verdict]):
 
     def result(self, timeout: float | None = None) -> Verdict:
         if not self.done():
+            assert world_size() == 1, "several ranks score together: all of them call flush first"
             self._rewards.flush()
         return super().result(timeout)
 
