@@ -1,4 +1,4 @@
-"""Ten thousand broken and hostile responses go through math, format and language: none raises, none is slow, none is accepted."""
+"""Ten thousand broken and hostile responses go through math, format, language and code: none raises, is slow or is accepted."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from megatron_r1.rewards.code import CodeScorer
 from megatron_r1.rewards.format import FormatScorer
 from megatron_r1.rewards.language import LanguageScorer
 from megatron_r1.rewards.math_answer import MathScorer
+from megatron_r1.rewards.sandbox import SandboxSettings
+from megatron_r1.rewards.sandbox_probe import probe_sandbox
 
 RESPONSES = 10_000
 MEGABYTE_EVERY = 400
 SLOWEST_SECONDS = 1.5  # CPU of one verdict on a megabyte; an ordinary response takes a millisecond
 MEMORY_BYTES = 64 << 20
+RUN_EVERY = 200  #: as a program; every response without a block of code ends before it would run
+PROBE = probe_sandbox(SandboxSettings())
 
 TAGS = [
     "<think>",
@@ -122,3 +129,21 @@ def test_nothing_breaks_the_rewards():
     print(f"slowest {slowest:.3f} s (response {slowest_index}), memory {resident_bytes() - before:+,} bytes")
     assert slowest < SLOWEST_SECONDS
     assert resident_bytes() - before < MEMORY_BYTES
+
+
+@pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)
+def test_nothing_breaks_the_code_reward():
+    scorer = CodeScorer(cpu_seconds=1, wall_seconds=60, stop_at_first_failure=True)
+    tests = {"inputs": ["1 2\n"], "outputs": ["R1EXPECTED"]}
+    outcomes, ran = set(), 0
+    for index in range(RESPONSES):
+        response = make_response(index)
+        outcomes.add(scorer.judge(response, tests).outcome)
+        if index % RUN_EVERY == 1:
+            language = "cpp" if index % (5 * RUN_EVERY) == 1 else "python"
+            program = response.replace("think>", "")[:100_000]  # else most were reasoning, and none a program
+            verdict = scorer.judge(f"{response}</think>\n```{language}\n{program}\n```", tests)
+            ran += verdict.parts is not None
+            outcomes.add(verdict.outcome)
+            assert verdict.detail.isprintable()
+    assert outcomes == {"wrong"} and ran > 0.8 * RESPONSES / RUN_EVERY
