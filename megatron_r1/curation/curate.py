@@ -32,7 +32,7 @@ from megatron_r1.curation.manifest import (
     write_manifest,
 )
 from megatron_r1.curation.mixing import draw, plan_mix
-from megatron_r1.curation.records import Line, parse_line, read_lines
+from megatron_r1.curation.records import Line, check_id, parse_line, read_lines
 from megatron_r1.curation.results import REJECTED, describe_losses, make_folder, written
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.files import write_atomically
@@ -105,9 +105,7 @@ def _choose(
         rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     for number, record in _examine_files(config, paths, sets, seed):
-        if record.id in seen:
-            raise DataError(f"{record.where}: the id {record.id!r} stands already at {seen[record.id]}; every record needs its own")
-        seen[record.id] = record.where
+        check_id(record.id, record.where, seen)
         tally.read[record.domain] += 1
         if record.rejection is not None:
             drop(record, "filter", record.rejection.name, record.rejection.detail)

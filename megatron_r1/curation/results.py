@@ -80,13 +80,15 @@ def describe_losses(tally: Tally) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for results.
+    """Make a folder for results, and remove what a killed process left half-written in it.
 
     Raises:
         ConfigError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f"*{TEMPORARY}*"):
+            path.unlink()
     except OSError as error:
         raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from None
 

@@ -20,7 +20,7 @@ from megatron_r1.config.curation import RejectionConfig
 from megatron_r1.curation.checking import Check, done
 from megatron_r1.curation.ledger import Ledger, settle, sync_folder
 from megatron_r1.curation.records import parse_object, read_lines
-from megatron_r1.curation.results import write_json_lines
+from megatron_r1.curation.results import make_folder, write_json_lines
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.progress import Progress
@@ -51,6 +51,7 @@ def sample(
         DataError: no prompts, two with one id, a file that cannot be written or is damaged.
     """
     _settle(prompts, folder, config, seed, policy)
+    make_folder(folder / "samples")
     batches = list(_batches(prompts, config))
     finished = [number for number, _ in batches if batch_path(folder, number).exists()]
     per_prompt = config.samples_per_prompt
