@@ -32,7 +32,7 @@ def split_prompt(template: str, question: str) -> tuple[str, str, str]:
         ConfigError: unknown template.
     """
     if template not in TEMPLATES:
-        raise ConfigError(f"data.template={template!r} is unknown; choose one of {', '.join(TEMPLATES)}")
+        raise ConfigError(f"data.template={template!r} is no template for questions; choose one of {', '.join(TEMPLATES)}")
     before, after = TEMPLATES[template].split("{question}")
     fixed = before.rstrip(" ")
     return fixed, before[len(fixed) :] + question, after

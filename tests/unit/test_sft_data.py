@@ -160,6 +160,16 @@ def test_the_folder_is_made_once_and_again_where_anything_changed(tokenizer, tmp
         load(tmp_path, tokenizer, sources=[source])
 
 
+def test_a_process_of_its_own_makes_the_same_samples(tokenizer, tmp_path):
+    sources = [write_pairs(tmp_path / f"{name}.jsonl", [(f"{name} {i}", f"<think>{i}") for i in range(300)]) for name in "ab"]
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write('{"prompt": "a"}\n')
+    here = load(tmp_path, tokenizer, sources=sources, invalid="skip")
+    (tmp_path / "data/store.json").unlink()
+    there = load(tmp_path, tokenizer, sources=sources, invalid="skip", workers=1)
+    assert there.fingerprint == here.fingerprint and there.epoch_size == 600 and there.counts == here.counts
+
+
 def test_stored_samples_come_back_as_they_were(tmp_path):
     rng = random.Random(0)
     samples = []
@@ -186,8 +196,10 @@ def test_sources_on_the_command_line():
 
 
 def test_a_limit_beyond_a_forward_pass_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="there are no conversations"):
+        load(tmp_path, tokenizer)
     with pytest.raises(ConfigError, match="sft.max_tokens=9 is more than sft.micro_batch_tokens=8"):
-        load(tmp_path, tokenizer, max_tokens=9, micro_batch_tokens=8)
+        load(tmp_path, tokenizer, sources=[SftSource(path="a.jsonl")], max_tokens=9, micro_batch_tokens=8)
 
 
 def test_the_preset_is_the_recipe_s():
