@@ -47,7 +47,7 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
         raise ConfigError("curation.non_reasoning.cot_share is above 0: set curation.writer.url and model, or cot_share=0")
     settings = {
         "seed": seed,
-        "inputs": describe_file(source),
+        "inputs": describe_file(source)["sha256"],
         "non_reasoning": config.non_reasoning.model_dump(),
         "writer": config.writer.model_dump(include={"model", "temperature", "max_tokens"}),
     }

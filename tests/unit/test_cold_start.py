@@ -180,7 +180,7 @@ def test_an_endpoint_that_dies_loses_nothing_and_no_request_is_made_twice(tmp_pa
     with ChatServer(respond) as server, writer(server) as model:
         with pytest.raises(ConfigError, match="was begun with inputs="):
             write(tmp_path / "died", model, TRACES[:1])
-        with pytest.raises(ConfigError, match="was begun with cold_start="):
+        with pytest.raises(ConfigError, match="was begun with cold_start.samples_per_problem=1, now it is 3"):
             write(tmp_path / "died", model, samples_per_problem=3)
 
 
@@ -228,4 +228,4 @@ def test_simple_queries_get_no_chain_of_thought_and_others_by_share(tmp_path):
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(chat(1, "x")) + f"\n{line}\n")
         with pytest.raises(DataError, match=says):
-            write_non_reasoning(tmp_path / "bad.jsonl", None, tmp_path / says[:12], plain, seed=0)
+            write_non_reasoning(tmp_path / "bad.jsonl", None, tmp_path / f"bad-{len(line)}", plain, seed=0)
