@@ -76,6 +76,14 @@ def test_too_long_samples_are_counted_and_handled_as_configured(tokenizer, tmp_p
         assert samples[1].token_ids[-1] != tokenizer.eos_id, "a cut response is not taught to end there"
 
 
+def test_a_sample_as_long_as_the_limit_is_kept(tokenizer, tmp_path):
+    source = write_pairs(tmp_path / "pairs.jsonl", [("a", "b c d")])
+    length = load(tmp_path, tokenizer, sources=[source]).take([0])[0].num_targets
+    assert load(tmp_path, tokenizer, sources=[source], max_tokens=length).dropped == 0
+    with pytest.raises(DataError, match=f"{length} tokens are more than sft.max_tokens={length - 1}"):
+        load(tmp_path, tokenizer, sources=[source], max_tokens=length - 1)
+
+
 def test_bad_conversations_are_one_line_errors_and_leave_nothing(tokenizer, tmp_path):
     path = tmp_path / "pairs.jsonl"
     for text, says in (
