@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from megatron_r1.data.tally import pretraining_document
-from megatron_r1.data.templates import fixed_texts
+from megatron_r1.data.templates import marker_texts
 from megatron_r1.data.tokenizer import TAGS, TALLY_PATTERN, Tokenizer, train_tokenizer
 
 _NUM_DOCUMENTS = 5000
@@ -20,4 +20,4 @@ def train_tally_tokenizer(vocab_size: int = 448, template: str = "r1_zero", held
         for tag in TAGS:
             continuation = continuation.replace(tag, "\n")
         texts += [f" {question}", *filter(None, continuation.split("\n"))]
-    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, fixed_texts(template))
+    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, marker_texts(template))
