@@ -124,11 +124,13 @@ def test_all_ways_give_reasoning_and_summary_checked_and_filtered(tmp_path):
 def test_rules_alone_ask_no_model_and_the_special_token_is_put_on_at_the_end(tmp_path):
     say = "I see three and four, and they make seven."
     first = trace("p1/9", PROBLEMS[0], say, "It is \\boxed{7}.")
-    tally = write(tmp_path, None, [first, *TRACES], form="special_token", ways=["zero"], refine="rules")
+    second = first.renamed("p1/8").answered(f"|special_token|{say}|special_token|So \\boxed{{7}}.")
+    tally = write(tmp_path, None, [first, second, *TRACES], form="special_token", ways=["zero"], refine="rules")
     assert [line["messages"][1]["content"] for line in lines(tmp_path / "conversations.jsonl")] == [
-        f"|special_token|{say}|special_token|It is \\boxed{{7}}."
+        f"|special_token|{say}|special_token|It is \\boxed{{7}}.",
+        f"|special_token|{say}|special_token|So \\boxed{{7}}.",
     ]
-    assert tally.left == {"math": 1} and sum(counts.total() for counts in tally.filtered.values()) == 4
+    assert tally.left == {"math": 2} and sum(counts.total() for counts in tally.filtered.values()) == 4
     with pytest.raises(ConfigError, match=r"ways=\[zero\] with refine=rules"):
         write(tmp_path / "x", None, ways=["zero"])
 

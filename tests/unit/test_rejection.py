@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.curation import CurationConfig, FilterConfig
+from megatron_r1.config.schema import RewardConfig
 from megatron_r1.curation.checking import Check, answer_check, done
 from megatron_r1.curation.ledger import Ledger
 from megatron_r1.curation.rejection import Selection, sample_and_keep
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
+from tests.direct_scoring import DirectScoring
 
 PROMPTS = [Prompt(f"p{n}", f"What is {n} and {n}?", str(2 * n), f"User: {n}", (1, 2), "en") for n in range(20)]
 
@@ -262,6 +264,27 @@ class Rules:
     def submit(self, scorer: str, response: str, reference=None) -> Future[Verdict]:
         self.asked.append((scorer, response, reference))
         return done(self._verdict)
+
+
+class ZeroEngine(RandomEngine):
+    """Answers in R1-Zero's template, right, wrong and out of form."""
+
+    def generate(self, prompts, sampling, seed, on_group):
+        for prompt in prompts:
+            number = int(prompt.answer)
+            texts = [f"<think> I add. </think> <answer> {n} </answer>" for n in (number, f"${number}.0$", number + 1)]
+            group = RolloutGroup(prompt, [Rollout([1], [0.0], text, True) for text in [*texts, f"It is {number}."]], 0)
+            on_group(group)
+        return []
+
+
+def test_outputs_of_r1_zero_judged_by_the_math_rule_become_reasoning_and_summary(tmp_path):
+    settings = config(keep_per_prompt=4, answer_summary=r"So it is \boxed{{answer}}.")
+    rule = answer_check(DirectScoring(RewardConfig(), "math"))
+    selection = sample_and_keep(ZeroEngine(), rule, PROMPTS[3:5], tmp_path, settings, 0, policy="zero")
+    assert (selection.samples, selection.correct, selection.kept) == (8, 4, 4)
+    kept = [line["messages"][1]["content"] for line in lines(tmp_path / "conversations.jsonl")]
+    assert kept[:2] == [f"<think>\nI add.\n</think>\n\nSo it is \\boxed{{{n}}}." for n in ("6", "$6.0$")]
 
 
 class FakeJudge:
