@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_r1.data.records import read_records, read_text, take_text
-from megatron_r1.data.templates import TEMPLATES, fixed_texts
+from megatron_r1.data.templates import TEMPLATES, marker_texts
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import DataError, R1Error
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        single_tokens = fixed_texts(options.template) if options.template else ()
+        single_tokens = marker_texts(options.template) if options.template else ()
         tokenizer = train_tokenizer(read_texts(options.input, options.field), options.vocab_size, single_tokens=single_tokens)
         tokenizer.save(options.out)
     except R1Error as error:

@@ -22,12 +22,13 @@ class WriterConfig(Section):
     api_key_file: str | None = Field(None, description="file with the endpoint's key; null: none is sent")
 
 
+FilterName = Literal["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block", "markdown", "first_person"]
+
+
 class FilterConfig(Section):
     """What data must be. The recipe names these filters (v1 section 2.3, v2 B.3); every threshold is ours: none is stated."""
 
-    names: list[
-        Literal["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block", "markdown", "first_person"]
-    ] = Field(
+    names: list[FilterName] = Field(
         ["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block"],
         description="those applied, always in the order of this list of all: well_formed, correct, language, repetition, "
         "long_paragraph, code_block, markdown, first_person (the last two are for cold-start data)",
@@ -98,7 +99,7 @@ class ColdStartConfig(Section):
     filters: FilterConfig = FilterConfig(
         names=["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block", "markdown", "first_person"]
     )
-    zero_filters: list[str] = Field(
+    zero_filters: list[FilterName] = Field(
         ["well_formed", "correct", "repetition"],
         description="of `filters`, those that an output of R1-Zero must pass before a model refines it",
     )

@@ -147,6 +147,9 @@ class SftConfig(Section):
     )
     prompt_field: str = "prompt"
     response_field: str = "response"
+    workers: int = Field(
+        0, ge=0, description="processes that tokenise, before the first step, while all ranks but one wait; 0: that rank itself"
+    )
     validation: SftSource | None = Field(None, description="path, or {path, format, split}, to validate with")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the sources that is validated with instead, by a hash of the first question"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
@@ -103,7 +103,7 @@ def _ask(writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, le
             id, messages = next(left, (None, []))
             if id is None:
                 break
-            under_way[writer.ask(messages, _seed_of(seed, id))] = id
+            under_way[writer.ask(messages, random.Random(f"writer {seed} {id}").getrandbits(31))] = id
         if not under_way:
             break
         ready = []
@@ -131,8 +131,3 @@ def _whole_text(completion: Completion) -> str | None:
         return None
     reasoning = completion.reasoning.strip()
     return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n\n{completion.text}" if reasoning else completion.text
-
-
-def _seed_of(seed: int, id: str) -> int:
-    """Of a request: a number that servers take for a seed."""
-    return int.from_bytes(hashlib.blake2b(f"writer {seed} {id}".encode(), digest_size=4).digest(), "big") >> 1

@@ -53,7 +53,7 @@ def write_cold_start(
 
     Args:
         problems: for few_shot and direct.
-        traces: for zero: what `sample_and_keep` kept of R1-Zero's samples, in the form with think tags.
+        traces: for zero: what `sample_and_keep` kept of R1-Zero's samples, with think tags or in the config's form.
         writer: the served model; None where no way needs one.
         check: what is written is checked against the reference again, since a rewrite may have changed the answer.
 
@@ -83,7 +83,7 @@ def write_cold_start(
 
         written = [conversation for way in new_ways for conversation in _write_anew(way, problems, ask, config, results)]
         if "zero" in cold.ways:
-            readable = _readable(traces, config, results)
+            readable = _readable([_in_think_form(trace, Form.of(config)) for trace in traces], config, results)
             written += readable if cold.refine == "rules" else _refine(readable, ask, config, results)
         _keep_good(written, check, config, results)
     return results.tally
@@ -164,6 +164,11 @@ def _keep_good(written: Sequence[Conversation], check: Check, config: CurationCo
             results.keep(checked.answered(form.join(_parts(checked))))
         else:
             results.drop(checked, rejection)
+
+
+def _in_think_form(conversation: Conversation, form: Form) -> Conversation:
+    answer = form.split(conversation.turns[-1][1])
+    return conversation if answer is None else conversation.answered(_THINK.join(answer))
 
 
 def _parts(conversation: Conversation) -> Answer:

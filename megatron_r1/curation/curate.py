@@ -32,10 +32,10 @@ from megatron_r1.curation.manifest import (
     write_manifest,
 )
 from megatron_r1.curation.mixing import draw, plan_mix
-from megatron_r1.curation.records import Line, parse_line, read_lines
-from megatron_r1.curation.results import REJECTED, describe_losses, make_folder, written
+from megatron_r1.curation.records import Line, check_id, parse_line, read_lines
+from megatron_r1.curation.results import REJECTED, describe_losses, make_folder
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.files import write_atomically, written_atomically
 from megatron_r1.runtime.progress import Progress
 
 CURATED, SUMMARY = "curated.jsonl", "summary.md"
@@ -67,7 +67,7 @@ def curate(config: CurationConfig, seed: int, folder: Path) -> str:
     make_folder(folder)
     remove_manifest(folder)
     tally, matches = Tally(), {}
-    with written(folder / REJECTED) as rejected:
+    with written_atomically(folder / REJECTED) as rejected:
         left = _choose(config, paths, load_evaluation_sets(config.decontamination), seed, tally, matches, rejected)
         if not left:
             raise DataError(f"no record is left of {tally.read.total()}: {describe_losses(tally)}; see curation.filters")
@@ -105,9 +105,7 @@ def _choose(
         rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     for number, record in _examine_files(config, paths, sets, seed):
-        if record.id in seen:
-            raise DataError(f"{record.where}: the id {record.id!r} stands already at {seen[record.id]}; every record needs its own")
-        seen[record.id] = record.where
+        check_id(record.id, record.where, seen)
         tally.read[record.domain] += 1
         if record.rejection is not None:
             drop(record, "filter", record.rejection.name, record.rejection.detail)
@@ -145,7 +143,7 @@ def _write_mix(paths: Sequence[Path], chosen: Sequence[tuple[int, Examined, int]
     """Write the chosen records, a second copy under an id of its own."""
     with ExitStack() as stack, Progress(len(chosen), "write") as progress:
         files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
-        output = stack.enter_context(written(target))
+        output = stack.enter_context(written_atomically(target))
         for number, record, copy in chosen:
             files[number].seek(record.offset)
             conversation = parse_line(Line(record.where, record.offset, files[number].readline()), paths[number].stem)

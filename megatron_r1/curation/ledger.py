@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,11 +115,20 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     except ValueError:
         raise DataError(f"{path} is damaged: choose another folder") from None
-    for key, value in json.loads(json.dumps(settings)).items():
-        if known.get(key) != value:
+    before = dict(_flatten(known))
+    for key, value in _flatten(json.loads(json.dumps(settings))):
+        if key not in before or before[key] != value:
             raise ConfigError(
-                f"{folder} was begun with {key}={known.get(key)!r:.80}, now it is {value!r:.80}: keep it, or choose another folder"
+                f"{folder} was begun with {key}={before.get(key)!r:.80}, now it is {value!r:.80}: keep it, or choose another folder"
             )
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def sync_folder(folder: Path) -> None:

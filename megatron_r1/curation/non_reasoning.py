@@ -5,7 +5,7 @@ A simple query such as "hello" gets none. Neither does a conversation of several
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
         raise ConfigError("curation.non_reasoning.cot_share is above 0: set curation.writer.url and model, or cot_share=0")
     settings = {
         "seed": seed,
-        "inputs": describe_file(source),
+        "inputs": describe_file(source)["sha256"],
         "non_reasoning": config.non_reasoning.model_dump(),
         "writer": config.writer.model_dump(include={"model", "temperature", "max_tokens"}),
     }
@@ -78,15 +78,14 @@ def is_simple(query: str, config: NonReasoningConfig) -> bool:
 
 
 def _gets_cot(conversation: Conversation, config: NonReasoningConfig, form: Form, seed: int) -> bool:
-    """By a hash of seed and id: the same choice in every run, whatever else the file holds."""
+    """Drawn from seed and id: the same choice in every run, whatever else the file holds."""
     turns = conversation.turns
     if len(turns) != 1 or is_simple(turns[0][0], config):
         return False
     answer = form.split(turns[0][1])
     if answer is None or answer.reasoning is not None:
         return False
-    digest = hashlib.blake2b(f"chain of thought {seed} {conversation.id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < config.cot_share * 2**64
+    return random.Random(f"chain of thought {seed} {conversation.id}").random() < config.cot_share
 
 
 def _answered(source: Path, thoughts: dict[str, str], form: Form) -> Iterator[Conversation]:

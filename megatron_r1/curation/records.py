@@ -82,10 +82,24 @@ def read_file(path: Path) -> Iterator[Conversation]:
     """The conversations of a .jsonl file, one line at a time: the file need not fit into memory.
 
     Raises:
-        DataError: what `read_lines` and `parse_line` raise.
+        DataError: what `read_lines` and `parse_line` raise, and an id that comes twice.
     """
+    seen: dict[str, str] = {}
     for line in read_lines(path):
-        yield parse_line(line, path.stem)
+        conversation = parse_line(line, path.stem)
+        check_id(conversation.id, line.where, seen)
+        yield conversation
+
+
+def check_id(id: str, where: str, seen: dict[str, str]) -> None:
+    """Note where an id stands.
+
+    Raises:
+        DataError: it stands somewhere else already.
+    """
+    if id in seen:
+        raise DataError(f"{where}: the id {id!r} stands already at {seen[id]}; every record needs its own")
+    seen[id] = where
 
 
 class Line(NamedTuple):

@@ -9,7 +9,6 @@ folder/
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from megatron_r1.curation.filters import Rejection
 from megatron_r1.curation.manifest import Tally, describe_file, remove_manifest, tally_fields, write_manifest
 from megatron_r1.curation.records import Conversation
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.runtime.files import TEMPORARY, written_atomically
 
 KEPT, REJECTED = "conversations.jsonl", "rejected.jsonl"
 
@@ -59,7 +58,7 @@ def write_results(folder: Path, made_from: Mapping[str, Any]) -> Iterator[Result
         DataError: the files cannot be written, or nothing was kept when the block ended.
     """
     make_folder(folder)
-    with written(folder / KEPT) as kept, written(folder / REJECTED) as rejected:
+    with written_atomically(folder / KEPT) as kept, written_atomically(folder / REJECTED) as rejected:
         results = Results(kept, rejected)
         yield results
         tally = results.tally
@@ -80,41 +79,22 @@ def describe_losses(tally: Tally) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for results.
+    """Make a folder for results, and remove what a killed process left half-written in it.
 
     Raises:
         ConfigError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f"*{TEMPORARY}*"):
+            path.unlink()
     except OSError as error:
         raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
-@contextmanager
-def written(path: Path) -> Iterator[TextIO]:
-    """A file to write line by line that appears under `path` when the block ends well.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    try:
-        # What a tokenizer decodes may hold half a surrogate pair: in JSON it is written as an escape, which reads back the same.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records as a whole file. Raises DataError where it cannot be written."""
-    with written(path) as file:
+    with written_atomically(path) as file:
         for record in records:
             _write(file, record)
 

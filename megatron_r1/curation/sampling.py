@@ -11,8 +11,9 @@ folder/
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from megatron_r1.config.curation import RejectionConfig
 from megatron_r1.curation.checking import Check, done
 from megatron_r1.curation.ledger import Ledger, settle, sync_folder
 from megatron_r1.curation.records import parse_object, read_lines
-from megatron_r1.curation.results import write_json_lines
+from megatron_r1.curation.results import make_folder, write_json_lines
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.progress import Progress
@@ -51,6 +52,7 @@ def sample(
         DataError: no prompts, two with one id, a file that cannot be written or is damaged.
     """
     _settle(prompts, folder, config, seed, policy)
+    make_folder(folder / "samples")
     batches = list(_batches(prompts, config))
     finished = [number for number, _ in batches if batch_path(folder, number).exists()]
     per_prompt = config.samples_per_prompt
@@ -103,7 +105,12 @@ def _fill(
         missing = batch.unsampled_prompts()
         if missing:
             sampling = Sampling(config.samples_per_prompt, config.temperature, config.top_p, config.max_tokens)
-            engine.generate(prompts if config.resample_batch else missing, sampling, _seed_of(seed, number), batch.keep)
+            engine.generate(
+                prompts if config.resample_batch else missing,
+                sampling,
+                random.Random(f"sample {seed} {number}").getrandbits(62),
+                batch.keep,
+            )
         write_json_lines(batch_path(folder, number), batch.finish())
         sync_folder(responses_path.parent)
 
@@ -134,12 +141,14 @@ class _Batch:
         self._responses.append(records)
         for record in records:
             self._start(record)
-        self._keep_verdicts([id for id, verdict in self._waiting.items() if verdict.done()])
+        self._keep_verdicts()
         self._tell(len(records))
 
     def finish(self) -> list[dict[str, Any]]:
         """Wait for every verdict: all samples with their verdicts, in the order of the prompts."""
-        self._keep_verdicts(list(self._waiting))
+        while self._waiting:
+            wait(self._waiting.values(), return_when=FIRST_COMPLETED)
+            self._keep_verdicts()
         return [self._responses.records[id] | self._verdicts.records[id] for id in self._by_id]
 
     def _start(self, record: dict[str, Any]) -> None:
@@ -148,8 +157,10 @@ class _Batch:
             self._check(self._by_id[record["id"]], record["response"]) if record["finished"] else done(cut)
         )
 
-    def _keep_verdicts(self, ids: Sequence[str]) -> None:
-        verdicts = {id: self._waiting.pop(id).result() for id in ids}
+    def _keep_verdicts(self) -> None:
+        """Put on the disk what is known by now."""
+        ready = [id for id, verdict in self._waiting.items() if verdict.done()]
+        verdicts = {id: self._waiting.pop(id).result() for id in ready}
         self._verdicts.append(
             [{"id": id, "score": v.score, "outcome": v.outcome, "detail": v.detail} for id, v in verdicts.items()]
         )
@@ -194,8 +205,3 @@ def _open_paths(folder: Path, number: int) -> tuple[Path, Path]:
     """Responses and verdicts of a batch under way."""
     path = batch_path(folder, number)
     return path.with_suffix(".responses.jsonl"), path.with_suffix(".verdicts.jsonl")
-
-
-def _seed_of(seed: int, number: int) -> int:
-    """Of a batch's call: any two differ, whatever the seed."""
-    return int.from_bytes(hashlib.blake2b(f"rejection {seed} {number}".encode(), digest_size=8).digest(), "big") >> 2

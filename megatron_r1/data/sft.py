@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.config.schema import DataConfig, SftConfig, SftSource
-from megatron_r1.data.chat_template import ChatTemplate, describe_sample, encode_conversation, load_chat_template
-from megatron_r1.data.conversations import Message, read_conversation
+from megatron_r1.data.chat_template import describe_sample
 from megatron_r1.data.mixture import Mixture
 from megatron_r1.data.record_files import stream_records
 from megatron_r1.data.sample_store import SampleStore, read_description, write_store
+from megatron_r1.data.sft_encoding import Encoder, encode_records
 from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
@@ -66,15 +66,15 @@ def prepare_sft(
         ) | {"max_tokens": limit},
     }  # fmt: skip
     found = read_description(folder)
-    if found is not None and found["made_from"] == made_from:
-        return
-    counts: list[dict[str, Any]] = []
-    template = load_chat_template(data.template, tokenizer)
-    samples = _encode_sources(config, every, len(sources), limit, template, counts, tell)
-    write_store(folder, samples, {"made_from": made_from, "sources": counts})
+    if found is None or found["made_from"] != made_from:
+        counts: list[dict[str, Any]] = []
+        fields = (config.prompt_field, config.response_field)
+        encoders = [Encoder(tokenizer, data.template, source.format, *fields) for source in every]
+        samples = _encode_sources(config, list(zip(every, encoders)), len(sources), limit, counts, tell)
+        write_store(folder, samples, {"made_from": made_from, "sources": counts})
     store = SampleStore(folder)
-    shown = [describe_sample(store[index], tokenizer) for index in range(min(len(store), _SHOWN))]
-    (folder / PREVIEW).write_text("\n\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(shown, start=1)) + "\n", "utf-8")
+    shown = [f"--- sample {i + 1}\n{describe_sample(store[i], tokenizer)}\n" for i in range(min(len(store), _SHOWN))]
+    (folder / PREVIEW).write_text("\n".join(shown), encoding="utf-8")
 
 
 class SftData:
@@ -178,43 +178,32 @@ def _file_state(path: Path) -> list[list[Any]]:
 
 def _encode_sources(
     config: SftConfig,
-    every: list[SftSource],
+    every: list[tuple[SftSource, Encoder]],
     num_training: int,
     limit: int,
-    template: ChatTemplate,
     results: list[dict[str, Any]],
     tell: Callable[[int], None],
 ) -> Iterator[tuple[int, TrainingSample]]:
     """(group, sample) of every conversation; the counts of a source go into `results` when it is done."""
     number = 0
-    for group, source in enumerate(every):
+    for group, (source, encoder) in enumerate(every):
         counts = SourceCounts(source.path)
-        for where, record in stream_records(Path(source.path), source.split):
+        for encoded in encode_records(stream_records(Path(source.path), source.split), encoder, config.workers):
             number += 1
             if number % 1000 == 0:
                 tell(number)
-            try:
-                messages = read_conversation(record, where, source.format, config.prompt_field, config.response_field)
-                samples = _encode(messages, template, where)
-            except DataError:
+            if isinstance(encoded, DataError):
                 if config.invalid == "error":
-                    raise
+                    raise encoded
                 counts.skipped += 1
                 continue
-            is_validation = group >= num_training or is_heldout(_question(messages), config.validation_fraction)
-            for sample in _limit(samples, limit, config.overlong, counts, where):
+            is_validation = group >= num_training or is_heldout(encoded.question, config.validation_fraction)
+            for sample in _limit(encoded.samples, limit, config.overlong, counts, encoded.where):
                 counts.samples += 1
                 counts.tokens += sample.num_targets
                 counts.trained_tokens += sample.num_trained
                 yield VALIDATION if is_validation else group, sample
         results.append(asdict(counts))
-
-
-def _encode(messages: list[Message], template: ChatTemplate, where: str) -> list[TrainingSample]:
-    try:
-        return encode_conversation(messages, template)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
 
 
 def _limit(samples: list[TrainingSample], limit: int, overlong: str, counts: SourceCounts, where: str) -> Iterator[TrainingSample]:
@@ -233,8 +222,3 @@ def _limit(samples: list[TrainingSample], limit: int, overlong: str, counts: Sou
             yield TrainingSample(sample.token_ids[: limit + 1], sample.loss_mask[:limit])
         else:
             counts.dropped += 1
-
-
-def _question(messages: list[Message]) -> str:
-    """What makes two conversations one for the split: it must not be trained on and validated with."""
-    return next((message.content for message in messages if message.role == "user"), messages[0].content)

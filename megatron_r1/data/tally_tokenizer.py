@@ -6,7 +6,7 @@ import random
 
 from megatron_r1.data.tally import pretraining_document
 from megatron_r1.data.tally_chat import draw_request, tally_chat_document
-from megatron_r1.data.templates import fixed_texts
+from megatron_r1.data.templates import marker_texts
 from megatron_r1.data.tokenizer import TAGS, TALLY_PATTERN, Tokenizer, train_tokenizer
 
 _NUM_DOCUMENTS = 5000
@@ -27,7 +27,7 @@ def train_tally_tokenizer(vocab_size: int = 448, template: str = "r1_zero", held
     for _ in range(_NUM_DOCUMENTS):
         question, continuation = pretraining_document(rng, heldout_fraction)
         texts += [f" {question}", *_without_tags(continuation)]
-    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, fixed_texts(template))
+    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, marker_texts(template))
 
 
 def train_tally_chat_tokenizer(vocab_size: int = 512, template: str = "r1_zero", heldout_fraction: float = 0.1) -> Tokenizer:
@@ -37,7 +37,7 @@ def train_tally_chat_tokenizer(vocab_size: int = 512, template: str = "r1_zero",
     for _ in range(_NUM_DOCUMENTS):
         question, continuation = tally_chat_document(rng, heldout_fraction)
         texts += [f" {question}", *_without_tags(continuation), draw_request(rng, False, heldout_fraction).thought]
-    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, (*fixed_texts(template), *_TURNS))
+    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, (*marker_texts(template), *_TURNS))
 
 
 def _without_tags(text: str) -> list[str]:

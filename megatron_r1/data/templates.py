@@ -32,7 +32,7 @@ def split_prompt(template: str, question: str) -> tuple[str, str, str]:
         ConfigError: unknown template.
     """
     if template not in TEMPLATES:
-        raise ConfigError(f"data.template={template!r} is unknown; choose one of {', '.join(TEMPLATES)}")
+        raise ConfigError(f"data.template={template!r} is no template for questions; choose one of {', '.join(TEMPLATES)}")
     before, after = TEMPLATES[template].split("{question}")
     fixed = before.rstrip(" ")
     return fixed, before[len(fixed) :] + question, after
@@ -47,3 +47,8 @@ def fixed_texts(template: str) -> tuple[str, str]:
     """What stands before and after every question."""
     before, _, after = split_prompt(template, "")
     return before, after
+
+
+def marker_texts(template: str) -> tuple[str, str]:
+    """The fixed texts that a vocabulary may hold as one token each; <think>, which the model writes itself, is never a part of one."""
+    return fixed_texts("r1_chat" if template == "r1_chat_think" else template)

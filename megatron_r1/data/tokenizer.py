@@ -57,6 +57,9 @@ class Tokenizer:
         self._control_ids = {self.eos_id, self.pad_id, self.bos_id}
         self._fixed_ids: dict[str, list[int]] = {}
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str | None, ...]]:
+        return Tokenizer, (self._json, self.bos, self.eos, self._pad, self.chat_template)
+
     def _control_id(self, token: str) -> int:
         token_id = self._with_tags.token_to_id(token)
         if token_id is None:

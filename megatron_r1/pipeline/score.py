@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import DataError
@@ -17,7 +15,7 @@ from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import scorer_specs
 from megatron_r1.rewards.worker_process import Limits
-from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.progress import Progress
 
@@ -60,7 +58,7 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
     with (
         _open_scoring(config, reward) as scoring,
         Progress(total, f"score {reward}") as progress,
-        _written_atomically(target) as output,
+        written_atomically(target) as output,
     ):
 
         def keep(line: Line, verdict: Verdict) -> None:
@@ -159,19 +157,3 @@ def _open_scoring(config: Config, reward: str) -> ScoringEngine:
         limits=Limits(config.reward.worker_memory_bytes, config.reward.worker_recycle_bytes),
         environment=child_environment(),
     )
-
-
-@contextmanager
-def _written_atomically(path: Path) -> Iterator[TextIO]:
-    """A file to write line by line that appears under `path` when the block ends well."""
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)

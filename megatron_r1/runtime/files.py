@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import xxhash
+
+from megatron_r1.errors import DataError
 
 TEMPORARY = ".tmp-"  #: in the name of everything that is not yet whole
 # Bytes. For longer writes Linux looks for contiguous memory of their length, which takes up to ten times the CPU time on a machine
@@ -41,3 +46,26 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[TextIO]:
+    """A file to write piece by piece that appears under `path` when the block ends well.
+
+    What cannot be UTF-8 (half a surrogate pair, as tokenizers decode now and then) is written as an escape, which in JSON reads back
+    the same.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)

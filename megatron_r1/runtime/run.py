@@ -56,7 +56,7 @@ SHOWN = {
 }
 FREE_TO_CHANGE = re.compile(
     r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads|parallel\..*"
-    r"|reward\.workers|reward\.judge\.(url|api_key_file|cache|concurrency|timeout_seconds|retries)"
+    r"|sft\.workers|reward\.workers|reward\.judge\.(url|api_key_file|cache|concurrency|timeout_seconds|retries)"
 )
 
 

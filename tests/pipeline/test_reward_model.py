@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from megatron_r1 import cli
-from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, RewardConfig, RewardModelConfig, RuntimeConfig
+from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, RewardModelConfig, RuntimeConfig
 from megatron_r1.data.chat import Message
 from megatron_r1.data.templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError, DataError
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.pipeline.build import build_reward_model
-from megatron_r1.pipeline.reward_scoring import ModelRewards, load_reward_scorer
+from megatron_r1.pipeline.reward_scoring import PreferenceRewards, load_reward_scorer
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.rewards.compose import Composition
 from megatron_r1.runtime import distributed
 from megatron_r1.training.reward_model import loss_of
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
-from tests.direct_scoring import DirectScoring
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
 from tests.reward_cases import build_reward_model as build_case
 from tests.reward_cases import make_examples
@@ -227,7 +226,7 @@ def test_a_run_its_checkpoint_and_its_folder_score_the_same(session, runs) -> No
     assert first == second
 
 
-def test_the_general_route_scores_its_responses_together(session, runs) -> None:
+def test_general_prompts_of_a_batch_are_scored_together(session, runs) -> None:
     batches = []
 
     class Watched:
@@ -239,18 +238,17 @@ def test_the_general_route_scores_its_responses_together(session, runs) -> None:
             return self._scorer.score(responses)
 
     prompt = Prompt("p", "Is 7 safe?", "", "text", (1,), kind="general")
-    texts = [f"<think>x</think>{GOOD}", BAD, "<think>never ends"]
-    groups = [RolloutGroup(prompt, [Rollout([5, 2], [0.0, 0.0], text, True) for text in texts], 0) for _ in range(2)]
-    config = RewardConfig()
-    composition = Composition(config, DirectScoring(config, "format", template="r1_chat"), ModelRewards(Watched()))
-    for group in groups:
-        composition.submit(group)
-    assert batches == []
-    verdicts = composition.collect(groups)
-    assert batches == [6]
-    good, bad, unfinished = verdicts[0]["model"]
+    texts = [f"<think>x</think>{GOOD}", BAD, "<think>never ends", GOOD]
+    rollouts = [Rollout([5, 2], [0.0, 0.0], text, number < 3) for number, text in enumerate(texts)]
+    groups = [RolloutGroup(asked, rollouts, 0) for asked in (prompt, replace(prompt, kind="reasoning"), prompt)]
+    verdicts = PreferenceRewards({"helpful": Watched()})(groups)
+    assert batches == [8] and verdicts[1] == {} and verdicts[0] == verdicts[2]
+    good, bad, unfinished, cut = verdicts[0]["model"]
     assert 0 < bad.score < good.score < 1 and (good.outcome, bad.outcome, unfinished.score) == ("correct", "wrong", 0.0)
-    assert "nothing follows" in unfinished.detail and verdicts[0]["model"] == verdicts[1]["model"]
+    assert "nothing follows" in unfinished.detail and cut.score == 0.0 and "length limit" in cut.detail
+    careful = RolloutGroup(replace(prompt, preference="safety"), rollouts, 0)
+    with pytest.raises(ConfigError, match="reward.safety_model, which is not set"):
+        PreferenceRewards({"helpful": Watched()})([careful])
 
 
 def complain(capfd, monkeypatch, arguments: list[str]) -> str:

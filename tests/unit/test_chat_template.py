@@ -44,7 +44,7 @@ KEEPS_LAST = (
 
 def make_tokenizer(folder: Path, names: dict[str, str], single_tokens: list[str]) -> Tokenizer:
     """A small vocabulary with control tokens of these names."""
-    texts = ["Hi there. Tell me a joke. The user said hello. Well, well, no. Be brief.\n"] * 3
+    texts = ["Hi there. Tell me a joke. The user said hello. Well, well, no. Be brief.\n\n\nNo.\n\n\n"] * 3
     train_tokenizer(texts, 330, single_tokens=single_tokens).save(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text()
@@ -138,6 +138,7 @@ def test_opened_reasoning_is_tokenised_as_the_prompt_leaves_it(deepseek):
     template = load_chat_template("r1_chat_think", deepseek)
     (sample,) = encode_conversation([VECTOR[0], Message("assistant", "<think>\n\n\nWell.</think>No.")], template)
     prompt = template.encode_prompt(VECTOR[:1])
+    assert len(deepseek.encode("\n\n\n")) == 1, "the vocabulary would rather have one token over the boundary"
     assert sample.token_ids[: len(prompt)] == prompt
 
 

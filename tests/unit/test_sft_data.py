@@ -76,6 +76,14 @@ def test_too_long_samples_are_counted_and_handled_as_configured(tokenizer, tmp_p
         assert samples[1].token_ids[-1] != tokenizer.eos_id, "a cut response is not taught to end there"
 
 
+def test_a_sample_as_long_as_the_limit_is_kept(tokenizer, tmp_path):
+    source = write_pairs(tmp_path / "pairs.jsonl", [("a", "b c d")])
+    length = load(tmp_path, tokenizer, sources=[source]).take([0])[0].num_targets
+    assert load(tmp_path, tokenizer, sources=[source], max_tokens=length).dropped == 0
+    with pytest.raises(DataError, match=f"{length} tokens are more than sft.max_tokens={length - 1}"):
+        load(tmp_path, tokenizer, sources=[source], max_tokens=length - 1)
+
+
 def test_bad_conversations_are_one_line_errors_and_leave_nothing(tokenizer, tmp_path):
     path = tmp_path / "pairs.jsonl"
     for text, says in (
@@ -160,6 +168,16 @@ def test_the_folder_is_made_once_and_again_where_anything_changed(tokenizer, tmp
         load(tmp_path, tokenizer, sources=[source])
 
 
+def test_a_process_of_its_own_makes_the_same_samples(tokenizer, tmp_path):
+    sources = [write_pairs(tmp_path / f"{name}.jsonl", [(f"{name} {i}", f"<think>{i}") for i in range(300)]) for name in "ab"]
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write('{"prompt": "a"}\n')
+    here = load(tmp_path, tokenizer, sources=sources, invalid="skip")
+    (tmp_path / "data/store.json").unlink()
+    there = load(tmp_path, tokenizer, sources=sources, invalid="skip", workers=1)
+    assert there.fingerprint == here.fingerprint and there.epoch_size == 600 and there.counts == here.counts
+
+
 def test_stored_samples_come_back_as_they_were(tmp_path):
     rng = random.Random(0)
     samples = []
@@ -186,8 +204,10 @@ def test_sources_on_the_command_line():
 
 
 def test_a_limit_beyond_a_forward_pass_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="there are no conversations"):
+        load(tmp_path, tokenizer)
     with pytest.raises(ConfigError, match="sft.max_tokens=9 is more than sft.micro_batch_tokens=8"):
-        load(tmp_path, tokenizer, max_tokens=9, micro_batch_tokens=8)
+        load(tmp_path, tokenizer, sources=[SftSource(path="a.jsonl")], max_tokens=9, micro_batch_tokens=8)
 
 
 def test_the_preset_is_the_recipe_s():

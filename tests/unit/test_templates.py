@@ -1,6 +1,9 @@
 import pytest
 
 from megatron_r1.config.schema import RewardConfig
+from megatron_r1.data.chat_template import load_chat_template
+from megatron_r1.data.conversations import Message
+from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
 from megatron_r1.data.templates import TEMPLATES, fixed_texts, render, split_prompt
 from megatron_r1.errors import ConfigError, RewardError
 from megatron_r1.rewards.scorers import scorer_specs
@@ -41,3 +44,12 @@ def test_every_template_has_a_format_to_reward_and_others_are_refused():
     assert formats == ["zero", "chat", "chat_opened"]
     with pytest.raises(RewardError, match="data.template=tokenizer has no format to reward"):
         scorer_specs(RewardConfig(), ["format"], "tokenizer")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_vocabulary_made_for_a_template_holds_its_markers(template):
+    tokenizer = train_tally_tokenizer(template=template)
+    ids = tokenizer.encode_prompt(template, "first 12")[1]
+    assert ids == load_chat_template(template, tokenizer).encode_prompt([Message("user", "first 12")])
+    assert tokenizer.decode(ids).removesuffix("<think>\n") == render(template.removesuffix("_think"), "first 12")
+    assert len(ids) == 3 + len(tokenizer.encode_plain(split_prompt(template, "first 12")[1])) + 2 * template.endswith("_think")

@@ -1,0 +1,77 @@
+"""Records to training samples, here or in processes of their own: 800,000 long samples are hours of tokenisation for one."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from megatron_r1.data.chat_template import encode_conversation, load_chat_template
+from megatron_r1.data.conversations import Message, read_conversation
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import DataError
+from megatron_r1.types import TrainingSample
+
+Record = tuple[str, dict[str, Any]]  #: where it stands, and what stands there
+_PER_TASK = 32
+_WINDOW = 8  # tasks of each worker in memory at a time: the records of a file are many more
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation."""
+
+    where: str
+    question: str  #: what makes two conversations one when they are split into training and validation
+    samples: list[TrainingSample]
+
+
+class Encoder:
+    """Makes samples of records. Picklable."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str, form: str, prompt_field: str, response_field: str):
+        """Args: see `read_conversation` and `load_chat_template`, and what they raise."""
+        self._template = load_chat_template(template, tokenizer)
+        self._fields = (form, prompt_field, response_field)
+
+    def encode(self, record: Record) -> Encoded | DataError:
+        """The samples, or what is wrong with the conversation."""
+        where, fields = record
+        try:
+            messages = read_conversation(fields, where, *self._fields)
+        except DataError as error:
+            return error
+        try:
+            return Encoded(where, _question(messages), encode_conversation(messages, self._template))
+        except DataError as error:
+            return DataError(f"{where}: {error}")
+
+
+def encode_records(records: Iterable[Record], encoder: Encoder, workers: int) -> Iterator[Encoded | DataError]:
+    """Every record in order, encoded by this many processes, by this one if 0."""
+    if not workers:
+        yield from map(encoder.encode, records)
+        return
+    # Not forked: this process may hold a device and threads.
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker, initargs=(encoder,)) as pool:
+        records = iter(records)
+        while window := list(islice(records, workers * _WINDOW * _PER_TASK)):
+            yield from pool.map(_encode_in_worker, window, chunksize=_PER_TASK)
+
+
+_of_worker: Encoder | None = None
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _of_worker
+    _of_worker = encoder
+
+
+def _encode_in_worker(record: Record) -> Encoded | DataError:
+    return _of_worker.encode(record)
+
+
+def _question(messages: list[Message]) -> str:
+    return next((message.content for message in messages if message.role == "user"), messages[0].content)
