@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_r1.rewards import code_cpp
 from megatron_r1.rewards.code import CodeScorer
 from megatron_r1.rewards.code_cpp import NotForCppError, arguments_of, cpp_source
 from megatron_r1.rewards.code_forms import read_tests
@@ -23,6 +24,18 @@ TWO_SUM = (
 )
 
 
+LEAN_HEADERS = ("charconv", "cmath", "cstdio", "cstring", "map", "string", "tuple", "vector")  #: what the harness itself needs
+
+
+@pytest.fixture
+def lean_harness(monkeypatch) -> None:
+    """Without the other headers of LeetCode, which take more time than all the rest of a compilation."""
+    harness = code_cpp._harness()
+    lean = harness.replace("#include <bits/stdc++.h>", "\n".join(f"#include <{name}>" for name in LEAN_HEADERS))
+    assert lean != harness
+    monkeypatch.setattr(code_cpp, "_harness", lambda: lean)
+
+
 def leetcode(name: str, *asserts: str) -> dict[str, str]:
     """Tests in LeetCode's form."""
     lines = "\n".join(f"    assert {text}" for text in asserts)
@@ -33,9 +46,7 @@ def judge(code: str, tests: object) -> Verdict:
     return CodeScorer(wall_seconds=60, cpu_seconds=1).judge(f"<think>hm</think>\n```cpp\n{code}\n```\nDone.", tests)
 
 
-SOLUTIONS = {
-    "a map, as on LeetCode without any include": (
-        """
+WITHOUT_INCLUDES = """
 class Solution {
 public:
     vector<int> twoSum(vector<int>& nums, int target) {
@@ -47,10 +58,8 @@ public:
         }
         return {};
     }
-};""",
-        leetcode("twoSum", *TWO_SUM),
-        ["accepted"] * 3,
-    ),
+};"""
+SOLUTIONS = {
     "the same element twice": (
         """
 #include <vector>
@@ -158,8 +167,13 @@ struct Solution {
 
 
 @needs_compiler
+def test_a_cpp_solution_has_leetcodes_headers():
+    assert judge(WITHOUT_INCLUDES, leetcode("twoSum", *TWO_SUM)).parts["tests"] == ["accepted"] * 3
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", SOLUTIONS)
-def test_a_cpp_solution_is_called_with_each_tests_arguments(name):
+def test_a_cpp_solution_is_called_with_each_tests_arguments(name, lean_harness):
     code, tests, verdicts = SOLUTIONS[name]
     verdict = judge(code, tests)
     assert verdict.parts and verdict.parts["tests"] == verdicts, verdict
@@ -167,6 +181,7 @@ def test_a_cpp_solution_is_called_with_each_tests_arguments(name):
 
 MISBEHAVING = r"""
 #include <fcntl.h>
+#include <iostream>
 class Solution {
     string search() {
         string all;
@@ -207,7 +222,7 @@ HOW = [
 
 
 @needs_compiler
-def test_a_program_that_misbehaves_is_called_by_its_name():
+def test_a_program_that_misbehaves_is_called_by_its_name(lean_harness):
     tests = {
         "fn_name": "f",
         "inputs": [[how] for how in range(len(HOW))],
@@ -227,7 +242,7 @@ def test_a_program_that_misbehaves_is_called_by_its_name():
         ("int f(map<int, int> x) { return 1; }", "no arguments and results of this type"),
     ],
 )
-def test_a_function_that_cannot_be_called_is_a_compile_error(members, said):
+def test_a_function_that_cannot_be_called_is_a_compile_error(members, said, lean_harness):
     verdict = judge(f"class Solution {{ public: {members} }};", leetcode("f", "candidate(x=1) == 1"))
     assert verdict.parts["tests"] == ["compile_error"] and said in verdict.detail, verdict
 

@@ -21,7 +21,7 @@ RESPONSES = 10_000
 MEGABYTE_EVERY = 400
 SLOWEST_SECONDS = 1.5  # CPU of one verdict on a megabyte; an ordinary response takes a millisecond
 MEMORY_BYTES = 64 << 20
-RUN_EVERY = 200  #: as a program; every response without a block of code ends before it would run
+RUN_EVERY = 400  #: as a program; every response without a block of code ends before it would run
 PROBE = probe_sandbox(SandboxSettings())
 
 TAGS = [
