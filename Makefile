@@ -22,7 +22,7 @@ r1: setup
 test: setup
 	@sh tools/install_system_packages.sh test
 	@echo "== Running the tests, two files at a time"
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: $(READY)
 	@echo "== $(VENV) is ready"

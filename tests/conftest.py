@@ -15,15 +15,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect `gpu` tests on a machine without CUDA, so that the count of tests is the count of tests that can run.
-
-    Where tests run in several processes, those of a file stay together, and so do the files that share the small pipeline's run.
-    """
-    sharing = {item.path for item in items if "pipeline_run" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("the small pipeline" if item.path in sharing else str(item.path.relative_to(ROOT))))
+    """Deselect `gpu` tests on a machine without CUDA, so that the count of tests is the count of tests that can run."""
     if torch.cuda.is_available():
         return
     without_gpu = [item for item in items if item.get_closest_marker("gpu") is None]
