@@ -27,12 +27,14 @@ _CUT = Verdict(0.0, "wrong", "cut at the length limit")
 def scored_part(kind: str, response: str) -> str | None:
     """Helpfulness is judged by the final summary alone, safety by the whole response (v1 section 2.3.4); None: there is no summary.
 
+    A response without a word is scored as such: published pairs have them.
+
     Raises:
         ConfigError: a reward model of another kind.
     """
     if kind not in ("helpful", "safety"):
         raise ConfigError(f"a reward model for {kind!r} does not tell which part of a response it scores: helpful or safety does")
-    return find_summary(response) if kind == "helpful" else response
+    return find_summary(response) if kind == "helpful" and response.strip() else response
 
 
 def encode_examples(examples: Sequence[JudgedDialogues], stage: RewardModelConfig, tokenizer: Tokenizer) -> list[ScoredExample]:
@@ -45,7 +47,7 @@ def encode_examples(examples: Sequence[JudgedDialogues], stage: RewardModelConfi
     for example in examples:
         sequences = []
         for dialogue in example.dialogues:
-            part = scored_part(stage.kind, dialogue.response) if dialogue.response else ""
+            part = scored_part(stage.kind, dialogue.response)
             if part is None:
                 raise DataError(
                     f"{example.where}: nothing follows the reasoning of a response, and helpfulness is judged by that alone"
