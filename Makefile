@@ -21,8 +21,8 @@ r1: setup
 
 test: setup
 	@sh tools/install_system_packages.sh test
-	@echo "== Running the tests, two files at a time"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "== Running the tests"
+	@sh tools/run_tests.sh $(BIN)/python
 
 setup: $(READY)
 	@echo "== $(VENV) is ready"

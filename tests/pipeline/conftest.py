@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 spec = importlib.util.spec_from_file_location("grpo_runs", Path(__file__).with_name("grpo_runs.py"))
 grpo_runs = importlib.util.module_from_spec(spec)
@@ -22,15 +20,10 @@ def runs():
 
 @pytest.fixture(scope="session")
 def pipeline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished `pipeline r1-zero` that nothing disturbed; of several test processes the first makes it for all."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    run = folder / "small-pipeline"
-    with FileLock(folder / "small-pipeline.lock"):
-        if not (run / "summary.json").exists():
-            grpo_runs.finish(grpo_runs.command("pipeline r1-zero", run), run.with_suffix(".log"))
-    return run
+    """A finished `pipeline r1-zero` that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    grpo_runs.finish(grpo_runs.command("pipeline r1-zero", folder), folder.with_suffix(".log"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from megatron_r1.rewards.sandbox import Limits, Program, Sandbox, SandboxSetting
 from megatron_r1.rewards.sandbox_probe import probe_sandbox
 
 PROBE = probe_sandbox(SandboxSettings())
-pytestmark = pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)]
 
 LIMITS = Limits(cpu_seconds=4, wall_seconds=40, memory_bytes=256 << 20, output_bytes=64 << 10, temporary_bytes=4 << 20)
 SHORT_CPU, SHORT_WALL = replace(LIMITS, cpu_seconds=1), replace(LIMITS, wall_seconds=1)
