@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_r1.runtime import distributed
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +29,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def no_process_group_is_left():
-    """A file that began to speak to itself through torch.distributed ends that, whatever file comes next."""
+    """A file that began to speak to itself through torch.distributed ends that, whatever file comes next; so does one that ran a command."""
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    distributed._STORE = None  # where ranks agree who tells an error
