@@ -1,19 +1,27 @@
 #!/bin/sh
-# All tests in two processes: those of several processes or of vLLM, and the unit tests beside them; then those that look at the memory of
-# the whole machine, alone. Prints how many ran in each; the exit code is 0 where all passed. Argument: the Python to run.
+# All tests, two groups at a time, each in a process of its own; then those that look at the memory of the whole machine, alone. A group's
+# output is shown when it ends, with how many tests ran. The exit code is 0 where all passed. Argument: the Python to run.
 set -u
 PYTHON=${1:?usage: run_tests.sh PYTHON}
-UNIT=$(mktemp)
-trap 'kill "$BESIDE" 2>/dev/null; rm -f "$UNIT"; exit 1' INT TERM
+LOGS=$(mktemp -d)
+trap 'rm -rf "$LOGS"' EXIT
+export PYTHON LOGS
 
-"$PYTHON" -m pytest -q -m "not alone" tests/unit >"$UNIT" 2>&1 &
-BESIDE=$!
+run_group() {
+    # The longest first, so that the two end at about the same time.
+    printf '%s\n' "tests/pipeline tests/gpu" "tests/distributed" "tests/unit/test_[m-z]*.py" "tests/unit/test_[a-l]*.py" |
+        xargs -P 2 -I '{}' sh -c '
+            log=$(mktemp "$LOGS/XXXXXX")
+            echo "== {}: started"
+            "$PYTHON" -m pytest -q -m "not alone" {} >"$log" 2>&1
+            code=$?
+            echo "== {}"
+            cat "$log"
+            exit "$code"'
+}
+
 code=0
-"$PYTHON" -m pytest -q tests/distributed tests/pipeline tests/gpu || code=$?
-wait "$BESIDE" || code=$?
-echo "== tests/unit, which ran beside these"
-cat "$UNIT"
-rm -f "$UNIT"
+run_group || code=1
 echo "== Alone"
-"$PYTHON" -m pytest -q -m alone tests/unit || code=$?
+"$PYTHON" -m pytest -q -m alone tests/unit || code=1
 exit "$code"
