@@ -3,8 +3,8 @@
 Makes random deepseek_v3 folders, as published in FP8 and in BF16, then takes turns between our command and a copy of the files it
 reads to the same disk. Both end with everything flushed to disk; before each, what will be read is in the page cache. Ours
 computes checksums of all files of a checkpoint too, and an export compares them first. Our command is started as a user starts
-it; what passes until it writes or, in an export, opens the first weights, mostly imports and asking Megatron-Core for its
-layout, is given in a column of its own: the first ratios are without it, the last one is with it.
+it; what passes until it opens the first weights of the checkpoint, mostly imports and asking Megatron-Core for its layout, is given
+in a column of its own: the first ratios are without it, the last one is with it.
 
 The copy waits for the disk, ours mostly computes: on a machine that is busy with something else ours looks worse than it is.
 
@@ -50,7 +50,9 @@ HEADER = [
     "peak memory of a process, MB",
 ]
 SCRIPT = "tools/convert_hf.py"
-CHECKPOINT_SUFFIX = ".distcp"  # of weights; an export reads them all for their checksums before it writes
+CHECKPOINT_SUFFIX = (
+    ".distcp"  # of weights: an import writes them from the start, an export reads them all for their checksums first
+)
 _POOL_ELEMENTS = 1 << 26  # of random numbers, from which all tensors are cut
 
 
@@ -174,7 +176,7 @@ def measure(name: str, command: Callable[[Path, Path], list[str]], source: Path,
     target = source.with_name("target")
 
     def convert() -> Finished:
-        finished = run_watched(command(source, target), source_suffix=CHECKPOINT_SUFFIX)
+        finished = run_watched(command(source, target), data_file=CHECKPOINT_SUFFIX)
         start = time.perf_counter()
         flush(target)
         return replace(finished, wall_seconds=finished.wall_seconds + time.perf_counter() - start)

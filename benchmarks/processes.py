@@ -17,7 +17,6 @@ from megatron_r1.runtime.launch import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.05
-_FIRST_BYTES = 1 << 20  # written by then: imports, log lines and small files are over
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -33,7 +32,7 @@ class Finished:
 
     wall_seconds: float  #: from its start to its end
     cpu_seconds: float  #: of all its processes
-    startup_wall_seconds: float  #: until it had written a mebibyte or opened its source; 0 where it did neither
+    startup_wall_seconds: float  #: until it had opened the first weights of a checkpoint; 0 where it never did
     startup_cpu_seconds: float  #: likewise
     peak_bytes: list[int]  #: resident, of each process (VmHWM: libraries included), largest first
 
@@ -45,7 +44,7 @@ def python_command(script: str, processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
 
 
-def run_watched(command: Sequence[str], source_suffix: str | None = None) -> Finished:
+def run_watched(command: Sequence[str], data_file: str | None = None) -> Finished:
     """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
 
     It is looked at every 0.05 s: by so much its start-up may be shorter, and what a process grows by in its last moments is
@@ -53,7 +52,7 @@ def run_watched(command: Sequence[str], source_suffix: str | None = None) -> Fin
 
     Args:
         command: and its arguments.
-        source_suffix: start-up ends, too, when a process has a file open whose name ends so.
+        data_file: start-up ends when a process has a file open whose name has this in it; None: there is none to wait for.
 
     Raises:
         CommandFailed: it ended with another code than 0; the message holds its last line.
@@ -68,7 +67,7 @@ def run_watched(command: Sequence[str], source_suffix: str | None = None) -> Fin
                 tree = _with_descendants(process.pid)
                 for pid in tree:
                     peaks[pid] = max(peaks.get(pid, 0), _number_after("VmHWM:", pid, "status") << 10)
-                if startup is None and _has_begun(tree, source_suffix):
+                if startup is None and _has_begun(tree, data_file):
                     startup = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
                 time.sleep(_POLL_SECONDS)
         wall_seconds, cpu_seconds = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
@@ -85,10 +84,8 @@ def _ended_children_cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _has_begun(tree: Sequence[int], source_suffix: str | None) -> bool:
-    if sum(_number_after("wchar:", pid, "io") for pid in tree) >= _FIRST_BYTES:
-        return True
-    return source_suffix is not None and any(path.endswith(source_suffix) for pid in tree for path in _open_files(pid))
+def _has_begun(tree: Sequence[int], data_file: str | None) -> bool:
+    return data_file is not None and any(data_file in os.path.basename(path) for pid in tree for path in _open_files(pid))
 
 
 def _open_files(pid: int) -> Iterator[str]:

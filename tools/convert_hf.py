@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from megatron_r1.cli import main
+from megatron_r1.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["convert", *sys.argv[1:]]))
+    run(["convert", *sys.argv[1:]])

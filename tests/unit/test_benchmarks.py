@@ -103,8 +103,11 @@ def test_models_to_convert_are_as_published_and_of_the_wanted_size(tmp_path: Pat
 def test_conversion_takes_turns_with_a_copy(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    (source / "file").write_bytes(bytes(5_000_000))
-    code = "import sys, time, shutil; time.sleep(0.5); shutil.copytree(*sys.argv[1:]); time.sleep(0.2)"
+    (source / "a.distcp").write_bytes(bytes(5_000_000))
+    code = (
+        "import sys, time, shutil; time.sleep(0.5); shutil.copytree(*sys.argv[1:]); "
+        "file = open(sys.argv[2] + '/a.distcp'); time.sleep(0.2)"
+    )
     result = convert.measure("x", lambda *folders: [sys.executable, "-c", code, *map(str, folders)], source, repeats=2)
     assert result.comparison.ours.amounts == result.comparison.peer.amounts == [10_000_000] * 2
     assert result.startup_seconds > 0.5
@@ -121,8 +124,8 @@ def test_conversion_takes_turns_with_a_copy(tmp_path: Path) -> None:
 def test_startup_ends_when_the_source_is_opened(tmp_path: Path) -> None:
     (tmp_path / "a.distcp").touch()
     code = f"import time; time.sleep(0.3); file = open({str(tmp_path / 'a.distcp')!r}); time.sleep(0.3)"
-    assert run_watched([sys.executable, "-c", code], source_suffix=".other").startup_wall_seconds == 0
-    assert 0.3 < run_watched([sys.executable, "-c", code], source_suffix=".distcp").startup_wall_seconds
+    assert run_watched([sys.executable, "-c", code], data_file=".other").startup_wall_seconds == 0
+    assert 0.3 < run_watched([sys.executable, "-c", code], data_file=".distcp").startup_wall_seconds
 
 
 def test_too_little_space_is_told_before_anything_is_made(tmp_path: Path) -> None:
