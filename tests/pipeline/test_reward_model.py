@@ -246,6 +246,8 @@ def test_general_prompts_of_a_batch_are_scored_together(session, runs) -> None:
     good, bad, unfinished, cut = verdicts[0]["model"]
     assert 0 < bad.score < good.score < 1 and (good.outcome, bad.outcome, unfinished.score) == ("correct", "wrong", 0.0)
     assert "nothing follows" in unfinished.detail and cut.score == 0.0 and "length limit" in cut.detail
+    opened = RolloutGroup(replace(prompt, text="text<think>\n"), [Rollout([5, 2], [0.0, 0.0], "never ends", True)], 0)
+    assert "nothing follows" in PreferenceRewards({"helpful": Watched()})([opened])[0]["model"][0].detail
     careful = RolloutGroup(replace(prompt, preference="safety"), rollouts, 0)
     with pytest.raises(ConfigError, match="reward.safety_model, which is not set"):
         PreferenceRewards({"helpful": Watched()})([careful])
