@@ -138,6 +138,12 @@ class R1Zero:
         return self.encode_prompt(messages[:-1]), Turn(response, [])
 
 
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> list[int]:
+    """A conversation in R1's chat template with its last response, end of sequence included, as a reward model reads it."""
+    history, turn = R1Chat(tokenizer).encode_turn([*messages, Message("assistant", response)])
+    return history + turn.token_ids
+
+
 def encode_conversation(messages: Sequence[Message], template: ChatTemplate) -> list[TrainingSample]:
     """Training samples with loss on every message of the assistant once, its end of sequence included, and on nothing else.
 

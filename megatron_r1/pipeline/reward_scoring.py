@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_r1.config.schema import Config, RewardModelConfig
-from megatron_r1.data.chat import Message, encode_chat
+from megatron_r1.data.chat_template import encode_chat
+from megatron_r1.data.conversations import Message
 from megatron_r1.data.preferences import JudgedDialogues
 from megatron_r1.data.reward_packing import ScoredExample
 from megatron_r1.data.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import torch
 
 from megatron_r1 import cli
 from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, RewardModelConfig, RuntimeConfig
-from megatron_r1.data.chat import Message
+from megatron_r1.data.conversations import Message
 from megatron_r1.data.templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError, DataError

@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_r1.data.chat import Message, encode_chat
+from megatron_r1.data.chat_template import encode_chat
+from megatron_r1.data.conversations import Message
 from megatron_r1.data.preferences import read_labelled, read_pairs, split_heldout
 from megatron_r1.data.templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer
