@@ -18,9 +18,9 @@ from megatron_r1.pipeline.build import build_reward_model, build_tokenizer, find
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Verdicts
 from megatron_r1.rewards.protocol import Verdict
-from megatron_r1.rewards.tags import THINK_OPEN, find_summary
+from megatron_r1.rewards.tags import find_summary, whole_response
 from megatron_r1.training.reward_model import RewardModel
-from megatron_r1.types import PREFERENCES, Prompt, Rollout, RolloutGroup
+from megatron_r1.types import PREFERENCES, RolloutGroup
 
 _CUT = Verdict(0.0, "wrong", "cut at the length limit")
 
@@ -138,7 +138,7 @@ class PreferenceRewards:
                     f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
                 )
             rollouts = [(groups[i].prompt, rollout) for i in chosen for rollout in groups[i].rollouts]
-            responses = [((Message("user", prompt.question),), _whole(prompt, rollout)) for prompt, rollout in rollouts]
+            responses = [((Message("user", prompt.question),), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts]
             scores = iter(self._scorers[preference].score(responses))
             for i in chosen:
                 row = zip(groups[i].rollouts, [next(scores) for _ in groups[i].rollouts], strict=True)
@@ -166,11 +166,6 @@ def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRew
             data = config.data.model_copy(update={"tokenizer": None})
             scorers[kind] = load_reward_scorer(config.model_copy(update={"model": model, "data": data}), session, kind)
     yield PreferenceRewards(scorers)
-
-
-def _whole(prompt: Prompt, rollout: Rollout) -> str:
-    """The response with the <think> that its prompt may hold: without it, reasoning that never closes would be taken for a summary."""
-    return (f"{THINK_OPEN}\n" if prompt.text.rstrip().endswith(THINK_OPEN) else "") + rollout.text
 
 
 def _verdict(score: float | None) -> Verdict:

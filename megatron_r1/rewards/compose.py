@@ -21,7 +21,7 @@ from megatron_r1.errors import RewardError
 from megatron_r1.rewards.penalties import length_penalty, repetition_penalty
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ACCURACY_SCORERS
-from megatron_r1.rewards.tags import THINK_OPEN, find_summary
+from megatron_r1.rewards.tags import find_summary, whole_response
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 COMPONENTS = {"reasoning": ("accuracy", "format", "language"), "general": ("model", "format", "language")}
@@ -105,8 +105,7 @@ def judge_reward(judge: Grader) -> ModelReward:
     def grade(prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
         if not prompt.answer.strip():
             return _now(Verdict(None, "unscorable", "there is no reference answer to judge by"))
-        opening = THINK_OPEN if prompt.text.rstrip().endswith(THINK_OPEN) else ""
-        summary = find_summary(opening + rollout.text)
+        summary = find_summary(whole_response(prompt.text, rollout.text))
         if summary is None:
             return _now(Verdict(0.0, "wrong", "nothing follows the reasoning"))
         return judge.grade(prompt.question, prompt.answer, summary)

@@ -72,6 +72,11 @@ def find_hash_answers(response: str) -> list[str]:
     return answers
 
 
+def whole_response(prompt_text: str, response: str) -> str:
+    """A response with the <think> that its prompt may hold: without it, reasoning that never closes would be taken for a summary."""
+    return (f"{THINK_OPEN}\n" if prompt_text.rstrip().endswith(THINK_OPEN) else "") + response
+
+
 def find_summary(response: str) -> str | None:
     """What follows the reasoning; the whole response where there is none. None where the reasoning does not end or nothing follows."""
     _, closed, summary = response.rpartition(THINK_CLOSE)
