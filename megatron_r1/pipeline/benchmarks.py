@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_r1.config.load import save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat_template import OPENED, load_chat_template
@@ -32,7 +30,7 @@ from megatron_r1.evaluation.problems import BenchmarkProblem, digest, read_bench
 from megatron_r1.evaluation.results import Results, write_results
 from megatron_r1.evaluation.scoring import evaluation_specs, score_responses, vote_classes
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine
-from megatron_r1.pipeline.hf_weights import read_hf_weights, weights_fingerprint
+from megatron_r1.pipeline.hf_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.worker_process import Limits
@@ -174,8 +172,7 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
         data = config.data.model_copy(update={"max_prompt_tokens": length})
         fitting = config.model_copy(update={"rollout": rollout, "data": data})
         with open_engine(fitting, opened, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
-            dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
-            engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
+            load_engine(engine, config)
             opening = OPENED if longest.text.endswith(OPENED) else ""
             yield EngineModel(engine, make_prompt, opening, settings.responses_per_call)
 

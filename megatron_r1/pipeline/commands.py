@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.curate import curate as curate_files
 from megatron_r1.data.problems import load_problems
@@ -20,7 +18,7 @@ from megatron_r1.evaluation.results import named_results
 from megatron_r1.evaluation.table import render_table
 from megatron_r1.pipeline.benchmarks import evaluate_benchmarks
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
-from megatron_r1.pipeline.hf_weights import read_hf_weights
+from megatron_r1.pipeline.hf_weights import load_engine
 from megatron_r1.pipeline.r1_zero import run_r1_zero
 from megatron_r1.pipeline.recipe import run_recipe
 from megatron_r1.pipeline.session import open_session
@@ -105,13 +103,12 @@ def evaluate(config: Config) -> None:
             config.evaluate.seed,
             config.data.max_prompt_tokens,
         )
-        dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
         run_dir = Path(config.run_dir)
         with (
             open_rewards(config, source, run_dir / "scoring.log") as rewards,
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
-            engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
+            load_engine(engine, config)
             result = evaluate_engine(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
 
         def write() -> None:

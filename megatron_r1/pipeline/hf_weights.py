@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from megatron_r1.config.schema import Config
 from megatron_r1.conversion.dtypes import ROUTER_BIAS
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, open_megatron
+from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import new_checksum
@@ -16,6 +18,16 @@ from megatron_r1.weights.fuse import unfuse
 from megatron_r1.weights.hf import CONFIG, HfFolder
 
 _LOOKED_AT = 1 << 20  # bytes of each file
+
+
+def load_engine(engine: RolloutEngine, config: Config) -> None:
+    """Give an engine the weights of `model.weights`, in the engine's dtype.
+
+    Raises:
+        CheckpointError, ConversionError: see `read_hf_weights`.
+    """
+    dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
+    engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
 
 
 def read_hf_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

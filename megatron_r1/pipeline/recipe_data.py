@@ -33,7 +33,7 @@ from megatron_r1.data.prompts import make_prompt
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.artifact import fingerprint
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_own_engine, open_scoring
-from megatron_r1.pipeline.hf_weights import read_hf_weights
+from megatron_r1.pipeline.hf_weights import load_engine
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.judge import Judge
 from megatron_r1.runtime.distributed import on_rank_zero
@@ -122,10 +122,7 @@ def _sample(
         _open_check(policy, source, folder.with_suffix(".scoring.log")) as check,
         open_own_engine(policy, session, arch, tokenizer, folder.with_suffix(".engine.log")) as engine,
     ):
-        dtype = {"fp32": "float32", "bf16": "bfloat16"}[policy.runtime.dtype]
-        import torch
-
-        engine.load_weights(read_hf_weights(weights, getattr(torch, dtype)), version=0)
+        load_engine(engine, policy)
         kept = sample_and_keep(
             engine, check, prompts, folder, stage.curation, policy.seed, policy=fingerprint(weights), filters=filters
         )

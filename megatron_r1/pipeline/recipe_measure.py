@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.filters import first_failure
@@ -27,7 +25,7 @@ from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.evaluation.passk import mean
 from megatron_r1.pipeline.artifact import fingerprint
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
-from megatron_r1.pipeline.hf_weights import read_hf_weights
+from megatron_r1.pipeline.hf_weights import load_engine
 from megatron_r1.pipeline.reward_scoring import open_preferences
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.distributed import on_rank_zero
@@ -118,12 +116,11 @@ def _respond(config: Config, settings: RecipeConfig, session: Session, folder: P
     sampling = Sampling(
         settings.measured_samples, config.evaluate.temperature, config.evaluate.top_p, config.rollout.max_response_tokens
     )
-    dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
     with ExitStack() as stack:
         preferences = stack.enter_context(open_preferences(config, session))
         rewards = stack.enter_context(open_rewards(config, source, folder / "scoring.log", preferences))
         engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
-        engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
+        load_engine(engine, config)
         groups = engine.generate(prompts, sampling, config.evaluate.seed)
         rewards.collect(groups)
     return groups

@@ -138,7 +138,9 @@ class PreferenceRewards:
                     f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
                 )
             rollouts = [(groups[i].prompt, rollout) for i in chosen for rollout in groups[i].rollouts]
-            responses = [((Message("user", prompt.question),), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts]
+            responses = [
+                ((Message("user", prompt.question),), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts
+            ]
             scores = iter(self._scorers[preference].score(responses))
             for i in chosen:
                 row = zip(groups[i].rollouts, [next(scores) for _ in groups[i].rollouts], strict=True)
