@@ -6,14 +6,12 @@ python tools/make_tally_chat.py --out runs/r1/data
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
+from megatron_r1.curation.results import write_json_lines
 from megatron_r1.data.tally_chat import draw_request
-from megatron_r1.runtime.files import write_atomically
 
 COUNTS = {"pairs": 768, "labels": 1024, "conversations": 1024}
 
@@ -51,11 +49,7 @@ def make_files(folder: Path, seed: int, heldout_fraction: float) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, records in (("helpful", pairs), ("safety", labels), ("conversations", conversations)):
-        write_atomically(folder / f"{name}.jsonl", _lines(records))
-
-
-def _lines(records: Iterable[dict]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_json_lines(folder / f"{name}.jsonl", records)
 
 
 def main(argv: list[str] | None = None) -> int:

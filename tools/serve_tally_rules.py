@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from megatron_r1.curation.cold_start_prompts import TRANSLATION
 from megatron_r1.data.tally import TallyProblem, chain_of_thought
+from megatron_r1.data.tally_chat import find_thought
 
 NAME = "tally-rules"
 _EXPRESSION = re.compile(r"(\d+)((?:[+-]\d+)+)")
@@ -49,7 +50,7 @@ def answer(messages: list[dict[str, str]]) -> str:
     if "'correctness'" in text:
         return _grade(text)
     if "## Answer\n" in text and "## Request\n" in text:
-        return _think_about(text.partition("## Request\n")[2].partition("\n\n## Answer")[0])
+        return find_thought(text.partition("## Request\n")[2].partition("\n\n## Answer")[0])
     if "## Thought process\n" in text:
         question, _, rest = text.partition("## Question\n")[2].partition("\n\n## Thought process\n")
         thinking = rest.partition("\n\n---\n")[0]
@@ -68,12 +69,6 @@ def _grade(text: str) -> str:
     is_correct = bool(boxed) and boxed[-1] == reference.strip()
     analysis = f"the last boxed number is {boxed[-1] if boxed else 'missing'}, the reference is {reference}"
     return json.dumps({"analysis": analysis, "correctness": "correct" if is_correct else "incorrect"})
-
-
-def _think_about(request: str) -> str:
-    from megatron_r1.data.tally_chat import find_thought
-
-    return find_thought(request)
 
 
 def make_handler(reply: Callable[[list[dict[str, str]]], str]) -> type[BaseHTTPRequestHandler]:

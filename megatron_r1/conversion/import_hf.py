@@ -26,6 +26,7 @@ from megatron_r1.runtime.checkpoints import COMPLETE, STATE, describe_file, seal
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
+from megatron_r1.weights.fp8 import prepare_decoder
 from megatron_r1.weights.fuse import fuse
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.mapping import Entry, Split, hf_shapes, model_entries
@@ -96,6 +97,8 @@ def _name(part: int) -> str:
 
 
 def _write_parts(source: HfFolder, work: WorkFolder, parts: dict[int, list[Item]]) -> None:
+    if source.holds_fp8:
+        prepare_decoder()  # before threads wait for the first tensor
     total = sum(item.nbytes for items in parts.values() for item in items)
     share = f" (rank 0 of {world_size()})" if world_size() > 1 else ""
     with Progress(total, f"import{share}", enabled=is_rank_zero(), unit="B") as progress:

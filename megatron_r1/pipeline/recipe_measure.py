@@ -19,13 +19,13 @@ from megatron_r1.config.schema import Config
 from megatron_r1.curation.filters import first_failure
 from megatron_r1.curation.forms import Form, read_sample
 from megatron_r1.curation.records import Conversation
+from megatron_r1.curation.results import write_json_lines
 from megatron_r1.data.general import load_general
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.evaluation.passk import mean
-from megatron_r1.pipeline.artifact import fingerprint
 from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
-from megatron_r1.pipeline.hf_weights import load_engine
+from megatron_r1.pipeline.hf_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.reward_scoring import open_preferences
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.distributed import on_rank_zero
@@ -44,7 +44,7 @@ class Measured:
 
     GATED: ClassVar[tuple[str, ...]] = ("pass_at_1", "format", "language", "readable", "helpful", "safe")
 
-    model: str  #: hash of the weights
+    model: str  #: tells its weights from others
     pass_at_1: float  #: share of samples with the right answer
     format: float  #: share in the format of the stage's template
     language: float  #: words of the reasoning in the question's language, over all words
@@ -62,8 +62,13 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
     weights, folder = recipe.weights(stage), recipe.root / stage / "measured"
     models = {kind: recipe.artifact(kind) for kind in ("helpful", "safety")}
     judged = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
-    found = on_rank_zero(lambda: _read(folder, weights))
-    if found is not None and (found.helpful is not None or not judged or recipe.config.recipe.requests is None):
+    model = weights_fingerprint(weights)
+    found = on_rank_zero(lambda: read_measured(recipe.root, stage))
+    if (
+        found is not None
+        and found.model == model
+        and (found.helpful is not None or not judged or recipe.config.recipe.requests is None)
+    ):
         return found
     config = recipe.config_of(
         stage,
@@ -74,10 +79,10 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
         | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if judged else {}),
     )  # fmt: skip
     groups = _respond(config, recipe.config.recipe, session, folder, with_requests=judged)
-    measured = Measured(on_rank_zero(lambda: fingerprint(weights)), **_means(config, groups))
+    measured = Measured(model, **_means(config, groups))
 
     def keep() -> None:
-        write_atomically(folder / RESPONSES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(groups)))
+        write_json_lines(folder / RESPONSES, _lines(groups))
         write_atomically(folder / MEASURED, json.dumps(asdict(measured), indent=1) + "\n")
 
     on_rank_zero(keep)
@@ -88,14 +93,6 @@ def read_measured(root: Path, stage: str) -> Measured | None:
     """What was measured of a stage; None where nothing was."""
     path = root / stage / "measured" / MEASURED
     return Measured(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def _read(folder: Path, weights: Path) -> Measured | None:
-    path = folder / MEASURED
-    if not path.is_file():
-        return None
-    measured = Measured(**json.loads(path.read_text(encoding="utf-8")))
-    return measured if measured.model == fingerprint(weights) else None
 
 
 def _respond(config: Config, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool) -> list[RolloutGroup]:

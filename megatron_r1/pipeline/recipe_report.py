@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from megatron_r1.curation.manifest import align_table
 from megatron_r1.pipeline.recipe_measure import Measured, read_measured
 from megatron_r1.report.html import write_report
 from megatron_r1.runtime.files import write_atomically
@@ -43,12 +44,12 @@ def _row(found: Measured) -> dict[str, float | None]:
 
 def _table(rows: list[dict]) -> str:
     names = ["name", *_SHARES, "length"]
-    head = "| " + " | ".join(name.replace("_at_", "@").replace("_", " ") for name in names) + " |"
-    lines = [head, "|---|" + "---:|" * (len(names) - 1)]
-    for row in rows:
-        cells = ["-" if row[n] is None else f"{row[n]:.1%}" if n in _SHARES else f"{row[n]:.1f}" for n in names[1:]]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def show(name: str, value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}" if name in _SHARES else f"{value:.1f}"
+
+    head = [name.replace("_at_", "@") for name in names]
+    return align_table([head, *([row["name"], *(show(name, row[name]) for name in names[1:])] for row in rows)])
 
 
 def _hold(claim: tuple[str, str, str, str], measured: Mapping[str, Measured]) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_r1.pipeline.recipe_data import curated_path, make_cold_start, make_curated
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_reward_model, run_sft
+from megatron_r1.runtime.distributed import on_rank_zero
 
 if TYPE_CHECKING:
     from megatron_r1.pipeline.recipe import Recipe
@@ -25,11 +27,7 @@ def run_zero(recipe: Recipe, session: Session) -> None:
 
 def run_stage1(recipe: Recipe, session: Session) -> None:
     """Cold start: SFT of the base on a few thousand long chains of thought (v2 section 3, B.3.2)."""
-    config = recipe.config_of("stage1", _weights(recipe, "base"))
-    if not recipe.artifact("stage1").exists:
-        data = make_cold_start(recipe, session)
-        config = recipe.config_of("stage1", _weights(recipe, "base") | {"sft.sources": [{"path": str(data)}]})
-    run_sft(config, session)
+    _fine_tune_base(recipe, "stage1", make_cold_start, session)
 
 
 def run_stage2(recipe: Recipe, session: Session) -> None:
@@ -49,11 +47,7 @@ def run_safety(recipe: Recipe, session: Session) -> None:
 
 def run_stage3(recipe: Recipe, session: Session) -> None:
     """Rejection sampling from Dev2, non-reasoning data, curation; then SFT of the base, not of Dev2 (v1 section 2.3.3)."""
-    config = recipe.config_of("stage3", _weights(recipe, "base"))
-    if not recipe.artifact("stage3").exists:
-        data = make_curated(recipe, session)
-        config = recipe.config_of("stage3", _weights(recipe, "base") | {"sft.sources": [{"path": str(data)}]})
-    run_sft(config, session)
+    _fine_tune_base(recipe, "stage3", make_curated, session)
 
 
 def run_stage4(recipe: Recipe, session: Session) -> None:
@@ -69,8 +63,7 @@ def run_student(recipe: Recipe, session: Session) -> None:
 
 def run_distill(recipe: Recipe, session: Session) -> None:
     """Distillation: SFT of the student on stage 3's curated set, no RL (v1 section 2.4)."""
-    data = curated_path(recipe)
-    run_sft(recipe.config_of("distill", _weights(recipe, "student") | {"sft.sources": [{"path": str(data)}]}), session)
+    run_sft(recipe.config_of("distill", _weights(recipe, "student") | _sources(curated_path(recipe))), session)
 
 
 def run_student_rl(recipe: Recipe, session: Session) -> None:
@@ -84,6 +77,18 @@ def _base(recipe: Recipe, stage: str, session: Session) -> None:
         run_pretrain(config, session)
 
 
-def _weights(recipe: Recipe, stage: str) -> Mapping[str, Any]:
+def _fine_tune_base(recipe: Recipe, stage: str, make_data: Callable[[Recipe, Session], Path], session: Session) -> None:
+    settings = _weights(recipe, "base")
+    if not on_rank_zero(lambda: recipe.artifact(stage).exists):
+        settings |= _sources(make_data(recipe, session))
+    run_sft(recipe.config_of(stage, settings), session)
+
+
+def _weights(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Start from what a stage made."""
     return {"model.weights": str(recipe.weights(stage)), "model.overrides": {}}
+
+
+def _sources(data: Path) -> dict[str, Any]:
+    """Fine-tune on one file."""
+    return {"sft.sources": [{"path": str(data)}]}

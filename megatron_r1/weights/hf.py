@@ -13,7 +13,7 @@ import torch
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
-from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, may_hold_nan, prepare_decoder, scale_name, scale_shape
+from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, may_hold_nan, scale_name, scale_shape
 from megatron_r1.weights.safetensors_file import DTYPES, SafetensorsFile, StoredTensor
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -47,11 +47,10 @@ class HfFolder:
             self._names_in.setdefault(file, []).append(name)
         #: Tensor name -> file name, without scales.
         self.files = {name: file for name, file in self._file_of.items() if not name.endswith(SCALE_SUFFIX)}
+        self.holds_fp8 = len(self.files) < len(self._file_of)  #: weights with scales
         for name in self._file_of.keys() - self.files.keys():
             if name.removesuffix(SCALE_SUFFIX) not in self.files:
                 raise CheckpointError(f"{folder / self._file_of[name]} has scales {name} without their weight")
-        if len(self.files) < len(self._file_of):
-            prepare_decoder()  # before threads wait for the first tensor
 
     def architecture(self) -> Architecture:
         """Shape of the model. Raises CheckpointError where it is not one that this project has."""
