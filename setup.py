@@ -47,5 +47,5 @@ setup(
         "mpi": ["mpi4py"],
         "dev": ["pytest", "ruff"],
     },
-    entry_points={"console_scripts": ["megatron-r1=megatron_r1.cli:run"]},
+    entry_points={"console_scripts": ["megatron-r1=megatron_r1.cli:main"]},
 )

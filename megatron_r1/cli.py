@@ -6,7 +6,6 @@ torch and the rest are imported by the command that runs, not here: `--help` ans
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -257,12 +256,5 @@ def _explain(field: FieldInfo) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command, by default that of the command line, and end the process."""
-    code = main(argv)
-    gc.freeze()  # as it ends, Python searches everything for cycles several times: a second, with torch and Megatron-Core loaded
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

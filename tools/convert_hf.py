@@ -9,9 +9,12 @@ python tools/convert_hf.py dry-run --config DeepSeek-V3-Base/config.json --pp 16
 
 from __future__ import annotations
 
+import gc
 import sys
 
-from megatron_r1.cli import run
+from megatron_r1.cli import main
 
 if __name__ == "__main__":
-    run(["convert", *sys.argv[1:]])
+    code = main(["convert", *sys.argv[1:]])
+    gc.freeze()  # as it ends, Python searches everything for cycles several times: a second, with torch loaded
+    sys.exit(code)
