@@ -9,12 +9,13 @@ python tools/convert_hf.py dry-run --config DeepSeek-V3-Base/config.json --pp 16
 
 from __future__ import annotations
 
-import gc
+import os
 import sys
 
 from megatron_r1.cli import main
 
 if __name__ == "__main__":
     code = main(["convert", *sys.argv[1:]])
-    gc.freeze()  # as it ends, Python searches everything for cycles several times: a second, with torch loaded
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is on disk; taking down an interpreter with torch in it takes a second
