@@ -3,8 +3,9 @@
 Makes random deepseek_v3 folders, as published in FP8 and in BF16, then takes turns between our command and a copy of the files it
 reads to the same disk. Both end with everything flushed to disk; before each, what will be read is in the page cache. Ours
 computes checksums of all files of a checkpoint too, and an export compares them first. Our command is started as a user starts
-it; what passes until it opens the first weights of the checkpoint, mostly imports and asking Megatron-Core for its layout, is given
-in a column of its own: the first ratios are without it, the last one is with it.
+it; what passes before it opens the first weights of the checkpoint, mostly imports and asking Megatron-Core for its layout, and
+after the finished folder stands under its name, the end of the interpreters and of torchrun, is given in a column of its own: the
+first ratios are without it, the last one is with it.
 
 The copy waits for the disk, ours mostly computes: on a machine that is busy with something else ours looks worse than it is.
 
@@ -45,8 +46,8 @@ HEADER = [
     "copy, GB/s",
     "ours / copy",
     "the same by CPU time",
-    "start-up, s",
-    "ours / copy, start-up included",
+    "start-up and end, s",
+    "ours / copy, whole command",
     "peak memory of a process, MB",
 ]
 SCRIPT = "tools/convert_hf.py"
@@ -60,19 +61,19 @@ _POOL_ELEMENTS = 1 << 26  # of random numbers, from which all tensors are cut
 class Conversion:
     """One direction, format, size and number of processes."""
 
-    comparison: Comparison  #: ours is without start-up
-    whole: list[Finished] = field(default_factory=list)  #: our commands with start-up
+    comparison: Comparison  #: ours is without start-up and end
+    whole: list[Finished] = field(default_factory=list)  #: our commands with them
 
     @property
     def whole_ratio(self) -> float:
-        """Like `comparison.speed_ratio`, with start-up."""
+        """Like `comparison.speed_ratio`, with start-up and end."""
         ours = replace(self.comparison.ours, wall_seconds=[finished.wall_seconds for finished in self.whole])
         return replace(self.comparison, ours=ours).speed_ratio
 
     @property
-    def startup_seconds(self) -> float:
-        """By the wall clock, the median over repetitions."""
-        return median(finished.startup_wall_seconds for finished in self.whole)
+    def around_seconds(self) -> float:
+        """Of start-up and end by the wall clock, the median over repetitions."""
+        return median(finished.wall_seconds - finished.work_wall_seconds for finished in self.whole)
 
     @property
     def peak_bytes(self) -> int:
@@ -137,7 +138,8 @@ def copy_folder(source: Path, target: Path) -> Finished:
     wall, cpu = time.perf_counter(), time.process_time()
     shutil.copytree(source, target, copy_function=shutil.copyfile)
     flush(target)
-    return Finished(time.perf_counter() - wall, time.process_time() - cpu, 0.0, 0.0, [])
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    return Finished(*seconds, *seconds, [])
 
 
 def flush(folder: Path) -> None:
@@ -176,10 +178,11 @@ def measure(name: str, command: Callable[[Path, Path], list[str]], source: Path,
     target = source.with_name("target")
 
     def convert() -> Finished:
-        finished = run_watched(command(source, target), data_file=CHECKPOINT_SUFFIX)
+        finished = run_watched(command(source, target), data_file=CHECKPOINT_SUFFIX, result=target)
         start = time.perf_counter()
         flush(target)
-        return replace(finished, wall_seconds=finished.wall_seconds + time.perf_counter() - start)
+        more = time.perf_counter() - start
+        return replace(finished, wall_seconds=finished.wall_seconds + more, work_wall_seconds=finished.work_wall_seconds + more)
 
     result = Conversion(Comparison(name, Side(), Side()))
     ours, peer = result.comparison.ours, result.comparison.peer
@@ -188,8 +191,8 @@ def measure(name: str, command: Callable[[Path, Path], list[str]], source: Path,
             warm_cache(source)
             finished = convert() if side is ours else copy_folder(source, target)
             side.amounts.append(folder_bytes(source) + folder_bytes(target))
-            side.wall_seconds.append(finished.wall_seconds - finished.startup_wall_seconds)
-            side.own_cpu_seconds.append(finished.cpu_seconds - finished.startup_cpu_seconds)
+            side.wall_seconds.append(finished.work_wall_seconds)
+            side.own_cpu_seconds.append(finished.work_cpu_seconds)
             if side is ours:
                 result.whole.append(finished)
             shutil.rmtree(target)
@@ -228,7 +231,7 @@ def table_row(conversion: Conversion) -> list[str]:
         f"{comparison.peer.per_second / 1e9:.2f}",
         f"{comparison.speed_ratio:.2f}",
         f"{comparison.cpu_ratio:.2f}",
-        f"{conversion.startup_seconds:.1f}",
+        f"{conversion.around_seconds:.1f}",
         f"{conversion.whole_ratio:.2f}",
         f"{conversion.peak_bytes / 1e6:,.0f}",
     ]

@@ -16,7 +16,7 @@ from megatron_r1.errors import R1Error
 from megatron_r1.runtime.launch import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -32,8 +32,8 @@ class Finished:
 
     wall_seconds: float  #: from its start to its end
     cpu_seconds: float  #: of all its processes
-    startup_wall_seconds: float  #: until it had opened the first weights of a checkpoint; 0 where it never did
-    startup_cpu_seconds: float  #: likewise
+    work_wall_seconds: float  #: of these, from its first data file to its result; all of them where there is neither
+    work_cpu_seconds: float  #: likewise
     peak_bytes: list[int]  #: resident, of each process (VmHWM: libraries included), largest first
 
 
@@ -44,48 +44,49 @@ def python_command(script: str, processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
 
 
-def run_watched(command: Sequence[str], data_file: str | None = None) -> Finished:
+def run_watched(command: Sequence[str], data_file: str | None = None, result: Path | None = None) -> Finished:
     """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
 
-    It is looked at every 0.05 s: by so much its start-up may be shorter, and what a process grows by in its last moments is
-    missed.
+    It is looked at every 0.02 s: by so much its work may be longer or shorter, and what a process grows by in its last moments
+    is missed.
 
     Args:
         command: and its arguments.
-        data_file: start-up ends when a process has a file open whose name has this in it; None: there is none to wait for.
+        data_file: work begins when a process has a file open whose name has this in it; None: at the start.
+        result: work ends when this is there; None: with the command.
 
     Raises:
         CommandFailed: it ended with another code than 0; the message holds its last line.
     """
     environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     peaks: dict[int, int] = {}
-    startup: tuple[float, float] | None = None
+    begun, ended = None if data_file else (0.0, 0.0), None
     with tempfile.TemporaryFile() as output:
         cpu, start = _ended_children_cpu_seconds(), time.perf_counter()
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
             while process.poll() is None:
                 tree = _with_descendants(process.pid)
+                now = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
+                if ended is None and result is not None and result.exists():
+                    ended = now
                 for pid in tree:
                     peaks[pid] = max(peaks.get(pid, 0), _number_after("VmHWM:", pid, "status") << 10)
-                if startup is None and _has_begun(tree, data_file):
-                    startup = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
+                if begun is None and any(data_file in os.path.basename(path) for pid in tree for path in _open_files(pid)):
+                    begun = now
                 time.sleep(_POLL_SECONDS)
-        wall_seconds, cpu_seconds = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
+        whole = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
         if process.returncode != 0:
             output.seek(0)
             lines = output.read().decode(errors="replace").split("\n")
             last = next((line for line in reversed(lines) if "error" in line.lower()), "")
             raise CommandFailed(f"{' '.join(command[1:])} ended with code {process.returncode}: {last}")
-    return Finished(wall_seconds, cpu_seconds, *(startup or (0.0, 0.0)), sorted(peaks.values(), reverse=True))
+    work = (until - since for since, until in zip(begun or (0.0, 0.0), ended or whole, strict=True))
+    return Finished(*whole, *work, sorted(peaks.values(), reverse=True))
 
 
 def _ended_children_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _has_begun(tree: Sequence[int], data_file: str | None) -> bool:
-    return data_file is not None and any(data_file in os.path.basename(path) for pid in tree for path in _open_files(pid))
 
 
 def _open_files(pid: int) -> Iterator[str]:

@@ -25,7 +25,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline import recipe_stages
 from megatron_r1.pipeline.artifact import Artifact
-from megatron_r1.pipeline.recipe_measure import Measured, measure_stage
+from megatron_r1.pipeline.recipe_measure import Measured, measure_stage, read_measured
 from megatron_r1.pipeline.recipe_report import write_comparison
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
@@ -112,7 +112,11 @@ def run_recipe(config: Config, session: Session, first: str | None = None, last:
         stage.run(recipe, session)
         if stage.is_language_model:
             check_gate(config, name, measure_stage(recipe, name, session))
-    on_rank_zero(lambda: write_comparison(recipe.root, {n: s.title for n, s in STAGES.items() if s.is_language_model}))
+    titles = {name: stage.title for name, stage in STAGES.items() if stage.is_language_model}
+    # Those before the reward models could not be measured for helpfulness and safety then.
+    for measured in on_rank_zero(lambda: [n for n in titles if read_measured(recipe.root, n) and recipe.is_finished(n)]):
+        measure_stage(recipe, measured, session)
+    on_rank_zero(lambda: write_comparison(recipe.root, titles))
 
 
 def chosen_stages(first: str | None, last: str | None) -> list[str]:

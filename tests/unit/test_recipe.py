@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from megatron_r1.data.problems import TallyProblems
 from megatron_r1.data.tally_chat import draw_request, find_thought
 from megatron_r1.data.tally_tokenizer import train_tally_chat_tokenizer
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.recipe import STAGES, Recipe, check_gate, check_recipe, chosen_stages
+from megatron_r1.pipeline import recipe as recipe_module
+from megatron_r1.pipeline import recipe_report
+from megatron_r1.pipeline.recipe import STAGES, Recipe, check_gate, check_recipe, chosen_stages, run_recipe
 from megatron_r1.pipeline.recipe_measure import Measured
 from megatron_r1.pipeline.recipe_report import write_comparison
 
@@ -90,6 +93,36 @@ def test_a_gate_stops_the_pipeline_and_says_why():
         with pytest.raises(DataError, match="zero misses its gate") as caught:
             check_gate(config, "zero", Measured(**{**vars(good), **change}))
         assert said in str(caught.value)
+
+
+def test_what_came_before_the_reward_models_is_measured_again_when_they_are_there(tmp_path, monkeypatch):
+    measured = Measured("x", pass_at_1=1.0, format=1.0, language=1.0, readable=1.0, length=9.0)
+    done: list[str] = []
+
+    def measure(recipe, stage, session):
+        """As `measure_stage`: helpfulness only where both reward models are."""
+        done.append(stage)
+        judged = all(recipe.artifact(kind).exists for kind in ("helpful", "safety"))
+        result = replace(measured, helpful=0.5 if judged else None)
+        (recipe.root / stage / "measured").mkdir(parents=True, exist_ok=True)
+        (recipe.root / stage / "measured/measured.json").write_text(json.dumps(vars(result)))
+        return result
+
+    def make(name):
+        def run(recipe, session):
+            recipe.artifact(name).folder.mkdir(parents=True, exist_ok=True)
+            recipe.artifact(name).seal("x", {}, {})
+
+        return run
+
+    monkeypatch.setattr(recipe_module, "measure_stage", measure)
+    monkeypatch.setattr(recipe_report, "write_report", lambda root: root)  # there are no runs to report on
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, run=make(name)))
+    run_recipe(load_config(CONFIG, [f"run_dir={tmp_path}", "recipe.gates={}"]), None)
+    models = [name for name, stage in STAGES.items() if stage.is_language_model]
+    assert done == models * 2
+    assert all(row["helpful"] == 0.5 for row in json.loads((tmp_path / "summary.json").read_text())["rows"])
 
 
 def test_general_prompts_come_late_and_in_their_share():

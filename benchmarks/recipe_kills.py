@@ -1,0 +1,235 @@
+"""The small R1 pipeline killed again and again: does it end with the files that it makes undisturbed?
+
+    python -m benchmarks.recipe_kills --dir /scratch [--kills 20] [--seed 0] [--out FILE.json]
+
+`examples/tiny_cpu/r1.yaml` with fewer steps runs twice from nothing: once undisturbed, and once with SIGKILL after random times,
+started again after each. Every other kill takes the command alone and leaves its engine and scoring workers to notice, the others
+its whole process group. In the end the artifacts of all stages (weights, tokenizer, config and the hashes of what went in), every
+sample, every kept and curated record and every measurement must be the same, byte for byte. A file that differs ends the command
+with code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.measure import Disagreement, describe_machine, positive, run, write_results
+from benchmarks.processes import ROOT, CommandFailed
+from megatron_r1.errors import ConfigError
+from megatron_r1.runtime.launch import child_environment
+
+RUN = Path("runs/r1")  # as the example has it, so that both runs write the same paths into their artifacts
+SMALLER: dict[str, Any] = {
+    "pretrain": {"steps": 900, "gate_accuracy": 0.0, "checkpoint_interval": 50},
+    "checkpoint": {"interval": 2},
+    "recipe": {
+        "gates": {}, "cold_start_prompts": 128, "cold_start_problems": 32, "rejection_prompts": 192, "measured_problems": 32,
+        "measured_requests": 16, "measured_samples": 2,
+        "stages": {
+            "zero": {"grpo": {"rollouts": 8}},
+            "stage1": {"sft": {"epochs": 2}},
+            "stage2": {"grpo": {"rollouts": 5}},
+            "stage4": {"grpo": {"rollouts": 5, "general_updates": 6}},
+            "student": {"pretrain": {"steps": 300}},
+            "student_rl": {"grpo": {"rollouts": 4}},
+        },
+    },
+}  # fmt: skip
+NOT_COMPARED = ("checkpoints", "tensorboard")  # folders: working state, and times
+TIMED = ("metrics.jsonl", "run.json", "report.html")  # files that hold times
+_STARTUP_SECONDS = 12.0  # of the command, in which there is nothing to lose
+_DEAD_SECONDS = 60.0  # until nothing of a killed command may run any more
+
+
+def make_config(target: Path, port: int) -> None:
+    """The example's configuration with fewer steps and another port."""
+    text = (ROOT / "examples/tiny_cpu/r1.yaml").read_text(encoding="utf-8").replace(":8901/", f":{port}/")
+    target.write_text(yaml.safe_dump(_merged(yaml.safe_load(text), SMALLER), allow_unicode=True), encoding="utf-8")
+
+
+def _merged(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _merged(settings.get(name, {}), value) if isinstance(value, dict) and value else value
+        for name, value in others.items()
+    }
+    return settings | both
+
+
+def start_pipeline(folder: Path, log: Path) -> subprocess.Popen:
+    """The command as a user starts it, in a process group of its own."""
+    command = [sys.executable, "-m", "megatron_r1.cli", "pipeline", "r1", "--config", "r1.yaml"]
+    environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def run_undisturbed(folder: Path, log: Path) -> float:
+    """Its wall seconds."""
+    start = time.perf_counter()
+    with start_pipeline(folder, log) as process:
+        pass
+    if process.returncode != 0:
+        raise CommandFailed(f"the undisturbed pipeline ended with code {process.returncode}: {_last_line(log)}")
+    return time.perf_counter() - start
+
+
+def run_with_kills(folder: Path, log: Path, kills: int, seconds: float, rng: random.Random) -> list[float]:
+    """Kill the pipeline `kills` times, spread over its work, then let it end.
+
+    Args:
+        seconds: what it takes undisturbed.
+
+    Returns:
+        How long each try had run when it was killed.
+
+    Raises:
+        CommandFailed: it ended with an error, or all was done before the last kill.
+    """
+    lifetimes: list[float] = []
+    for number in range(kills):
+        lifetime = _STARTUP_SECONDS + rng.uniform(0, 1.6 * seconds / kills)
+        process = start_pipeline(folder, log)
+        try:
+            process.wait(lifetime)
+        except subprocess.TimeoutExpired:
+            kill(process, folder, whole_group=number % 2 == 1)
+            lifetimes.append(lifetime)
+            print(f"kill {number + 1} of {kills} after {lifetime:.0f} s, in {_last_stage(log)}", flush=True)
+            continue
+        if process.returncode == 0:
+            raise CommandFailed(f"all was done after {len(lifetimes)} of {kills} kills: choose more steps or another --seed")
+        raise CommandFailed(f"try {number + 1} ended with code {process.returncode}: {_last_line(log)}")
+    run_undisturbed(folder, log)
+    return lifetimes
+
+
+def kill(process: subprocess.Popen, folder: Path, *, whole_group: bool) -> None:
+    """SIGKILL, to the command or its group; then wait until nothing works in its folder any more.
+
+    Raises:
+        CommandFailed: something outlives the command.
+    """
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + _DEAD_SECONDS
+    while left := _working_in(folder):
+        if time.monotonic() > end:
+            raise CommandFailed(f"{_DEAD_SECONDS:.0f} s after the command was killed its processes {left} still run")
+        time.sleep(0.2)
+
+
+def _working_in(folder: Path) -> list[int]:
+    """Processes whose current folder it is; those of a command are told by it whatever group they have put themselves in."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if Path(os.readlink(entry / "cwd")) == folder:
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # ended meanwhile, or a zombie
+    return found
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of all files that may not depend on when the run was killed."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        compared = path.is_file() and path.suffix in (".json", ".jsonl", ".safetensors", ".md") and path.name not in TIMED
+        if compared and not set(NOT_COMPARED) & set(name.parts):
+            with path.open("rb") as file:
+                found[str(name)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+@contextmanager
+def serve_rules(log: Path) -> Iterator[int]:
+    """The stand-in for a served model; its port."""
+    with log.open("wb") as output:
+        command = [sys.executable, str(ROOT / "tools/serve_tally_rules.py"), "--port", "0"]
+        environment = child_environment({"PYTHONPATH": str(ROOT)})
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=output, text=True)
+    try:
+        line = process.stdout.readline()
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield int(line.rpartition(":")[2].partition("/")[0])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Run both, compare."""
+    if not arguments.dir.is_dir():
+        raise ConfigError(f"--dir {arguments.dir}: there is no such folder")
+    logs = {kind: arguments.dir / f"recipe_kills_{kind}.log" for kind in ("undisturbed", "killed")}
+    machine = describe_machine("cpu")
+    with tempfile.TemporaryDirectory(prefix="megatron_r1-kills-", dir=arguments.dir) as name:
+        folder = Path(name).resolve()
+        with serve_rules(folder / "rules.log") as port:
+            make_config(folder / "r1.yaml", port)
+            start_over(folder, logs["undisturbed"])
+            seconds = run_undisturbed(folder, logs["undisturbed"])
+            print(f"undisturbed: {seconds:.0f} s", flush=True)
+            undisturbed = hashes(folder / RUN)
+            (folder / RUN).rename(folder / "undisturbed")
+            start_over(folder, logs["killed"])
+            lifetimes = run_with_kills(folder, logs["killed"], arguments.kills, seconds, random.Random(arguments.seed))
+            killed = hashes(folder / RUN)
+    differing = sorted(path for path in undisturbed.keys() | killed.keys() if undisturbed.get(path) != killed.get(path))
+    artifacts = sum(path.endswith("artifact.json") for path in undisturbed)
+    print(f"{len(undisturbed)} files compared, {artifacts} artifacts among them, {len(lifetimes)} kills: {len(differing)} differ")
+    if arguments.out is not None:
+        results = {"seconds": seconds, "killed_after": lifetimes, "hashes": undisturbed, "differing": differing}
+        write_results(arguments.out, arguments, results, machine)
+    if differing:
+        raise Disagreement(f"after {len(lifetimes)} kills these differ: {', '.join(differing[:20])}")
+
+
+def start_over(folder: Path, log: Path) -> None:
+    """An empty log, and the files that the pipeline reads."""
+    log.write_bytes(b"")
+    command = [sys.executable, str(ROOT / "tools/make_tally_chat.py"), "--out", str(RUN / "data")]
+    subprocess.run(command, cwd=folder, env=child_environment({"PYTHONPATH": str(ROOT)}), check=True, stdout=subprocess.DEVNULL)
+
+
+def _last_stage(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("== ")]
+    return lines[-1][3:] if lines else "nothing yet"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, required=True, help="where to work: a temporary folder and the two logs")
+    parser.add_argument("--kills", type=positive, default=20, help="default: 20")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the hashes, with machine and versions")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run(benchmark, parse_arguments()))
