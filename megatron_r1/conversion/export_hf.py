@@ -11,7 +11,7 @@ import torch
 
 from megatron_r1.conversion.dtypes import ROUTER_BIAS
 from megatron_r1.conversion.megatron_folder import MegatronFolder, copy_companions, open_megatron
-from megatron_r1.conversion.parts import own_share, part_bytes, read_ahead
+from megatron_r1.conversion.parts import own_share, part_bytes, write_parts
 from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
@@ -77,16 +77,28 @@ def _plan_tensors(source: MegatronFolder, dtype: torch.dtype | None) -> tuple[li
 def _write_files(source: MegatronFolder, work: WorkFolder, files: dict[str, list[HfTensor]], entry_of: dict[str, int]) -> None:
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
     share = f" (rank 0 of {world_size()})" if world_size() > 1 else ""
+    wanted = {file: {tensor.name: tensor for tensor in tensors} for file, tensors in files.items()}
+    # An entry whose tensors lie in two files is read for each.
+    parts = {file: [(file, i) for i in sorted({entry_of[name] for name in names})] for file, names in wanted.items()}
     with Progress(total, f"export{share}", enabled=is_rank_zero(), unit="B") as progress:
-        for file, tensors in files.items():
-            wanted = {tensor.name: tensor for tensor in tensors}
-            entries = sorted({entry_of[name] for name in wanted})
-            with SafetensorsWriter(work.folder / file, tensors) as writer:
-                for i, tensor in read_ahead(source.read, entries):
-                    for name, value in _values(source, i, tensor, wanted):
-                        writer.write(name, value)
-                        progress.advance(wanted[name].nbytes)
-            work.add_note(file, {"bytes": writer.nbytes})
+
+        def fill(writer: SafetensorsWriter, item: tuple[str, int], tensor: torch.Tensor) -> None:
+            file, i = item
+            for name, value in _values(source, i, tensor, wanted[file]):
+                writer.write(name, value)
+                progress.advance(wanted[file][name].nbytes)
+
+        def close(writer: SafetensorsWriter) -> None:
+            writer.close()
+            work.add_note(writer.path.name, {"bytes": writer.nbytes})
+
+        write_parts(
+            parts,
+            read=lambda item: source.read(item[1]),
+            open_file=lambda file: SafetensorsWriter(work.folder / file, files[file]),
+            fill=fill,
+            close=close,
+        )
 
 
 def _values(

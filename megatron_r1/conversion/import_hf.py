@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ import torch
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.conversion.dtypes import import_dtype
 from megatron_r1.conversion.megatron_folder import POLICY, copy_companions
-from megatron_r1.conversion.parts import cut, own_share, part_bytes, read_ahead
+from megatron_r1.conversion.parts import cut, own_share, part_bytes, write_parts
 from megatron_r1.conversion.torch_dist import Chunk, DataFile, write_metadata
 from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
@@ -102,34 +100,23 @@ def _write_parts(source: HfFolder, work: WorkFolder, parts: dict[int, list[Item]
     total = sum(item.nbytes for items in parts.values() for item in items)
     share = f" (rank 0 of {world_size()})" if world_size() > 1 else ""
     with Progress(total, f"import{share}", enabled=is_rank_zero(), unit="B") as progress:
-        todo = [(part, item) for part, items in parts.items() for item in items]
-        read = read_ahead(lambda part_item: _read(source, part_item[1]), todo)
-        # While one file goes to disk the next is being written, and the tensor after next being read.
-        with ThreadPoolExecutor(1) as thread:
-            closing: Future | None = None
-            for part, found in itertools.groupby(read, key=lambda found: found[0][0]):
-                file = DataFile(work.folder / POLICY / _name(part))
-                try:
-                    _fill(file, ((item, tensors) for (_, item), tensors in found), progress)
-                    if closing is not None:
-                        closing.result()
-                except BaseException:
-                    file.discard()
-                    raise
-                closing = thread.submit(_close, file, work)
-            if closing is not None:
-                closing.result()
+
+        def fill(file: DataFile, item: Item, tensors: list[torch.Tensor]) -> None:
+            for piece in item.pieces:
+                box = _take(item.entry, tensors, piece.area(len(item.entry.full_shape)))
+                file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
+            progress.advance(item.nbytes)
+
+        write_parts(
+            parts,
+            read=partial(_read, source),
+            open_file=lambda part: DataFile(work.folder / POLICY / _name(part)),
+            fill=fill,
+            close=partial(_close, work),
+        )
 
 
-def _fill(file: DataFile, found: Iterable[tuple[Item, list[torch.Tensor]]], progress: Progress) -> None:
-    for item, tensors in found:
-        for piece in item.pieces:
-            box = _take(item.entry, tensors, piece.area(len(item.entry.full_shape)))
-            file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
-        progress.advance(item.nbytes)
-
-
-def _close(file: DataFile, work: WorkFolder) -> None:
+def _close(work: WorkFolder, file: DataFile) -> None:
     """Put a file on disk, then note that it is there."""
     file.close()
     chunks = [(c.key, str(c.dtype).removeprefix("torch."), *c[2:]) for c in file.chunks]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from megatron_r1.runtime.distributed import rank, world_size
 
+P = TypeVar("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -36,6 +38,52 @@ def cut(sizes: Sequence[int], limit: int) -> list[range]:
 def own_share(items: Sequence[T]) -> Sequence[T]:
     """The items of this process."""
     return items[rank() :: world_size()]
+
+
+class OpenFile(Protocol):
+    """A file being written, which appears when it is closed."""
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+
+
+F = TypeVar("F", bound=OpenFile)
+
+
+def write_parts(
+    parts: Mapping[P, Sequence[T]],
+    *,
+    read: Callable[[T], R],
+    open_file: Callable[[P], F],
+    fill: Callable[[F, T, R], None],
+    close: Callable[[F], None],
+) -> None:
+    """Write a file for every part, item by item; while one goes to disk the next is filled, and the items after are being read.
+
+    Args:
+        parts: part -> its items.
+        read: what goes in for an item; called in a thread.
+        open_file: begins the file of a part.
+        fill: appends an item, of which it is given what was read.
+        close: puts a file on disk; called in a thread.
+    """
+    todo = [(part, item) for part, items in parts.items() for item in items]
+    found = read_ahead(lambda part_item: read(part_item[1]), todo)
+    with ThreadPoolExecutor(1) as thread:
+        closing: Future[None] | None = None
+        for part, of_part in itertools.groupby(found, key=lambda pair: pair[0][0]):
+            file = open_file(part)
+            try:
+                for (_, item), result in of_part:
+                    fill(file, item, result)
+                if closing is not None:
+                    closing.result()
+            except BaseException:
+                file.discard()
+                raise
+            closing = thread.submit(close, file)
+        if closing is not None:
+            closing.result()
 
 
 def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
