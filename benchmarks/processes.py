@@ -16,7 +16,8 @@ from megatron_r1.errors import R1Error
 from megatron_r1.runtime.launch import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.02  # of a command whose work is told from its start and end; looking costs a twentieth of a core
+_SLOW_POLL_SECONDS = 0.1  # of any other
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -47,8 +48,8 @@ def python_command(script: str, processes: int) -> list[str]:
 def run_watched(command: Sequence[str], data_file: str | None = None, result: Path | None = None) -> Finished:
     """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
 
-    It is looked at every 0.02 s: by so much its work may be longer or shorter, and what a process grows by in its last moments
-    is missed.
+    It is looked at every 0.02 s, or 0.1 s without `data_file` and `result`: by so much its work may be longer or shorter, and what a
+    process grows by in its last moments is missed.
 
     Args:
         command: and its arguments.
@@ -61,6 +62,7 @@ def run_watched(command: Sequence[str], data_file: str | None = None, result: Pa
     environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     peaks: dict[int, int] = {}
     begun, ended = None if data_file else (0.0, 0.0), None
+    pause = _POLL_SECONDS if data_file or result else _SLOW_POLL_SECONDS
     with tempfile.TemporaryFile() as output:
         cpu, start = _ended_children_cpu_seconds(), time.perf_counter()
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
@@ -73,7 +75,7 @@ def run_watched(command: Sequence[str], data_file: str | None = None, result: Pa
                     peaks[pid] = max(peaks.get(pid, 0), _number_after("VmHWM:", pid, "status") << 10)
                 if begun is None and any(data_file in os.path.basename(path) for pid in tree for path in _open_files(pid)):
                     begun = now
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)
         whole = time.perf_counter() - start, _ended_children_cpu_seconds() - cpu
         if process.returncode != 0:
             output.seek(0)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.reward_model --data hh_harmless.jsonl.gz [--seeds 0 1 2] [--out FILE.json]
 
-A fixed fifth of the pairs, by a hash of the conversation's opening, is held out before anything else is done. On the rest a tokenizer
-is trained, then `megatron-r1 reward-model` runs as a user starts it, from random weights and once for every seed. Of a conversation
-the model is given the last question alone: it is too small to make use of more. The finished model scores the held-out pairs;
+A fixed fifth of the pairs, by a hash of the conversation's opening, is held out before anything else is done. On the text of the rest a
+tokenizer is trained, then a small language model (`megatron-r1 pretrain`); from that `megatron-r1 reward-model` runs as a user starts
+it, once for every seed. Of a conversation it is given the last question alone: the model is too small to make use of more. The finished
+model scores the held-out pairs;
 accuracy is the share whose preferred response is scored higher. The peers are a logistic regression on the words and pairs of words
 of the two responses, and the rule that the shorter response is preferred.
 
@@ -38,7 +39,8 @@ from megatron_r1.pipeline.session import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
 HELDOUT, LEAST_HELDOUT = 0.2, 400
-VOCABULARY = 1024
+VOCABULARY = 2048
+EXAMPLES = "examples/reward_model"
 WORD = re.compile(r"[a-z']+|[?.!,]|\d+")
 LEAST_COUNT, PENALTY = 3, 0.01  # of the logistic regression: how often a word must occur; half the ridge
 
@@ -63,11 +65,29 @@ def write_tokenizer(folder: Path, pairs: list[JudgedDialogues]) -> None:
     train_tokenizer(texts, VOCABULARY, single_tokens=fixed_texts("r1_chat")).save(folder)
 
 
-def train(folder: Path, data: Path, tokenizer: Path, seed: int) -> float:
+def write_documents(path: Path, pairs: list[JudgedDialogues]) -> None:
+    """Every whole dialogue of both sides as a text to pretrain on."""
+    with path.open("w", encoding="utf-8") as file:
+        for dialogue in (dialogue for pair in pairs for dialogue in pair.dialogues):
+            turns = [(m.role, m.content) for m in dialogue.messages] + [("assistant", dialogue.response)]
+            text = "".join(f"\n\n{'Human' if role == 'user' else 'Assistant'}: {content}" for role, content in turns)
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def pretrain(folder: Path, documents: Path, tokenizer: Path) -> float:
     """A run of the command in `folder`; its wall seconds."""
-    command = [sys.executable, "-m", "megatron_r1.cli", "reward-model", "--config", "examples/reward_model/tiny_cpu.yaml"]
-    settings = [f"run_dir={folder}", f"data.source={data}", f"data.tokenizer={tokenizer}", f"seed={seed}"]
-    return run_watched([*command, *settings, "data.heldout_fraction=1e-9"]).wall_seconds
+    settings = [f"run_dir={folder}", f"data.source={documents}", f"data.tokenizer={tokenizer}"]
+    return _command("pretrain", f"{EXAMPLES}/pretrain.yaml", settings)
+
+
+def train(folder: Path, data: Path, weights: Path, seed: int) -> float:
+    """The same for the reward model."""
+    settings = [f"run_dir={folder}", f"data.source={data}", f"model.weights={weights}", f"seed={seed}"]
+    return _command("reward-model", f"{EXAMPLES}/tiny_cpu.yaml", [*settings, "data.heldout_fraction=1e-9"])
+
+
+def _command(name: str, config: str, settings: list[str]) -> float:
+    return run_watched([sys.executable, "-m", "megatron_r1.cli", name, "--config", config, *settings]).wall_seconds
 
 
 def judge(weights: Path, pairs: list[JudgedDialogues]) -> torch.Tensor:
@@ -131,14 +151,16 @@ def benchmark(arguments: argparse.Namespace) -> None:
         raise DataError(f"--data {arguments.data}: only {len(heldout)} pairs would be held out, {LEAST_HELDOUT} are needed")
     machine = describe_machine("cpu")
     judged = {"shorter response": prefer_shorter(heldout), "words and pairs of words": bag_of_words(training, heldout)}
-    training, heldout = keep_last_questions(training), keep_last_questions(heldout)
     seconds = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_pairs(folder / "training.jsonl", training)
         write_tokenizer(folder / "tokenizer", training)
+        write_documents(folder / "documents.jsonl", training)
+        training, heldout = keep_last_questions(training), keep_last_questions(heldout)
+        write_pairs(folder / "training.jsonl", training)
+        seconds["pretraining"] = pretrain(folder / "base", folder / "documents.jsonl", folder / "tokenizer")
         for seed in arguments.seeds:
-            seconds[seed] = train(folder / str(seed), folder / "training.jsonl", folder / "tokenizer", seed)
+            seconds[f"seed {seed}"] = train(folder / str(seed), folder / "training.jsonl", folder / "base/hf", seed)
             judged[f"reward model, seed {seed}"] = judge(folder / str(seed) / "hf", heldout)
     of_seeds = [values for name, values in judged.items() if name.startswith("reward model")]
     judged[f"reward model, mean of {len(of_seeds)} seeds"] = torch.stack(of_seeds).mean(0)
@@ -146,7 +168,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     print(f"{len(training)} pairs to train on, {len(heldout)} held out")
     rows = [(name, f"{100 * r['accuracy']:.1f}%", f"{100 * r['standard_error']:.1f}") for name, r in results.items()]
     print_table(("who prefers", "held-out accuracy", "standard error"), rows)
-    print("seconds of the command: " + ", ".join(f"{value:.0f}" for value in seconds.values()))
+    print("seconds of the commands: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     if arguments.out is not None:
         counts = {"training_pairs": len(training), "heldout_pairs": len(heldout)}
         write_results(arguments.out, arguments, {**counts, "results": results, "seconds": seconds}, machine)
@@ -155,7 +177,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Anthropic's harmless pairs, harmless-base/test.jsonl.gz")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the head and the order")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the figures, with machine and versions")
     return run(benchmark, parser.parse_args())
 

@@ -79,6 +79,7 @@ class DataConfig(Section):
     )
     question_field: str = "question"
     answer_field: str = "answer"
+    text_field: str = Field("text", description="of the records of a .jsonl or .json file that is pretrained on")
     answer_format: Literal["plain", "gsm8k"] = Field("plain", description="gsm8k: the answer is what follows '####'")
     tokenizer: str | None = Field(None, description="folder with tokenizer.json; default: model.weights")
     template: Literal["r1_zero", "r1_chat", "r1_chat_think", "tokenizer"] = Field(

@@ -33,7 +33,7 @@ class DocumentSource(Protocol):
 
 
 def load_documents(config: DataConfig) -> DocumentSource:
-    """A generated corpus, the "text" field of a .jsonl or .json file, or the paragraphs of a .txt or .md file.
+    """A generated corpus, the `text_field` of a .jsonl or .json file, or the paragraphs of a .txt or .md file.
 
     Raises:
         DataError: a file that is missing, empty or malformed, with the line.
@@ -43,7 +43,7 @@ def load_documents(config: DataConfig) -> DocumentSource:
     path = Path(config.source)
     if path.suffix in (".txt", ".md"):
         return TextDocuments([part.strip() for part in re.split(r"\n\s*\n", read_text(path)) if part.strip()])
-    return TextDocuments([take_text(record, "text", where) for where, record in read_records(path)])
+    return TextDocuments([take_text(record, config.text_field, where) for where, record in read_records(path)])
 
 
 class GeneratedDocuments:
