@@ -35,14 +35,14 @@ from megatron_r1.runtime.launch import child_environment
 
 RUN = Path("runs/r1")  # as the example has it, so that both runs write the same paths into their artifacts
 SMALLER: dict[str, Any] = {
-    "pretrain": {"steps": 900, "gate_accuracy": 0.0, "checkpoint_interval": 50},
+    "pretrain": {"steps": 1200, "gate_accuracy": 0.0, "checkpoint_interval": 50},
     "checkpoint": {"interval": 2},
     "recipe": {
-        "gates": {}, "cold_start_prompts": 128, "cold_start_problems": 32, "rejection_prompts": 192, "measured_problems": 32,
+        "gates": {}, "cold_start_prompts": 256, "cold_start_problems": 64, "rejection_prompts": 256, "measured_problems": 32,
         "measured_requests": 16, "measured_samples": 2,
         "stages": {
             "zero": {"grpo": {"rollouts": 8}},
-            "stage1": {"sft": {"epochs": 2}},
+            "stage1": {"sft": {"epochs": 3}},
             "stage2": {"grpo": {"rollouts": 5}},
             "stage4": {"grpo": {"rollouts": 5, "general_updates": 6}},
             "student": {"pretrain": {"steps": 300}},
