@@ -37,6 +37,7 @@ RUN = Path("runs/r1")  # as the example has it, so that both runs write the same
 SMALLER: dict[str, Any] = {
     "pretrain": {"steps": 1200, "gate_accuracy": 0.0, "checkpoint_interval": 50},
     "checkpoint": {"interval": 2},
+    "curation": {"mix": {"max_copies": 1000}},  # few samples are right
     "recipe": {
         "gates": {}, "cold_start_prompts": 256, "cold_start_problems": 64, "rejection_prompts": 256, "measured_problems": 32,
         "measured_requests": 16, "measured_samples": 2,
