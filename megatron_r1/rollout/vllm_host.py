@@ -20,7 +20,8 @@ CALLS = (
 
 
 def main(socket_fd: int, trainer_pid: int) -> None:
-    """Build the engine from the first message, then serve calls: (True, result) or (False, error), and before it (None, part)s."""
+    """Build the engine from the first message, then serve calls: (True, result) or (False, error), and before it (None, part)s,
+    of which None is a sign of life."""
     _die_with(trainer_pid)
     connection = Connection(socket_fd)
     engine = None
@@ -36,7 +37,7 @@ def main(socket_fd: int, trainer_pid: int) -> None:
                 engine = VllmEngine(*args)
                 reply = None
             elif call == "generate":
-                reply = engine.generate(*args, lambda *part: connection.send((None, part)))
+                reply = engine.generate(*args, lambda *part: connection.send((None, part)), lambda: connection.send((None, None)))
             elif call in CALLS:
                 reply = getattr(engine, call)(*args)
             else:
