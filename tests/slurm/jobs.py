@@ -39,7 +39,7 @@ class Jobs:
     def submit(self, script: str, *arguments: str, options: tuple[str, ...] = ("--nodes=2",), config: str, **variables: str) -> str:
         """sbatch of one of the project's files; returns the job's id."""
         return self.cluster.submit(
-            *options, *SMALL, f"--output={self.logs}/%j.out", f"slurm/{script}.sbatch", *arguments,
+            f"--output={self.logs}/%j.out", *options, *SMALL, f"slurm/{script}.sbatch", *arguments,
             cwd=ROOT, CONFIG=config, R1_SITE=str(self._site), **variables,
         )  # fmt: skip
 
