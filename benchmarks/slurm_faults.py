@@ -77,7 +77,7 @@ class Campaign:
 
     def ranks(self, node: str | None = None) -> list[int]:
         """Processes of the trainers' ranks."""
-        return self.cluster.processes("megatron_r1.cli grpo", node=node)
+        return self.jobs.ranks("grpo", node)
 
 
 def differences(wanted: list[dict[str, float]], found: list[dict[str, float]], close: float) -> Iterator[str]:
@@ -140,9 +140,7 @@ def step_killed(campaign: Campaign) -> str:
     """SIGKILL of everything of the job's step on one node, slurmstepd included."""
     job, run = campaign.start("step_killed")
     campaign.when(job, lambda: last_step(run) >= 2 and bool(campaign.ranks("n2")), "step 2")
-    stepd = [pid for pid in campaign.cluster.processes(f"slurmstepd: [{job}.0") if pid in _ancestors(campaign.ranks("n2")[0])]
-    for pid in [*stepd, *campaign.ranks("n2")]:
-        os.kill(pid, signal.SIGKILL)
+    _kill_step(campaign, campaign.ranks("n2")[0])
     return campaign.finish(job, run, restarts=1)
 
 
@@ -162,8 +160,7 @@ def node_lost(campaign: Campaign) -> str:
     campaign.when(job, lambda: last_step(run) >= 2 and bool(campaign.ranks("n2")), "step 2")
     rank = campaign.ranks("n2")[0]
     campaign.cluster.stop_daemon("n2", signal.SIGKILL)
-    for pid in [rank, *(pid for pid in campaign.cluster.processes("slurmstepd") if pid in _ancestors(rank))]:
-        os.kill(pid, signal.SIGKILL)
+    _kill_step(campaign, rank)
     campaign.when(job, lambda: campaign.cluster.state(job) == "PENDING", "requeued job")
     campaign.cluster.start_node("n2")
     return campaign.finish(job, run)
@@ -200,7 +197,7 @@ def _engine(campaign: Campaign, name: str, number: int) -> str:
     campaign.when(
         job, lambda: last_step(run) >= 2 and health.exists() and '"activity": "rollout"' in health.read_text(), "a rollout"
     )
-    os.kill(campaign.cluster.processes("vllm_host", node=None)[-1], number)
+    os.kill(campaign.jobs.engines("n2")[0], number)
     told = campaign.finish(job, run, restarts=0, exactly=False)
     text = "".join(path.read_text() for path in campaign.jobs.job_folder(job).glob("rank_*.log"))
     if "starting another one" not in text:
@@ -266,7 +263,7 @@ def disaggregated(campaign: Campaign) -> str:
     options = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", ":", "--nodes=1")
     job, run = campaign.start("disaggregated", options=options)
     campaign.when(job, lambda: last_step(run) >= 1, "step 1")
-    if not campaign.cluster.processes("serve-rollouts", node="n2") or not campaign.ranks("n1"):
+    if not campaign.jobs.ranks("serve-rollouts", "n2") or not campaign.ranks("n1"):
         raise Failed("no server on n2, or no trainer on n1")
     campaign.jobs.finish(job, TIMEOUT)
     lines = read_metrics(run)
@@ -310,6 +307,13 @@ SCENARIOS = (
     undisturbed, usr1, term, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed, engine_stopped,
     disk_full, disaggregated, kills, chain,
 )  # fmt: skip
+
+
+def _kill_step(campaign: Campaign, rank: int) -> None:
+    """SIGKILL of a rank and of the slurmstepd over it, which is killed first: nobody tells Slurm."""
+    steps = [pid for pid in campaign.cluster.processes("slurmstepd") if pid in _ancestors(rank)]
+    for pid in [*steps, rank]:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _ancestors(pid: int) -> set[int]:

@@ -18,7 +18,7 @@ cd "$R1_ROOT"
 # shellcheck source=/dev/null
 if [ -f "${R1_SITE:-slurm/site.env}" ]; then . "${R1_SITE:-slurm/site.env}"; fi
 
-R1_PYTHON=${R1_PYTHON:-$R1_ROOT/.venv/bin/python}
+export R1_PYTHON=${R1_PYTHON:-$R1_ROOT/.venv/bin/python}
 R1_LOGS=${R1_LOGS:-$R1_ROOT/slurm/logs}
 R1_MAX_FAILURES=${R1_MAX_FAILURES:-3}
 R1_LAUNCHER=${R1_LAUNCHER:-srun}
@@ -58,6 +58,9 @@ r1_prepare() {
     MASTER_ADDR=$(scontrol show node --oneliner "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
     export MASTER_ADDR="${MASTER_ADDR:-$first}"
     r1_network
+    # Not a function: in the background that would be a shell of its own, and the shell would get the signals meant for srun.
+    # shellcheck disable=SC2206 # several options in one setting
+    R1_STEP=(srun ${R1_SRUN_OPTIONS:-} --kill-on-bad-exit=1 --open-mode=append)
     R1_GROUP=()
     if [ "${SLURM_HET_SIZE:-1}" -gt 1 ]; then R1_GROUP=(--het-group=0); fi
     echo "$SLURM_JOB_NAME, job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date -u +%FT%TZ): $SLURM_JOB_NODELIST;" \
@@ -80,7 +83,7 @@ r1_network() {
     # On rails (adapter i of every node on the same switch) a ring that changes the adapter would cross the spine.
     export NCCL_CROSS_NIC="${NCCL_CROSS_NIC:-0}"
     # A collective that fails ends the process, instead of leaving the GPU waiting; what was going on is then written down.
-    export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1
+    export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1
     export TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$MEGATRON_R1_JOB/nccl_trace_rank_"
     # Kernels in the order in which they are issued: what lets tensor-parallel communication run beside the product it belongs to.
     export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
@@ -92,16 +95,11 @@ r1_network() {
     export TRITON_CACHE_DIR="$scratch/triton-$SLURM_JOB_ID" VLLM_CACHE_ROOT="$scratch/vllm-$SLURM_JOB_ID"
 }
 
-r1_srun() { # SRUN_OPTIONS... -- COMMAND...
-    # shellcheck disable=SC2086 # several options in one setting
-    srun ${R1_SRUN_OPTIONS:-} --kill-on-bad-exit=1 --open-mode=append "$@"
-}
-
 r1_preflight() { # Every node looks at itself and its neighbours. A bad one is named and excluded, and the job begins elsewhere.
     if [ "$R1_PREFLIGHT" != 1 ]; then return; fi
     local code=0 disk=("--disk=$R1_LOGS") log="$MEGATRON_R1_JOB/preflight-${SLURM_RESTART_COUNT:-0}"
     if [ -n "${R1_SCRATCH:-}" ]; then disk+=("--disk=$R1_SCRATCH"); fi
-    r1_srun "${R1_GROUP[@]}" --output="$log-%4t.log" "$R1_PYTHON" -m megatron_r1.cli preflight "${disk[@]}" \
+    "${R1_STEP[@]}" "${R1_GROUP[@]}" --output="$log-%4t.log" "$R1_PYTHON" -m megatron_r1.cli preflight "${disk[@]}" \
         --bad-nodes "$MEGATRON_R1_JOB/bad_nodes" --slowest "$R1_PREFLIGHT_SLOWEST" || code=$?
     grep '^preflight:' "$log-0000.log" || true
     rm -f "$MEGATRON_R1_JOB/outcome"
@@ -117,7 +115,7 @@ r1_serve_rollouts() { # In a heterogeneous job the second component's nodes samp
     R1_SETTINGS=()
     if [ "${SLURM_HET_SIZE:-1}" = 1 ]; then return; fi
     local announced="$MEGATRON_R1_JOB/engines-${SLURM_RESTART_COUNT:-0}"
-    r1_srun --het-group=1 --output="$MEGATRON_R1_JOB/engine_%4t.log" \
+    "${R1_STEP[@]}" --het-group=1 --output="$MEGATRON_R1_JOB/engine_%4t.log" \
         "$R1_PYTHON" -m megatron_r1.cli serve-rollouts --announce "$announced" &
     R1_SERVERS=$!
     R1_SETTINGS=(rollout.placement=disaggregated "rollout.servers=$announced")
@@ -132,7 +130,7 @@ r1_train() {
     fi
     touch "$log"
     local begin=$(($(wc -l <"$log") + 1))
-    r1_srun "${R1_GROUP[@]}" "${shape[@]}" --output="$MEGATRON_R1_JOB/rank_%4t.log" "${launch[@]}" "$@" "${R1_SETTINGS[@]}" &
+    "${R1_STEP[@]}" "${R1_GROUP[@]}" "${shape[@]}" --output="$MEGATRON_R1_JOB/rank_%4t.log" "${launch[@]}" "$@" "${R1_SETTINGS[@]}" &
     R1_SRUN=$!
     if [ -n "${R1_STOPPING:-}" ]; then kill -USR1 "$R1_SRUN"; fi
     tail -n "+$begin" -F --pid="$R1_SRUN" "$log" 2>/dev/null &
@@ -148,7 +146,7 @@ r1_train() {
 }
 
 r1_stop() { # SIGNAL: have all ranks save at their next step. They may have got it themselves; once more does no harm.
-    echo "$SLURM_JOB_NAME: $1, the ranks save at their next step and the job is requeued"
+    echo "$SLURM_JOB_NAME: $1: the ranks save at their next step, if there is time"
     R1_STOPPING=$1
     if [ -n "${R1_SRUN:-}" ]; then kill -USR1 "$R1_SRUN" 2>/dev/null || true; fi
 }

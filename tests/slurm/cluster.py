@@ -30,7 +30,7 @@ SlurmctldPort={ctld_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -108,15 +108,18 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         if "slurmctld" in self._daemons:
-            self.run("scancel", "--full", "--state=PENDING,RUNNING,SUSPENDED", f"--user={_user()}", check=False)
-            self.run("scancel", "--state=PENDING", f"--user={_user()}", check=False)
-            deadline = time.monotonic() + 15
-            while self.run("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
-                time.sleep(0.3)
+            self.cancel_all()
         for name in [*reversed(self._daemons)]:
             self.stop_daemon(name)
         for pid in self.processes():
             _kill(pid)
+
+    def cancel_all(self) -> None:
+        """End all jobs that there are, and wait for it."""
+        deadline = time.monotonic() + 15
+        while self.run("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
+            self.run("scancel", f"--user={_user()}", check=False)
+            time.sleep(0.3)
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd."""
@@ -173,26 +176,28 @@ class Cluster:
                 raise AssertionError(f"no {what} in {timeout:.0f} s; end of {shown}:\n{_tail(shown)}")
             time.sleep(0.2)
 
-    def processes(self, *words: str, node: str | None = None) -> list[int]:
-        """Processes of this cluster's jobs whose command line has all these words, on one node or on both; daemons are left out."""
-        daemons = {daemon.pid for daemon in self._daemons.values()}
-        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (path / "environ").read_bytes().split(b"\0")
-                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue  # it ended meanwhile
-            on_node = node is None or f"SLURMD_NODENAME={node}".encode() in variables
-            if (
-                mark in variables
-                and on_node
-                and all(word in line for word in words)
-                and int(path.name) not in daemons | {os.getpid()}
-            ):
-                found.append(int(path.name))
-        return sorted(found)
+    def processes(self, command: str = "", node: str | None = None) -> list[int]:
+        """Processes of this cluster's jobs whose command line begins with `command`, without children of such processes.
+
+        Args:
+            node: those that run there; default: on both.
+        """
+        daemons = {daemon.pid for daemon in self._daemons.values()} | {os.getpid()}
+        lines, parents, variables = _all_processes()
+        mark = f"SLURM_CONF={self.folder}/slurm.conf"
+
+        def belongs(pid: int, wanted: str) -> bool:
+            """Itself or an ancestor has the variable; ranks start engines without the variables of Slurm."""
+            while pid in parents:
+                if wanted in variables[pid]:
+                    return pid not in daemons
+                pid = parents[pid]
+            return False
+
+        found = {pid for pid, line in lines.items() if line.startswith(command) and pid not in daemons and belongs(pid, mark)}
+        if node is not None:
+            found = {pid for pid in found if belongs(pid, f"SLURMD_NODENAME={node}")}
+        return sorted(pid for pid in found if not command or parents[pid] not in found)
 
     def _configure(self) -> None:
         host = socket.gethostname()
@@ -225,6 +230,20 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+
+def _all_processes() -> tuple[dict[int, str], dict[int, int], dict[int, set[str]]]:
+    """Of every process of this machine: command line, parent, environment."""
+    lines, parents, variables = {}, {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            found = set((path / "environ").read_bytes().decode(errors="replace").split("\0"))
+        except OSError:
+            continue  # it ended meanwhile
+        lines[int(path.name)], parents[int(path.name)], variables[int(path.name)] = line, parent, found
+    return lines, parents, variables
 
 
 def _free_ports(count: int) -> Sequence[int]:

@@ -27,6 +27,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def jobs(cluster: Cluster, tmp_path: Path) -> Jobs:
-    """Submits into it."""
-    return Jobs(cluster, tmp_path)
+def jobs(cluster: Cluster, tmp_path: Path) -> Iterator[Jobs]:
+    """Submits into it. What a test leaves behind, where it failed, is cancelled."""
+    yield Jobs(cluster, tmp_path)
+    cluster.cancel_all()

@@ -17,7 +17,8 @@ TIMES = ("seconds/", "tokens_per_second/")
 SMALL = ("--ntasks-per-node=1", "--cpus-per-task=1")
 QUICK = ("runtime.heartbeat.interval_seconds=1", "runtime.heartbeat.lost_seconds=15")
 PRETRAIN = (
-    "pretrain.steps=200", "pretrain.gate_accuracy=0.0", "pretrain.checkpoint_interval=20", "checkpoint.asynchronous=false",
+    "pretrain.steps=80", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "pretrain.checkpoint_interval=5",
+    "checkpoint.asynchronous=false",
 )  # fmt: skip
 
 
@@ -51,6 +52,14 @@ class Jobs:
         """Where the ranks' logs are."""
         return next(path for path in self.logs.glob(f"*-{job}") if path.is_dir())
 
+    def ranks(self, command: str, node: str | None = None) -> list[int]:
+        """Processes of the ranks that run a command of ours, on one node or on both."""
+        return self.cluster.processes(f"{sys.executable} -m megatron_r1.cli {command}", node)
+
+    def engines(self, node: str | None = None) -> list[int]:
+        """Processes of vLLM engines."""
+        return self.cluster.processes(f"{sys.executable} -m megatron_r1.rollout.vllm_host", node)
+
     def finish(self, job: str, timeout: float) -> str:
         """Wait for the job's good end; returns its log."""
         self.cluster.finish(job, timeout, self.log(job))
@@ -58,7 +67,11 @@ class Jobs:
 
     def wait_for_step(self, job: str, run: Path, step: int, timeout: float) -> None:
         """Wait until a run has recorded a step."""
-        self.cluster.wait(lambda: last_step(run) >= step, timeout, f"step {step} of {run}", self.log(job))
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        self.cluster.wait(
+            lambda: last_step(run) >= step or self.cluster.state(job) in ended, timeout, f"step {step} of {run}", self.log(job)
+        )
+        assert last_step(run) >= step, self.log(job).read_text()[-3000:]
 
 
 def last_step(run: Path) -> int:

@@ -44,9 +44,8 @@ def test_stage_4_over_two_nodes_saves_at_a_signal_is_requeued_and_ends(jobs: Job
         config="examples/tiny_cpu/stage4.yaml",
     )
     jobs.wait_for_step(job, run, 1, 200)
-    ranks, engines = jobs.cluster.processes("megatron_r1.cli", "grpo"), jobs.cluster.processes("vllm_host")
-    assert len(ranks) == len(engines) == 2, "a rank and an engine on each node"
-    assert all(jobs.cluster.processes("megatron_r1.cli", node=node) for node in ("n1", "n2"))
+    for node in ("n1", "n2"):
+        assert len(jobs.ranks("grpo", node)) == len(jobs.engines(node)) == 1
     assert "running" in describe_status(run) and "2 of 2 ranks seen" in describe_status(run)
     jobs.cluster.run("scancel", "--signal=USR1", job)
     log = jobs.finish(job, 300)
@@ -65,17 +64,17 @@ def test_stage_4_over_two_nodes_saves_at_a_signal_is_requeued_and_ends(jobs: Job
 def test_a_stopped_rank_is_found_its_stacks_are_written_and_the_job_goes_on(jobs: Jobs) -> None:
     run = jobs.folder / "pretrain"
     job = jobs.submit("pretrain", f"run_dir={run}", *PRETRAIN, *QUICK, config="examples/tiny_cpu/r1_zero.yaml")
-    jobs.wait_for_step(job, run, 25, 120)
-    (frozen,) = jobs.cluster.processes("megatron_r1.cli", "pretrain", node="n2")
+    jobs.wait_for_step(job, run, 12, 120)
+    (frozen,) = jobs.ranks("pretrain", "n2")
     os.kill(frozen, signal.SIGSTOP)
     began = time.monotonic()
     jobs.cluster.wait(lambda: (run / "health/abort.json").exists(), 30, "notice of the stopped rank", jobs.log(job))
     assert time.monotonic() - began < 15 + 5
     log = jobs.finish(job, 200)
     assert f"rank 1 (node n2, process {frozen}) gave no sign for" in log and "requeued" in log
-    assert f"resuming {run} after step 20" in log
+    assert re.search(rf"resuming {run} after step [1-7]?[05]\b", log)
     assert all("Thread" in (run / f"health/stacks_rank_{rank:05d}.txt").read_text() for rank in (0, 1))
-    assert [line["step"] for line in read_metrics(run)] == list(range(1, 201))
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, 81))
 
 
 def test_a_bad_node_is_named_and_excluded_and_the_job_begins_elsewhere(jobs: Jobs) -> None:

@@ -46,7 +46,7 @@ def test_slurm_would_run_it_as_it_is(cluster: Cluster, path):
     """On 64 nodes of 8 GPUs, which this cluster knows of: every option exists and the resources can be had."""
     told = cluster.run("sbatch", "--test-only", "--partition=h800", str(path.relative_to(ROOT)), cwd=ROOT)
     nodes = int(re.search(r"--nodes=(\d+)", path.read_text())[1])
-    assert re.search(rf"to start at .* using {nodes * 8 * 12} processors on nodes h", told), told
+    assert re.search(rf"to start at .* using {nodes * 128} processors on nodes h", told), told
 
 
 def test_a_script_that_is_submitted_from_elsewhere_says_so(jobs: Jobs, tmp_path):

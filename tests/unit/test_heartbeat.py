@@ -66,7 +66,7 @@ def end(ranks: list[subprocess.Popen[str]]) -> list[str]:
 
 def wait_until_all_beat(folder: Path, ranks: list[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + 60
-    while not all(sign_path(folder, number).exists() for number in range(len(ranks))):
+    while any((sign := read_sign(sign_path(folder, n))) is None or sign.step != 7 for n in range(len(ranks))):
         assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks)
         time.sleep(0.05)
 

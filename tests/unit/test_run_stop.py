@@ -22,6 +22,10 @@ from megatron_r1.runtime.stragglers import describe
 CONFIG = load_config(None, ["checkpoint.interval=100"])
 
 
+def write_weights(folder):
+    (folder / "weights.bin").write_bytes(b"w")
+
+
 def train(folder, steps, stop_at=None):
     with Run.open(folder, CONFIG, "grpo") as run:
         for step in run.steps(steps, "grpo"):
@@ -32,7 +36,7 @@ def train(folder, steps, stop_at=None):
                 signal.raise_signal(signal.SIGUSR1)
             run.record(step, {"loss": 1 / step})
             if run.checkpoint_due(step, steps):
-                run.checkpoint(step, lambda path: (path / "weights.bin").write_bytes(b"w"), {"cursor": step})
+                run.checkpoint(step, write_weights, {"cursor": step})
 
 
 def test_a_signal_has_the_run_saved_and_left_and_the_same_command_goes_on(tmp_path, monkeypatch):
@@ -69,7 +73,8 @@ def test_status_tells_a_run_from_its_folder(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(DataError, match="holds no run"):
         describe_status(folder)
-    with Run.open(folder, CONFIG, "grpo") as run:
+    config = load_config(None, ["checkpoint.interval=100", "runtime.heartbeat.interval_seconds=0.1"])
+    with Run.open(folder, config, "grpo") as run:
         for step in run.steps(8, "grpo"):
             with run.timer("rollout"):
                 time.sleep(0.01)
@@ -78,9 +83,10 @@ def test_status_tells_a_run_from_its_folder(tmp_path):
                 step,
                 {"loss": 1 / step, "seconds/ranks/slowest": 5, "seconds/ranks/probe_max": 0.5, "seconds/ranks/probe_median": 0.1},
             )
-            run.checkpoint(step, lambda path: (path / "weights.bin").write_bytes(b"w"), {})
+            run.checkpoint(step, write_weights, {})
             if step == 4:
                 break
+        time.sleep(0.5)  # for the next sign of life
         text = describe_status(folder)
         assert f"{folder}: grpo, running, begun 20" in text
         assert (
