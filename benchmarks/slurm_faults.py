@@ -1,15 +1,14 @@
 """Breaks real jobs on a real Slurm, one way after the other, and says how each ended: python -m benchmarks.slurm_faults --help
 
-A cluster of two nodes is started on this machine (tests/slurm/cluster.py) and `slurm/r1_stage4.sbatch` submitted over both, with the tiny
-CPU settings: a rank and a vLLM engine on each. First nothing is done to it. Then each fault is, and the run's metrics, which must not
-know of it, are compared with the first run's, number by number.
+A cluster of two nodes is started on this machine (tests/slurm/cluster.py), a base pretrained there, and from it `slurm/r1_stage4.sbatch`
+submitted over both nodes, with the tiny CPU settings: a rank and a vLLM engine on each. First nothing is done to it. Then each fault is,
+and the run's metrics, which must not know of it, are compared with the first run's, number by number.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import random
 import re
 import shutil
 import signal
@@ -18,78 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.slurm_campaign import TIMEOUT, Campaign, Failed, differences
 from tests.slurm.cluster import Cluster, missing_programs
-from tests.slurm.jobs import QUICK, ROOT, Jobs, last_step, python_path, read_metrics
-
-CONFIG = "examples/tiny_cpu/stage4.yaml"
-SETTINGS = ("grpo.rollouts=6", "checkpoint.interval=1", "rollout.stall_seconds=20", *QUICK)
-TIMEOUT = 1200.0  # seconds for a job, with all its restarts
-CLOSE = 1e-4  # relative; where an engine was replaced in mid-rollout the rest is sampled in smaller batches, which rounds otherwise
-
-
-class Failed(Exception):
-    """A scenario did not end as it must."""
-
-
-class Campaign:
-    """One cluster, one judge, one undisturbed run, and what is done to the others."""
-
-    def __init__(self, cluster: Cluster, folder: Path, judge: str, kills: int, seed: int) -> None:
-        self.cluster, self.folder, self.judge = cluster, folder, judge
-        self.kills, self.random = kills, random.Random(seed)
-        self.jobs = Jobs(cluster, folder, R1_MAX_FAILURES="5")
-        self._wanted: list[dict[str, float]] | None = None
-
-    def undisturbed(self) -> list[dict[str, float]]:
-        """Metrics of the run to which nothing is done."""
-        if self._wanted is None:
-            job, run = self.start("undisturbed")
-            self.jobs.finish(job, TIMEOUT)
-            self._wanted = read_metrics(run)
-        return self._wanted
-
-    def start(
-        self, name: str, *settings: str, options: Sequence[str] = ("--nodes=2",), run: Path | None = None
-    ) -> tuple[str, Path]:
-        """Submit stage 4; returns job and run folder."""
-        run = run or self.folder / name
-        arguments = (f"run_dir={run}", f"reward.judge.url={self.judge}", *SETTINGS, *settings)
-        return self.jobs.submit("r1_stage4", *arguments, options=tuple(options), config=CONFIG), run
-
-    def finish(self, job: str, run: Path, restarts: int | None = None, exactly: bool = True) -> str:
-        """Wait for the end, compare the metrics, and tell what was seen."""
-        self.jobs.finish(job, TIMEOUT)
-        seen = int(self.cluster.job(job)["Restarts"])
-        if restarts is not None and seen != restarts:
-            raise Failed(f"{seen} restarts instead of {restarts}; see {self.jobs.log(job)}")
-        different = list(differences(self.undisturbed(), read_metrics(run), 0.0 if exactly else CLOSE))
-        if different:
-            raise Failed(f"metrics differ: {'; '.join(different[:3])}; see {run}")
-        return f"{seen} restart(s), metrics {'the same' if exactly else f'the same within {CLOSE:g}'}"
-
-    def when(self, job: str, condition: Callable[[], bool], what: str) -> None:
-        """Wait for the moment at which something is done to a job."""
-        self.cluster.wait(condition, 400, what, self.jobs.log(job))
-
-    def ranks(self, node: str | None = None) -> list[int]:
-        """Processes of the trainers' ranks."""
-        return self.jobs.ranks("grpo", node)
-
-
-def differences(wanted: list[dict[str, float]], found: list[dict[str, float]], close: float) -> Iterator[str]:
-    """What is not the same in the metrics of two runs."""
-    if [line["step"] for line in wanted] != [line["step"] for line in found]:
-        yield f"steps {[line['step'] for line in found]} instead of {[line['step'] for line in wanted]}"
-        return
-    for before, after in zip(wanted, found, strict=True):
-        for name in before.keys() | after.keys():
-            a, b = before.get(name), after.get(name)
-            if a != b and not (None not in (a, b) and abs(a - b) <= close * max(1.0, abs(a), abs(b))):
-                yield f"step {before['step']} {name}: {b} instead of {a}"
+from tests.slurm.jobs import ROOT, last_step, python_path, read_metrics
 
 
 def undisturbed(campaign: Campaign) -> str:
@@ -107,8 +41,18 @@ def term(campaign: Campaign) -> str:
     return _signal(campaign, "TERM")
 
 
-def _signal(campaign: Campaign, name: str) -> str:
-    job, run = campaign.start(name.lower(), "checkpoint.interval=100")
+def torchrun(campaign: Campaign) -> str:
+    """SIGUSR1 where a torchrun on each node starts the ranks."""
+    site = campaign.jobs.site.read_text()
+    campaign.jobs.site.write_text(f"{site}R1_LAUNCHER=torchrun\n")
+    try:
+        return _signal(campaign, "USR1", run="torchrun")
+    finally:
+        campaign.jobs.site.write_text(site)
+
+
+def _signal(campaign: Campaign, name: str, run: str | None = None) -> str:
+    job, run = campaign.start(run or name.lower(), "checkpoint.interval=100")
     campaign.when(job, lambda: last_step(run) >= 2, "step 2")
     campaign.cluster.run("scancel", f"--signal={name}", job)
     told = campaign.finish(job, run, restarts=1)
@@ -273,6 +217,42 @@ def disaggregated(campaign: Campaign) -> str:
     return f"{len(lines)} lines of metrics, log-probs of trainer and engine differ by {worst:.1e} at most"
 
 
+def launchers(campaign: Campaign) -> str:
+    """The spine's job, pretraining and GRPO in one program, on two ranks under torchrun, mpirun and srun --mpi: the same metrics."""
+    settings = (
+        "pretrain.steps=60", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "grpo.rollouts=3", "grpo.prompts_per_rollout=8",
+        "grpo.group_size=8", "grpo.minibatch_size=32", "evaluate.problems=8", "evaluate.samples=2", "rollout.max_response_tokens=20",
+    )  # fmt: skip
+    program = ("-m", "megatron_r1.cli", "pipeline", "r1-zero", "--config", "examples/tiny_cpu/r1_zero.yaml", *settings)
+    ways = {
+        "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        "mpirun": ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", "--bind-to", "none", sys.executable),
+        "pmi2": ("srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", sys.executable),
+        "none": ("srun", "--mpi=none", "--nodes=2", "--ntasks-per-node=1", sys.executable),
+    }
+    runs = {}
+    for name, launcher in ways.items():
+        run = campaign.folder / f"launched_by_{name}"
+        environment = campaign.cluster.environment | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
+        environment |= {"MASTER_ADDR": "127.0.0.1"} if launcher[0] == "srun" else {}
+        done = subprocess.run(
+            [*launcher, *program, f"run_dir={run}"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        if done.returncode:
+            raise Failed(f"{name}: {done.stderr[-1000:]}")
+        runs[name] = [*read_metrics(run / "base"), *read_metrics(run / "r1_zero")]
+    different = [f"{name}: {text}" for name in runs for text in differences(runs["torchrun"], runs[name], 0.0)]
+    if different:
+        raise Failed("; ".join(different[:3]))
+    return f"{len(runs['torchrun'])} lines of metrics, equal under {', '.join(ways)}"
+
+
 def chain(campaign: Campaign) -> str:
     """slurm/r1.sh: the whole recipe as jobs that wait for each other, with few steps each and no gates."""
     data = campaign.folder / "chain_data"
@@ -304,8 +284,8 @@ def chain(campaign: Campaign) -> str:
 
 
 SCENARIOS = (
-    undisturbed, usr1, term, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed, engine_stopped,
-    disk_full, disaggregated, kills, chain,
+    undisturbed, usr1, term, torchrun, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed, engine_stopped,
+    disk_full, disaggregated, launchers, kills, chain,
 )  # fmt: skip
 
 

@@ -1,14 +1,17 @@
 """`megatron-r1 serve-rollouts`: holds one rollout engine on this node for trainers on other nodes.
 
-One trainer at a time. Its calls go to an engine process that is started for it and ended with its connection, so a trainer that is
+One trainer at a time. A wish to stop (see runtime/interrupt.py) is the trainer's to grant: SIGUSR1 is ignored, and at SIGTERM the server
+leaves when its trainer has. Its calls go to an engine process that is started for it and ended with its connection, so a trainer that is
 killed and comes again finds a new engine, and one that found its engine dead gets another by connecting anew.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -56,17 +59,30 @@ def serve_rollouts(folder: Path, launch: LaunchInfo, environment: Mapping[str, s
         address: under which trainers reach this node; default: its host name.
     """
     key = secrets.token_bytes(32)
+    serving = asked_to_end = False
+
+    def end(*_: object) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
+        if not serving:
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     with socket.create_server(("", 0)) as listener:
         host, port = address or socket.gethostname(), listener.getsockname()[1]
         path = announce(folder, Announcement(launch.rank, launch.world_size, host, port, key.hex(), os.getpid()))
         print(f"serve-rollouts: engine {launch.rank} of {launch.world_size} at {host}:{port}", file=sys.stderr, flush=True)
         log = path.with_suffix(".log")
         try:
-            while True:
+            while not asked_to_end:
                 connection = accept(listener, key)
                 if connection is not None:
+                    serving = True
                     with connection:
                         serve_trainer(connection, environment, log)
+                    serving = False
         finally:
             path.unlink(missing_ok=True)
 

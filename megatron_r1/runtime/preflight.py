@@ -30,7 +30,12 @@ _MEETING_SECONDS = 300.0
 _DISK_BYTES = 64 << 20
 _MEMORY_BYTES = 64 << 20
 _NETWORK_BYTES = 16 << 20
-_SPEEDS = {"device": "fixed works/s", "memory": "GB/s", "network": "GB/s"}  # compared with the other ranks'; more is better
+_SPEEDS = {
+    "device": "fixed works/s",
+    "device memory": "GB/s",
+    "memory": "GB/s",
+    "network": "GB/s",
+}  # compared with the other ranks'; more is better
 
 
 @dataclass
@@ -138,7 +143,7 @@ def _examine(found: Findings, what: str, work: Callable[[], None]) -> None:
 
 
 def _time_device(found: Findings) -> None:
-    """Arithmetic that is right, and how fast it is. On CUDA the speed of its memory counts, too."""
+    """Arithmetic that is right, and how fast it is. On CUDA its own memory counts, too."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     numbers = torch.arange(64, dtype=torch.float32, device=device).view(8, 8)
@@ -147,7 +152,7 @@ def _time_device(found: Findings) -> None:
     time_fixed_work()
     found.speeds["device"] = 1 / min(time_fixed_work() for _ in range(3))
     if cuda:
-        found.speeds["memory"] = _copy_speed(device)
+        found.speeds["device memory"] = _copy_speed(device)
 
 
 def _copy_speed(device: torch.device) -> float:

@@ -33,15 +33,15 @@ class Jobs:
         self.cluster, self.folder = cluster, folder
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self._site = folder / "site.env"
+        self.site = folder / "site.env"
         settings = {"R1_PYTHON": sys.executable, "R1_LOGS": str(self.logs), "R1_PREFLIGHT": "0", **site}
-        self._site.write_text("".join(f"{name}={value!r}\n" for name, value in settings.items()))
+        self.site.write_text("".join(f"{name}={value!r}\n" for name, value in settings.items()))
 
     def submit(self, script: str, *arguments: str, options: tuple[str, ...] = ("--nodes=2",), config: str, **variables: str) -> str:
         """sbatch of one of the project's files; returns the job's id."""
         return self.cluster.submit(
             f"--output={self.logs}/%j.out", *options, *SMALL, f"slurm/{script}.sbatch", *arguments,
-            cwd=ROOT, CONFIG=config, R1_SITE=str(self._site), **variables,
+            cwd=ROOT, CONFIG=config, R1_SITE=str(self.site), **variables,
         )  # fmt: skip
 
     def log(self, job: str) -> Path:
