@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 from megatron_r1.config.load import flatten_config, known_keys, load_config
 from megatron_r1.config.schema import Config
 from megatron_r1.conversion.arguments import add_convert
-from megatron_r1.errors import DeviceError, EngineLost, R1Error, StopRequested
-from megatron_r1.runtime.job import Outcome, record_outcome
+from megatron_r1.errors import R1Error, StopRequested
+from megatron_r1.runtime.job import record_error, record_outcome
 from megatron_r1.runtime.launch import launched_rank
 
 INTERRUPTED = 130
@@ -83,14 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = arguments.handler(arguments)
         else:
             code = _run_command(arguments.command, arguments.config, arguments.overrides)
-    except StopRequested as stop:
-        return _end(str(stop), stop.exit_code, "stopped")
-    except (DeviceError, EngineLost) as error:
-        return _end(f"error: {error}", error.exit_code, "retry")
     except R1Error as error:
-        return _end(f"error: {error}", error.exit_code, "failed")
+        record_error(error)
+        return _end(str(error) if isinstance(error, StopRequested) else f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
-        return _end("interrupted; the same command resumes", INTERRUPTED, "failed")
+        record_outcome("failed", "interrupted")
+        return _end("interrupted; the same command resumes", INTERRUPTED)
     record_outcome("failed" if code else "finished")
     return code
 
@@ -174,9 +172,8 @@ def _serve_rollouts(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _end(line: str, code: int, outcome: Outcome) -> int:
-    """Print the last line on one rank of the job, tell the batch script, and return the exit code on all."""
-    record_outcome(outcome, line)
+def _end(line: str, code: int) -> int:
+    """Print the last line on one rank of the job, and return the exit code on all."""
     if "megatron_r1.runtime.distributed" in sys.modules:
         from megatron_r1.runtime.distributed import claim_error_line
 

@@ -18,11 +18,22 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.errors import DeviceError, EngineLost, R1Error, StopRequested
 from megatron_r1.runtime.launch import job_folder
 
 OUTCOME, PROGRESS = "outcome", "progress"
 
 Outcome = Literal["finished", "stopped", "stalled", "retry", "failed"]
+
+
+def record_error(error: BaseException | None) -> None:
+    """Tell that the job ends with this error, where it is one of ours. Before this rank leaves the others: they then fail for want of it."""
+    if isinstance(error, StopRequested):
+        record_outcome("stopped", str(error))
+    elif isinstance(error, DeviceError | EngineLost):
+        record_outcome("retry", str(error))
+    elif isinstance(error, R1Error):
+        record_outcome("failed", str(error))
 
 
 def record_outcome(outcome: Outcome, why: str = "") -> None:

@@ -26,8 +26,8 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -43,11 +43,11 @@ from megatron_r1.runtime.checkpoints import (
     remove_leftovers,
     step_of,
 )
-from megatron_r1.runtime.distributed import any_rank, is_rank_zero, on_rank_zero, rank, world_size
+from megatron_r1.runtime.distributed import any_rank, broadcast_object, is_rank_zero, on_rank_zero, rank, world_size
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
 from megatron_r1.runtime.heartbeat import Heartbeat, clear_signs
-from megatron_r1.runtime.job import record_progress
+from megatron_r1.runtime.job import record_error, record_progress
 from megatron_r1.runtime.metrics import MetricsWriter
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.saving import PendingCheckpoint, Write
@@ -81,6 +81,7 @@ class Run:
         self._pending: PendingCheckpoint | None = None
         self._last_step = 0
         self._stopping = False  # a signal has asked some rank to stop, and all know
+        self._problem: OSError | None = None  # rank 0 could not write something; told to all at the end of the step
         self._heartbeat: Heartbeat | None = None
         self._stragglers: StragglerLog | None = None
         self._lock: TextIO | None = None
@@ -99,7 +100,7 @@ class Run:
         """
         run = cls(folder, config)
         try:
-            on_rank_zero(lambda: run._prepare_folder(command))
+            on_rank_zero(lambda: run._or_tell(lambda: run._prepare_folder(command)))
             run._heartbeat = Heartbeat(folder / HEALTH, config.runtime.heartbeat, rank(), world_size())
             run._heartbeat.start()
             interrupt.listen()
@@ -107,7 +108,7 @@ class Run:
             if run.resumed_from is not None:
                 run.step = step_of(run.resumed_from)
                 run.state = on_rank_zero(lambda: read_state(run.resumed_from))
-            on_rank_zero(lambda: run._cut_back(command))
+            on_rank_zero(lambda: run._or_tell(lambda: run._cut_back(command)))
             run._stragglers = StragglerLog(folder, last_step=run.step)
         except BaseException:
             run.close()
@@ -122,7 +123,8 @@ class Run:
         if self._progress is not None:
             self._progress.close()
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # a full disk, of which `record` has told
+                self._metrics.close()
         if self._heartbeat is not None:
             self._heartbeat.close()
             self._heartbeat = None
@@ -137,6 +139,7 @@ class Run:
         try:
             if kind is None:
                 self._seal_pending()
+            record_error(error)
         finally:
             self.close()
 
@@ -183,12 +186,16 @@ class Run:
         """
         now = time.perf_counter()
         self._heartbeat.end_step(self._seconds)
-        ranks = self._stragglers.measure(step, self._seconds) if self._stragglers.due else {}
+        ranks: dict[str, float] = {}
+        if self._stragglers.due:
+            with self._keeping_problem():
+                ranks = self._stragglers.measure(step, self._seconds)
         self._stragglers.due = False
         if self._metrics is not None:
             numbers = {name: value if isinstance(value, int) else float(value) for name, value in {**metrics, **ranks}.items()}
             rates = {f"tokens_per_second/{n}": t / self._seconds[f"seconds/{n}"] for n, t in self._tokens.items()}
-            self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
+            with self._keeping_problem():
+                self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
         if self._progress is not None:
             self._progress.show({short: float(metrics[name]) for name, short in SHOWN.items() if name in metrics})
         self._seconds.clear()
@@ -199,11 +206,19 @@ class Run:
         """Write every response of the step, one JSON object a line, into `rollouts/`. Call it before the step's checkpoint."""
         if is_rank_zero():
             lines = [json.dumps(line, ensure_ascii=False) + "\n" for group in groups for line in _rollout_lines(step, group)]
-            write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
+            with self._keeping_problem():
+                write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
 
     def checkpoint_due(self, step: int, total: int) -> bool:
-        """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective."""
-        self._stopping, self._stragglers.due = any_rank(interrupt.stop_asked() is not None, self._stragglers.wants_to_measure())
+        """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective.
+
+        Raises CheckpointError, on every rank, where metrics or rollouts of the step could not be written.
+        """
+        self._stopping, self._stragglers.due, broken = any_rank(
+            interrupt.stop_asked() is not None, self._stragglers.wants_to_measure(), self._problem is not None
+        )
+        if broken:
+            raise self._unwritable(broadcast_object(self._problem))
         return step % self._config.checkpoint.interval == 0 or step == total or self._stopping
 
     def checkpoint(self, step: int, write: Write, state: dict[str, Any]) -> None:
@@ -230,6 +245,23 @@ class Run:
         self.step = step_of(sealed)
         if is_rank_zero():
             record_progress(self.folder, self.step)
+
+    @contextmanager
+    def _keeping_problem(self) -> Iterator[None]:
+        """A rank that raised alone would leave the others waiting in the next collective."""
+        try:
+            yield
+        except OSError as error:
+            self._problem = error
+
+    def _or_tell(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self.folder} cannot be written: {error.strerror}; the same command resumes when it can be")
 
     def _prepare_folder(self, command: str) -> None:
         """Lock the folder, check that the run may go on here, and remove what a kill left half-written. Rank 0 only."""

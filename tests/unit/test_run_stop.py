@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,12 @@ import pytest
 
 from megatron_r1.cli import main
 from megatron_r1.config.load import load_config
-from megatron_r1.errors import DataError, StopRequested
+from megatron_r1.errors import CheckpointError, DataError, StopRequested
 from megatron_r1.report.status import describe_status
+from megatron_r1.runtime import run as run_module
 from megatron_r1.runtime.heartbeat import FOLDER
 from megatron_r1.runtime.job import record_outcome
-from megatron_r1.runtime.metrics import read_metrics
+from megatron_r1.runtime.metrics import MetricsWriter, read_metrics
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.stragglers import describe
 
@@ -67,6 +69,23 @@ def test_the_first_word_about_a_jobs_end_counts(tmp_path, monkeypatch):
     record_outcome("finished")
     outcome, why = (tmp_path / "outcome").read_text().splitlines()
     assert outcome == "failed" and "unknown key 'model.presets'" in why
+
+
+@pytest.mark.parametrize("what", ["metrics", "rollouts"])
+def test_a_disk_that_fills_outside_of_a_save_is_one_line_at_the_end_of_the_step(tmp_path, monkeypatch, what):
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("MEGATRON_R1_JOB", str(tmp_path))
+    message = f"{tmp_path / 'run'} cannot be written: No space left on device; the same command resumes when it can be"
+    with pytest.raises(CheckpointError, match=message), Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        monkeypatch.setattr(*((MetricsWriter, "write") if what == "metrics" else (run_module, "write_atomically")), fill)
+        for step in run.steps(3, "grpo"):
+            run.save_rollouts(step, [])
+            run.record(step, {"loss": 1.0})
+            run.checkpoint_due(step, 3)
+            assert step == 0, "the first step's end tells"
+    assert (tmp_path / "outcome").read_text() == f"failed\n{message}\n"
 
 
 def test_status_tells_a_run_from_its_folder(tmp_path):
