@@ -11,6 +11,10 @@ class ConfigError(R1Error):
     """A config key, value or parallel layout that cannot work."""
 
 
+class FolderBusy(ConfigError):
+    """A run folder that another process writes into, as one of a lost node may for a while."""
+
+
 class DataError(R1Error):
     """A prompt, corpus or tokenizer file that is missing, empty or malformed."""
 

@@ -13,6 +13,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from megatron_r1.errors import R1Error, RolloutError
+from megatron_r1.runtime.interrupt import leave_to_rank
 
 CALLS = (
     "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers",
@@ -23,6 +24,7 @@ def main(socket_fd: int, trainer_pid: int) -> None:
     """Build the engine from the first message, then serve calls: (True, result) or (False, error), and before it (None, part)s,
     of which None is a sign of life."""
     _die_with(trainer_pid)
+    leave_to_rank()
     connection = Connection(socket_fd)
     engine = None
     while True:

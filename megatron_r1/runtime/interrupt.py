@@ -47,6 +47,16 @@ def unlisten() -> None:
     _previous.clear()
 
 
+def leave_to_rank() -> None:
+    """Ignore the wishes in a process that a rank has started: Slurm signals all processes of a step, and the rank grants them for all.
+
+    SIGUSR2 writes its stacks, too.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
+
+
 def stop_asked() -> str | None:
     """The signal that asked this process to stop, None where none did."""
     return _asked

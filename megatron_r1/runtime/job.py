@@ -6,7 +6,7 @@ writes a word into the job's folder (`launch.job_folder`), where `slurm/common.s
     finished    nothing is left to do
     stopped     saved at a signal: start it again
     stalled     a rank hung: start it again
-    retry       an engine or a device failed: start it again, perhaps elsewhere
+    retry       an engine or a device failed, or another process still writes there: start it again, perhaps elsewhere
     failed      it would fail again: bad input, a full disk, weights that differ
 
 Where there is no word the job was killed. Without a job's folder nothing is written.
@@ -15,10 +15,11 @@ Where there is no word the job was killed. Without a job's folder nothing is wri
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from megatron_r1.errors import DeviceError, EngineLost, R1Error, StopRequested
+from megatron_r1.errors import DeviceError, EngineLost, FolderBusy, R1Error, StopRequested
 from megatron_r1.runtime.launch import job_folder
 
 OUTCOME, PROGRESS = "outcome", "progress"
@@ -30,7 +31,7 @@ def record_error(error: BaseException | None) -> None:
     """Tell that the job ends with this error, where it is one of ours. Before this rank leaves the others: they then fail for want of it."""
     if isinstance(error, StopRequested):
         record_outcome("stopped", str(error))
-    elif isinstance(error, DeviceError | EngineLost):
+    elif isinstance(error, DeviceError | EngineLost | FolderBusy):
         record_outcome("retry", str(error))
     elif isinstance(error, R1Error):
         record_outcome("failed", str(error))
@@ -47,7 +48,8 @@ def record_progress(run_folder: Path, step: int) -> None:
     """Tell that a checkpoint of `step` is complete: what fails after it has not failed at the same place twice."""
     folder = job_folder()
     if folder is not None:
-        replace_text(folder / PROGRESS, f"{run_folder} {step}\n")
+        with suppress(OSError):  # a full disk; the run tells of its own
+            replace_text(folder / PROGRESS, f"{run_folder} {step}\n")
 
 
 def write_once(path: Path, text: str) -> bool:

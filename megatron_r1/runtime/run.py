@@ -34,7 +34,7 @@ from typing import Any, Self, TextIO
 
 from megatron_r1.config.load import flatten_config, load_config, save_config
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError, ConfigError, StopRequested
+from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy, StopRequested
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.checkpoints import (
     newest_intact,
@@ -295,7 +295,8 @@ def lock_folder(folder: Path) -> TextIO:
     """Make the folder and lock it. The kernel lets go of the lock when the process ends, however it ends.
 
     Raises:
-        ConfigError: it cannot be written, or another process has it.
+        ConfigError: it cannot be written.
+        FolderBusy: another process has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +309,7 @@ def lock_folder(folder: Path) -> TextIO:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
-        raise ConfigError(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
+        raise FolderBusy(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()
