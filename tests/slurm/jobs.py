@@ -17,7 +17,7 @@ TIMES = ("seconds/", "tokens_per_second/")
 SMALL = ("--ntasks-per-node=1", "--cpus-per-task=1")
 QUICK = ("runtime.heartbeat.interval_seconds=1", "runtime.heartbeat.lost_seconds=15")
 PRETRAIN = (
-    "pretrain.steps=80", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "pretrain.checkpoint_interval=5",
+    "pretrain.steps=50", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "pretrain.checkpoint_interval=5",
     "checkpoint.asynchronous=false",
 )  # fmt: skip
 
