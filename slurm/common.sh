@@ -128,11 +128,11 @@ r1_train() {
         launch=(bash "$R1_ROOT/slurm/torchrun.sh" "${SLURM_NTASKS_PER_NODE:-1}")
         shape=(--ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$((SRUN_CPUS_PER_TASK * ${SLURM_NTASKS_PER_NODE:-1}))")
     fi
+    if [ -n "${R1_STOPPING:-}" ]; then r1_requeue "stopped by $R1_STOPPING before it began"; fi
     touch "$log"
     local begin=$(($(wc -l <"$log") + 1))
     "${R1_STEP[@]}" "${R1_GROUP[@]}" "${shape[@]}" --output="$MEGATRON_R1_JOB/rank_%4t.log" "${launch[@]}" "$@" "${R1_SETTINGS[@]}" &
     R1_SRUN=$!
-    if [ -n "${R1_STOPPING:-}" ]; then kill -USR1 "$R1_SRUN"; fi
     tail -n "+$begin" -F --pid="$R1_SRUN" "$log" 2>/dev/null &
     local tail=$!
     while :; do # a signal that the shell handles ends `wait` early
