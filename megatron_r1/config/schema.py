@@ -246,7 +246,9 @@ class RolloutConfig(Section):
     start_timeout_seconds: float = 600.0
     step_timeout_seconds: float = 3600.0
     stall_seconds: float = Field(
-        300.0, gt=0, description="an engine that samples and gives no sign for so long is replaced, as a dead one is"
+        300.0,
+        gt=0,
+        description="an engine that gives no sign for so long, sampling or taking weights, is replaced as a dead one is",
     )
     restarts: int = Field(
         3, ge=0, description="in a row, after which a lost engine ends the run; only its unfinished groups are sampled anew"

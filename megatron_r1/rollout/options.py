@@ -34,7 +34,7 @@ class EngineOptions:
     verify_weights: bool
     start_timeout_seconds: float
     step_timeout_seconds: float
-    stall_seconds: float  #: without a sign of life while it samples
+    stall_seconds: float  #: without a sign of life, or in one call that is no sampling
     worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
 
     @property

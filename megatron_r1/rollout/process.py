@@ -120,7 +120,6 @@ class VllmProcessEngine:
                 sampling,
                 seeds,
                 on_part=keep,
-                stall=self.options.stall_seconds,
             )
         except EngineLost as error:
             error.finished = groups
@@ -139,11 +138,10 @@ class VllmProcessEngine:
             return NcclSender(self._call, self.options, socket.gethostname() if self._is_remote else "127.0.0.1")
         return NetworkSender(self._call) if self._is_remote else SharedMemorySender(self._call)
 
-    def _call(
-        self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None, stall: float | None = None
-    ) -> Any:
-        timeout = timeout or self.options.step_timeout_seconds
-        return self._channel.call(name, *args, timeout=timeout, on_part=on_part, stall=stall)
+    def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
+        """While it samples the engine gives signs of life; every other call but the start ends in less than it may be silent."""
+        stall = None if name == "start" else self.options.stall_seconds
+        return self._channel.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part, stall=stall)
 
     def _watched(
         self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]
