@@ -26,7 +26,7 @@ class Campaign:
     def __init__(self, cluster: Cluster, folder: Path, judge: str, kills: int, seed: int) -> None:
         self.cluster, self.folder, self.judge = cluster, folder, judge
         self.kills, self.random = kills, random.Random(seed)
-        self.jobs = Jobs(cluster, folder, R1_MAX_FAILURES="5")
+        self.jobs = Jobs(cluster, folder, R1_MAX_FAILURES="50")
         self._wanted: list[dict[str, float]] | None = None
         self._base: Path | None = None
 
