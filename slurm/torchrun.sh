@@ -6,7 +6,7 @@
 set -euo pipefail
 RANKS=$1
 shift
-PORT=$((15000 + (SLURM_JOB_ID + 1009 * SLURM_STEP_ID) % 15000))
+PORT=$((15000 + (SLURM_JOB_ID + 1009 * SLURM_STEP_ID + 4001 * ${SLURM_RESTART_COUNT:-0}) % 15000))
 NODES=${SLURM_STEP_NUM_NODES:-$SLURM_JOB_NUM_NODES}
 trap '' USR1 TERM
 exec "${R1_PYTHON:?}" -m torch.distributed.run --nnodes="$NODES" --node-rank="$SLURM_NODEID" --nproc-per-node="$RANKS" \

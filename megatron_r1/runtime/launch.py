@@ -187,7 +187,9 @@ def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:
         port = _number(environment, "MASTER_PORT")
     else:
         step = _number(environment, "SLURM_STEP_ID") if "SLURM_STEP_ID" in environment else 0
-        port = _port_from(_number(environment, "SLURM_JOB_ID") + 1009 * step)
+        # Another one for a job that was requeued: what kept it from the first may still be there.
+        restarts = _number(environment, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in environment else 0
+        port = _port_from(_number(environment, "SLURM_JOB_ID") + 1009 * step + 4001 * restarts)
     return LaunchInfo(rank, world_size, local_rank, _slurm_local_world_size(environment, world_size), address, port, "slurm")
 
 

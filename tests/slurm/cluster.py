@@ -25,6 +25,7 @@ _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 CONFIG = """
 ClusterName=r1test
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
 SlurmUser={user}
@@ -207,7 +208,14 @@ class Cluster:
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         text = CONFIG.format(
-            host=host, user=_user(), folder=self.folder, nodes=",".join(NODES), ctld_port=ports[0], port1=ports[1], port2=ports[2]
+            first_job=1 + secrets.randbelow(100_000),  # ranks meet at a port that follows from it, and another cluster may run here
+            host=host,
+            user=_user(),
+            folder=self.folder,
+            nodes=",".join(NODES),
+            ctld_port=ports[0],
+            port1=ports[1],
+            port2=ports[2],
         )
         (self.folder / "slurm.conf").write_text(text)
         for number in range(8):

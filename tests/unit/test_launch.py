@@ -83,6 +83,7 @@ def test_ranks_agree_on_a_port_and_jobs_and_steps_differ():
     assert read_launch(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}).master_port == port
     assert read_launch(SLURM | {"SLURM_JOB_ID": "123457"}).master_port != port
     assert read_launch(SLURM | {"SLURM_STEP_ID": "1"}).master_port != port
+    assert read_launch(SLURM | {"SLURM_RESTART_COUNT": "1"}).master_port != port
     assert read_launch(SLURM | {"MASTER_PORT": "1234", "MASTER_ADDR": "head"}).master_port == 1234
     other = read_launch(OPENMPI | {"PMIX_NAMESPACE": "1807876098"}).master_port
     assert other != read_launch(OPENMPI).master_port
