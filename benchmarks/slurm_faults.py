@@ -182,24 +182,29 @@ def disk_full(campaign: Campaign) -> str:
 
 
 def kills(campaign: Campaign) -> str:
-    """Rank or engine, on this node or that, killed at random moments again and again."""
-    job, run = campaign.start("kills", "grpo.rollouts=6")
-    done = 0
-    while done < campaign.kills and campaign.cluster.state(job) != "COMPLETED":
+    """A rank of this node or that is killed at random moments, again and again; the run is long enough for all kills."""
+    settings = f"grpo.rollouts={3 * campaign.kills}"
+    job, reference = campaign.start("kills_undisturbed", settings)
+    campaign.jobs.finish(job, TIMEOUT)
+    job, run = campaign.start("kills", settings)
+    ended = ("COMPLETED", "FAILED", "CANCELLED")
+    for done in range(campaign.kills):
         restarts = campaign.cluster.job(job)["Restarts"]
-        campaign.when(job, lambda: len(campaign.ranks()) == 2 or campaign.cluster.state(job) in ("COMPLETED", "FAILED"), "ranks")
-        time.sleep(campaign.random.uniform(0, 60))
+        campaign.when(job, lambda: len(campaign.ranks()) == 2 or campaign.cluster.state(job) in ended, "ranks")
+        before, until = last_step(run), time.monotonic() + campaign.random.uniform(0, 40)
+        while time.monotonic() < until and last_step(run) <= before + 1:  # in the start, or in one of the first two steps
+            time.sleep(0.1)
         victims = campaign.ranks()
-        if campaign.cluster.job(job)["Restarts"] != restarts or not victims:
-            continue
+        if not victims:
+            raise Failed(f"the job is {campaign.cluster.state(job)} after {done} kills; see {campaign.jobs.log(job)}")
         os.kill(campaign.random.choice(victims), signal.SIGKILL)
-        done += 1
         campaign.when(
-            job,
-            lambda before=restarts: campaign.cluster.job(job)["Restarts"] != before or campaign.cluster.state(job) == "FAILED",
-            "requeue",
+            job, lambda n=restarts: campaign.cluster.job(job)["Restarts"] != n or campaign.cluster.state(job) in ended, "requeue"
         )
-    return f"{done} kills; {campaign.finish(job, run)}"
+    campaign.jobs.finish(job, TIMEOUT)
+    if different := list(differences(read_metrics(reference), read_metrics(run), 0.0)):
+        raise Failed(f"metrics differ: {'; '.join(different[:3])}; see {run}")
+    return f"{campaign.kills} kills, {campaign.cluster.job(job)['Restarts']} restarts, metrics the same"
 
 
 def disaggregated(campaign: Campaign) -> str:
