@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 from megatron_r1.config.load import flatten_config, known_keys, load_config
 from megatron_r1.config.schema import Config
 from megatron_r1.conversion.arguments import add_convert
-from megatron_r1.errors import R1Error
+from megatron_r1.errors import R1Error, StopRequested
+from megatron_r1.runtime.job import record_error, record_outcome
 from megatron_r1.runtime.launch import launched_rank
 
 INTERRUPTED = 130
@@ -79,12 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(arguments, "overrides"):
             arguments.overrides += rest
         if hasattr(arguments, "handler"):
-            return arguments.handler(arguments)
-        return _run_command(arguments.command, arguments.config, arguments.overrides)
+            code = arguments.handler(arguments)
+        else:
+            code = _run_command(arguments.command, arguments.config, arguments.overrides)
     except R1Error as error:
-        return _end(f"error: {error}", error.exit_code)
+        record_error(error)
+        return _end(str(error) if isinstance(error, StopRequested) else f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
+        record_outcome("failed", "interrupted")
         return _end("interrupted; the same command resumes", INTERRUPTED)
+    record_outcome("failed" if code else "finished")
+    return code
 
 
 def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
@@ -145,6 +151,27 @@ def _run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_status(arguments: argparse.Namespace) -> int:
+    from megatron_r1.report.status import describe_status
+
+    print(describe_status(arguments.run_dir))
+    return 0
+
+
+def _run_preflight(arguments: argparse.Namespace) -> int:
+    from megatron_r1.runtime.preflight import run_preflight
+
+    return run_preflight(arguments.device, arguments.disk, arguments.bad_nodes, arguments.slowest)
+
+
+def _serve_rollouts(arguments: argparse.Namespace) -> int:
+    from megatron_r1.rollout.server import serve_rollouts
+    from megatron_r1.runtime.launch import child_environment, read_launch
+
+    serve_rollouts(arguments.announce, read_launch(), child_environment(), arguments.address)
+    return 0
+
+
 def _end(line: str, code: int) -> int:
     """Print the last line on one rank of the job, and return the exit code on all."""
     if "megatron_r1.runtime.distributed" in sys.modules:
@@ -200,6 +227,38 @@ def _build_parser() -> argparse.ArgumentParser:
     report.set_defaults(handler=_run_report)
 
     add_convert(commands)
+
+    status = commands.add_parser("status", help="how far a run is, how fast, when it will end, and how its ranks are")
+    status.add_argument("run_dir", type=Path, help="a run folder, or the folder above a pipeline's runs")
+    status.set_defaults(handler=_run_status)
+
+    preflight = commands.add_parser(
+        "preflight",
+        help="look at every node of a job before it begins",
+        description="Started on every rank as the job will be: looks at device, collectives, disks, clock and memory, and names the "
+        "nodes that are broken or much slower than the others. Exit code 3 where there are any.",
+    )
+    preflight.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    preflight.add_argument(
+        "--disk", type=Path, action="append", default=[], metavar="DIR",
+        help="folder that must take 64 MiB and give them back; {node} in it is the node's name; may be repeated",
+    )  # fmt: skip
+    preflight.add_argument("--bad-nodes", type=Path, metavar="FILE", help="gets the names of bad nodes, one a line")
+    preflight.add_argument(
+        "--slowest", type=float, default=0.5, metavar="SHARE", help="of the median speed; below it a node is bad"
+    )
+    preflight.set_defaults(handler=_run_preflight)
+
+    serve = commands.add_parser(
+        "serve-rollouts",
+        help="hold a rollout engine for trainers on other nodes",
+        description="One engine a process, until it is ended. Trainers find it with rollout.placement=disaggregated rollout.servers=DIR.",
+    )
+    serve.add_argument(
+        "--announce", type=Path, required=True, metavar="DIR", help="folder that trainers see too; gets the engines' logs"
+    )
+    serve.add_argument("--address", metavar="HOST", help="under which trainers reach this node; default: its host name")
+    serve.set_defaults(handler=_serve_rollouts)
 
     pipeline = commands.add_parser("pipeline", help="several stages, one after the other")
     pipelines = pipeline.add_subparsers(metavar="PIPELINE", required=True)

@@ -11,6 +11,10 @@ class ConfigError(R1Error):
     """A config key, value or parallel layout that cannot work."""
 
 
+class FolderBusy(ConfigError):
+    """A run folder that another process writes into, as one of a lost node may for a while."""
+
+
 class DataError(R1Error):
     """A prompt, corpus or tokenizer file that is missing, empty or malformed."""
 
@@ -33,10 +37,24 @@ class RolloutError(R1Error):
     exit_code = 1
 
 
+class EngineLost(RolloutError):
+    """The rollout engine's process is gone or answers no more. Another one can take its place."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.finished: dict = {}  #: index of a prompt -> its group, of those that were sampled before
+
+
 class WeightSyncError(R1Error):
     """The rollout engine does not hold the trainer's weights, or does not reproduce its log-probabilities."""
 
     exit_code = 1
+
+
+class StopRequested(R1Error):
+    """A signal asked the run to stop, and it has saved: the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class DeviceError(R1Error):

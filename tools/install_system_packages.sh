@@ -8,6 +8,9 @@ case "$1" in
     test)
         command -v mpirun >/dev/null || missing="openmpi-bin" # tests/unit/test_launch.py starts two processes with it
         command -v bwrap >/dev/null || missing="$missing bubblewrap" # untrusted code runs in it
+        { command -v slurmctld || [ -x /usr/sbin/slurmctld ]; } >/dev/null || missing="$missing slurm-wlm" # tests/slurm runs a cluster
+        { command -v munged || [ -x /usr/sbin/munged ]; } >/dev/null || missing="$missing munge"
+        command -v shellcheck >/dev/null || missing="$missing shellcheck"
         [ -x /usr/bin/g++ ] || missing="$missing g++"
         [ -x /usr/bin/python3 ] || missing="$missing python3" # runs untrusted code where root's own Python is out of nobody's reach
         ;;

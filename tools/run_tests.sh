@@ -9,7 +9,7 @@ export PYTHON LOGS
 
 run_group() {
     # The longest first, so that the two end at about the same time.
-    printf '%s\n' "tests/pipeline tests/gpu" "tests/distributed" "tests/unit/test_[m-z]*.py" "tests/unit/test_[a-l]*.py" |
+    printf '%s\n' "tests/pipeline tests/gpu" "tests/distributed" "tests/slurm" "tests/unit/test_[m-z]*.py" "tests/unit/test_[a-l]*.py" |
         xargs -P 2 -I '{}' sh -c '
             log=$(mktemp "$LOGS/XXXXXX")
             echo "== {}: started"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from megatron_r1.config.benchmarks import BenchmarksConfig
+from megatron_r1.config.cluster import HeartbeatConfig
 from megatron_r1.config.curation import CurationConfig
 from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.section import Section
@@ -43,6 +44,10 @@ class RuntimeConfig(Section):
     threads: int = Field(1, gt=0, description="OpenMP threads per process on CPU")
     recompute: Literal["none", "full", "selective"] = Field("none", description="activation recomputation")
     recompute_modules: list[str] = Field(["layernorm", "mla_up_proj"], description="for selective (V3 section 3.2.3)")
+    collective_timeout_seconds: float = Field(
+        7200.0, gt=0, description="a rank waits so long for the others; above what any one of them does alone, as sampling"
+    )
+    heartbeat: HeartbeatConfig = HeartbeatConfig()
 
 
 class OptimizerConfig(Section):
@@ -217,8 +222,15 @@ class GrpoConfig(Section):
 
 
 class RolloutConfig(Section):
-    """The vLLM engine and what is asked of it."""
+    """The vLLM engines and what is asked of them."""
 
+    placement: Literal["single", "colocated", "disaggregated"] = Field(
+        "single",
+        description="single: one engine beside rank 0; colocated: engines_per_node beside the ranks of every node; disaggregated: "
+        "those of `megatron-r1 serve-rollouts` on other nodes, weights over the network",
+    )
+    engines_per_node: int = Field(1, gt=0, description="colocated; on GPUs each takes tensor_parallel_size of the node's")
+    servers: str | None = Field(None, description="folder in which serve-rollouts announces its engines; for disaggregated")
     tensor_parallel_size: int = Field(1, gt=0)
     max_response_tokens: int = Field(32768, gt=0)
     temperature: float = Field(1.0, gt=0)
@@ -226,12 +238,22 @@ class RolloutConfig(Section):
     kv_cache_bytes: int | None = Field(None, description="KV cache size; default: vLLM's share of the device")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     max_num_seqs: int = Field(256, gt=0)
-    transfer: Literal["auto", "shm", "nccl"] = Field("auto", description="how weights travel: shared memory on CPU, NCCL on CUDA")
+    transfer: Literal["auto", "shm", "nccl"] = Field(
+        "auto", description="how weights travel: shared memory on CPU (to other nodes over TCP), NCCL on CUDA"
+    )
     verify_weights: bool = Field(True, description="compare a checksum of every tensor after every update")
     max_logprob_diff_mean: float = Field(1e-4, gt=0, description="trainer against engine, on-policy; above it the run stops")
     max_logprob_diff_max: float = Field(1e-2, gt=0)
     start_timeout_seconds: float = 600.0
     step_timeout_seconds: float = 3600.0
+    stall_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="an engine that gives no sign for so long, sampling or taking weights, is replaced as a dead one is",
+    )
+    restarts: int = Field(
+        3, ge=0, description="in a row, after which a lost engine ends the run; only its unfinished groups are sampled anew"
+    )
 
 
 class JudgeConfig(Section):

@@ -17,7 +17,7 @@ from megatron_r1.mcore import host, parallel, provider
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.types import MicroBatch
-from megatron_r1.weights.gather import gather_weights
+from megatron_r1.weights.gather import GatheredWeights
 from megatron_r1.weights.load import load_weights
 
 host.require_active()
@@ -225,9 +225,9 @@ class MegatronModel:
             found = merged[0]
         return [found[i] for i in range(count)]
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full tensor), collectively: every rank must exhaust it."""
-        return gather_weights(self.modules, self.arch, self.groups)
+    def weights(self) -> GatheredWeights:
+        """(Hugging Face name, full tensor), collectively: every rank must exhaust each iteration."""
+        return GatheredWeights(self.modules, self.arch, self.groups)
 
     def load_hf(self, folder: Path, trunk_of: Architecture | None = None) -> None:
         """Take the weights of a Hugging Face folder; each rank reads what it holds. `trunk_of`: see `load_weights`."""

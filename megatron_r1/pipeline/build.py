@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import evaluate
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
+from megatron_r1.pipeline.placement import EnginePlace, place_engine
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Composition, Scoring, judge_reward
 from megatron_r1.rewards.engine import ScoringEngine
@@ -37,6 +39,7 @@ from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.checkpoints import verify_checkpoint
+from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
@@ -187,12 +190,17 @@ def _load_weights(config: Config, model: MegatronModel, trunk_of: Architecture |
 
 @contextmanager
 def open_engine(config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path) -> Iterator[RolloutEngine]:
-    """The vLLM engine for the block: a process beside rank 0, used by all ranks.
+    """The vLLM engines for the block, as `rollout.placement` says, used by all ranks.
 
     Args:
-        log: takes all output of the engine process.
+        log: takes all output of the engine process beside rank 0; those of other ranks have their number in the name.
     """
-    engine = CollectiveEngine(lambda: _start_engine(config, session, arch, tokenizer, log))
+    with failing_together():
+        place = place_engine(config.rollout, session.launch, session.device.kind)
+    number = session.launch.rank
+    log = log if number == 0 else log.with_name(f"{log.stem}_{number:05d}{log.suffix}")
+    start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place)
+    engine = CollectiveEngine(start, config.rollout.restarts)
     try:
         yield engine
     finally:
@@ -204,14 +212,16 @@ def open_own_engine(
     config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path
 ) -> Iterator[RolloutEngine]:
     """The same for this process alone: what makes data is called on rank 0 only."""
-    engine = _start_engine(config, session, arch, tokenizer, log)
+    engine = _start_engine(config, session, arch, tokenizer, log, EnginePlace())
     try:
         yield engine
     finally:
         engine.close()
 
 
-def _start_engine(config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path) -> RolloutEngine:
+def _start_engine(
+    config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path, place: EnginePlace
+) -> RolloutEngine:
     options = engine_options(
         arch,
         config.rollout,
@@ -222,7 +232,9 @@ def _start_engine(config: Config, session: Session, arch: Architecture, tokenize
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
     log.parent.mkdir(parents=True, exist_ok=True)
-    return VllmProcessEngine(options, tokenizer.decode, child_environment(), log, threads=config.runtime.threads)
+    return VllmProcessEngine(
+        options, tokenizer.decode, child_environment(place.variables), log, config.runtime.threads, place.server
+    )
 
 
 def open_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,18 @@ def load_engine(engine: RolloutEngine, config: Config) -> None:
         CheckpointError, ConversionError: see `read_hf_weights`.
     """
     dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
-    engine.load_weights(read_hf_weights(Path(config.model.weights), dtype), version=0)
+    engine.load_weights(_FolderWeights(Path(config.model.weights), dtype), version=0)
+
+
+@dataclass(frozen=True)
+class _FolderWeights:
+    """`read_hf_weights` as often as it is iterated."""
+
+    folder: Path
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return read_hf_weights(self.folder, self.dtype)
 
 
 def read_hf_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

@@ -142,7 +142,8 @@ def be_child(config, descriptors, module):
         os.dup2(descriptor, target)
     os.closerange(len(descriptors), MAX_DESCRIPTORS)
     for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
+        # A scheduler that asks a job to stop signals programs, too, which must not fail for it: those two stay ignored.
+        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGUSR1, signal.SIGTERM):
             try:
                 signal.signal(number, signal.SIG_DFL)
             except (OSError, ValueError):

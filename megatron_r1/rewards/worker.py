@@ -32,6 +32,8 @@ _DETAIL_CHARACTERS = 300
 def main(socket_fd: int, parent_pid: int) -> None:
     """Build the scorers of the first message, then judge batches."""
     _die_with(parent_pid)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):  # Slurm signals all processes of a step; the rank decides
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(socket_fd)
     try:
         start = json.loads(connection.recv_bytes())

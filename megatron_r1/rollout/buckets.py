@@ -1,9 +1,10 @@
-"""Weight transfer on one machine: buckets of tensors in an anonymous memory file. The trainer's half of `vllm_transfer`."""
+"""Weight transfer in buckets of tensors, through a memory file or over a connection. The trainer's half of `vllm_transfer`."""
 
 from __future__ import annotations
 
 import mmap
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ class WeightSender(Protocol):
         """Free what the transfer holds. Safe to call twice."""
 
 
-class SharedMemorySender:
-    """One memory file, reused for every bucket. It has no name on disk, so a killed run leaves nothing behind.
+class BucketSender(ABC):
+    """Packs tensors into buckets, one after the other.
 
     Args:
         call: calls a method of the engine by name and waits for it.
@@ -33,8 +34,6 @@ class SharedMemorySender:
     def __init__(self, call: Callable[..., Any], bucket_bytes: int = 64 << 20) -> None:
         self._call = call
         self.bucket_bytes = bucket_bytes
-        self._fd = os.memfd_create("megatron_r1-weights")
-        self._size = 0
         call("init_weight_transfer_engine", {})
 
     def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -45,18 +44,49 @@ class SharedMemorySender:
             self._call("update_weights", bucket)
         self._call("finish_weight_update", str(version))
 
+    @abstractmethod
+    def close(self) -> None:
+        """See `WeightSender.close`."""
+
+    @abstractmethod
+    def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
+        """Put tensors to their offsets among `num_bytes`, and return where the engine finds them."""
+
     def _pack(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
         """Write bucket after bucket and yield each one's layout: the fields of `vllm_transfer.SharedMemoryBucket`."""
         bucket: list[tuple[str, torch.Tensor]] = []
         size = 0
         for name, tensor in weights:
             if bucket and size + tensor.nbytes > self.bucket_bytes:
-                yield self._write(bucket)
+                yield self._lay_out(bucket)
                 bucket, size = [], 0
             bucket.append((name, tensor.detach().to("cpu").contiguous()))
             size += tensor.nbytes
         if bucket:
-            yield self._write(bucket)
+            yield self._lay_out(bucket)
+
+    def _lay_out(self, bucket: list[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+        offsets, end = [], 0
+        for _, tensor in bucket:
+            offsets.append(end)
+            end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        where = self._write([(tensor, offset) for (_, tensor), offset in zip(bucket, offsets, strict=True)], end)
+        return where | {
+            "num_bytes": end,
+            "names": [name for name, _ in bucket],
+            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
+            "shapes": [list(tensor.shape) for _, tensor in bucket],
+            "offsets": offsets,
+        }
+
+
+class SharedMemorySender(BucketSender):
+    """One memory file, reused for every bucket, for an engine on this machine. It has no name on disk, so a killed run leaves nothing."""
+
+    def __init__(self, call: Callable[..., Any], bucket_bytes: int = 64 << 20) -> None:
+        self._fd = os.memfd_create("megatron_r1-weights")
+        self._size = 0
+        super().__init__(call, bucket_bytes)
 
     def close(self) -> None:
         """See `WeightSender.close`."""
@@ -64,22 +94,28 @@ class SharedMemorySender:
             os.close(self._fd)
             self._fd = -1
 
-    def _write(self, bucket: list[tuple[str, torch.Tensor]]) -> dict[str, Any]:
-        offsets, end = [], 0
-        for _, tensor in bucket:
-            offsets.append(end)
-            end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        if end > self._size:
-            os.ftruncate(self._fd, end)
-            self._size = end
+    def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
+        if num_bytes > self._size:
+            os.ftruncate(self._fd, num_bytes)
+            self._size = num_bytes
         with mmap.mmap(self._fd, self._size) as shared:
-            for (_, tensor), offset in zip(bucket, offsets, strict=True):
-                shared[offset : offset + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).numpy().data
-        return {
-            "path": f"/proc/{os.getpid()}/fd/{self._fd}",
-            "num_bytes": end,
-            "names": [name for name, _ in bucket],
-            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
-            "shapes": [list(tensor.shape) for _, tensor in bucket],
-            "offsets": offsets,
-        }
+            _copy(tensors, memoryview(shared))
+        return {"path": f"/proc/{os.getpid()}/fd/{self._fd}"}
+
+
+class NetworkSender(BucketSender):
+    """The content of every bucket goes with the call, to a server on another node that puts it into a memory file there."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
+        content = bytearray(num_bytes)
+        _copy(tensors, memoryview(content))
+        return {"content": content}
+
+
+def _copy(tensors: list[tuple[torch.Tensor, int]], target: memoryview) -> None:
+    with target:
+        for tensor, offset in tensors:
+            target[offset : offset + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).numpy().data

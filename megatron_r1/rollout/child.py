@@ -7,21 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.errors import RolloutError
+from megatron_r1.errors import EngineLost, RolloutError
+from megatron_r1.rollout.answers import NoAnswer, OnPart, wait_for_answer
 
-_POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 10.0
 _TAIL_LINES, _TAIL_CHARACTERS = 5, 600
 
 
 class EngineProcess:
-    """A Python module running in a process and session of its own, answering one call at a time over a socket.
+    """A Python module running in a process and session of its own, answering one call at a time over a socket: an `EngineChannel`.
 
     Args:
         module: run with `python -m`; its arguments are the socket's file descriptor and this process's id.
@@ -51,25 +50,21 @@ class EngineProcess:
         """Process id."""
         return self._process.pid
 
-    def call(self, name: str, *args: Any, timeout: float, on_part: Callable[[Any], None] | None = None) -> Any:
-        """Call and wait for the answer. `on_part` gets what the process sends before it.
-
-        Raises:
-            RolloutError: the process died, or did not answer within `timeout` seconds and was ended.
-            R1Error: what the call itself raised there.
-        """
+    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+        """See `EngineChannel.call`."""
         if self._closed:
-            raise RolloutError(f"the rollout engine is closed: {name} cannot be called (see {self.log_path})")
-        deadline = time.monotonic() + timeout
+            raise EngineLost(f"the rollout engine is closed: {name} cannot be called (see {self.log_path})")
         try:
             self._connection.send((name, args))
-            succeeded, result = self._receive(name, deadline, timeout)
-            while succeeded is None:  # a part
-                on_part(result)
-                succeeded, result = self._receive(name, deadline, timeout)
+            succeeded, result = wait_for_answer(
+                self._connection, name, timeout, on_part, stall, is_alive=lambda: self._process.poll() is None
+            )
         except (EOFError, ConnectionError):
             self.close()
-            raise RolloutError(f"the rollout engine died in {name} ({self._exit_reason()}); {self._log_tail()}") from None
+            raise EngineLost(f"the rollout engine died in {name} ({self._exit_reason()}); {self._log_tail()}") from None
+        except NoAnswer as problem:
+            self.close(patience=0)
+            raise EngineLost(f"the rollout engine {problem}; {self._log_tail()}") from None
         if not succeeded:
             raise RolloutError(f"{result} (see {self.log_path})") if isinstance(result, RolloutError) else result
         return result
@@ -89,15 +84,6 @@ class EngineProcess:
         except ProcessLookupError:
             pass
         self._process.wait()
-
-    def _receive(self, name: str, deadline: float, timeout: float) -> tuple[bool | None, Any]:
-        while not self._connection.poll(_POLL_SECONDS):
-            if time.monotonic() > deadline:
-                self.close(patience=0)
-                raise RolloutError(f"the rollout engine did not answer {name} in {timeout:.0f} s; {self._log_tail()}")
-            if self._process.poll() is not None and not self._connection.poll(0):
-                raise EOFError
-        return self._connection.recv()
 
     def _exit_reason(self) -> str:
         code = self._process.returncode

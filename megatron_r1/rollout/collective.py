@@ -1,43 +1,127 @@
-"""One engine for a job of many ranks: it lives on rank 0, and all ranks see the same results and the same errors."""
+"""The engines of a job of many ranks: some ranks own one each, and all ranks see the same results and the same errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
+from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.protocol import OnGroup, RolloutEngine, SyncReport
-from megatron_r1.runtime.distributed import on_rank_zero
+from megatron_r1.runtime.distributed import failing_together, gather_objects, rank
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
-from megatron_r1.weights.feed import feed_rank_zero
+
+T = TypeVar("T")
 
 
 class CollectiveEngine:
     """A `RolloutEngine` whose every method is called on every rank.
 
+    Prompt i is sampled by engine i modulo their number. An engine that is lost is replaced by another one on the same rank, which is
+    given the weights again and samples what its predecessor had not finished.
+
     Args:
-        start: makes the engine; called on rank 0 only. Its error is raised on every rank.
+        start: makes this rank's engine; None where this rank owns none. An error of one rank is raised on every rank.
+        restarts: of lost engines within one call, after which it raises EngineLost.
     """
 
-    def __init__(self, start: Callable[[], RolloutEngine]) -> None:
+    def __init__(self, start: Callable[[], RolloutEngine] | None, restarts: int = 0) -> None:
+        self._start, self._restarts = start, restarts
         self._engine: RolloutEngine | None = None
-
-        def keep() -> None:
-            self._engine = start()
-
-        on_rank_zero(keep)
+        self._weights: Iterable[tuple[str, torch.Tensor]] = ()
+        self._version = 0
+        owners = [owner for owner, owns in enumerate(gather_objects(start is not None)) if owns]
+        self._number = owners.index(rank()) if start is not None else None  # of this rank's engine
+        self._count = len(owners)
+        try:
+            with failing_together():
+                self._engine = start() if start is not None else None
+        except BaseException:
+            self.close()
+            raise
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
-        """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end."""
-        return feed_rank_zero(weights, lambda fed: self._engine.load_weights(fed, version))
+        """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end.
+
+        Lost engines can only be replaced where `weights` can be iterated again.
+        """
+        self._weights, self._version = weights, version
+        report = self._with_restarts(lambda: self._send(self._engine is not None), sends=True)
+        return next(known for known in gather_objects(report) if known is not None)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
-        """See `RolloutEngine.generate`: sampled on rank 0, where `on_group` is called, and returned on every rank."""
-        return on_rank_zero(lambda: self._engine.generate(prompts, sampling, seed, on_group))
+        """See `RolloutEngine.generate`. The groups are returned on every rank; `on_group` gets those of rank 0's engine, there."""
+        share = [] if self._number is None else range(self._number, len(prompts), self._count)
+        groups: dict[int, RolloutGroup] = {}
+        tell = on_group if rank() == 0 else None
+
+        def sample() -> None:
+            left = [position for position in share if position not in groups]
+            if not left:
+                return
+            chosen = [prompts[position] for position in left]
+            # An engine that samples all prompts need not be told where among them they stand.
+            places = {} if left == list(range(len(prompts))) else {"positions": left}
+            sampled: dict[int, RolloutGroup] = {}
+            try:
+                sampled = dict(enumerate(self._engine.generate(chosen, sampling, seed, tell, **places)))
+            except EngineLost as error:
+                sampled = error.finished
+                raise
+            finally:
+                groups.update({left[index]: group for index, group in sampled.items()})
+
+        self._with_restarts(sample, sends=False)
+        for of_rank in gather_objects(groups):
+            groups = of_rank | groups  # own groups stay the objects that `on_group` has seen
+        return [groups[position] for position in range(len(prompts))]
 
     def close(self) -> None:
         """See `RolloutEngine.close`. Not collective: a rank that fails alone can call it."""
         if self._engine is not None:
             self._engine.close()
+
+    def _with_restarts(self, work: Callable[[], T], sends: bool) -> T | None:
+        """This rank's result of `work`, done again on the ranks whose engine was lost in it.
+
+        Args:
+            sends: whether `work` itself sends the weights, collectively; else only new engines are sent them.
+        """
+        lost: EngineLost | None = None
+        any_lost = False
+        result: T | None = None
+        for restarts_left in range(self._restarts, -1, -1):
+            with failing_together():
+                if lost is not None:
+                    self._engine.close()
+                    self._engine = self._start()
+            was_lost, lost = lost is not None, None
+            with failing_together():
+                try:
+                    if any_lost and not sends:
+                        self._send(was_lost)
+                    result = work()
+                except EngineLost as error:
+                    lost = error
+            losses = [message for message in gather_objects(None if lost is None else str(lost)) if message is not None]
+            any_lost = bool(losses)
+            if not any_lost:
+                return result
+            if not restarts_left or isinstance(self._weights, Iterator):
+                raise lost or EngineLost(losses[0])
+            if lost is not None:
+                print(f"{lost}; starting another one, {restarts_left} more to go", file=sys.stderr, flush=True)
+        raise AssertionError("the last round returns or raises")
+
+    def _send(self, receives: bool) -> SyncReport | None:
+        """Consume the weights, with this rank's engine where it is to have them. After an error of it the others still wait in the rest."""
+        stream = iter(self._weights)
+        try:
+            return self._engine.load_weights(stream, self._version) if receives else None
+        finally:
+            for _ in stream:
+                pass

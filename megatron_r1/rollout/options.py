@@ -34,6 +34,7 @@ class EngineOptions:
     verify_weights: bool
     start_timeout_seconds: float
     step_timeout_seconds: float
+    stall_seconds: float  #: without a sign of life, or in one call that is no sampling
     worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
 
     @property
@@ -87,6 +88,7 @@ def engine_options(
         verify_weights=rollout.verify_weights,
         start_timeout_seconds=rollout.start_timeout_seconds,
         step_timeout_seconds=rollout.step_timeout_seconds,
+        stall_seconds=rollout.stall_seconds,
     )
 
 

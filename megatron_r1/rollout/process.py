@@ -1,11 +1,12 @@
-"""The rollout engine of a trainer process: vLLM in a child process, commanded without importing vLLM here.
+"""The rollout engine of a trainer process: vLLM in another process, commanded without importing vLLM here.
 
-A process of its own keeps vLLM's globals, its torch.distributed state and its rank variables away from Megatron's.
+A process of its own, here or behind a server on another node, keeps vLLM's globals, its torch.distributed state and its rank variables away from Megatron's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 
 import torch
 
-from megatron_r1.errors import RolloutError
-from megatron_r1.rollout.buckets import SharedMemorySender, WeightSender
+from megatron_r1.errors import EngineLost, RolloutError
+from megatron_r1.rollout.announcements import Announcement
+from megatron_r1.rollout.answers import EngineChannel, OnPart
+from megatron_r1.rollout.buckets import NetworkSender, SharedMemorySender, WeightSender
 from megatron_r1.rollout.child import EngineProcess
 from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.rollout.protocol import OnGroup, SyncReport
+from megatron_r1.rollout.served import ServedEngine
 from megatron_r1.rollout.verify import verify_held
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from megatron_r1.weights.checksum import checksum
@@ -26,7 +30,7 @@ HOST_MODULE = "megatron_r1.rollout.vllm_host"
 
 
 class VllmProcessEngine:
-    """A `RolloutEngine` on one machine. Starting takes seconds; the first call must be `load_weights`.
+    """A `RolloutEngine` on this machine, or on that of a server. Starting takes seconds; the first call must be `load_weights`.
 
     Args:
         options: from `engine_options`.
@@ -34,6 +38,7 @@ class VllmProcessEngine:
         environment: of the child process, without the trainer's rank variables (`runtime.launch.child_environment()`).
         log_path: takes all output of the child.
         threads: OpenMP threads of the engine on CPU.
+        server: whose engine is used; None: a child of this process.
 
     Raises:
         RolloutError: the engine did not start; the message ends with the end of its log.
@@ -46,18 +51,24 @@ class VllmProcessEngine:
         environment: Mapping[str, str],
         log_path: Path,
         threads: int = 1,
+        server: Announcement | None = None,
     ) -> None:
         self.options, self.decode = options, decode
         self.version: int | None = None
         self._constants: dict[str, int] | None = None
-        environment = {**environment, **engine_environment(options.device, threads)}
-        self._child = EngineProcess(HOST_MODULE, log_path, environment)
+        self._is_remote = server is not None
+        needed = engine_environment(options.device, threads)
+        self._channel: EngineChannel = (
+            EngineProcess(HOST_MODULE, log_path, {**environment, **needed})
+            if server is None
+            else ServedEngine(server, needed, options.start_timeout_seconds)
+        )
         started = time.monotonic()
         try:
             self._call("start", options, timeout=options.start_timeout_seconds)
             self._sender = self._open_transfer()
         except BaseException:
-            self._child.close()
+            self._channel.close()
             raise
         self.start_seconds = time.monotonic() - started
 
@@ -78,39 +89,59 @@ class VllmProcessEngine:
         return SyncReport(version, counts[0], counts[1], len(sent), now - started, now - verify_started)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seed: int,
+        on_group: OnGroup | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
         """See `RolloutEngine.generate`."""
         if self.version is None:
             raise RolloutError("the rollout engine has no weights: load_weights must succeed before generate")
         for prompt in prompts:
             self._check(prompt, sampling)
-        seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in range(len(prompts))]
+        places = range(len(prompts)) if positions is None else positions
+        seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in places]
         groups: dict[int, RolloutGroup] = {}
 
-        def keep(part: tuple[int, list[tuple[list[int], list[float], bool]]]) -> None:
+        def keep(part: tuple[int, list[tuple[list[int], list[float], bool]]] | None) -> None:
+            if part is None:  # a sign of life
+                return
             index, answers = part
             groups[index] = RolloutGroup(prompts[index], [self._rollout(*answer) for answer in answers], self.version)
             if on_group is not None:
                 on_group(groups[index])
 
-        self._call("generate", [list(prompt.token_ids) for prompt in prompts], sampling, seeds, on_part=keep)
+        try:
+            self._call(
+                "generate",
+                [list(prompt.token_ids) for prompt in prompts],
+                sampling,
+                seeds,
+                on_part=keep,
+            )
+        except EngineLost as error:
+            error.finished = groups
+            raise
         return [groups[index] for index in range(len(prompts))]
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""
         self._sender.close()
-        self._child.close()
+        self._channel.close()
 
     def _open_transfer(self) -> WeightSender:
         if self.options.transfer == "nccl":
             from megatron_r1.rollout.vllm_nccl import NcclSender  # the only part of vLLM that a trainer imports
 
-            return NcclSender(self._call, self.options)
-        return SharedMemorySender(self._call)
+            return NcclSender(self._call, self.options, socket.gethostname() if self._is_remote else "127.0.0.1")
+        return NetworkSender(self._call) if self._is_remote else SharedMemorySender(self._call)
 
-    def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: Callable[[Any], None] | None = None) -> Any:
-        return self._child.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part)
+    def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
+        """While it samples the engine gives signs of life; every other call but the start ends in less than it may be silent."""
+        stall = None if name == "start" else self.options.stall_seconds
+        return self._channel.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part, stall=stall)
 
     def _watched(
         self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]

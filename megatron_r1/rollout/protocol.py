@@ -41,7 +41,12 @@ class RolloutEngine(Protocol):
         """
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seed: int,
+        on_group: OnGroup | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
         """Sample `sampling.n` responses to every prompt, in the order of `prompts`.
 
@@ -49,9 +54,13 @@ class RolloutEngine(Protocol):
 
         The same weights, prompts, sampling and seed give the same tokens and log-probs, also in another process.
 
+        Args:
+            positions: of these prompts among those of a whole batch, where several engines share it: a response depends on its
+                prompt's position and not on the engine. Default: they are the whole batch.
+
         Raises:
-            RolloutError: a prompt that is too long or has token ids outside the vocabulary (the message names it), or a dead
-                engine.
+            RolloutError: a prompt that is too long or has token ids outside the vocabulary (the message names it).
+            EngineLost: the engine is dead or does not answer; its `finished` are the groups that are there.
         """
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from vllm.sampling_params import RequestOutputKind
 from megatron_r1.rollout.options import EngineOptions
 from megatron_r1.rollout.vllm_cpu import check_version
 from megatron_r1.types import Sampling
+
+_SECONDS_BETWEEN_SIGNS = 1.0
 
 Answer = tuple[list[int], list[float], bool]  # token ids, their log-probs, ended with end-of-sequence
 
@@ -59,7 +62,12 @@ class VllmEngine:
             raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
 
     def generate(
-        self, prompts: list[list[int]], sampling: Sampling, seeds: list[list[int]], on_prompt: Callable[[int, list[Answer]], None]
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        on_prompt: Callable[[int, list[Answer]], None],
+        on_progress: Callable[[], None],
     ) -> None:
         """Sample responses to tokenised prompts.
 
@@ -69,6 +77,7 @@ class VllmEngine:
             seeds: one seed per prompt and sample.
             on_prompt: called for each prompt as soon as all its responses are there, with its index and, per sample: token ids,
                 their log-probs, and whether the response ended with end-of-sequence.
+            on_progress: called about once a second while tokens are sampled.
         """
         # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
         self.reset_prefix_cache()
@@ -77,7 +86,11 @@ class VllmEngine:
         for index, request in enumerate(requests):
             engine.add_request(str(index), *request)
         answers: list[dict[int, Answer]] = [{} for _ in prompts]
+        told_at = time.monotonic()
         while engine.has_unfinished_requests():
+            if time.monotonic() - told_at > _SECONDS_BETWEEN_SIGNS:
+                on_progress()
+                told_at = time.monotonic()
             for output in engine.step():
                 prompt, sample = divmod(int(output.request_id), sampling.n)
                 answers[prompt][sample] = self._unpack(output.outputs[0])

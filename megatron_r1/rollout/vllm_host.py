@@ -13,6 +13,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from megatron_r1.errors import R1Error, RolloutError
+from megatron_r1.runtime.interrupt import leave_to_rank
 
 CALLS = (
     "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers",
@@ -20,8 +21,10 @@ CALLS = (
 
 
 def main(socket_fd: int, trainer_pid: int) -> None:
-    """Build the engine from the first message, then serve calls: (True, result) or (False, error), and before it (None, part)s."""
+    """Build the engine from the first message, then serve calls: (True, result) or (False, error), and before it (None, part)s,
+    of which None is a sign of life."""
     _die_with(trainer_pid)
+    leave_to_rank()
     connection = Connection(socket_fd)
     engine = None
     while True:
@@ -36,7 +39,7 @@ def main(socket_fd: int, trainer_pid: int) -> None:
                 engine = VllmEngine(*args)
                 reply = None
             elif call == "generate":
-                reply = engine.generate(*args, lambda *part: connection.send((None, part)))
+                reply = engine.generate(*args, lambda *part: connection.send((None, part)), lambda: connection.send((None, None)))
             elif call in CALLS:
                 reply = getattr(engine, call)(*args)
             else:

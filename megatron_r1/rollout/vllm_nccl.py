@@ -19,20 +19,21 @@ from megatron_r1.weights.mapping import hf_shapes
 
 
 class NcclSender:
-    """The trainer's half: one NCCL group of this rank and the engine's workers on this machine.
+    """The trainer's half: one NCCL group of this rank and the engine's workers.
 
     Args:
         call: calls a method of the engine by name and waits for it.
         options: the engine's.
+        address: under which the workers reach this process.
     """
 
-    def __init__(self, call: Callable[..., Any], options: EngineOptions) -> None:
+    def __init__(self, call: Callable[..., Any], options: EngineOptions, address: str) -> None:
         self._client = _Client(call)
         self._source = _Source(options)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind(("", 0))
             port = probe.getsockname()[1]
-        meeting = NCCLTrainerInitInfo("127.0.0.1", port, world_size=1 + options.tensor_parallel_size, rank=0)
+        meeting = NCCLTrainerInitInfo(address, port, world_size=1 + options.tensor_parallel_size, rank=0)
         self._engine = NCCLTrainerWeightTransferEngine.trainer_init(meeting, client=self._client, source=self._source)
 
     def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:

@@ -1,9 +1,12 @@
 """What the engine's workers can do beyond vLLM: tell exactly which weights they hold.
 
-vLLM imports this module in every worker process before it builds the model, so fixes and transfer back end are set up here.
+vLLM imports this module in every worker process before it builds the model, so fixes and transfer back end are set up here, and
+signals that vLLM would end a worker at are left to the rank.
 """
 
 from __future__ import annotations
+
+import threading
 
 import torch
 from vllm.platforms import current_platform
@@ -12,11 +15,14 @@ from megatron_r1.rollout.verify import HeldReport
 from megatron_r1.rollout.vllm_cpu import apply_fixes
 from megatron_r1.rollout.vllm_held import CONSTANT_BUFFERS, Held, read_derived, read_held
 from megatron_r1.rollout.vllm_transfer import register_transfer
+from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.weights.checksum import checksum
 
 if current_platform.is_cpu():
     apply_fixes()
 register_transfer()
+if threading.current_thread() is threading.main_thread():
+    leave_to_rank()
 
 
 class HeldWeights:

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import torch
 
 from megatron_r1.errors import CheckpointError, R1Error
+from megatron_r1.runtime.interrupt import leave_to_rank
 
 T = TypeVar("T")
 
@@ -73,6 +74,7 @@ def _run(work: Callable[[], object], answer: Connection, parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)  # the parent was gone before it could be asked for
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    leave_to_rank()
     # Sockets and locks that the parent closes must be closed for the other side too.
     os.closerange(3, answer.fileno())
     os.closerange(answer.fileno() + 1, os.sysconf("SC_OPEN_MAX"))

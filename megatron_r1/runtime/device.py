@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,3 +46,20 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int = 0) 
     torch.cuda.set_device(local_rank)
     specs = "transformer_engine" if importlib.util.find_spec("transformer_engine") else "torch"
     return Device("cuda", torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl", specs, "nccl")
+
+
+def time_fixed_work() -> float:
+    """Seconds of a fixed piece of arithmetic on this process's device: a few milliseconds where the device is well."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        device, size, dtype, repeats = torch.device("cuda", torch.cuda.current_device()), 4096, torch.bfloat16, 8
+    else:
+        device, size, dtype, repeats = torch.device("cpu"), 256, torch.float32, 8
+    matrix = torch.full((size, size), 1 / size, dtype=dtype, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        matrix = matrix @ matrix
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from megatron_r1.errors import DeviceError
@@ -23,14 +24,26 @@ T = TypeVar("T")
 _STORE: dist.Store | None = None  # where the ranks met; serves `claim_error_line` after the process group is gone
 
 
+_MEETING_SECONDS = 1800.0
+
+
 def initialize(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
-    """Join the process group, also as its only member. Raises DeviceError where the ranks cannot meet."""
+    """Join the process group, also as its only member. Raises DeviceError where the ranks cannot meet.
+
+    Args:
+        timeout_seconds: that a rank waits for the others in a collective.
+    """
     global _STORE
     address = f"[{launch.master_address}]" if ":" in launch.master_address else launch.master_address
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         _STORE, rank, world_size = next(
-            dist.rendezvous(f"tcp://{address}:{launch.master_port}", launch.rank, launch.world_size, timeout=timeout)
+            dist.rendezvous(
+                f"tcp://{address}:{launch.master_port}",
+                launch.rank,
+                launch.world_size,
+                timeout=min(timeout, datetime.timedelta(seconds=_MEETING_SECONDS)),
+            )
         )
         dist.init_process_group(
             device.backend,
@@ -87,6 +100,15 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank. Cheap enough for every step."""
+    if world_size() == 1:
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return [bool(count) for count in counts.tolist()]
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:

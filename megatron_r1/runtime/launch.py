@@ -1,8 +1,8 @@
 """How this process was started. The only module that reads or writes environment variables.
 
-Four launchers are told apart by what they set: torchrun (`RANK`...), Open MPI's mpirun (`OMPI_COMM_WORLD_RANK`...), Slurm's
-srun (`SLURM_PROCID`...) and none at all. torchrun wins over mpirun and mpirun over srun, because the first of each pair is
-often started by the second.
+Five launchers are told apart by what they set: torchrun (`RANK`...), Open MPI's mpirun (`OMPI_COMM_WORLD_RANK`...), Slurm's
+srun (`SLURM_PROCID`...), the mpiexec of MPICH and Intel MPI (`PMI_RANK`...) and none at all. torchrun wins over mpirun and mpirun
+over srun, because the first of each pair is often started by the second; srun wins over PMI, which it also speaks.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from megatron_r1.errors import ConfigError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OPENMPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
 LAUNCHER_VARIABLE = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|SLURM_.*|OMPI_.*|PMI.*|PRTE.*)"
 )
+JOB_FOLDER = "MEGATRON_R1_JOB"  # set by slurm/common.sh
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -36,7 +39,7 @@ class LaunchInfo:
     local_world_size: int
     master_address: str  #: host of rank 0
     master_port: int
-    launcher: Literal["torchrun", "openmpi", "slurm", "single"]
+    launcher: Literal["torchrun", "openmpi", "slurm", "hydra", "single"]
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
@@ -50,6 +53,8 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
         launch = _read_openmpi(environment)
     elif "SLURM_PROCID" in environment:
         launch = _read_slurm(environment)
+    elif "PMI_RANK" in environment:
+        launch = _read_hydra(environment)
     else:
         launch = LaunchInfo(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")
     _check(launch)
@@ -58,8 +63,33 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """The rank that the launcher gave, unchecked, for those who must not fail: an error line is printed where it is 0."""
-    value = next((environment[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID") if name in environment), "0")
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
+    value = next((environment[name] for name in names if name in environment), "0")
     return int(value) if value.isdecimal() else 0
+
+
+def job_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder in which the batch script reads how its job went; None where there is no batch script."""
+    return Path(environment[JOB_FOLDER]) if environment.get(JOB_FOLDER) else None
+
+
+def node_name(environment: Mapping[str, str] = os.environ) -> str:
+    """This machine, as its scheduler calls it."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def visible_gpus(first: int, count: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that show a process `count` of this machine's GPUs, from the `first` on.
+
+    Raises ConfigError where there are fewer.
+    """
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(first + count)] if shown is None else [name for name in shown.split(",") if name]
+    if first + count > len(names):
+        raise ConfigError(
+            f"an engine needs GPUs {first} to {first + count - 1} of this node, CUDA_VISIBLE_DEVICES={shown} shows fewer"
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + count])}
 
 
 def set_environment(values: Mapping[str, str]) -> None:
@@ -101,18 +131,43 @@ def _read_torchrun(environment: Mapping[str, str]) -> LaunchInfo:
 def _read_openmpi(environment: Mapping[str, str]) -> LaunchInfo:
     _require(environment, OPENMPI, "mpirun")
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in OPENMPI)
-    address = environment.get("MASTER_ADDR")
-    if address is None:
-        if local_world_size < world_size:
-            raise ConfigError("mpirun over several machines does not tell the host of rank 0: pass -x MASTER_ADDR=<that host>")
-        address = "127.0.0.1"
-    if "MASTER_PORT" in environment:
-        port = _number(environment, "MASTER_PORT")
+    if "MASTER_ADDR" not in environment and local_world_size < world_size:
+        address, port = _meet_over_mpi(environment, world_size, "mpirun over several machines does not tell the host of rank 0")
+    elif "MASTER_PORT" in environment:
+        address, port = environment.get("MASTER_ADDR", "127.0.0.1"), _number(environment, "MASTER_PORT")
     elif "PMIX_NAMESPACE" in environment:  # one name for all processes of this mpirun, another for the next
+        address = environment.get("MASTER_ADDR", "127.0.0.1")
         port = _port_from(zlib.crc32(environment["PMIX_NAMESPACE"].encode()))
     else:
-        raise ConfigError("mpirun has set no PMIX_NAMESPACE to choose a port from: pass -x MASTER_PORT=<free port>")
+        address, port = _meet_over_mpi(environment, world_size, "mpirun has set no PMIX_NAMESPACE to choose a port from")
     return LaunchInfo(rank, world_size, local_rank, local_world_size, address, port, "openmpi")
+
+
+def _read_hydra(environment: Mapping[str, str]) -> LaunchInfo:
+    _require(environment, HYDRA, "mpiexec")
+    rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in HYDRA)
+    if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
+        address, port = environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")
+    else:
+        address, port = _meet_over_mpi(environment, world_size, "mpiexec tells no place to meet")
+    return LaunchInfo(rank, world_size, local_rank, local_world_size, address, port, "hydra")
+
+
+def _meet_over_mpi(environment: Mapping[str, str], world_size: int, why: str) -> tuple[str, int]:
+    """Host of rank 0 and a port that is free there, told to all by MPI itself. For this process's own environment only."""
+    remedy = "set MASTER_ADDR=<that host> and MASTER_PORT=<free port> for all ranks, or install mpi4py"
+    if environment is not os.environ:
+        raise ConfigError(f"{why}: {remedy}")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # RuntimeError: it found no MPI library
+        raise ConfigError(f"{why}: {remedy}") from None
+    world = MPI.COMM_WORLD
+    if world.size != world_size:
+        raise ConfigError(f"{why}, and mpi4py sees {world.size} of {world_size} ranks, as with another MPI than its own: {remedy}")
+    meeting = world.bcast((socket.gethostname(), _free_port()) if world.rank == 0 else None)
+    MPI.Finalize()  # now, together: at the end of a rank that fails alone it would wait for the others
+    return meeting
 
 
 def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:
@@ -132,7 +187,9 @@ def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:
         port = _number(environment, "MASTER_PORT")
     else:
         step = _number(environment, "SLURM_STEP_ID") if "SLURM_STEP_ID" in environment else 0
-        port = _port_from(_number(environment, "SLURM_JOB_ID") + 1009 * step)
+        # Another one for a job that was requeued: what kept it from the first may still be there.
+        restarts = _number(environment, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in environment else 0
+        port = _port_from(_number(environment, "SLURM_JOB_ID") + 1009 * step + 4001 * restarts)
     return LaunchInfo(rank, world_size, local_rank, _slurm_local_world_size(environment, world_size), address, port, "slurm")
 
 

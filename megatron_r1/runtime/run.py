@@ -7,6 +7,8 @@
         tensorboard/      the same numbers as events
         rollouts/         step_000001.jsonl: every response of the step with its rewards
         checkpoints/      see checkpoints.py
+        health/           signs of life of every rank, see heartbeat.py
+        ranks.jsonl       times of every rank, see stragglers.py
         .lock             held while a process writes here
 
 A run killed at any moment resumes with the same command: what was recorded after the newest intact checkpoint is dropped and
@@ -24,15 +26,16 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from megatron_r1.config.load import flatten_config, load_config, save_config
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError, ConfigError
+from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy, StopRequested
+from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.checkpoints import (
     newest_intact,
     prune_checkpoints,
@@ -40,11 +43,15 @@ from megatron_r1.runtime.checkpoints import (
     remove_leftovers,
     step_of,
 )
-from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
+from megatron_r1.runtime.distributed import any_rank, broadcast_object, is_rank_zero, on_rank_zero, rank, world_size
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
+from megatron_r1.runtime.heartbeat import Heartbeat, clear_signs
+from megatron_r1.runtime.job import record_error, record_progress
 from megatron_r1.runtime.metrics import MetricsWriter
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.saving import PendingCheckpoint, Write
+from megatron_r1.runtime.stragglers import StragglerLog
 from megatron_r1.types import RolloutGroup
 
 SHOWN = {
@@ -55,7 +62,8 @@ SHOWN = {
     "grad_norm": "grad_norm",
 }
 FREE_TO_CHANGE = re.compile(
-    r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.threads|parallel\..*"
+    r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.(threads|collective_timeout_seconds|heartbeat\..*)|parallel\..*"
+    r"|rollout\.(placement|engines_per_node|servers|transfer|.*_seconds|restarts)"
     r"|sft\.workers|reward\.workers|reward\.judge\.(url|api_key_file|cache|concurrency|timeout_seconds|retries)"
 )
 
@@ -72,6 +80,10 @@ class Run:
         self._config = config
         self._pending: PendingCheckpoint | None = None
         self._last_step = 0
+        self._stopping = False  # a signal has asked some rank to stop, and all know
+        self._problem: OSError | None = None  # rank 0 could not write something; told to all at the end of the step
+        self._heartbeat: Heartbeat | None = None
+        self._stragglers: StragglerLog | None = None
         self._lock: TextIO | None = None
         self._metrics: MetricsWriter | None = None
         self._progress: Progress | None = None
@@ -88,12 +100,16 @@ class Run:
         """
         run = cls(folder, config)
         try:
-            on_rank_zero(lambda: run._prepare_folder(command))
+            on_rank_zero(lambda: run._or_tell(lambda: run._prepare_folder(command)))
+            run._heartbeat = Heartbeat(folder / HEALTH, config.runtime.heartbeat, rank(), world_size())
+            run._heartbeat.start()
+            interrupt.listen()
             run.resumed_from = newest_intact(folder / "checkpoints")
             if run.resumed_from is not None:
                 run.step = step_of(run.resumed_from)
                 run.state = on_rank_zero(lambda: read_state(run.resumed_from))
-            on_rank_zero(lambda: run._cut_back(command))
+            on_rank_zero(lambda: run._or_tell(lambda: run._cut_back(command)))
+            run._stragglers = StragglerLog(folder, last_step=run.step)
         except BaseException:
             run.close()
             raise
@@ -107,7 +123,12 @@ class Run:
         if self._progress is not None:
             self._progress.close()
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # a full disk, of which `record` has told
+                self._metrics.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+            self._heartbeat = None
+            interrupt.unlisten()
         if self._lock is not None:
             self._lock.close()
 
@@ -118,17 +139,26 @@ class Run:
         try:
             if kind is None:
                 self._seal_pending()
+            record_error(error)
         finally:
             self.close()
 
     def steps(self, total: int, description: str) -> Iterator[int]:
-        """The steps that are left, from `self.step + 1` to `total`, behind a progress bar."""
+        """The steps that are left, from `self.step + 1` to `total`, behind a progress bar.
+
+        Raises StopRequested, on every rank, after the step that was saved because a signal asked for it.
+        """
         self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
         self._step_started = time.perf_counter()
         self._last_step = total
         for step in range(self.step + 1, total + 1):
+            self._heartbeat.begin("step", step, total)
             yield step
             self._progress.advance()
+            if self._stopping and step < total:
+                raise StopRequested(
+                    f"{interrupt.forget()}: stopped after step {step} of {total}, which is saved; the same command resumes"
+                )
             if self._pending is not None:
                 with self.timer("checkpoint"):
                     if self._pending.is_written():
@@ -139,6 +169,7 @@ class Run:
     def timer(self, name: str) -> Iterator[None]:
         """Add the seconds of the block to `seconds/<name>` of the next `record`."""
         started = time.perf_counter()
+        self._heartbeat.begin(name)
         try:
             yield
         finally:
@@ -154,10 +185,17 @@ class Run:
         Call it once a step, and before the step's checkpoint: a resumed run keeps the lines up to its checkpoint.
         """
         now = time.perf_counter()
+        self._heartbeat.end_step(self._seconds)
+        ranks: dict[str, float] = {}
+        if self._stragglers.due:
+            with self._keeping_problem():
+                ranks = self._stragglers.measure(step, self._seconds)
+        self._stragglers.due = False
         if self._metrics is not None:
-            numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
+            numbers = {name: value if isinstance(value, int) else float(value) for name, value in {**metrics, **ranks}.items()}
             rates = {f"tokens_per_second/{n}": t / self._seconds[f"seconds/{n}"] for n, t in self._tokens.items()}
-            self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
+            with self._keeping_problem():
+                self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
         if self._progress is not None:
             self._progress.show({short: float(metrics[name]) for name, short in SHOWN.items() if name in metrics})
         self._seconds.clear()
@@ -168,11 +206,20 @@ class Run:
         """Write every response of the step, one JSON object a line, into `rollouts/`. Call it before the step's checkpoint."""
         if is_rank_zero():
             lines = [json.dumps(line, ensure_ascii=False) + "\n" for group in groups for line in _rollout_lines(step, group)]
-            write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
+            with self._keeping_problem():
+                write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
 
     def checkpoint_due(self, step: int, total: int) -> bool:
-        """Whether `checkpoint.interval` or the end of the run asks for a checkpoint after this step."""
-        return step % self._config.checkpoint.interval == 0 or step == total
+        """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective.
+
+        Raises CheckpointError, on every rank, where metrics or rollouts of the step could not be written.
+        """
+        self._stopping, self._stragglers.due, broken = any_rank(
+            interrupt.stop_asked() is not None, self._stragglers.wants_to_measure(), self._problem is not None
+        )
+        if broken:
+            raise self._unwritable(broadcast_object(self._problem))
+        return step % self._config.checkpoint.interval == 0 or step == total or self._stopping
 
     def checkpoint(self, step: int, write: Write, state: dict[str, Any]) -> None:
         """Take a checkpoint; once complete it counts, and those beyond `checkpoint.keep` are dropped. All ranks call this.
@@ -183,7 +230,7 @@ class Run:
         """
         with self.timer("checkpoint"):
             self._seal_pending()
-            later = self._config.checkpoint.asynchronous and step < self._last_step
+            later = self._config.checkpoint.asynchronous and step < self._last_step and not self._stopping
             self._pending = PendingCheckpoint(self.folder / "checkpoints", step, write, state, asynchronous=later)
             if not later:
                 self._seal_pending()
@@ -196,6 +243,25 @@ class Run:
         sealed = pending.seal()
         on_rank_zero(lambda: prune_checkpoints(sealed.parent, self._config.checkpoint.keep))
         self.step = step_of(sealed)
+        if is_rank_zero():
+            record_progress(self.folder, self.step)
+
+    @contextmanager
+    def _keeping_problem(self) -> Iterator[None]:
+        """A rank that raised alone would leave the others waiting in the next collective."""
+        try:
+            yield
+        except OSError as error:
+            self._problem = error
+
+    def _or_tell(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self.folder} cannot be written: {error.strerror}; the same command resumes when it can be")
 
     def _prepare_folder(self, command: str) -> None:
         """Lock the folder, check that the run may go on here, and remove what a kill left half-written. Rank 0 only."""
@@ -209,6 +275,7 @@ class Run:
         rollouts.mkdir(exist_ok=True)
         checkpoints.mkdir(exist_ok=True)
         remove_leftovers(checkpoints)
+        clear_signs(self.folder / HEALTH)
         for path in [*self.folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
             if path.is_file():
                 path.unlink()
@@ -228,7 +295,8 @@ def lock_folder(folder: Path) -> TextIO:
     """Make the folder and lock it. The kernel lets go of the lock when the process ends, however it ends.
 
     Raises:
-        ConfigError: it cannot be written, or another process has it.
+        ConfigError: it cannot be written.
+        FolderBusy: another process has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +309,7 @@ def lock_folder(folder: Path) -> TextIO:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
-        raise ConfigError(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
+        raise FolderBusy(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()

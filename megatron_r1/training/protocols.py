@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -34,8 +34,8 @@ class Policy(Protocol):
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
         """Per sample [T-1] float32."""
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full tensor)."""
+    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """(Hugging Face name, full tensor); can be iterated again."""
 
 
 class Reference(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,18 @@ from megatron_r1.weights.fuse import unfuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.local import expert_owner, local_weights, name_some, tensor_group
 from megatron_r1.weights.mapping import Entry, Split
+
+
+@dataclass(frozen=True)
+class GatheredWeights:
+    """`gather_weights` of the same modules as often as it is iterated: a rollout engine that was lost is given them again."""
+
+    modules: Sequence[torch.nn.Module]
+    arch: Architecture
+    groups: WeightGroups
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return gather_weights(self.modules, self.arch, self.groups)
 
 
 def gather_weights(

@@ -39,7 +39,7 @@ def start(folder: Path) -> VllmProcessEngine:
 
 def end(engine: VllmProcessEngine) -> None:
     """Without the seconds that vLLM takes to leave by itself."""
-    engine._child.close(patience=0)
+    engine._channel.close(patience=0)
     engine.close()
 
 
@@ -192,7 +192,7 @@ def test_every_copy_is_checked(second):
     second._call("call_workers", "add_parameter")
     with pytest.raises(WeightSyncError, match="uncovered: surplus"):
         second.load_weights(random_weights(ARCH, 0), version=1)
-    os.kill(second._child.pid, signal.SIGKILL)
+    os.kill(second._channel.pid, signal.SIGKILL)
     with pytest.raises(RolloutError, match="died in start_weight_update .*SIGKILL.*engine.log"):
         second.load_weights(random_weights(ARCH, 0), version=2)
     with pytest.raises(RolloutError, match="closed"):

@@ -158,7 +158,7 @@ class Judges:
             raise RewardError("no judge")
         return [{"accuracy": [Verdict(float(n), "correct")]} for n, _ in enumerate(groups)]
 
-engine = CollectiveEngine(start)
+engine = CollectiveEngine(start if rank == 0 else None)
 assert engine.load_weights(weights(), 1) == "version 1"
 rewards = CollectiveRewards(RewardConfig(), Judges)
 prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]

@@ -15,7 +15,7 @@ import torch
 
 from megatron_r1.errors import ConfigError, DeviceError
 from megatron_r1.runtime.device import resolve_device
-from megatron_r1.runtime.launch import LaunchInfo, child_environment, first_host, launched_rank, read_launch
+from megatron_r1.runtime.launch import LaunchInfo, child_environment, first_host, launched_rank, read_launch, visible_gpus
 
 TORCHRUN = {
     "RANK": "3",
@@ -45,7 +45,19 @@ SLURM = {
 }
 
 
+HYDRA = {
+    "PMI_RANK": "3",
+    "PMI_SIZE": "4",
+    "MPI_LOCALRANKID": "1",
+    "MPI_LOCALNRANKS": "2",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
+
+
 def test_each_launcher_is_read():
+    assert read_launch(HYDRA) == LaunchInfo(3, 4, 1, 2, "node1", 29500, "hydra")
+    assert read_launch(SLURM | HYDRA | {"PMI_RANK": "5"}).launcher == "slurm", "srun --mpi=pmi2 sets both"
     assert read_launch(TORCHRUN) == LaunchInfo(3, 4, 1, 2, "node1", 29500, "torchrun")
     slurm = read_launch(SLURM)
     assert slurm == LaunchInfo(5, 7, 1, 3, "gpu07", slurm.master_port, "slurm")
@@ -71,6 +83,7 @@ def test_ranks_agree_on_a_port_and_jobs_and_steps_differ():
     assert read_launch(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}).master_port == port
     assert read_launch(SLURM | {"SLURM_JOB_ID": "123457"}).master_port != port
     assert read_launch(SLURM | {"SLURM_STEP_ID": "1"}).master_port != port
+    assert read_launch(SLURM | {"SLURM_RESTART_COUNT": "1"}).master_port != port
     assert read_launch(SLURM | {"MASTER_PORT": "1234", "MASTER_ADDR": "head"}).master_port == 1234
     other = read_launch(OPENMPI | {"PMIX_NAMESPACE": "1807876098"}).master_port
     assert other != read_launch(OPENMPI).master_port
@@ -102,6 +115,8 @@ def test_first_host(node_list, host):
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set but RANK"),
         ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE"),
         ({"SLURM_PROCID": "0"}, "SLURM_NTASKS"),
+        ({"PMI_RANK": "0"}, "PMI_SIZE"),
+        ({k: v for k, v in HYDRA.items() if k != "MASTER_PORT"}, "MASTER_PORT=<free port>"),
         (TORCHRUN | {"RANK": "4"}, "rank 4 in a world of 4"),
         (TORCHRUN | {"RANK": "-1"}, "RANK is '-1'"),
         (TORCHRUN | {"LOCAL_RANK": "2"}, "local rank 2 among 2"),
@@ -122,6 +137,14 @@ def test_half_set_and_contradictory_variables_are_refused(environment, says):
         read_launch(environment)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_engine_is_shown_its_part_of_the_gpus():
+    shown = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    assert visible_gpus(2, 2, shown) == {"CUDA_VISIBLE_DEVICES": "6,7"}
+    assert visible_gpus(2, 2, {}) == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    with pytest.raises(ConfigError, match="needs GPUs 4 to 7 of this node"):
+        visible_gpus(4, 4, shown)
 
 
 def test_launched_rank_never_fails():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.load import flatten_config, load_config
+from megatron_r1.pipeline.recipe import Recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -57,7 +58,27 @@ def test_every_recipe_preset_is_looked_at():
     files = {
         f"{path.parent.name}/{path.name}" for folder in ("v3_671b", "distill_qwen") for path in (EXAMPLES / folder).glob("*.yaml")
     }
-    assert files == set(STATED) | {"v3_671b/curate.yaml"}
+    assert files == set(STATED) | {"v3_671b/curate.yaml", "v3_671b/r1.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("zero", "v3_671b/r1_zero"), ("stage1", "v3_671b/stage1"), ("stage2", "v3_671b/stage2"), ("stage3", "v3_671b/sft"),
+        ("stage4", "v3_671b/stage4"), ("helpful", "v3_671b/reward_helpful"), ("safety", "v3_671b/reward_safety"),
+        ("distill", "distill_qwen/qwen_7b"),
+    ],
+)  # fmt: skip
+def test_the_recipe_as_one_file_says_what_the_single_files_say(stage, name):
+    of_recipe = flatten_config(Recipe(load_config(EXAMPLES / "v3_671b/r1.yaml")).config_of(stage))
+    single = flatten_config(load_config(EXAMPLES / f"{name}.yaml"))
+    sections = {"v3_671b/sft": ("sft",), "v3_671b/stage1": ("sft",), "distill_qwen/qwen_7b": ("sft",)}.get(
+        name, ("reward_model",) if "reward_" in name else ("grpo", "rollout", "reward")
+    )
+    # folders that an earlier stage fills, and how the data are read, are the pipeline's
+    ignored = ("reward.helpful_model", "reward.safety_model", "sft.workers", "sft.validation_fraction", "sft.validation_interval")
+    read = {key: value for key, value in single.items() if key.startswith(("parallel.", *(f"{s}." for s in sections)))}
+    assert {key: of_recipe[key] for key in read if key not in ignored} == {k: v for k, v in read.items() if k not in ignored}
 
 
 def test_the_steps_of_rl_are_those_of_the_paper():

@@ -1,0 +1,128 @@
+"""What `megatron-r1 status` tells, from the run folder alone: the job may run anywhere, or be dead."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from megatron_r1.report.runs import RunRecord, find_runs
+from megatron_r1.runtime.checkpoints import complete_checkpoints, step_of
+from megatron_r1.runtime.heartbeat import ABORT, ENDED, FOLDER, Sign, read_sign
+
+RATED_STEPS = 20  #: the newest steps, whose median rate is taken
+_SHOWN = ("loss", "reward/mean", "reward/accuracy", "kl/reference", "grad_norm")
+_NAMED = 8  # nodes in one line
+
+
+def describe_status(folder: Path, now: float | None = None) -> str:
+    """Stage, step, rates, end, last checkpoint and the health of every node, for the run in `folder` or those right under it.
+
+    Args:
+        now: seconds since 1970; default: the clock's.
+
+    Raises:
+        DataError: there is no run.
+    """
+    runs = find_runs(folder)
+    now = time.time() if now is None else now
+    return "\n\n".join("\n".join(_describe_run(_folder_of(folder, run), run, now)) for run in runs)
+
+
+def _folder_of(folder: Path, run: RunRecord) -> Path:
+    return folder if (folder / "run.json").is_file() and folder.name == run.name else folder / run.name
+
+
+def _describe_run(folder: Path, run: RunRecord, now: float) -> list[str]:
+    signs = [sign for sign in map(read_sign, sorted((folder / FOLDER).glob("rank_*.json"))) if sign is not None]
+    steps = [record for record in run.metrics if record["step"] > 0]
+    last = steps[-1] if steps else {}
+    total = max((sign.total for sign in signs), default=0)
+    lines = [
+        f"{folder}: {run.command}, {_state(folder, signs, now)}, begun {_clock(datetime.fromisoformat(run.started).timestamp())}"
+    ]
+    seconds = [record["seconds/step"] for record in steps[-RATED_STEPS:] if record.get("seconds/step")]
+    step = last.get("step", 0)
+    if total or step:
+        lines.append(f"  step        {step} of {total or '?'}" + (f" ({step / total:.0%})" if total else ""))
+    if seconds:
+        rate = statistics.median(seconds)
+        rates = [f"{rate:.3g} s a step"]
+        rates += [f"{v:,.0f} {k.rpartition('/')[2]} tokens/s" for k, v in last.items() if k.startswith("tokens_per_second/")]
+        lines.append(f"  rates       {', '.join(rates)}")
+        parts = {k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/") and k.count("/") == 1}
+        lines.append("  last step   " + ", ".join(f"{name} {value:.3g} s" for name, value in parts.items() if name != "step"))
+        if total > step and not (folder / "hf").exists():
+            left = (total - step) * rate
+            lines.append(f"  ends        about {_duration(left)} from its last step on, at {_clock(now + left)} if it runs now")
+    values = [f"{name} {last[name]:.4g}" for name in _SHOWN if isinstance(last.get(name), int | float)]
+    if values:
+        lines.append(f"  values      {', '.join(values)}")
+    lines.append(f"  checkpoint  {_checkpoint(folder, now)}")
+    lines += _health(folder, signs, last, now)
+    return lines
+
+
+def _state(folder: Path, signs: list[Sign], now: float) -> str:
+    if (folder / "hf" / "artifact.json").is_file():
+        return "finished"
+    if (folder / FOLDER / ABORT).is_file():
+        return "stopped: a rank hung"
+    alive = [sign for sign in signs if _is_alive(sign, now)]
+    if not alive:
+        return "not running"
+    return (
+        "running" if len(alive) == alive[0].world_size else f"running, {alive[0].world_size - len(alive)} of its ranks give no sign"
+    )
+
+
+def _is_alive(sign: Sign, now: float) -> bool:
+    """By its own clock, which may be a little off; one sign may be late."""
+    return sign.activity != ENDED and now - sign.time < 3 * sign.interval_seconds + 10
+
+
+def _checkpoint(folder: Path, now: float) -> str:
+    found = complete_checkpoints(folder / "checkpoints")
+    if not found:
+        return "none yet"
+    age = now - (found[-1] / "COMPLETE").stat().st_mtime
+    return f"step {step_of(found[-1])}, {_duration(age)} ago, in {found[-1]}"
+
+
+def _health(folder: Path, signs: list[Sign], last: dict[str, float], now: float) -> list[str]:
+    lines = []
+    nodes: dict[str, list[Sign]] = {}
+    for sign in signs:
+        nodes.setdefault(sign.node, []).append(sign)
+    ill = [node for node, of_node in nodes.items() if not all(_is_alive(sign, now) for sign in of_node)]
+    if signs and any(_is_alive(sign, now) for sign in signs):
+        doing = Counter(sign.activity for sign in signs)
+        lines.append(
+            f"  nodes       {len(nodes) - len(ill)} of {len(nodes)} well, {len(signs)} of {signs[0].world_size} ranks seen; "
+            + ", ".join(f"{count} in {activity}" for activity, count in doing.most_common(4))
+        )
+        lines += [f"  no sign     {_name(ill)}"] if ill else []
+    if "seconds/ranks/slowest" in last:
+        lines.append(
+            f"  slowest     rank {last['seconds/ranks/slowest']:.0f}: {last['seconds/ranks/probe_max']:.3g} s for the probe, the median is "
+            f"{last['seconds/ranks/probe_median']:.3g}"
+        )
+    if (folder / FOLDER / ABORT).is_file():
+        lines.append(f"  hung        {json.loads((folder / FOLDER / ABORT).read_text())['why']}")
+    return lines
+
+
+def _name(nodes: list[str]) -> str:
+    return ", ".join(nodes[:_NAMED]) + (f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else "")
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

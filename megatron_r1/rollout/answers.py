@@ -1,0 +1,71 @@
+"""Waiting for the answer to one call of a rollout engine, wherever it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+_POLL_SECONDS = 0.2
+
+OnPart = Callable[[Any], None]
+
+
+class NoAnswer(Exception):
+    """The engine let a time limit pass. The message says which."""
+
+
+class EngineChannel(Protocol):
+    """The way to one engine: its process, or the server on another node that holds it."""
+
+    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+        """Call and wait for the answer.
+
+        Args:
+            timeout: seconds for the whole call.
+            on_part: gets what the engine sends before the answer; None among it is a mere sign of life.
+            stall: seconds without any message after which the engine is given up; None: only `timeout` counts.
+
+        Raises:
+            EngineLost: the engine is gone, or let a limit pass and was ended.
+            R1Error: what the call itself raised there.
+        """
+
+    def close(self, patience: float = 10.0) -> None:
+        """End the engine, at the latest after `patience` seconds. Safe to call twice."""
+
+
+def wait_for_answer(
+    connection: Connection,
+    name: str,
+    timeout: float,
+    on_part: OnPart | None,
+    stall: float | None,
+    is_alive: Callable[[], bool] = lambda: True,
+) -> tuple[bool, Any]:
+    """(True, result) or (False, error), as the engine sends it after any number of (None, part).
+
+    Args:
+        is_alive: whether the other side can still send.
+
+    Raises:
+        EOFError, ConnectionError: the other side is gone.
+        NoAnswer: see there.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        silent_at = deadline if stall is None else min(deadline, time.monotonic() + stall)
+        while not connection.poll(_POLL_SECONDS):
+            now = time.monotonic()
+            if now > deadline:
+                raise NoAnswer(f"did not answer {name} in {timeout:.0f} s")
+            if now > silent_at:
+                raise NoAnswer(f"gave no sign for {stall:.0f} s in {name}")
+            if not is_alive() and not connection.poll(0):
+                raise EOFError
+        succeeded, result = connection.recv()
+        if succeeded is not None:
+            return succeeded, result
+        if on_part is not None:
+            on_part(result)

@@ -1,0 +1,74 @@
+"""Signals that ask a run to save and leave.
+
+SIGUSR1 is what Slurm sends ahead of a time limit (`--signal=B:USR1@600`), SIGTERM what it sends at a preemption. Both only set a
+flag here: the ranks agree on it between two steps (`Run.checkpoint_due`). SIGUSR2 makes the process write its stacks.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import TextIO
+
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+_asked: str | None = None
+_previous: dict[int, object] = {}
+_listeners = 0
+
+
+def listen(stacks: TextIO | None = None) -> None:
+    """From now on take the signals as a wish to stop. Each call wants its `unlisten`.
+
+    Args:
+        stacks: where SIGUSR2 writes the stacks of all threads; default: stderr.
+    """
+    global _listeners
+    _listeners += 1
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python handles signals in the main thread alone
+    if not _previous:
+        for number in _SIGNALS:
+            _previous[number] = signal.signal(number, _note)
+    faulthandler.register(signal.SIGUSR2, file=stacks or sys.__stderr__, all_threads=True)
+
+
+def unlisten() -> None:
+    """Give the signals back what they did before."""
+    global _listeners
+    _listeners = max(0, _listeners - 1)
+    if _listeners or threading.current_thread() is not threading.main_thread():
+        return
+    faulthandler.unregister(signal.SIGUSR2)
+    for number, handler in _previous.items():
+        signal.signal(number, handler)
+    _previous.clear()
+
+
+def leave_to_rank() -> None:
+    """Ignore the wishes in a process that a rank has started: Slurm signals all processes of a step, and the rank grants them for all.
+
+    SIGUSR2 writes its stacks, too.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
+
+
+def stop_asked() -> str | None:
+    """The signal that asked this process to stop, None where none did."""
+    return _asked
+
+
+def forget() -> str:
+    """The wish is granted. Returns the signal, as far as this process knows it."""
+    global _asked
+    asked, _asked = _asked, None
+    return asked or "a signal to another rank"
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = signal.Signals(number).name

@@ -1,0 +1,71 @@
+#!/bin/bash
+# The whole R1 recipe as jobs that wait for each other: bash slurm/r1.sh [--dry-run] [SETTING...]
+#
+# Prints the jobs as a graph. What is finished is left out, what is queued already is waited for, so the same command goes on after a
+# failure. RECIPE=FILE chooses the settings, by default the H800 preset; each SETTING (key=value) holds for all jobs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=/dev/null
+if [ -f "${R1_SITE:-slurm/site.env}" ]; then . "${R1_SITE:-slurm/site.env}"; fi
+export RECIPE=${RECIPE:-examples/v3_671b/r1.yaml}
+PYTHON=${R1_PYTHON:-.venv/bin/python}
+
+DRY=
+if [ "${1:-}" = --dry-run ]; then
+    DRY=1
+    shift
+fi
+case "${1:-}" in -*)
+    echo "slurm/r1.sh: unknown option $1; usage: bash slurm/r1.sh [--dry-run] [key=value ...]" >&2
+    exit 2
+    ;;
+esac
+
+# Also checks the settings of every stage, before anything is queued: one line and exit code 2 where one is wrong.
+PLAN=$("$PYTHON" -m megatron_r1.cli pipeline r1 --config "$RECIPE" --dry-run "$@")
+MARK="r1.sh $(printf '%s\n' "$RECIPE" "$PWD" "$@" | cksum | cut -d' ' -f1)" # tells this recipe's jobs from another's
+
+is_finished() { # STAGE
+    awk -v stage="$1" '$1 == stage && $2 == "finished" { found = 1 } END { exit !found }' <<<"$PLAN"
+}
+
+declare -A JOBS=() # file -> job id, of those that others wait for
+
+submit() { # FILE JOB_NAME AFTER STAGE...: queue FILE after the job of the file AFTER, unless its stages are finished
+    local file=$1 name=$2 after=$3 stage todo='' id wait=()
+    shift 3
+    for stage in "$@"; do if ! is_finished "$stage"; then todo+=" $stage"; fi; done
+    if [ -z "$todo" ]; then
+        printf '%-10s %-10s %s\n' "$file" finished "$*"
+        return
+    fi
+    local behind='' previous="${after:+${JOBS[$after]:-}}"
+    if [ -n "$previous" ]; then
+        behind=" after $previous ($after)"
+        wait=("--dependency=afterok:$previous" --kill-on-invalid-dep=yes)
+    fi
+    if [ -n "$DRY" ]; then
+        JOBS[$file]=$file
+        printf '%-10s %-10s%s%s\n' "$file" "to do" "$todo" "${behind:+ after $after}"
+        return
+    fi
+    id=$(squeue --noheader --me --name="$name" --format='%i %k' | awk -v mark="$MARK" '$2 " " $3 == mark { print $1; exit }')
+    if [ -n "$id" ]; then
+        printf '%-10s %-10s%s%s\n' "$file" "is $id" "$todo" "$behind"
+    else
+        # shellcheck disable=SC2086 # several options in one setting
+        id=$(sbatch --parsable --comment="$MARK" "${wait[@]}" ${R1_SBATCH_OPTIONS:-} "slurm/$file.sbatch" "${SETTINGS[@]}")
+        id=${id%%;*} # without the name of the cluster
+        printf '%-10s %-10s%s%s\n' "$file" "job $id" "$todo" "$behind"
+    fi
+    JOBS[$file]=$id
+}
+
+SETTINGS=("$@")
+submit pretrain r1-pretrain '' base
+submit r1_zero r1-zero pretrain zero
+submit r1_stage1 r1-stage1 r1_zero stage1
+submit r1_stage2 r1-stage2 r1_stage1 stage2
+submit r1_stage3 r1-stage3 r1_stage2 helpful safety stage3
+submit r1_stage4 r1-stage4 r1_stage3 stage4
+submit distill r1-distill r1_stage3 student distill student_rl

@@ -1,0 +1,91 @@
+"""Every script is well-formed, asks a real Slurm for nothing that it does not know, and holds no hyper-parameter."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from megatron_r1.config.load import known_keys
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import ROOT, SCRIPTS, SLURM, Jobs
+
+NAMES = {"pretrain", "r1_zero", "r1_stage1", "r1_stage2", "r1_stage3", "r1_stage4", "distill", "evaluate", "convert"}
+SHELL = [*SCRIPTS, *sorted(SLURM.glob("*.sh"))]
+
+
+def test_all_scripts_are_there():
+    assert {path.stem for path in SCRIPTS} == NAMES
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_bash_reads_it(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_shellcheck_finds_nothing():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck here (apt-get install shellcheck)")
+    names = [str(path.relative_to(SLURM)) for path in SHELL]
+    done = subprocess.run(["shellcheck", "--external-sources", *names], cwd=SLURM, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_it_holds_resources_and_the_launch_alone(path):
+    text = path.read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    assert not [key for key in known_keys() if re.search(rf"\b{re.escape(key)}=", code)]
+    assert len(text.splitlines()) < 25
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_slurm_would_run_it_as_it_is(cluster: Cluster, path):
+    """On 64 nodes of 8 GPUs, which this cluster knows of: every option exists and the resources can be had."""
+    told = cluster.run("sbatch", "--test-only", "--partition=h800", str(path.relative_to(ROOT)), cwd=ROOT)
+    nodes = int(re.search(r"--nodes=(\d+)", path.read_text())[1])
+    assert re.search(rf"to start at .* using {nodes * 128} processors on nodes h", told), told
+
+
+def test_a_script_that_is_submitted_from_elsewhere_says_so(jobs: Jobs, tmp_path):
+    job = jobs.cluster.submit("--nodes=1", f"--output={tmp_path}/%j.out", "--ntasks-per-node=1", "--cpus-per-task=1",
+                              str(SLURM / "evaluate.sbatch"), cwd=tmp_path)  # fmt: skip
+    jobs.cluster.wait(lambda: jobs.cluster.state(job) == "FAILED", 30, "end of the job")
+    assert "slurm/common.sh: No such file" in (tmp_path / f"{job}.out").read_text()
+
+
+def test_r1_sh_queues_what_is_not_finished_and_each_job_behind_the_one_it_needs(jobs: Jobs, tmp_path):
+    run_dir = tmp_path / "r1"
+    variables = {
+        "RECIPE": "examples/tiny_cpu/r1.yaml",
+        "R1_SITE": str(tmp_path / "site.env"),
+        "SBATCH_PARTITION": "closed",  # takes jobs and starts none
+        "R1_SBATCH_OPTIONS": "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1",
+    }
+    command = ("bash", "slurm/r1.sh", f"run_dir={run_dir}")
+    (run_dir / "base" / "hf").mkdir(parents=True)
+    (run_dir / "base" / "hf" / "artifact.json").write_text("{}")
+    graph = jobs.cluster.run(*command, cwd=ROOT, **variables)
+    try:
+        assert re.search(r"^pretrain +finished +base$", graph, re.MULTILINE), graph
+        ids = dict(re.findall(r"^(\S+) +job (\d+)", graph, re.MULTILINE))
+        assert list(ids) == ["r1_zero", "r1_stage1", "r1_stage2", "r1_stage3", "r1_stage4", "distill"]
+        needs = {name: jobs.cluster.job(job)["Dependency"] for name, job in ids.items()}
+        assert needs["r1_zero"] == "(null)"
+        for name, before in (
+            ("r1_stage1", "r1_zero"),
+            ("r1_stage2", "r1_stage1"),
+            ("r1_stage3", "r1_stage2"),
+            ("r1_stage4", "r1_stage3"),
+            ("distill", "r1_stage3"),
+        ):
+            assert needs[name] == f"afterok:{ids[before]}(unfulfilled)"
+        assert "after" in graph
+        again = jobs.cluster.run(*command, cwd=ROOT, **variables)
+        assert dict(re.findall(r"^(\S+) +is (\d+)", again, re.MULTILINE)) == ids, "nothing is queued twice"
+    finally:
+        jobs.cluster.run("scancel", "--partition=closed")
+    wrong = jobs.cluster.run("bash", "slurm/r1.sh", "grpo.kl_coeff=0.1", cwd=ROOT, check=False, **variables)
+    assert "unknown key 'grpo.kl_coeff'" in wrong and jobs.cluster.run("squeue", "--noheader") == ""
