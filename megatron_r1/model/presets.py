@@ -19,7 +19,7 @@ PRESETS: dict[str, Architecture] = {
     ),
     # A dense student for the tiny model's data.
     "tiny_qwen2": Qwen2(
-        vocab_size=640, hidden_size=96, num_hidden_layers=3, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=640, hidden_size=96, num_hidden_layers=3, intermediate_size=256, num_attention_heads=3, num_key_value_heads=1,
         head_dim=32, max_position_embeddings=1024, rope_theta=100.0, tie_word_embeddings=True, init_std=0.08,
     ),
     # About 100 M parameters, every part of the architecture on.
