@@ -18,11 +18,13 @@ from megatron_r1.data.problems import TallyProblems
 from megatron_r1.data.tally_chat import draw_request, find_thought
 from megatron_r1.data.tally_tokenizer import train_tally_chat_tokenizer
 from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline import recipe as recipe_module
 from megatron_r1.pipeline import recipe_report
 from megatron_r1.pipeline.recipe import STAGES, Recipe, check_gate, check_recipe, chosen_stages, run_recipe
 from megatron_r1.pipeline.recipe_measure import Measured
 from megatron_r1.pipeline.recipe_report import write_comparison
+from megatron_r1.rollout.options import engine_options
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples/tiny_cpu/r1.yaml"
@@ -45,6 +47,15 @@ def test_each_stage_has_the_settings_of_the_recipe():
     assert stage2.grpo.clip_eps == 10 and stage2.reward.language_weight == 1 and stage2.data.template == "r1_chat"
     assert stage4.rollout.temperature == 0.7 and stage4.reward.model == "reward_models" and stage4.data.general_source
     assert stage4.run_dir == "runs/r1/stage4"
+
+
+@pytest.mark.parametrize("stage", ["base", "student"])
+def test_the_engine_takes_the_models_that_others_are_made_from(stage):
+    config = Recipe(load_config(CONFIG)).config_of(stage)
+    arch = resolve_architecture(config.model.preset, config.model.overrides)
+    prompt = config.data.max_prompt_tokens
+    engine_options(arch, config.rollout, device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1, max_prompt_tokens=prompt)
+    assert arch.vocab_size == 640, "one tokenizer for teacher and student"
 
 
 @pytest.mark.parametrize(
