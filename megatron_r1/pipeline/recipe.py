@@ -14,7 +14,7 @@ Source: DeepSeek-R1 (arXiv 2501.12948v2) sections 2 and 3, figure 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline import recipe_stages
 from megatron_r1.pipeline.artifact import Artifact
-from megatron_r1.pipeline.recipe_measure import Measured, measure_stage, read_measured
+from megatron_r1.pipeline.recipe_measure import Measured, lacks_requests, measure_stage, read_measured
 from megatron_r1.pipeline.recipe_report import write_comparison
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
@@ -113,10 +113,17 @@ def run_recipe(config: Config, session: Session, first: str | None = None, last:
         if stage.is_language_model:
             check_gate(config, name, measure_stage(recipe, name, session))
     titles = {name: stage.title for name, stage in STAGES.items() if stage.is_language_model}
-    # Those before the reward models could not be measured for helpfulness and safety then.
-    for measured in on_rank_zero(lambda: [n for n in titles if read_measured(recipe.root, n) and recipe.is_finished(n)]):
-        measure_stage(recipe, measured, session)
+    for early in on_rank_zero(lambda: _measured_early(recipe, titles)):
+        measure_stage(recipe, early, session)
     on_rank_zero(lambda: write_comparison(recipe.root, titles))
+
+
+def _measured_early(recipe: Recipe, stages: Iterable[str]) -> list[str]:
+    """Stages that could not be measured for helpfulness and safety, and now can be."""
+    if not all(recipe.artifact(kind).exists for kind in ("helpful", "safety")):
+        return []
+    measured = {stage: read_measured(recipe.root, stage) for stage in stages if recipe.is_finished(stage)}
+    return [stage for stage, found in measured.items() if found is not None and lacks_requests(recipe, found)]
 
 
 def chosen_stages(first: str | None, last: str | None) -> list[str]:

@@ -64,11 +64,7 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
     judged = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
     model = weights_fingerprint(weights)
     found = on_rank_zero(lambda: read_measured(recipe.root, stage))
-    if (
-        found is not None
-        and found.model == model
-        and (found.helpful is not None or not judged or recipe.config.recipe.requests is None)
-    ):
+    if found is not None and found.model == model and not (judged and lacks_requests(recipe, found)):
         return found
     config = recipe.config_of(
         stage,
@@ -87,6 +83,11 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
 
     on_rank_zero(keep)
     return measured
+
+
+def lacks_requests(recipe: Recipe, measured: Measured) -> bool:
+    """Whether helpfulness and safety are wanted and not there: the reward models came later."""
+    return measured.helpful is None and recipe.config.recipe.requests is not None
 
 
 def read_measured(root: Path, stage: str) -> Measured | None:
