@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megatron_r1.report.runs import RunRecord, find_runs
-from megatron_r1.runtime.checkpoints import complete_checkpoints, step_of
+from megatron_r1.runtime.checkpoints import COMPLETE, complete_checkpoints, step_of
 from megatron_r1.runtime.heartbeat import ABORT, ENDED, FOLDER, Sign, read_sign
 
 RATED_STEPS = 20  #: the newest steps, whose median rate is taken
@@ -88,7 +88,7 @@ def _checkpoint(folder: Path, now: float) -> str:
     found = complete_checkpoints(folder / "checkpoints")
     if not found:
         return "none yet"
-    age = now - (found[-1] / "COMPLETE").stat().st_mtime
+    age = now - (found[-1] / COMPLETE).stat().st_mtime
     return f"step {step_of(found[-1])}, {_duration(age)} ago, in {found[-1]}"
 
 

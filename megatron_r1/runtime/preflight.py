@@ -201,8 +201,9 @@ def _meet(found: Findings, device: Device | None) -> None:
     """Send to both neighbours and sum over all, over the network that the job will use."""
     if distributed.world_size() == 1:
         return
-    cuda = all(distributed.gather_objects(device is not None and device.kind == "cuda"))
-    if not cuda and any(distributed.gather_objects(device is not None and device.kind == "cuda")):
+    on_cuda = distributed.gather_objects(device is not None and device.kind == "cuda")
+    cuda = all(on_cuda)
+    if any(on_cuda) and not cuda:
         return  # some rank's GPU is broken, which is a finding; the others cannot try NCCL without it
     where = device.torch_device if cuda else torch.device("cpu")
     group = dist.new_group(backend="nccl") if cuda else None
