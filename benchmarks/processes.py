@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def run_watched(command: Sequence[str], data_file: str | None = None, result: Pa
             raise CommandFailed(f"{' '.join(command[1:])} ended with code {process.returncode}: {last}")
     work = (until - since for since, until in zip(begun or (0.0, 0.0), ended or whole, strict=True))
     return Finished(*whole, *work, sorted(peaks.values(), reverse=True))
+
+
+@contextmanager
+def serve_rules() -> Iterator[str]:
+    """`tools/serve_tally_rules.py`, the stand-in for a served judge, for the block; its URL."""
+    command = [sys.executable, str(ROOT / "tools/serve_tally_rules.py"), "--port", "0"]
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
 
 
 def _ended_children_cpu_seconds() -> float:

@@ -19,17 +19,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmarks.measure import Disagreement, describe_machine, positive, run, write_results
-from benchmarks.processes import ROOT, CommandFailed
+from benchmarks.processes import ROOT, CommandFailed, serve_rules
 from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.launch import child_environment
 
@@ -57,9 +54,9 @@ _STARTUP_SECONDS = 12.0  # of the command, in which there is nothing to lose
 _DEAD_SECONDS = 60.0  # until nothing of a killed command may run any more
 
 
-def make_config(target: Path, port: int) -> None:
-    """The example's configuration with fewer steps and another port."""
-    text = (ROOT / "examples/tiny_cpu/r1.yaml").read_text(encoding="utf-8").replace(":8901/", f":{port}/")
+def make_config(target: Path, url: str) -> None:
+    """The example's configuration with fewer steps and another server."""
+    text = (ROOT / "examples/tiny_cpu/r1.yaml").read_text(encoding="utf-8").replace("http://127.0.0.1:8901/v1", url)
     target.write_text(yaml.safe_dump(_merged(yaml.safe_load(text), SMALLER), allow_unicode=True), encoding="utf-8")
 
 
@@ -161,22 +158,6 @@ def hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-@contextmanager
-def serve_rules(log: Path) -> Iterator[int]:
-    """The stand-in for a served model; its port."""
-    with log.open("wb") as output:
-        command = [sys.executable, str(ROOT / "tools/serve_tally_rules.py"), "--port", "0"]
-        environment = child_environment({"PYTHONPATH": str(ROOT)})
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=output, text=True)
-    try:
-        line = process.stdout.readline()
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield int(line.rpartition(":")[2].partition("/")[0])
-    finally:
-        process.kill()
-        process.wait()
-
-
 def benchmark(arguments: argparse.Namespace) -> None:
     """Run both, compare."""
     if not arguments.dir.is_dir():
@@ -185,8 +166,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     machine = describe_machine("cpu")
     with tempfile.TemporaryDirectory(prefix="megatron_r1-kills-", dir=arguments.dir) as name:
         folder = Path(name).resolve()
-        with serve_rules(folder / "rules.log") as port:
-            make_config(folder / "r1.yaml", port)
+        with serve_rules() as url:
+            make_config(folder / "r1.yaml", url)
             start_over(folder, logs["undisturbed"])
             seconds = run_undisturbed(folder, logs["undisturbed"])
             print(f"undisturbed: {seconds:.0f} s", flush=True)

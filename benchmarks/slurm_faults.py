@@ -12,15 +12,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.processes import serve_rules
 from benchmarks.slurm_campaign import TIMEOUT, Campaign, Failed, differences
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.jobs import ROOT, last_step, python_path, read_metrics
@@ -309,20 +308,6 @@ def _ancestors(pid: int) -> set[int]:
     return found
 
 
-@contextmanager
-def _judge() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tools/serve_tally_rules.py"), "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": python_path()})
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the scenarios. Returns 1 where one did not end as it must."""
     names = [scenario.__name__ for scenario in SCENARIOS]
@@ -345,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = arguments.keep or home / "runs"
     failed = 0
     try:
-        with _judge() as judge, Cluster(home / "cluster") as cluster:
+        with serve_rules() as judge, Cluster(home / "cluster") as cluster:
             campaign = Campaign(cluster, folder.resolve(), judge, arguments.kills, arguments.seed)
             for scenario in chosen:
                 began = time.monotonic()

@@ -6,32 +6,22 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.processes import serve_rules
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.report.status import describe_status
-from tests.slurm.jobs import PRETRAIN, QUICK, ROOT, Jobs, python_path, read_metrics
+from tests.slurm.jobs import PRETRAIN, QUICK, Jobs, read_metrics
 
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[str]:
     """The stand-in for a served judge; its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tools/serve_tally_rules.py"), "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": python_path()})
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait()
+    with serve_rules() as url:
+        yield url
 
 
 def test_stage_4_over_two_nodes_saves_at_a_signal_is_requeued_and_ends(jobs: Jobs, judge: str) -> None:
