@@ -38,13 +38,18 @@ def write_all(fd: int, data: memoryview, offset: int | None = None) -> None:
         done += os.write(fd, piece) if offset is None else os.pwrite(fd, piece, offset + done)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` under a temporary name in the same folder, then rename it to `path`."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write `text` under a temporary name in the same folder, then rename it to `path`.
+
+    Args:
+        durable: wait until it is on disk; not for what is of no use after a power cut.
+    """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

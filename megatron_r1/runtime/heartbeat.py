@@ -32,7 +32,8 @@ from typing import NoReturn, TextIO
 
 from megatron_r1.config.cluster import HeartbeatConfig
 from megatron_r1.errors import StopRequested
-from megatron_r1.runtime.job import record_outcome, replace_text, write_once
+from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.job import record_outcome, write_once
 from megatron_r1.runtime.launch import node_name
 
 FOLDER, ABORT = "health", "abort.json"
@@ -145,7 +146,7 @@ class Heartbeat:
             faulthandler.dump_traceback_later(2 * self._config.lost_seconds, exit=True, file=self._stacks)
         self._sign.beat += 1
         self._sign.time = time.time()
-        replace_text(sign_path(self._folder, self._sign.rank), json.dumps(asdict(self._sign)))
+        write_atomically(sign_path(self._folder, self._sign.rank), json.dumps(asdict(self._sign)), durable=False)
 
     def _look(self) -> None:
         """Leave where a rank asks for it, or where the neighbour or this rank itself hangs."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.errors import DeviceError, EngineLost, FolderBusy, R1Error, StopRequested
+from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.runtime.launch import job_folder
 
 OUTCOME, PROGRESS = "outcome", "progress"
@@ -49,12 +50,12 @@ def record_progress(run_folder: Path, step: int) -> None:
     folder = job_folder()
     if folder is not None:
         with suppress(OSError):  # a full disk; the run tells of its own
-            replace_text(folder / PROGRESS, f"{run_folder} {step}\n")
+            write_atomically(folder / PROGRESS, f"{run_folder} {step}\n", durable=False)
 
 
 def write_once(path: Path, text: str) -> bool:
     """Make a file, whole, where there is none yet. Returns whether this call made it. A folder that is gone makes no error."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.link(temporary, path)
@@ -63,10 +64,3 @@ def write_once(path: Path, text: str) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file that is read while it is written anew. Not flushed to the disk: it is of no use after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
