@@ -21,51 +21,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from benchmarks.measure import Disagreement, describe_machine, positive, run, write_results
 from benchmarks.processes import ROOT, CommandFailed, serve_rules
+from benchmarks.small_recipe import write_small_recipe
 from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.launch import child_environment
 
 RUN = Path("runs/r1")  # as the example has it, so that both runs write the same paths into their artifacts
-SMALLER: dict[str, Any] = {
-    "pretrain": {"steps": 1200, "gate_accuracy": 0.0, "checkpoint_interval": 50},
-    "checkpoint": {"interval": 2},
-    "curation": {"mix": {"max_copies": 1000}},  # few samples are right
-    "recipe": {
-        "gates": {}, "cold_start_prompts": 256, "cold_start_problems": 64, "rejection_prompts": 256, "measured_problems": 32,
-        "measured_requests": 16, "measured_samples": 2,
-        "stages": {
-            "zero": {"grpo": {"rollouts": 8}},
-            "stage1": {"sft": {"epochs": 3}},
-            "stage2": {"grpo": {"rollouts": 5}},
-            "stage4": {"grpo": {"rollouts": 5, "general_updates": 6}},
-            "student": {"pretrain": {"steps": 300}},
-            "student_rl": {"grpo": {"rollouts": 4}},
-        },
-    },
-}  # fmt: skip
 NOT_COMPARED = ("checkpoints", "tensorboard")  # folders: working state, and times
 TIMED = ("metrics.jsonl", "run.json", "report.html")  # files that hold times
 _STARTUP_SECONDS = 12.0  # of the command, in which there is nothing to lose
 _DEAD_SECONDS = 60.0  # until nothing of a killed command may run any more
-
-
-def make_config(target: Path, url: str) -> None:
-    """The example's configuration with fewer steps and another server."""
-    text = (ROOT / "examples/tiny_cpu/r1.yaml").read_text(encoding="utf-8").replace("http://127.0.0.1:8901/v1", url)
-    target.write_text(yaml.safe_dump(_merged(yaml.safe_load(text), SMALLER), allow_unicode=True), encoding="utf-8")
-
-
-def _merged(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        name: _merged(settings.get(name, {}), value) if isinstance(value, dict) and value else value
-        for name, value in others.items()
-    }
-    return settings | both
 
 
 def start_pipeline(folder: Path, log: Path) -> subprocess.Popen:
@@ -167,7 +134,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="megatron_r1-kills-", dir=arguments.dir) as name:
         folder = Path(name).resolve()
         with serve_rules() as url:
-            make_config(folder / "r1.yaml", url)
+            write_small_recipe(folder / "r1.yaml", url)
             start_over(folder, logs["undisturbed"])
             seconds = run_undisturbed(folder, logs["undisturbed"])
             print(f"undisturbed: {seconds:.0f} s", flush=True)

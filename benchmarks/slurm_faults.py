@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.processes import serve_rules
 from benchmarks.slurm_campaign import TIMEOUT, Campaign, Failed, differences
+from benchmarks.small_recipe import write_small_recipe
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.jobs import ROOT, last_step, python_path, read_metrics
 
@@ -266,25 +267,27 @@ def chain(campaign: Campaign) -> str:
         check=True,
         env=os.environ | {"PYTHONPATH": python_path()},
     )
+    recipe = campaign.folder / "r1.yaml"
+    write_small_recipe(recipe, campaign.judge)
     small = (
-        f"run_dir={campaign.folder / 'chain'}", f"reward.judge.url={campaign.judge}", f"curation.writer.url={campaign.judge}",
-        "pretrain.steps=300", "pretrain.gate_accuracy=0", "recipe.gates={}", f"recipe.non_reasoning={data}/conversations.jsonl",
+        f"run_dir={campaign.folder / 'chain'}", f"recipe.non_reasoning={data}/conversations.jsonl",
         f"recipe.stages.helpful.data.source={data}/helpful.jsonl", f"recipe.stages.safety.data.source={data}/safety.jsonl",
-        *(f"recipe.stages.{stage}.grpo.rollouts=2" for stage in ("zero", "stage2", "stage4", "student_rl")),
     )  # fmt: skip
     variables = {
-        "RECIPE": "examples/tiny_cpu/r1.yaml",
+        "RECIPE": str(recipe),
         "R1_SITE": str(campaign.folder / "site.env"),
         "R1_SBATCH_OPTIONS": f"--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --output={campaign.jobs.logs}/%j.out",
     }
     graph = campaign.cluster.run("bash", "slurm/r1.sh", *small, cwd=ROOT, **variables)
-    ids = re.findall(r"job (\d+)", graph)
-    for job in ids:
+    jobs = re.findall(r"^(\w+) +job (\d+)", graph, re.MULTILINE)
+    began = time.monotonic()
+    for file, job in jobs:
         campaign.jobs.finish(job, 2 * TIMEOUT)
+        print(f"  {file} has ended, {time.monotonic() - began:.0f} s after all were submitted", flush=True)
     again = campaign.cluster.run("bash", "slurm/r1.sh", *small, cwd=ROOT, **variables)
     if again.count("finished") != 7:
         raise Failed(f"not all is finished: {again}")
-    return f"{len(ids)} jobs, each after the one it needs"
+    return f"{len(jobs)} jobs, each after the one it needs"
 
 
 SCENARIOS = (
