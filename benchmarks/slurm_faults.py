@@ -270,7 +270,7 @@ def chain(campaign: Campaign) -> str:
     recipe = campaign.folder / "r1.yaml"
     write_small_recipe(recipe, campaign.judge)
     small = (
-        f"run_dir={campaign.folder / 'chain'}", f"recipe.non_reasoning={data}/conversations.jsonl",
+        f"run_dir={campaign.folder / 'chain'}", "pretrain.micro_batch_size=8", f"recipe.non_reasoning={data}/conversations.jsonl",
         f"recipe.stages.helpful.data.source={data}/helpful.jsonl", f"recipe.stages.safety.data.source={data}/safety.jsonl",
     )  # fmt: skip
     variables = {
