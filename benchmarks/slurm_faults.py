@@ -152,6 +152,34 @@ def _engine(campaign: Campaign, name: str, number: int) -> str:
     return told
 
 
+def spread(campaign: Campaign) -> str:
+    """One engine over both nodes, of which the second's part is killed in a rollout: replaced. Its sums are rounded otherwise."""
+    job, run = campaign.start("spread", "rollout.tensor_parallel_size=2", "rollout.nodes_per_engine=2")
+    health = run / "health/rank_00000.json"
+    campaign.when(
+        job, lambda: last_step(run) >= 2 and health.exists() and '"activity": "rollout"' in health.read_text(), "a rollout"
+    )
+    os.kill(campaign.jobs.engines("n2")[0], signal.SIGKILL)
+    campaign.jobs.finish(job, TIMEOUT)
+    if restarts := int(campaign.cluster.job(job)["Restarts"]):
+        raise Failed(f"{restarts} restart(s) of the job; see {campaign.jobs.log(job)}")
+    if "starting another one" not in (campaign.jobs.job_folder(job) / "rank_0000.log").read_text():
+        raise Failed("rank 0 does not say that it replaced the engine")
+    return _trained_alike(campaign, run)
+
+
+def _trained_alike(campaign: Campaign, run: Path) -> str:
+    """What is left to compare where an engine's last bits differ from those of the undisturbed run."""
+    lines = read_metrics(run)
+    worst = max(line.get("logprob_diff/max", 0.0) for line in lines)
+    if [line["step"] for line in lines] != [line["step"] for line in campaign.undisturbed()] or worst > 1e-2:
+        raise Failed(f"steps {[line['step'] for line in lines]}, log-probs of trainer and engine differ by {worst}")
+    for path in (run / "rollouts").glob("step_*.jsonl"):
+        if len(path.read_text().splitlines()) != 32:
+            raise Failed(f"{path} does not hold every response once")
+    return f"{len(lines)} lines of metrics, log-probs of trainer and engine differ by {worst:.1e} at most"
+
+
 def disk_full(campaign: Campaign) -> str:
     """The disk fills in a save: one clear line and no restart; with room again the run goes on."""
     if os.getuid() != 0:
@@ -215,11 +243,7 @@ def disaggregated(campaign: Campaign) -> str:
     if not campaign.jobs.ranks("serve-rollouts", "n2") or not campaign.ranks("n1"):
         raise Failed("no server on n2, or no trainer on n1")
     campaign.jobs.finish(job, TIMEOUT)
-    lines = read_metrics(run)
-    worst = max(line.get("logprob_diff/max", 0.0) for line in lines)
-    if [line["step"] for line in lines] != [line["step"] for line in campaign.undisturbed()] or worst > 1e-2:
-        raise Failed(f"steps {[line['step'] for line in lines]}, log-probs of trainer and engine differ by {worst}")
-    return f"{len(lines)} lines of metrics, log-probs of trainer and engine differ by {worst:.1e} at most"
+    return _trained_alike(campaign, run)
 
 
 def launchers(campaign: Campaign) -> str:
@@ -291,7 +315,7 @@ def chain(campaign: Campaign) -> str:
 
 
 SCENARIOS = (
-    undisturbed, usr1, term, torchrun, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed, engine_stopped,
+    undisturbed, usr1, term, torchrun, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed, engine_stopped, spread,
     disk_full, disaggregated, launchers, kills, chain,
 )  # fmt: skip
 

@@ -231,7 +231,10 @@ class RolloutConfig(Section):
     )
     engines_per_node: int = Field(1, gt=0, description="colocated; on GPUs each takes tensor_parallel_size of the node's")
     servers: str | None = Field(None, description="folder in which serve-rollouts announces its engines; for disaggregated")
-    tensor_parallel_size: int = Field(1, gt=0)
+    tensor_parallel_size: int = Field(1, gt=0, description="devices of one engine, on all its nodes together")
+    nodes_per_engine: int = Field(
+        1, gt=0, description="nodes that one engine spans, each with the same share of its devices; colocated or disaggregated"
+    )
     max_response_tokens: int = Field(32768, gt=0)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -239,7 +242,9 @@ class RolloutConfig(Section):
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     max_num_seqs: int = Field(256, gt=0)
     transfer: Literal["auto", "shm", "nccl"] = Field(
-        "auto", description="how weights travel: shared memory on CPU (to other nodes over TCP), NCCL on CUDA"
+        "auto",
+        description="how weights travel: shm: through the memory of the node, to other nodes over TCP; nccl: between GPUs, for "
+        "disaggregated engines alone, since NCCL takes no two processes on one GPU; auto: nccl where that is possible",
     )
     verify_weights: bool = Field(True, description="compare a checksum of every tensor after every update")
     max_logprob_diff_mean: float = Field(1e-4, gt=0, description="trainer against engine, on-policy; above it the run stops")

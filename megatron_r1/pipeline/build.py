@@ -27,7 +27,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import evaluate
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
-from megatron_r1.pipeline.placement import EnginePlace, place_engine
+from megatron_r1.pipeline.placement import EnginePlace, place_engine, place_own_engine
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Composition, Scoring, judge_reward
 from megatron_r1.rewards.engine import ScoringEngine
@@ -38,10 +38,12 @@ from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.rollout.spread import FollowingPart
 from megatron_r1.runtime.checkpoints import verify_checkpoint
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.files import write_atomically
-from megatron_r1.runtime.launch import child_environment
+from megatron_r1.runtime.launch import address_towards, child_environment
+from megatron_r1.runtime.peers import Peers, find_peers
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
 from megatron_r1.weights.feed import feed_rank_zero
 from megatron_r1.weights.hf import HfFolder
@@ -199,8 +201,9 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         place = place_engine(config.rollout, session.launch, session.device.kind)
     number = session.launch.rank
     log = log if number == 0 else log.with_name(f"{log.stem}_{number:05d}{log.suffix}")
-    start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place)
-    engine = CollectiveEngine(start, config.rollout.restarts)
+    peers = _find_peers(config, session, place)
+    start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
+    engine = CollectiveEngine(start, config.rollout.restarts, peers)
     try:
         yield engine
     finally:
@@ -212,16 +215,30 @@ def open_own_engine(
     config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path
 ) -> Iterator[RolloutEngine]:
     """The same for this process alone: what makes data is called on rank 0 only."""
-    engine = _start_engine(config, session, arch, tokenizer, log, EnginePlace())
+    engine = _start_engine(config, session, arch, tokenizer, log, place_own_engine(config.rollout))
     try:
         yield engine
     finally:
         engine.close()
 
 
+def _find_peers(config: Config, session: Session, place: EnginePlace | None) -> Peers | None:
+    """Of this rank, where its engine spans the nodes of several ranks. All ranks call this."""
+    ranks = () if place is None else place.ranks
+    with failing_together():
+        address = address_towards(session.launch.master_address) if ranks else ""
+    return find_peers(ranks, address, config.runtime.collective_timeout_seconds)
+
+
 def _start_engine(
-    config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path, place: EnginePlace
-) -> RolloutEngine:
+    config: Config,
+    session: Session,
+    arch: Architecture,
+    tokenizer: Tokenizer,
+    log: Path,
+    place: EnginePlace,
+    peers: Peers | None = None,
+) -> RolloutEngine | FollowingPart:
     options = engine_options(
         arch,
         config.rollout,
@@ -232,9 +249,10 @@ def _start_engine(
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
     log.parent.mkdir(parents=True, exist_ok=True)
-    return VllmProcessEngine(
-        options, tokenizer.decode, child_environment(place.variables), log, config.runtime.threads, place.server
-    )
+    environment, threads = child_environment(place.variables), config.runtime.threads
+    if peers is not None and peers.number:
+        return FollowingPart(options, environment, log, threads, peers)
+    return VllmProcessEngine(options, tokenizer.decode, environment, log, threads, place.servers, peers)
 
 
 def open_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringEngine:

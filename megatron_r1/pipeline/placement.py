@@ -14,40 +14,69 @@ from megatron_r1.runtime.launch import LaunchInfo, visible_gpus
 
 @dataclass(frozen=True)
 class EnginePlace:
-    """Where the engine of one rank is."""
+    """Where the engine of one rank is, or its part of one that spans nodes."""
 
     variables: dict[str, str] = field(default_factory=dict)  #: that its process gets: which GPUs it sees
-    server: Announcement | None = None  #: that holds it on another node; None: it is a child of the rank
+    servers: tuple[Announcement, ...] = ()  #: that hold it on other nodes, the head's first; none: it is a child of the rank
+    ranks: tuple[int, ...] = ()  #: that have its parts, the head's first, where it spans the nodes of ranks
 
 
 def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"]) -> EnginePlace | None:
-    """The place of this rank's engine, None where it owns none. All ranks call this.
+    """The place of this rank's engine, None where it has none. All ranks call this.
 
     Engines of this node are owned by the ranks that train on their first GPU; those of servers by ranks spread over the job, so that
-    the weights leave from many nodes at a time.
+    the weights leave from many nodes at a time. An engine that spans nodes has those of consecutive ranks or servers.
 
     Raises:
         ConfigError: more engines than there is room for, or servers that are not there.
     """
     if rollout.placement == "single":
-        return EnginePlace() if launch.rank == 0 else None
+        place = place_own_engine(rollout)
+        return place if launch.rank == 0 else None
     if rollout.placement == "colocated":
         return _colocated(rollout, launch, device)
+    engines = _served_engines(rollout)
+    if len(engines) > launch.world_size:
+        raise ConfigError(
+            f"rollout.servers={rollout.servers} has {len(engines)} engines, more than the {launch.world_size} ranks that feed them one each"
+        )
+    owners = {number * launch.world_size // len(engines): servers for number, servers in enumerate(engines)}
+    return EnginePlace(servers=owners[launch.rank]) if launch.rank in owners else None
+
+
+def place_own_engine(rollout: RolloutConfig) -> EnginePlace:
+    """The place of an engine that one rank starts and calls alone: its child, or the first of the servers'.
+
+    Raises:
+        ConfigError: it spans nodes and would have to be the rank's child, or there are no servers.
+    """
+    if rollout.placement == "disaggregated":
+        return EnginePlace(servers=_served_engines(rollout)[0])
+    if rollout.nodes_per_engine > 1:
+        raise ConfigError(
+            f"rollout.nodes_per_engine={rollout.nodes_per_engine}: one rank alone cannot start an engine on several nodes; start "
+            "megatron-r1 serve-rollouts there and set rollout.placement=disaggregated"
+        )
+    return EnginePlace()
+
+
+def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:
+    """The servers of each engine."""
     if rollout.servers is None:
         raise ConfigError(
             "rollout.placement=disaggregated needs rollout.servers, the folder given to megatron-r1 serve-rollouts --announce"
         )
     servers = find_servers(Path(rollout.servers), rollout.start_timeout_seconds)
-    if len(servers) > launch.world_size:
+    if len(servers) % rollout.nodes_per_engine:
         raise ConfigError(
-            f"rollout.servers={rollout.servers} has {len(servers)} engines, more than the {launch.world_size} ranks that feed them one each"
+            f"rollout.servers={rollout.servers} has {len(servers)} servers, which rollout.nodes_per_engine={rollout.nodes_per_engine} "
+            "does not divide"
         )
-    owners = {number * launch.world_size // len(servers): server for number, server in enumerate(servers)}
-    return EnginePlace(server=owners[launch.rank]) if launch.rank in owners else None
+    return list(zip(*[iter(servers)] * rollout.nodes_per_engine, strict=True))
 
 
 def _colocated(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"]) -> EnginePlace | None:
-    stride = rollout.tensor_parallel_size if device == "cuda" else 1
+    stride = max(1, rollout.tensor_parallel_size // rollout.nodes_per_engine) if device == "cuda" else 1
     if rollout.engines_per_node * stride > launch.local_world_size:
         raise ConfigError(
             f"rollout.engines_per_node={rollout.engines_per_node} of {stride} device(s) each do not fit beside the "
@@ -56,4 +85,18 @@ def _colocated(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu"
     number, first = divmod(launch.local_rank, stride)
     if first or number >= rollout.engines_per_node:
         return None
-    return EnginePlace(visible_gpus(launch.local_rank, stride) if device == "cuda" else {})
+    variables = visible_gpus(launch.local_rank, stride) if device == "cuda" else {}
+    return EnginePlace(variables, ranks=_ranks_of_engine(rollout.nodes_per_engine, launch) if rollout.nodes_per_engine > 1 else ())
+
+
+def _ranks_of_engine(nodes: int, launch: LaunchInfo) -> tuple[int, ...]:
+    """Those with the same place on consecutive nodes."""
+    node, place = divmod(launch.rank, launch.local_world_size)
+    all_nodes, uneven = divmod(launch.world_size, launch.local_world_size)
+    if place != launch.local_rank or uneven or all_nodes % nodes:
+        raise ConfigError(
+            f"rollout.nodes_per_engine={nodes} needs ranks that are numbered node by node, as many on each, on a multiple of {nodes} nodes; "
+            f"rank {launch.rank} of {launch.world_size} is number {launch.local_rank} of {launch.local_world_size} on its node"
+        )
+    first = node - node % nodes
+    return tuple((first + number) * launch.local_world_size + place for number in range(nodes))

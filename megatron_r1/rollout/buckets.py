@@ -100,7 +100,7 @@ class SharedMemorySender(BucketSender):
             self._size = num_bytes
         with mmap.mmap(self._fd, self._size) as shared:
             _copy(tensors, memoryview(shared))
-        return {"path": f"/proc/{os.getpid()}/fd/{self._fd}"}
+        return {"paths": [f"/proc/{os.getpid()}/fd/{self._fd}"]}
 
 
 class NetworkSender(BucketSender):

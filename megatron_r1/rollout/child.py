@@ -66,7 +66,7 @@ class EngineProcess:
             self.close(patience=0)
             raise EngineLost(f"the rollout engine {problem}; {self._log_tail()}") from None
         if not succeeded:
-            raise RolloutError(f"{result} (see {self.log_path})") if isinstance(result, RolloutError) else result
+            raise type(result)(f"{result} (see {self.log_path})") if isinstance(result, RolloutError) else result
         return result
 
     def close(self, patience: float = _CLOSE_SECONDS) -> None:

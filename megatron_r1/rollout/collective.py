@@ -10,7 +10,9 @@ import torch
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.protocol import OnGroup, RolloutEngine, SyncReport
+from megatron_r1.rollout.spread import FollowingPart
 from megatron_r1.runtime.distributed import failing_together, gather_objects, rank
+from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
 T = TypeVar("T")
@@ -19,21 +21,27 @@ T = TypeVar("T")
 class CollectiveEngine:
     """A `RolloutEngine` whose every method is called on every rank.
 
-    Prompt i is sampled by engine i modulo their number. An engine that is lost is replaced by another one on the same rank, which is
+    Prompt i is sampled by engine i modulo their number. An engine that is lost is replaced by another one on the same ranks, which is
     given the weights again and samples what its predecessor had not finished.
 
     Args:
-        start: makes this rank's engine; None where this rank owns none. An error of one rank is raised on every rank.
+        start: makes this rank's engine, or its part of one that spans nodes; None where this rank has none. An error of one rank is
+            raised on every rank.
         restarts: of lost engines within one call, after which it raises EngineLost.
+        peers: the ranks that have the other parts of this rank's engine; only the head's samples.
     """
 
-    def __init__(self, start: Callable[[], RolloutEngine] | None, restarts: int = 0) -> None:
+    def __init__(
+        self, start: Callable[[], RolloutEngine | FollowingPart] | None, restarts: int = 0, peers: Peers | None = None
+    ) -> None:
         self._start, self._restarts = start, restarts
-        self._engine: RolloutEngine | None = None
+        self._ranks = (rank(),) if peers is None else peers.ranks
+        self._engine: RolloutEngine | FollowingPart | None = None
         self._weights: Iterable[tuple[str, torch.Tensor]] = ()
         self._version = 0
-        owners = [owner for owner, owns in enumerate(gather_objects(start is not None)) if owns]
-        self._number = owners.index(rank()) if start is not None else None  # of this rank's engine
+        samples = start is not None and rank() == self._ranks[0]
+        owners = [owner for owner, owns in enumerate(gather_objects(samples)) if owns]
+        self._number = owners.index(rank()) if samples else None  # of this rank's engine
         self._count = len(owners)
         try:
             with failing_together():
@@ -86,35 +94,35 @@ class CollectiveEngine:
             self._engine.close()
 
     def _with_restarts(self, work: Callable[[], T], sends: bool) -> T | None:
-        """This rank's result of `work`, done again on the ranks whose engine was lost in it.
+        """This rank's result of `work`, done again on the ranks whose engine, or any part of it, was lost in it.
 
         Args:
             sends: whether `work` itself sends the weights, collectively; else only new engines are sent them.
         """
-        lost: EngineLost | None = None
-        any_lost = False
+        any_lost = own_lost = False
         result: T | None = None
         for restarts_left in range(self._restarts, -1, -1):
             with failing_together():
-                if lost is not None:
+                if own_lost:
                     self._engine.close()
                     self._engine = self._start()
-            was_lost, lost = lost is not None, None
+            error: EngineLost | None = None
             with failing_together():
                 try:
                     if any_lost and not sends:
-                        self._send(was_lost)
+                        self._send(own_lost)
                     result = work()
-                except EngineLost as error:
-                    lost = error
-            losses = [message for message in gather_objects(None if lost is None else str(lost)) if message is not None]
-            any_lost = bool(losses)
+                except EngineLost as caught:
+                    error = caught
+            losses = gather_objects(None if error is None else str(error))
+            any_lost = any(losses)
+            own_lost = self._engine is not None and any(losses[peer] for peer in self._ranks)
             if not any_lost:
                 return result
             if not restarts_left or isinstance(self._weights, Iterator):
-                raise lost or EngineLost(losses[0])
-            if lost is not None:
-                print(f"{lost}; starting another one, {restarts_left} more to go", file=sys.stderr, flush=True)
+                raise error or EngineLost(next(filter(None, losses)))
+            if error is not None:
+                print(f"{error}; starting another one, {restarts_left} more to go", file=sys.stderr, flush=True)
         raise AssertionError("the last round returns or raises")
 
     def _send(self, receives: bool) -> SyncReport | None:

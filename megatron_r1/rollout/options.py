@@ -28,6 +28,7 @@ class EngineOptions:
     max_model_len: int  #: prompt and response tokens together
     max_num_seqs: int  #: sequences computed at a time
     tensor_parallel_size: int
+    nodes: int  #: that the engine spans
     kv_cache_bytes: int | None  #: None: vLLM's share of the device
     gpu_memory_utilization: float
     transfer: Literal["shm", "nccl"]
@@ -46,6 +47,15 @@ class EngineOptions:
         """Multi-token-prediction layers follow the model's own; vLLM's main model does not have them."""
         parts = name.split(".")
         return parts[:2] == ["model", "layers"] and int(parts[2]) >= self.hf_config["num_hidden_layers"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one node holds of an engine that spans several."""
+
+    node: int  #: 0 is the head, which schedules and answers; the others' workers do what it tells them
+    address: str  #: of the head's node, where all workers meet
+    port: int  #: free there
 
 
 def engine_options(
@@ -71,9 +81,11 @@ def engine_options(
             f"are more than the model's max_position_embeddings={arch.max_position_embeddings}"
         )
     _check_shape(arch, device, rollout.tensor_parallel_size)
-    transfer = rollout.transfer if rollout.transfer != "auto" else {"cpu": "shm", "cuda": "nccl"}[device]
-    if transfer == "nccl" and device == "cpu":
-        raise ConfigError("rollout.transfer=nccl needs a CUDA device: set rollout.transfer=shm or auto")
+    if rollout.tensor_parallel_size % rollout.nodes_per_engine:
+        raise ConfigError(
+            f"rollout.nodes_per_engine={rollout.nodes_per_engine} does not divide "
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}, which counts the devices of all its nodes"
+        )
     return EngineOptions(
         hf_config=arch.to_hf_config(bos_token_id, eos_token_id, dtype),
         device=device,
@@ -82,14 +94,27 @@ def engine_options(
         max_model_len=max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
+        nodes=rollout.nodes_per_engine,
         kv_cache_bytes=rollout.kv_cache_bytes,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
-        transfer=transfer,
+        transfer=_transfer(rollout, device),
         verify_weights=rollout.verify_weights,
         start_timeout_seconds=rollout.start_timeout_seconds,
         step_timeout_seconds=rollout.step_timeout_seconds,
         stall_seconds=rollout.stall_seconds,
     )
+
+
+def _transfer(rollout: RolloutConfig, device: Literal["cpu", "cuda"]) -> Literal["shm", "nccl"]:
+    apart = rollout.placement == "disaggregated"
+    if rollout.transfer == "nccl" and device == "cpu":
+        raise ConfigError("rollout.transfer=nccl needs a CUDA device: set rollout.transfer=shm or auto")
+    if rollout.transfer == "nccl" and not apart:
+        raise ConfigError(
+            f"rollout.transfer=nccl does not go with rollout.placement={rollout.placement}: trainer and engine are on the same GPU, and "
+            "NCCL takes no two processes on one; set rollout.transfer=shm or auto"
+        )
+    return {"auto": "nccl" if device == "cuda" and apart else "shm"}.get(rollout.transfer, rollout.transfer)
 
 
 def _check_shape(arch: Architecture, device: Literal["cpu", "cuda"], tensor_parallel_size: int) -> None:
@@ -114,15 +139,19 @@ def _check_shape(arch: Architecture, device: Literal["cpu", "cuda"], tensor_para
             raise ConfigError(f"the model's {name}={getattr(arch, name)} is not the one that vLLM has on CPU: {size}")
 
 
-def engine_environment(device: Literal["cpu", "cuda"], threads: int) -> dict[str, str]:
-    """Variables that vLLM and torch read as they are imported in the engine process."""
+def engine_environment(device: Literal["cpu", "cuda"], threads: int, address: str | None = None) -> dict[str, str]:
+    """Variables that vLLM and torch read as they are imported in the engine process.
+
+    Args:
+        address: of the process's node, where the engine spans several.
+    """
     common = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine process is already ours alone
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # everything is in the local folder
         "PYTHONUNBUFFERED": "1",
-    }
+    } | ({} if address is None else {"VLLM_HOST_IP": address})
     if device == "cuda":
         return common
     return common | {

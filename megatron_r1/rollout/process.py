@@ -22,11 +22,12 @@ from megatron_r1.rollout.child import EngineProcess
 from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.rollout.protocol import OnGroup, SyncReport
 from megatron_r1.rollout.served import ServedEngine
+from megatron_r1.rollout.spread import HOST_MODULE, ServedParts, SharedCall, take_part
 from megatron_r1.rollout.verify import verify_held
+from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from megatron_r1.weights.checksum import checksum
-
-HOST_MODULE = "megatron_r1.rollout.vllm_host"
 
 
 class VllmProcessEngine:
@@ -38,7 +39,8 @@ class VllmProcessEngine:
         environment: of the child process, without the trainer's rank variables (`runtime.launch.child_environment()`).
         log_path: takes all output of the child.
         threads: OpenMP threads of the engine on CPU.
-        server: whose engine is used; None: a child of this process.
+        servers: whose engine is used, one of each of its nodes and the head's first; none: a child of this process.
+        peers: this rank, which has the head, and those that have the other nodes of an engine beside the ranks.
 
     Raises:
         RolloutError: the engine did not start; the message ends with the end of its log.
@@ -51,21 +53,23 @@ class VllmProcessEngine:
         environment: Mapping[str, str],
         log_path: Path,
         threads: int = 1,
-        server: Announcement | None = None,
+        servers: Sequence[Announcement] = (),
+        peers: Peers | None = None,
     ) -> None:
         self.options, self.decode = options, decode
         self.version: int | None = None
         self._constants: dict[str, int] | None = None
-        self._is_remote = server is not None
-        needed = engine_environment(options.device, threads)
-        self._channel: EngineChannel = (
-            EngineProcess(HOST_MODULE, log_path, {**environment, **needed})
-            if server is None
-            else ServedEngine(server, needed, options.start_timeout_seconds)
-        )
+        self._is_remote, self._peers = bool(servers), peers
+        needed = engine_environment(options.device, threads, None if peers is None else peers.addresses[0])
+        self._channel = _open_channel(options, {**environment, **needed}, needed, log_path, servers)
         started = time.monotonic()
         try:
-            self._call("start", options, timeout=options.start_timeout_seconds)
+            if peers is None:
+                self._call("start", options, timeout=options.start_timeout_seconds)
+            else:
+                part = take_part(peers, self._channel)
+                with failing_together(peers.group):
+                    self._call("start", options, part, timeout=options.start_timeout_seconds)
             self._sender = self._open_transfer()
         except BaseException:
             self._channel.close()
@@ -135,8 +139,10 @@ class VllmProcessEngine:
         if self.options.transfer == "nccl":
             from megatron_r1.rollout.vllm_nccl import NcclSender  # the only part of vLLM that a trainer imports
 
-            return NcclSender(self._call, self.options, socket.gethostname() if self._is_remote else "127.0.0.1")
-        return NetworkSender(self._call) if self._is_remote else SharedMemorySender(self._call)
+            return NcclSender(self._call, self.options, socket.gethostname())
+        if self._is_remote:
+            return NetworkSender(self._call)
+        return SharedMemorySender(self._call if self._peers is None else SharedCall(self._call, self._peers))
 
     def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
         """While it samples the engine gives signs of life; every other call but the start ends in less than it may be silent."""
@@ -174,6 +180,21 @@ class VllmProcessEngine:
 
     def _rollout(self, token_ids: list[int], logprobs: list[float], finished: bool) -> Rollout:
         return Rollout(token_ids, logprobs, self.decode(token_ids[:-1] if finished else token_ids), finished)
+
+
+def _open_channel(
+    options: EngineOptions,
+    environment: Mapping[str, str],
+    needed: Mapping[str, str],
+    log_path: Path,
+    servers: Sequence[Announcement],
+) -> EngineChannel:
+    """The way to the engine. A server has an environment of its own, to which only the `needed` variables are added."""
+    if not servers:
+        return EngineProcess(HOST_MODULE, log_path, environment)
+    if len(servers) == 1:
+        return ServedEngine(servers[0], needed, options.start_timeout_seconds)
+    return ServedParts(servers, needed, options.start_timeout_seconds)
 
 
 def _sample_seed(seed: int, prompt_index: int, sample_index: int) -> int:

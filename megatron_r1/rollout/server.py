@@ -37,13 +37,19 @@ class WeightStore:
     def __init__(self) -> None:
         self._fd = os.memfd_create("megatron_r1-weights")
 
-    def keep(self, bucket: dict[str, Any]) -> dict[str, Any]:
-        """The bucket as `vllm_transfer.SharedMemoryBucket` wants it: its `content` put into the file, whose path it names."""
-        content = bucket["content"]
+    def keep(self, content: bytearray) -> str:
+        """Put the content of a bucket into the file; its path."""
         os.ftruncate(self._fd, max(len(content), 1))
         with mmap.mmap(self._fd, max(len(content), 1)) as shared:
             shared[: len(content)] = content
-        return {name: value for name, value in bucket.items() if name != "content"} | {"path": f"/proc/{os.getpid()}/fd/{self._fd}"}
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def keep_bucket(self, bucket: dict[str, Any]) -> dict[str, Any]:
+        """The bucket as `vllm_transfer.SharedMemoryBucket` wants it: with the path of this node before those of the others."""
+        others = bucket.get("paths", [])
+        return {name: value for name, value in bucket.items() if name != "content"} | {
+            "paths": [self.keep(bucket["content"]), *others]
+        }
 
     def close(self) -> None:
         """Free the memory."""
@@ -91,6 +97,8 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
     """Start an engine process and pass on a trainer's calls to it until the trainer closes the connection or is gone.
 
     The trainer sends variables for the process, then (name, args, timeout, stall) for each call, and gets what the process answers.
+    One call is the server's own: `keep_weights` puts the content of a bucket into memory for the workers of this node, where the engine's
+    head is on another.
     """
     weights = WeightStore()
     engine = None
@@ -98,8 +106,11 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
         engine = EngineProcess(HOST_MODULE, log, {**environment, **connection.recv()})
         while True:
             name, args, timeout, stall = connection.recv()
+            if name == "keep_weights":
+                _send(connection, (True, weights.keep(*args)))
+                continue
             if name == "update_weights" and "content" in args[0]:
-                args = (weights.keep(args[0]),)
+                args = (weights.keep_bucket(args[0]),)
             try:
                 answer = (
                     True,

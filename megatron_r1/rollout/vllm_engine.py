@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
-from megatron_r1.rollout.options import EngineOptions
+from megatron_r1.rollout.options import EngineOptions, Part
 from megatron_r1.rollout.vllm_cpu import check_version
 from megatron_r1.types import Sampling
 
@@ -26,14 +29,17 @@ class VllmEngine:
     """One `vllm.LLM` that starts with meaningless weights and is given real ones by updates.
 
     The four methods of weight transfer are those of vLLM's `VLLMWeightSyncClient` protocol.
+
+    Args:
+        part: which node this is of an engine that spans several; starting waits for the others.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, part: Part | None = None) -> None:
         check_version()
         self.eos_token_id = options.eos_token_id
         with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
             Path(folder, "config.json").write_text(json.dumps(options.hf_config))
-            self.llm = LLM(folder, **_arguments(options))
+            self.llm = LLM(folder, **_arguments(options, part))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Open the transfer; once."""
@@ -116,7 +122,28 @@ class VllmEngine:
         return token_ids, logprobs, completion.finish_reason == "stop"
 
 
-def _arguments(options: EngineOptions) -> dict[str, Any]:
+class FollowingWorkers:
+    """The workers of a node that is not the head of its engine, as `vllm serve --headless` starts them: all their work comes from there.
+
+    Args:
+        on_end: called, in a thread, when a worker has ended.
+    """
+
+    def __init__(self, options: EngineOptions, part: Part, on_end: Callable[[], None]) -> None:
+        check_version()
+        with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
+            Path(folder, "config.json").write_text(json.dumps(options.hf_config))
+            config = EngineArgs(folder, **_arguments(options, part)).create_engine_config(headless=True)
+            self._executor = MultiprocExecutor(config, monitor_workers=False)
+
+        def watch() -> None:
+            self._executor.start_worker_monitor(inline=True)
+            on_end()
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "load_format": "dummy",
         "skip_tokenizer_init": True,  # text is decoded by the trainer, with its own tokenizer
@@ -133,6 +160,11 @@ def _arguments(options: EngineOptions) -> dict[str, Any]:
         "weight_transfer_config": WeightTransferConfig(backend=options.transfer),
         "worker_extension_cls": options.worker_extension,
     }
+    if part is not None:
+        arguments |= {
+            "nnodes": options.nodes, "node_rank": part.node, "master_addr": part.address, "master_port": part.port,
+            "distributed_executor_backend": "mp",
+        }  # fmt: skip
     if options.device == "cuda":
         if "n_routed_experts" in options.hf_config:
             arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back

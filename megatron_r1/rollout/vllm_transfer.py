@@ -1,7 +1,7 @@
 """Weight transfer through shared memory, as a back end of vLLM's own weight-transfer API.
 
-The trainer writes buckets of tensors into an anonymous memory file and names the layout; the worker copies each bucket out
-and hands it to vLLM's layerwise reload. vLLM ships nccl and ipc back ends for CUDA and none for CPU.
+A rank on the engine's node writes buckets of tensors into an anonymous memory file and names the layout; the workers there copy each
+bucket out and hand it to vLLM's layerwise reload. vLLM ships nccl and ipc back ends for CUDA and none for CPU; this one serves both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SharedMemoryInit(WeightTransferInitInfo):
 class SharedMemoryBucket(WeightTransferUpdateInfo):
     """Where the tensors of one bucket lie."""
 
-    path: str  #: file that the trainer keeps open
+    paths: list[str]  #: on each of the engine's nodes, the file that holds the bucket there
     num_bytes: int  #: used part of the file
     names: list[str]  #: Hugging Face names
     dtype_names: list[str]  #: as in `torch.float32`, without "torch."
@@ -53,7 +53,8 @@ class SharedMemoryEngine(WeightTransferEngine):
         """Load one bucket."""
         # A copy of its own for every bucket: the reload keeps references until a module is complete, and the trainer
         # overwrites the file with the next bucket.
-        with open(update_info.path, "rb") as file, mmap.mmap(file.fileno(), update_info.num_bytes, prot=mmap.PROT_READ) as shared:
+        path = update_info.paths[self.parallel_config.node_rank]
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), update_info.num_bytes, prot=mmap.PROT_READ) as shared:
             buffer = torch.frombuffer(bytearray(shared), dtype=torch.uint8)
         with disable_mtp_completeness_check():
             self.model.load_weights(_tensors(buffer, update_info))

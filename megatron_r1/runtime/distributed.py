@@ -93,12 +93,12 @@ def broadcast_object(value: T | None) -> T:
     return box[0]
 
 
-def gather_objects(value: T) -> list[T]:
-    """The `value` of every rank, in the order of ranks, on every rank."""
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The `value` of every rank, in the order of ranks, on every rank; of the ranks of a `group` alone where one is given."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -126,8 +126,8 @@ def on_rank_zero(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
-    """Where any rank's block raises, every rank raises: its own error, else that of the lowest rank that failed.
+def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """Where any rank's block raises, every rank (of the `group`) raises: its own error, else that of the lowest rank that failed.
 
     The block must contain no collective that the failing rank might skip.
     """
@@ -136,7 +136,7 @@ def failing_together() -> Iterator[None]:
         yield
     except Exception as caught:  # noqa: BLE001 - raised again below, on every rank
         error = caught
-    errors = [other for other in gather_objects(error) if other is not None]
+    errors = [other for other in gather_objects(error, group) if other is not None]
     if error is not None:
         raise error
     if errors:

@@ -56,7 +56,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
     elif "PMI_RANK" in environment:
         launch = _read_hydra(environment)
     else:
-        launch = LaunchInfo(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")
+        launch = LaunchInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
     _check(launch)
     return launch
 
@@ -117,6 +117,21 @@ def first_host(node_list: str) -> str:
     return re.sub(r"\[([^\]]*)\]", lambda ranges: re.split("[,-]", ranges.group(1))[0], first)
 
 
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that is free at one of this machine's addresses, "": at all of them."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
+
+
+def address_towards(host: str) -> str:
+    """The address of this machine from which it reaches a host, and so one under which that host's network knows it."""
+    family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)  # sends nothing
+        return probe.getsockname()[0]
+
+
 def _read_torchrun(environment: Mapping[str, str]) -> LaunchInfo:
     _require(environment, TORCHRUN, "torchrun")
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in TORCHRUN[:4])
@@ -165,7 +180,7 @@ def _meet_over_mpi(environment: Mapping[str, str], world_size: int, why: str) ->
     world = MPI.COMM_WORLD
     if world.size != world_size:
         raise ConfigError(f"{why}, and mpi4py sees {world.size} of {world_size} ranks, as with another MPI than its own: {remedy}")
-    meeting = world.bcast((socket.gethostname(), _free_port()) if world.rank == 0 else None)
+    meeting = world.bcast((socket.gethostname(), free_port()) if world.rank == 0 else None)
     MPI.Finalize()  # now, together: at the end of a rank that fails alone it would wait for the others
     return meeting
 
@@ -235,9 +250,3 @@ def _check(launch: LaunchInfo) -> None:
 def _port_from(number: int) -> int:
     """A port that all ranks derive alike, below the range that the kernel hands out (32768 and up)."""
     return 15000 + number % 15000
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ import torch
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.rollout.options import EngineOptions, engine_options
 from megatron_r1.rollout.process import VllmProcessEngine
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 from tests.random_weights import random_weights
 
+UNEVEN_V3 = {
+    "vocab_size": 450, "moe_intermediate_size": 48, "q_lora_rank": 48, "n_group": 4, "topk_group": 2, "n_shared_experts": 2,
+    "num_nextn_predict_layers": 1, "routed_scaling_factor": 2.5, "max_position_embeddings": 128,
+    "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32},
+}  # fmt: skip
 SAMPLING = Sampling(n=1, temperature=1.0, top_p=1.0, max_tokens=16)
 
 
@@ -32,6 +38,12 @@ def options(arch: Architecture, tensor_parallel_size: int = 1) -> EngineOptions:
     """A small fp32 engine on CPU; end-of-sequence is token 1."""
     rollout = RolloutConfig(max_response_tokens=32, kv_cache_bytes=64 << 20, tensor_parallel_size=tensor_parallel_size)
     return engine_options(arch, rollout, device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1, max_prompt_tokens=64)
+
+
+def spread_case() -> tuple[Architecture, EngineOptions]:
+    """A V3 with every part and sizes that want padding, on an engine of two nodes with one worker each."""
+    arch = resolve_architecture("tiny", UNEVEN_V3)
+    return arch, replace(options(arch, 2), nodes=2)
 
 
 def prompts(arch: Architecture, n: int = 32) -> list[Prompt]:

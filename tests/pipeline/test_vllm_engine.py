@@ -19,6 +19,7 @@ from megatron_r1.runtime.launch import child_environment
 from megatron_r1.types import Prompt
 from tests.pipeline.engine_cases import (
     SAMPLING,
+    UNEVEN_V3,
     check_corruptions,
     check_held_tensors,
     difference_to_transformers,
@@ -74,12 +75,7 @@ def test_weights_come_first(engine):
 
 def test_every_part_of_v3_on_two_ranks(tmp_path):
     """Sharded weights verify too, with a padded vocabulary and padded experts; the draft layer is not sent."""
-    overrides = {
-        "vocab_size": 450, "moe_intermediate_size": 48, "q_lora_rank": 48, "n_group": 4, "topk_group": 2, "n_shared_experts": 2,
-        "num_nextn_predict_layers": 1, "routed_scaling_factor": 2.5, "max_position_embeddings": 128,
-        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32},
-    }  # fmt: skip
-    arch = resolve_architecture("tiny", overrides)
+    arch = resolve_architecture("tiny", UNEVEN_V3)
     engine = VllmProcessEngine(options(arch, 2), str, child_environment(), tmp_path / "engine.log")
     try:
         engine.load_weights(random_weights(arch, 1), version=0)

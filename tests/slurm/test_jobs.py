@@ -14,7 +14,7 @@ import pytest
 from benchmarks.processes import serve_rules
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.report.status import describe_status
-from tests.slurm.jobs import PRETRAIN, QUICK, Jobs, read_metrics
+from tests.slurm.jobs import PRETRAIN, QUICK, ROOT, Jobs, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,32 @@ def test_a_heterogeneous_job_trains_on_one_node_and_samples_on_the_other(jobs: J
     jobs.finish(job, 120)
     assert [line["step"] for line in read_metrics(run)] == [0, 1]
     assert read_metrics(run)[1]["logprob_diff/mean"] < 1e-4
+
+
+def test_r1_sh_pretrains_and_then_runs_r1_zero_with_one_engine_over_both_nodes(jobs: Jobs, judge: str) -> None:
+    """The first two jobs of the chain; the third begins when they have ended. The whole chain: `slurm_faults --only chain`."""
+    run = jobs.folder / "r1"
+    settings = (
+        f"run_dir={run}", f"reward.judge.url={judge}", "pretrain.steps=20", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0",
+        "recipe.gates={}", "recipe.measured_problems=4", "recipe.measured_samples=1", "recipe.measured_requests=2",
+        "recipe.stages.zero.grpo.rollouts=1", "grpo.prompts_per_rollout=4", "grpo.group_size=4", "grpo.minibatch_size=16",
+        "rollout.placement=colocated", "rollout.tensor_parallel_size=2", "rollout.nodes_per_engine=2",
+    )  # fmt: skip
+    variables = {
+        "RECIPE": "examples/tiny_cpu/r1.yaml",
+        "R1_SITE": str(jobs.site),
+        "R1_SBATCH_OPTIONS": f"--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --output={jobs.logs}/%j.out",
+    }
+    graph = jobs.cluster.run("bash", "slurm/r1.sh", *settings, cwd=ROOT, **variables)
+    ids = dict(re.findall(r"^(\S+) +job (\d+)", graph, re.MULTILINE))
+    jobs.finish(ids["pretrain"], 120)
+    assert jobs.cluster.state(ids["r1_stage1"]) == "PENDING"
+    jobs.wait_for_step(ids["r1_zero"], run / "zero", 1, 200)
+    assert len(jobs.engines("n1")) == len(jobs.engines("n2")) == 1
+    jobs.finish(ids["r1_zero"], 120)
+    (before, after) = read_metrics(run / "zero")
+    assert after["logprob_diff/mean"] < 1e-4 and before["step"] == 0
+    jobs.cluster.wait(lambda: jobs.cluster.state(ids["r1_stage1"]) == "RUNNING", 60, "the third job", jobs.log(ids["r1_stage1"]))
 
 
 def test_a_stopped_rank_is_found_its_stacks_are_written_and_the_job_goes_on(jobs: Jobs) -> None:

@@ -95,7 +95,7 @@ def test_limits_of_the_cpu_kernels_are_not_those_of_cuda():
     on_cuda = engine_options(
         arch, rollout, device="cuda", dtype="bfloat16", bos_token_id=0, eos_token_id=1, max_prompt_tokens=8
     )  # fmt: skip
-    assert on_cuda.hf_config["head_dim"] == 16 and on_cuda.transfer == "nccl"
+    assert on_cuda.hf_config["head_dim"] == 16 and on_cuda.transfer == "shm"
 
 
 COLLECTIVE = """

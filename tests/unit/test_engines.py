@@ -16,10 +16,12 @@ import torch
 
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.errors import ConfigError, EngineLost, RolloutError
-from megatron_r1.pipeline.placement import EnginePlace, place_engine
+from megatron_r1.model.presets import PRESETS
+from megatron_r1.pipeline.placement import EnginePlace, place_engine, place_own_engine
 from megatron_r1.rollout import server as rollout_server
 from megatron_r1.rollout.announcements import Announcement, accept, announce, find_servers
 from megatron_r1.rollout.buckets import NetworkSender
+from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.served import ServedEngine
 from megatron_r1.rollout.server import serve_trainer
 from megatron_r1.runtime.launch import LaunchInfo
@@ -118,7 +120,7 @@ while True:
     if name == "pid":
         connection.send((True, (os.getpid(), os.environ.get("EXTRA"))))
     elif name == "update_weights":
-        content = open(args[0]["path"], "rb").read()[: args[0]["num_bytes"]]
+        content = open(args[0]["paths"][0], "rb").read()[: args[0]["num_bytes"]]
         connection.send((True, (content, args[0]["names"], args[0]["offsets"], args[0]["shapes"])))
     elif name == "parts":
         for part in args:
@@ -263,7 +265,7 @@ def test_servers_are_waited_for_and_spread_over_the_ranks(tmp_path):
     assert find_servers(tmp_path, 0) == announcements
     config = RolloutConfig(placement="disaggregated", servers=str(tmp_path))
     places = [place_engine(config, launch(rank, 8, rank % 4, 4), "cpu") for rank in range(8)]
-    assert places == [EnginePlace(server=announcements[0]), *[None] * 3, EnginePlace(server=announcements[1]), *[None] * 3]
+    assert places == [EnginePlace(servers=(announcements[0],)), *[None] * 3, EnginePlace(servers=(announcements[1],)), *[None] * 3]
     with pytest.raises(ConfigError, match="2 engines, more than the 1 ranks"):
         place_engine(config, launch(0, 1, 0, 1), "cpu")
     with pytest.raises(ConfigError, match="needs rollout.servers"):
@@ -283,3 +285,48 @@ def test_engines_beside_the_ranks_take_the_gpus_of_a_node_in_turn(monkeypatch):
     too_many = RolloutConfig(placement="colocated", tensor_parallel_size=8, engines_per_node=2)
     with pytest.raises(ConfigError, match="do not fit beside the 8"):
         place_engine(too_many, launch(0, 8, 0, 8), "cuda")
+
+
+def test_an_engine_over_nodes_has_the_same_place_on_consecutive_ones(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = RolloutConfig(placement="colocated", tensor_parallel_size=8, nodes_per_engine=2, engines_per_node=2)
+    places = [place_engine(config, launch(rank, 32, rank % 8, 8), "cuda") for rank in range(32)]
+    assert {rank: place.ranks for rank, place in enumerate(places) if place is not None} == {
+        0: (0, 8), 8: (0, 8), 4: (4, 12), 12: (4, 12), 16: (16, 24), 24: (16, 24), 20: (20, 28), 28: (20, 28),
+    }  # fmt: skip
+    assert places[12].variables["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    with pytest.raises(ConfigError, match="numbered node by node, .* multiple of 2 nodes; rank 0 of 24 is number 0 of 8"):
+        place_engine(config, launch(0, 24, 0, 8), "cuda")
+    with pytest.raises(ConfigError, match="rank 1 of 16 is number 0 of 8"):
+        place_engine(config, launch(1, 16, 0, 8), "cuda")
+    with pytest.raises(ConfigError, match="one rank alone cannot start an engine on several nodes"):
+        place_engine(RolloutConfig(tensor_parallel_size=2, nodes_per_engine=2), launch(1, 2, 1, 2), "cpu")
+    announcements = [Announcement(number, 4, f"node{number}", 1, KEY.hex(), 1) for number in range(4)]
+    for announcement in announcements:
+        announce(tmp_path, announcement)
+    config = RolloutConfig(placement="disaggregated", servers=str(tmp_path), tensor_parallel_size=2, nodes_per_engine=2)
+    places = [place_engine(config, launch(rank, 4, rank, 4), "cpu") for rank in range(4)]
+    assert places == [EnginePlace(servers=tuple(announcements[:2])), None, EnginePlace(servers=tuple(announcements[2:])), None]
+    assert place_own_engine(config) == places[0]
+    with pytest.raises(ConfigError, match="has 4 servers, which rollout.nodes_per_engine=3 does not divide"):
+        place_engine(config.model_copy(update={"nodes_per_engine": 3}), launch(0, 4, 0, 4), "cpu")
+
+
+def test_weights_travel_through_the_memory_of_a_node_where_trainer_and_engine_share_a_gpu():
+    def transfer(device: str, **settings: str) -> str:
+        rollout = RolloutConfig(max_response_tokens=8, **settings)
+        limits = {"bos_token_id": 0, "eos_token_id": 1, "max_prompt_tokens": 8}
+        return engine_options(PRESETS["tiny"], rollout, device=device, dtype="float32", **limits).transfer
+
+    assert transfer("cuda") == transfer("cuda", placement="colocated") == transfer("cpu") == "shm"
+    assert transfer("cuda", placement="disaggregated") == "nccl" and transfer("cpu", placement="disaggregated") == "shm"
+    with pytest.raises(ConfigError, match="NCCL takes no two processes on one"):
+        transfer("cuda", transfer="nccl")
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        transfer("cpu", transfer="nccl", placement="disaggregated")
+
+
+def test_an_engine_over_nodes_divides_its_devices():
+    rollout = RolloutConfig(max_response_tokens=8, tensor_parallel_size=2, nodes_per_engine=4)
+    with pytest.raises(ConfigError, match="nodes_per_engine=4 does not divide rollout.tensor_parallel_size=2"):
+        engine_options(PRESETS["tiny"], rollout, device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1, max_prompt_tokens=8)

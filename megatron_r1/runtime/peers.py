@@ -1,0 +1,47 @@
+"""Some ranks of a job that hold one thing together, each its part: an engine that spans nodes."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from megatron_r1.runtime.distributed import gather_objects, rank, world_size
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The ranks of one such thing, as each of them sees it."""
+
+    ranks: tuple[int, ...]  #: the head first
+    addresses: tuple[str, ...]  #: of their nodes
+    group: dist.ProcessGroup  #: of objects and CPU tensors
+
+    @property
+    def number(self) -> int:
+        """Of this rank among them; 0 is the head."""
+        return self.ranks.index(rank())
+
+    def gather(self, value: object) -> list:
+        """The `value` of every peer, in their order. Collective among them."""
+        return gather_objects(value, self.group)
+
+
+def find_peers(ranks: tuple[int, ...], address: str, timeout_seconds: float) -> Peers | None:
+    """This rank's peers; None where it has none. Collective: every rank of the job calls it.
+
+    Args:
+        ranks: this rank and those that it belongs with, the head first and the others in rising order; all of them pass the same.
+        address: of this rank's node.
+        timeout_seconds: that a peer waits for the others.
+    """
+    if world_size() == 1:
+        return None
+    everyone = gather_objects((ranks, address))
+    found = None
+    for members in sorted({members for members, _ in everyone if len(members) > 1}):
+        group = dist.new_group(list(members), datetime.timedelta(seconds=timeout_seconds), backend="gloo")  # by all ranks
+        if rank() in members:
+            found = Peers(members, tuple(everyone[member][1] for member in members), group)
+    return found
