@@ -13,6 +13,7 @@ import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -147,14 +148,16 @@ def _read_openmpi(environment: Mapping[str, str]) -> LaunchInfo:
     _require(environment, OPENMPI, "mpirun")
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in OPENMPI)
     if "MASTER_ADDR" not in environment and local_world_size < world_size:
-        address, port = _meet_over_mpi(environment, world_size, "mpirun over several machines does not tell the host of rank 0")
+        address, port = _meet_over_mpi(
+            environment, world_size, "openmpi", "mpirun over several machines does not tell the host of rank 0"
+        )
     elif "MASTER_PORT" in environment:
         address, port = environment.get("MASTER_ADDR", "127.0.0.1"), _number(environment, "MASTER_PORT")
     elif "PMIX_NAMESPACE" in environment:  # one name for all processes of this mpirun, another for the next
         address = environment.get("MASTER_ADDR", "127.0.0.1")
         port = _port_from(zlib.crc32(environment["PMIX_NAMESPACE"].encode()))
     else:
-        address, port = _meet_over_mpi(environment, world_size, "mpirun has set no PMIX_NAMESPACE to choose a port from")
+        address, port = _meet_over_mpi(environment, world_size, "openmpi", "mpirun has set no PMIX_NAMESPACE to choose a port from")
     return LaunchInfo(rank, world_size, local_rank, local_world_size, address, port, "openmpi")
 
 
@@ -164,25 +167,39 @@ def _read_hydra(environment: Mapping[str, str]) -> LaunchInfo:
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
         address, port = environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")
     else:
-        address, port = _meet_over_mpi(environment, world_size, "mpiexec tells no place to meet")
+        address, port = _meet_over_mpi(environment, world_size, "mpich", "mpiexec tells no place to meet")
     return LaunchInfo(rank, world_size, local_rank, local_world_size, address, port, "hydra")
 
 
-def _meet_over_mpi(environment: Mapping[str, str], world_size: int, why: str) -> tuple[str, int]:
-    """Host of rank 0 and a port that is free there, told to all by MPI itself. For this process's own environment only."""
+def _meet_over_mpi(environment: Mapping[str, str], world_size: int, abi: Literal["openmpi", "mpich"], why: str) -> tuple[str, int]:
+    """Host of rank 0 and a port that is free there, told to all by MPI itself. For this process's own environment only.
+
+    Args:
+        abi: of the MPI that started this process; mpi4py would take the first that it finds.
+    """
     remedy = "set MASTER_ADDR=<that host> and MASTER_PORT=<free port> for all ranks, or install mpi4py"
     if environment is not os.environ:
         raise ConfigError(f"{why}: {remedy}")
+    os.environ.setdefault("MPI4PY_MPIABI", abi)
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):  # RuntimeError: it found no MPI library
-        raise ConfigError(f"{why}: {remedy}") from None
-    world = MPI.COMM_WORLD
-    if world.size != world_size:
-        raise ConfigError(f"{why}, and mpi4py sees {world.size} of {world_size} ranks, as with another MPI than its own: {remedy}")
-    meeting = world.bcast((socket.gethostname(), free_port()) if world.rank == 0 else None)
-    MPI.Finalize()  # now, together: at the end of a rank that fails alone it would wait for the others
+        size, meeting = _told_by_mpi()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
+        raise ConfigError(f"{why}: {remedy} (importing it: {error})") from None
+    if size != world_size:
+        raise ConfigError(f"{why}, and mpi4py sees {size} of {world_size} ranks, as with another MPI than its own: {remedy}")
     return meeting
+
+
+@cache
+def _told_by_mpi() -> tuple[int, tuple[str, int]]:
+    """Number of ranks that MPI knows, and where they meet. Once in a process: MPI cannot begin again after its end."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    size = world.size
+    meeting = world.bcast((socket.gethostname(), free_port("")) if world.rank == 0 else None)
+    MPI.Finalize()  # now, together: at the end of a rank that fails alone it would wait for the others
+    return size, meeting
 
 
 def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:

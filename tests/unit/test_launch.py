@@ -233,3 +233,12 @@ def test_torchrun_ranks_meet_and_fail_together(tmp_path):
 def test_mpirun_ranks_meet_and_fail_together(tmp_path):
     line = meet(tmp_path, ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable])
     assert line == '["openmpi", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian package openmpi-bin)")
+def test_ranks_of_mpirun_on_two_machines_learn_from_mpi_where_to_meet(tmp_path):
+    """Two machines, as far as their variables say."""
+    pytest.importorskip("mpi4py")
+    machine = ["env", "OMPI_COMM_WORLD_LOCAL_SIZE=1", "OMPI_COMM_WORLD_LOCAL_RANK=0", sys.executable]
+    line = meet(tmp_path, ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", *machine])
+    assert line == '["openmpi", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
