@@ -27,7 +27,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.evaluate import evaluate
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
-from megatron_r1.pipeline.placement import EnginePlace, place_engine, place_own_engine
+from megatron_r1.pipeline.placement import EnginePlace, place_engine
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Composition, Scoring, judge_reward
 from megatron_r1.rewards.engine import ScoringEngine
@@ -210,18 +210,6 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         engine.close()
 
 
-@contextmanager
-def open_own_engine(
-    config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path
-) -> Iterator[RolloutEngine]:
-    """The same for this process alone: what makes data is called on rank 0 only."""
-    engine = _start_engine(config, session, arch, tokenizer, log, place_own_engine(config.rollout))
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
 def _find_peers(config: Config, session: Session, place: EnginePlace | None) -> Peers | None:
     """Of this rank, where its engine spans the nodes of several ranks. All ranks call this."""
     ranks = () if place is None else place.ranks
@@ -237,7 +225,7 @@ def _start_engine(
     tokenizer: Tokenizer,
     log: Path,
     place: EnginePlace,
-    peers: Peers | None = None,
+    peers: Peers | None,
 ) -> RolloutEngine | FollowingPart:
     options = engine_options(
         arch,

@@ -11,6 +11,7 @@ import torch
 from megatron_r1.config.schema import Config
 from megatron_r1.conversion.dtypes import ROUTER_BIAS
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, open_megatron
+from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import on_rank_zero
@@ -22,13 +23,16 @@ _LOOKED_AT = 1 << 20  # bytes of each file
 
 
 def load_engine(engine: RolloutEngine, config: Config) -> None:
-    """Give an engine the weights of `model.weights`, in the engine's dtype.
+    """Give an engine the weights of `model.weights`, in the engine's dtype. All ranks call this together.
 
     Raises:
         CheckpointError, ConversionError: see `read_hf_weights`.
     """
     dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
-    engine.load_weights(_FolderWeights(Path(config.model.weights), dtype), version=0)
+    folder = Path(config.model.weights)
+    # A Hugging Face folder is read by each rank for itself: where there is no engine nobody needs it.
+    unneeded = isinstance(engine, CollectiveEngine) and not engine.takes_part and not holds_megatron(folder)
+    engine.load_weights(() if unneeded else _FolderWeights(folder, dtype), version=0)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,12 @@ def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cp
         ConfigError: more engines than there is room for, or servers that are not there.
     """
     if rollout.placement == "single":
-        place = place_own_engine(rollout)
-        return place if launch.rank == 0 else None
+        if rollout.nodes_per_engine > 1:
+            raise ConfigError(
+                f"rollout.nodes_per_engine={rollout.nodes_per_engine} does not go with rollout.placement=single, one engine beside rank 0: "
+                "set rollout.placement=colocated or disaggregated"
+            )
+        return EnginePlace() if launch.rank == 0 else None
     if rollout.placement == "colocated":
         return _colocated(rollout, launch, device)
     engines = _served_engines(rollout)
@@ -42,22 +46,6 @@ def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cp
         )
     owners = {number * launch.world_size // len(engines): servers for number, servers in enumerate(engines)}
     return EnginePlace(servers=owners[launch.rank]) if launch.rank in owners else None
-
-
-def place_own_engine(rollout: RolloutConfig) -> EnginePlace:
-    """The place of an engine that one rank starts and calls alone: its child, or the first of the servers'.
-
-    Raises:
-        ConfigError: it spans nodes and would have to be the rank's child, or there are no servers.
-    """
-    if rollout.placement == "disaggregated":
-        return EnginePlace(servers=_served_engines(rollout)[0])
-    if rollout.nodes_per_engine > 1:
-        raise ConfigError(
-            f"rollout.nodes_per_engine={rollout.nodes_per_engine}: one rank alone cannot start an engine on several nodes; start "
-            "megatron-r1 serve-rollouts there and set rollout.placement=disaggregated"
-        )
-    return EnginePlace()
 
 
 def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:

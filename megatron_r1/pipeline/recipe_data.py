@@ -4,7 +4,7 @@
     stage1/cold_start/  cleaned, rewritten, checked again        stage3/non_reasoning/  with a chain of thought for some
     stage1/review/      for people, where recipe.review is on    stage3/curated/        filtered, deduplicated, mixed
 
-Everything here runs on rank 0 while the others wait.
+Everything here runs on rank 0; the others take part in sampling alone.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from megatron_r1.curation.review import apply_decisions, export_review, read_dec
 from megatron_r1.data.problems import Problem, ProblemSource, load_problems
 from megatron_r1.data.prompts import make_prompt
 from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_own_engine, open_scoring
-from megatron_r1.pipeline.hf_weights import load_engine, weights_fingerprint
+from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_scoring
+from megatron_r1.pipeline.driving import OpenEngine, with_engines
+from megatron_r1.pipeline.hf_weights import weights_fingerprint
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.judge import Judge
-from megatron_r1.runtime.distributed import on_rank_zero
 
 if TYPE_CHECKING:
     from megatron_r1.pipeline.recipe import Recipe
@@ -52,13 +52,13 @@ def make_cold_start(recipe: Recipe, session: Session) -> Path:
         DataError: nothing is accepted.
     """
     zero = weights_fingerprint(recipe.weights("zero"))
-    return on_rank_zero(lambda: _make_cold_start(recipe, session, zero))
+    return with_engines(session, lambda open_engine: _make_cold_start(recipe, open_engine, zero))
 
 
 def make_curated(recipe: Recipe, session: Session) -> Path:
     """Stage 3's supervised data: rejection samples of Dev2 and non-reasoning conversations, curated. Returns their file."""
     policy = weights_fingerprint(recipe.weights("stage2"))
-    return on_rank_zero(lambda: _make_curated(recipe, session, policy))
+    return with_engines(session, lambda open_engine: _make_curated(recipe, open_engine, policy))
 
 
 def curated_path(recipe: Recipe) -> Path:
@@ -66,14 +66,14 @@ def curated_path(recipe: Recipe) -> Path:
     return recipe.root / "stage3" / "curated" / CURATED
 
 
-def _make_cold_start(recipe: Recipe, session: Session, fingerprint: str) -> Path:
+def _make_cold_start(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> Path:
     config, root = recipe.config_of("stage1"), recipe.root / "stage1"
     source, settings = load_problems(config.data), recipe.config.recipe
     zero = recipe.config_of("zero", {"model.weights": str(recipe.weights("zero")), "model.overrides": {}})
     # What left the question's language is kept: a model translates it.
     readable = config.curation.filters.model_copy(update={"names": ["well_formed", "correct", "repetition"]})
     problems = draw_problems(source, settings.cold_start_prompts, config.seed + _SEEDS["cold_start"])
-    _sample(zero, fingerprint, session, problems, root / "zero", config, readable)
+    _sample(zero, fingerprint, open_engine, problems, root / "zero", config, readable)
     traces = list(read_file(root / "zero" / KEPT))
     asked = draw_problems(source, settings.cold_start_problems, config.seed + _SEEDS["direct"])
     with _open_writer(config) as writer, _open_check(config, source, root / "scoring.log") as check:
@@ -95,13 +95,13 @@ def _review(root: Path, config: Config) -> Path:
     return target
 
 
-def _make_curated(recipe: Recipe, session: Session, fingerprint: str) -> Path:
+def _make_curated(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> Path:
     root, settings = recipe.root / "stage3", recipe.config.recipe
     config = recipe.config_of("stage3", {"model.weights": str(recipe.weights("stage2")), "model.overrides": {}})
     problems = draw_problems(load_problems(config.data), settings.rejection_prompts, config.seed + _SEEDS["rejection"])
     judged = round(settings.judged_share * len(problems))
     problems = [replace(problem, domain="logic") for problem in problems[:judged]] + problems[judged:]
-    _sample(config, fingerprint, session, problems, root / "samples", config)
+    _sample(config, fingerprint, open_engine, problems, root / "samples", config)
     inputs = [root / "samples" / KEPT]
     if settings.non_reasoning is not None:
         with _open_writer(config) as writer:
@@ -114,7 +114,7 @@ def _make_curated(recipe: Recipe, session: Session, fingerprint: str) -> Path:
 def _sample(
     policy: Config,
     fingerprint: str,
-    session: Session,
+    open_engine: OpenEngine,
     problems: Sequence[Problem],
     folder: Path,
     stage: Config,
@@ -127,9 +127,8 @@ def _sample(
     source = load_problems(policy.data)
     with (
         _open_check(policy, source, folder.with_suffix(".scoring.log")) as check,
-        open_own_engine(policy, session, arch, tokenizer, folder.with_suffix(".engine.log")) as engine,
+        open_engine(policy, folder.with_suffix(".engine.log")) as engine,
     ):
-        load_engine(engine, policy)
         kept = sample_and_keep(engine, check, prompts, folder, stage.curation, policy.seed, policy=fingerprint, filters=filters)
     print(f"{folder}: {json.dumps(vars(kept))}", flush=True)
 

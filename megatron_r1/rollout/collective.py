@@ -50,6 +50,11 @@ class CollectiveEngine:
             self.close()
             raise
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether this rank has an engine, or a part of one, to give weights to."""
+        return self._engine is not None
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
         """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end.
 
