@@ -2,8 +2,8 @@
 
     python -m benchmarks.recipe_kills --dir /scratch [--kills 20] [--seed 0] [--out FILE.json]
 
-`examples/tiny_cpu/r1.yaml` with fewer steps runs twice from nothing: once undisturbed, and once with SIGKILL after random times,
-started again after each. Every other kill takes the command alone and leaves its engine and scoring workers to notice, the others
+`examples/tiny_cpu/r1.yaml` with fewer steps runs twice from nothing: once undisturbed, and once with SIGKILL at random moments of all
+stages, started again after each. Every other kill takes the command alone and leaves its engine and scoring workers to notice, the others
 its whole process group. In the end the artifacts of all stages (weights, tokenizer, config and the hashes of what went in), every
 sample, every kept and curated record and every measurement must be the same, byte for byte. A file that differs ends the command
 with code 1.
@@ -15,12 +15,14 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks.measure import Disagreement, describe_machine, positive, run, write_results
 from benchmarks.processes import ROOT, CommandFailed, serve_rules
@@ -31,7 +33,7 @@ from megatron_r1.runtime.launch import child_environment
 RUN = Path("runs/r1")  # as the example has it, so that both runs write the same paths into their artifacts
 NOT_COMPARED = ("checkpoints", "tensorboard")  # folders: working state, and times
 TIMED = ("metrics.jsonl", "run.json", "report.html")  # files that hold times
-_STARTUP_SECONDS = 12.0  # of the command, in which there is nothing to lose
+_STARTUP_SECONDS = 8.0  # of a stage's model and engine, in which there is nothing to lose
 _DEAD_SECONDS = 60.0  # until nothing of a killed command may run any more
 
 
@@ -45,44 +47,67 @@ def start_pipeline(folder: Path, log: Path) -> subprocess.Popen:
         )
 
 
-def run_undisturbed(folder: Path, log: Path) -> float:
-    """Its wall seconds."""
-    start = time.perf_counter()
+def run_undisturbed(folder: Path, log: Path) -> dict[str, float]:
+    """Seconds after the start at which each stage began, and "end"."""
+    start, began = time.perf_counter(), {}
     with start_pipeline(folder, log) as process:
-        pass
+        with log.open(errors="replace") as reader:
+            while process.poll() is None:
+                for stage in _stages_told(reader):
+                    began.setdefault(stage, time.perf_counter() - start)
+                time.sleep(0.1)
     if process.returncode != 0:
         raise CommandFailed(f"the undisturbed pipeline ended with code {process.returncode}: {_last_line(log)}")
-    return time.perf_counter() - start
+    return began | {"end": time.perf_counter() - start}
 
 
-def run_with_kills(folder: Path, log: Path, kills: int, seconds: float, rng: random.Random) -> list[float]:
-    """Kill the pipeline `kills` times, spread over its work, then let it end.
+def choose_moments(timeline: dict[str, float], kills: int, rng: random.Random) -> list[tuple[str, float]]:
+    """Stages, in their order, and seconds after their begin, so that the moments spread evenly over the undisturbed run."""
+    names, begins = list(timeline)[:-1], list(timeline.values())
+    moments = []
+    for moment in sorted(rng.uniform(begins[0], begins[-1]) for _ in range(kills)):
+        stage = max(index for index, begin in enumerate(begins[:-1]) if begin <= moment)
+        moments.append((names[stage], moment - begins[stage]))
+    return moments
 
-    Args:
-        seconds: what it takes undisturbed.
+
+def run_with_kills(folder: Path, log: Path, moments: list[tuple[str, float]]) -> list[str]:
+    """Kill the pipeline at every moment, start it again after each, and let it end.
+
+    Where the one before came in the same stage, the time until the next counts from there, and what the command needs to get
+    back to work comes on top: else all of one stage would come in its start.
 
     Returns:
-        How long each try had run when it was killed.
+        Where each kill came.
 
     Raises:
         CommandFailed: it ended with an error, or all was done before the last kill.
     """
-    lifetimes: list[float] = []
-    for number in range(kills):
-        lifetime = _STARTUP_SECONDS + rng.uniform(0, 1.6 * seconds / kills)
-        process = start_pipeline(folder, log)
+    hit: list[str] = []
+    before: tuple[str, float] = ("", 0.0)
+    for number, (stage, moment) in enumerate(moments):
+        again = stage == before[0]
+        wait = moment - before[1] + _STARTUP_SECONDS if again else moment
+        before = (stage, moment)
+        with log.open(errors="replace") as reader:
+            reader.seek(0, os.SEEK_END)
+            process = start_pipeline(folder, log)
+            told: list[str] = []
+            while process.poll() is None and stage not in told:
+                told += _stages_told(reader)
+                time.sleep(0.05)
         try:
-            process.wait(lifetime)
+            process.wait(wait)
         except subprocess.TimeoutExpired:
             kill(process, folder, whole_group=number % 2 == 1)
-            lifetimes.append(lifetime)
-            print(f"kill {number + 1} of {kills} after {lifetime:.0f} s, in {_last_stage(log)}", flush=True)
+            hit.append(f"{wait:.0f} s after the begin of {stage}: {_last_line(log)[:80]}")
+            print(f"kill {number + 1} of {len(moments)}, {hit[-1]}", flush=True)
             continue
         if process.returncode == 0:
-            raise CommandFailed(f"all was done after {len(lifetimes)} of {kills} kills: choose more steps or another --seed")
+            raise CommandFailed(f"all was done after {len(hit)} of {len(moments)} kills: choose more steps or another --seed")
         raise CommandFailed(f"try {number + 1} ended with code {process.returncode}: {_last_line(log)}")
     run_undisturbed(folder, log)
-    return lifetimes
+    return hit
 
 
 def kill(process: subprocess.Popen, folder: Path, *, whole_group: bool) -> None:
@@ -136,21 +161,22 @@ def benchmark(arguments: argparse.Namespace) -> None:
         with serve_rules() as url:
             write_small_recipe(folder / "r1.yaml", url)
             start_over(folder, logs["undisturbed"])
-            seconds = run_undisturbed(folder, logs["undisturbed"])
-            print(f"undisturbed: {seconds:.0f} s", flush=True)
+            timeline = run_undisturbed(folder, logs["undisturbed"])
+            print("undisturbed: " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in timeline.items()), flush=True)
             undisturbed = hashes(folder / RUN)
             (folder / RUN).rename(folder / "undisturbed")
             start_over(folder, logs["killed"])
-            lifetimes = run_with_kills(folder, logs["killed"], arguments.kills, seconds, random.Random(arguments.seed))
+            moments = choose_moments(timeline, arguments.kills, random.Random(arguments.seed))
+            hit = run_with_kills(folder, logs["killed"], moments)
             killed = hashes(folder / RUN)
     differing = sorted(path for path in undisturbed.keys() | killed.keys() if undisturbed.get(path) != killed.get(path))
     artifacts = sum(path.endswith("artifact.json") for path in undisturbed)
-    print(f"{len(undisturbed)} files compared, {artifacts} artifacts among them, {len(lifetimes)} kills: {len(differing)} differ")
+    print(f"{len(undisturbed)} files compared, {artifacts} artifacts among them, {len(hit)} kills: {len(differing)} differ")
     if arguments.out is not None:
-        results = {"seconds": seconds, "killed_after": lifetimes, "hashes": undisturbed, "differing": differing}
+        results = {"timeline": timeline, "killed": hit, "hashes": undisturbed, "differing": differing}
         write_results(arguments.out, arguments, results, machine)
     if differing:
-        raise Disagreement(f"after {len(lifetimes)} kills these differ: {', '.join(differing[:20])}")
+        raise Disagreement(f"after {len(hit)} kills these differ: {', '.join(differing[:20])}")
 
 
 def start_over(folder: Path, log: Path) -> None:
@@ -160,9 +186,9 @@ def start_over(folder: Path, log: Path) -> None:
     subprocess.run(command, cwd=folder, env=child_environment({"PYTHONPATH": str(ROOT)}), check=True, stdout=subprocess.DEVNULL)
 
 
-def _last_stage(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("== ")]
-    return lines[-1][3:] if lines else "nothing yet"
+def _stages_told(reader: TextIO) -> list[str]:
+    """Stages whose begin has been printed since the last call."""
+    return re.findall(r"^== (\w+):", reader.read(), re.MULTILINE)
 
 
 def _last_line(log: Path) -> str:
