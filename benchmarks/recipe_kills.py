@@ -50,12 +50,11 @@ def start_pipeline(folder: Path, log: Path) -> subprocess.Popen:
 def run_undisturbed(folder: Path, log: Path) -> dict[str, float]:
     """Seconds after the start at which each stage began, and "end"."""
     start, began = time.perf_counter(), {}
-    with start_pipeline(folder, log) as process:
-        with log.open(errors="replace") as reader:
-            while process.poll() is None:
-                for stage in _stages_told(reader):
-                    began.setdefault(stage, time.perf_counter() - start)
-                time.sleep(0.1)
+    with start_pipeline(folder, log) as process, log.open(errors="replace") as reader:
+        while process.poll() is None:
+            for stage in _stages_told(reader):
+                began.setdefault(stage, time.perf_counter() - start)
+            time.sleep(0.1)
     if process.returncode != 0:
         raise CommandFailed(f"the undisturbed pipeline ended with code {process.returncode}: {_last_line(log)}")
     return began | {"end": time.perf_counter() - start}
