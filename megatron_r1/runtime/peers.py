@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import torch.distributed as dist
 
-from megatron_r1.runtime.distributed import gather_objects, rank, world_size
+from megatron_r1.runtime.distributed import failing_together, gather_objects, rank, world_size
+from megatron_r1.runtime.launch import address_towards
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,16 @@ def find_peers(ranks: tuple[int, ...], address: str, timeout_seconds: float) -> 
 
     Args:
         ranks: this rank and those that it belongs with, the head first and the others in rising order; all of them pass the same.
-        address: of this rank's node.
+        address: of this rank's node, as a number. A loopback one, which a node's own name may lead it to, is replaced where a peer has another.
         timeout_seconds: that a peer waits for the others.
     """
     if world_size() == 1:
         return None
+    known = gather_objects(address)
+    outside = [known[peer] for peer in ranks if not ip_address(known[peer]).is_loopback]
+    with failing_together():
+        if outside and ip_address(address).is_loopback:
+            address = address_towards(outside[0])
     everyone = gather_objects((ranks, address))
     found = None
     for members in sorted({members for members, _ in everyone if len(members) > 1}):
