@@ -159,7 +159,7 @@ def spread(campaign: Campaign) -> str:
     campaign.when(
         job, lambda: last_step(run) >= 2 and health.exists() and '"activity": "rollout"' in health.read_text(), "a rollout"
     )
-    os.kill(campaign.jobs.engines("n2")[0], signal.SIGKILL)
+    os.killpg(campaign.jobs.engines("n2")[0], signal.SIGKILL)  # with its worker, which would go on alone
     campaign.jobs.finish(job, TIMEOUT)
     if restarts := int(campaign.cluster.job(job)["Restarts"]):
         raise Failed(f"{restarts} restart(s) of the job; see {campaign.jobs.log(job)}")
