@@ -10,7 +10,7 @@ import yaml
 from benchmarks.processes import ROOT
 
 SMALLER: dict[str, Any] = {
-    "pretrain": {"steps": 1200, "gate_accuracy": 0.0, "checkpoint_interval": 50},
+    "pretrain": {"steps": 900, "gate_accuracy": 0.0, "checkpoint_interval": 50},
     "checkpoint": {"interval": 2},
     "curation": {"mix": {"max_copies": 1000}},  # few samples are right
     "recipe": {
@@ -18,10 +18,12 @@ SMALLER: dict[str, Any] = {
         "measured_requests": 16, "measured_samples": 2,
         "stages": {
             "zero": {"grpo": {"rollouts": 8}},
-            "stage1": {"sft": {"epochs": 3}},
+            "stage1": {"sft": {"epochs": 3}, "checkpoint": {"interval": 20}},
             "stage2": {"grpo": {"rollouts": 5}},
+            "stage3": {"sft": {"epochs": 2}, "checkpoint": {"interval": 20}},
             "stage4": {"grpo": {"rollouts": 5, "general_updates": 6}},
             "student": {"pretrain": {"steps": 300}},
+            "distill": {"checkpoint": {"interval": 20}},
             "student_rl": {"grpo": {"rollouts": 4}},
         },
     },
