@@ -5,8 +5,8 @@
 `examples/tiny_cpu/r1.yaml` with fewer steps runs twice from nothing: once undisturbed, and once with SIGKILL at random moments of all
 stages, started again after each. Every other kill takes the command alone and leaves its engine and scoring workers to notice, the others
 its whole process group. In the end the artifacts of all stages (weights, tokenizer, config and the hashes of what went in), every
-sample, every kept and curated record and every measurement must be the same, byte for byte. A file that differs ends the command
-with code 1.
+sample, every kept and curated record and every measurement must be the same, byte for byte; the ledger of a served model's answers
+line by line, whatever their order. A file that differs ends the command with code 1.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.launch import child_environment
 
 RUN = Path("runs/r1")  # as the example has it, so that both runs write the same paths into their artifacts
-NOT_COMPARED = ("checkpoints", "tensorboard")  # folders: working state, and times
+NOT_COMPARED = ("checkpoints", "tensorboard", "health")  # folders: working state, and times
 TIMED = ("metrics.jsonl", "run.json", "report.html")  # files that hold times
+BY_ARRIVAL = ("answers.jsonl",)  # files whose lines stand in the order in which a served model answered
 _STARTUP_SECONDS = 8.0  # of a stage's model and engine, in which there is nothing to lose
 _DEAD_SECONDS = 60.0  # until nothing of a killed command may run any more
 
@@ -145,8 +146,12 @@ def hashes(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder)
         compared = path.is_file() and path.suffix in (".json", ".jsonl", ".safetensors", ".md") and path.name not in TIMED
         if compared and not set(NOT_COMPARED) & set(name.parts):
-            with path.open("rb") as file:
-                found[str(name)] = hashlib.file_digest(file, "sha256").hexdigest()
+            content = path.read_bytes()
+            if path.name in BY_ARRIVAL:
+                content = b"".join(sorted(content.splitlines(keepends=True)))
+            if path.name == "store.json":  # says when its sources were written, in ns
+                content = re.sub(rb"\b1[0-9]{18}\b", b"", content)
+            found[str(name)] = hashlib.sha256(content).hexdigest()
     return found
 
 
