@@ -15,6 +15,7 @@ from typing import Any
 from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.answers import NoAnswer, OnPart, wait_for_answer
 
+HOST_MODULE = "megatron_r1.rollout.vllm_host"  #: the engine process's program
 _CLOSE_SECONDS = 10.0
 _TAIL_LINES, _TAIL_CHARACTERS = 5, 600
 

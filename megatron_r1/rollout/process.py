@@ -18,11 +18,11 @@ from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.announcements import Announcement
 from megatron_r1.rollout.answers import EngineChannel, OnPart
 from megatron_r1.rollout.buckets import NetworkSender, SharedMemorySender, WeightSender
-from megatron_r1.rollout.child import EngineProcess
+from megatron_r1.rollout.child import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.rollout.protocol import OnGroup, SyncReport
 from megatron_r1.rollout.served import ServedEngine
-from megatron_r1.rollout.spread import HOST_MODULE, ServedParts, SharedCall, take_part
+from megatron_r1.rollout.spread import ServedParts, SharedCall, take_part
 from megatron_r1.rollout.verify import verify_held
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.peers import Peers

@@ -21,10 +21,8 @@ from typing import Any
 
 from megatron_r1.errors import R1Error
 from megatron_r1.rollout.announcements import Announcement, accept, announce
-from megatron_r1.rollout.child import EngineProcess
+from megatron_r1.rollout.child import HOST_MODULE, EngineProcess
 from megatron_r1.runtime.launch import LaunchInfo
-
-HOST_MODULE = "megatron_r1.rollout.vllm_host"
 
 
 class _TrainerGone(Exception):

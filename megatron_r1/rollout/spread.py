@@ -18,13 +18,11 @@ from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.announcements import Announcement
 from megatron_r1.rollout.answers import EngineChannel, OnPart
 from megatron_r1.rollout.buckets import SharedMemorySender
-from megatron_r1.rollout.child import EngineProcess
+from megatron_r1.rollout.child import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.options import EngineOptions, Part, engine_environment
 from megatron_r1.rollout.served import ServedEngine
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.peers import Peers
-
-HOST_MODULE = "megatron_r1.rollout.vllm_host"
 
 
 class FollowingPart:
