@@ -229,7 +229,7 @@ class RolloutConfig(Section):
         description="single: one engine beside rank 0; colocated: engines_per_node beside the ranks of every node; disaggregated: "
         "those of `megatron-r1 serve-rollouts` on other nodes, weights over the network",
     )
-    engines_per_node: int = Field(1, gt=0, description="colocated; on GPUs each takes tensor_parallel_size of the node's")
+    engines_per_node: int = Field(1, gt=0, description="colocated; on GPUs each takes its share of tensor_parallel_size")
     servers: str | None = Field(None, description="folder in which serve-rollouts announces its engines; for disaggregated")
     tensor_parallel_size: int = Field(1, gt=0, description="devices of one engine, on all its nodes together")
     nodes_per_engine: int = Field(

@@ -14,6 +14,7 @@ from megatron_r1.model.dense import DenseArchitecture, Qwen2
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CPU_LATENT_DIMS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
+NODE_ADDRESS = "VLLM_HOST_IP"  #: variable that tells vLLM under which address other nodes reach this one
 WORKER_EXTENSION = "megatron_r1.rollout.vllm_worker.HeldWeights"
 
 
@@ -151,7 +152,7 @@ def engine_environment(device: Literal["cpu", "cuda"], threads: int, address: st
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # everything is in the local folder
         "PYTHONUNBUFFERED": "1",
-    } | ({} if address is None else {"VLLM_HOST_IP": address})
+    } | ({} if address is None else {NODE_ADDRESS: address})
     if device == "cuda":
         return common
     return common | {

@@ -19,7 +19,7 @@ from megatron_r1.rollout.announcements import Announcement
 from megatron_r1.rollout.answers import EngineChannel, OnPart
 from megatron_r1.rollout.buckets import SharedMemorySender
 from megatron_r1.rollout.child import HOST_MODULE, EngineProcess
-from megatron_r1.rollout.options import EngineOptions, Part, engine_environment
+from megatron_r1.rollout.options import NODE_ADDRESS, EngineOptions, Part, engine_environment
 from megatron_r1.rollout.served import ServedEngine
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.peers import Peers
@@ -108,7 +108,7 @@ class ServedParts:
         self._channels: list[ServedEngine] = []
         try:
             for server, address in zip(servers, self._addresses, strict=True):
-                self._channels.append(ServedEngine(server, {**environment, "VLLM_HOST_IP": address}, timeout))
+                self._channels.append(ServedEngine(server, {**environment, NODE_ADDRESS: address}, timeout))
         except BaseException:
             self.close()
             raise

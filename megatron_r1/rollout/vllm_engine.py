@@ -6,7 +6,8 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ class VllmEngine:
     def __init__(self, options: EngineOptions, part: Part | None = None) -> None:
         check_version()
         self.eos_token_id = options.eos_token_id
-        with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
-            Path(folder, "config.json").write_text(json.dumps(options.hf_config))
+        with _model_folder(options) as folder:
             self.llm = LLM(folder, **_arguments(options, part))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -131,8 +131,7 @@ class FollowingWorkers:
 
     def __init__(self, options: EngineOptions, part: Part, on_end: Callable[[], None]) -> None:
         check_version()
-        with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
-            Path(folder, "config.json").write_text(json.dumps(options.hf_config))
+        with _model_folder(options) as folder:
             config = EngineArgs(folder, **_arguments(options, part)).create_engine_config(headless=True)
             self._executor = MultiprocExecutor(config, monitor_workers=False)
 
@@ -141,6 +140,14 @@ class FollowingWorkers:
             on_end()
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _model_folder(options: EngineOptions) -> Iterator[str]:
+    """What vLLM reads of a model that begins without weights; needed while it starts."""
+    with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(options.hf_config))
+        yield folder
 
 
 def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:

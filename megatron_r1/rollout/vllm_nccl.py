@@ -5,7 +5,6 @@ Written against the sources of vLLM 0.32.0; it has not been run, for want of a G
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NC
 
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.rollout.options import EngineOptions
+from megatron_r1.runtime.launch import free_port
 from megatron_r1.weights.mapping import hf_shapes
 
 
@@ -30,10 +30,7 @@ class NcclSender:
     def __init__(self, call: Callable[..., Any], options: EngineOptions, address: str) -> None:
         self._client = _Client(call)
         self._source = _Source(options)
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        meeting = NCCLTrainerInitInfo(address, port, world_size=1 + options.tensor_parallel_size, rank=0)
+        meeting = NCCLTrainerInitInfo(address, free_port(""), world_size=1 + options.tensor_parallel_size, rank=0)
         self._engine = NCCLTrainerWeightTransferEngine.trainer_init(meeting, client=self._client, source=self._source)
 
     def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
