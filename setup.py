@@ -10,7 +10,7 @@ setup(
     version="0.1.0",
     description="The DeepSeek-R1 training pipeline on Megatron-Core",
     packages=find_packages(include=["megatron_r1", "megatron_r1.*"]),
-    package_data={"megatron_r1.rewards": ["code_harness.hpp"]},
+    package_data={"megatron_r1.rewards.code": ["cpp_harness.hpp"]},
     python_requires=">=3.11",
     install_requires=[
         "Jinja2",

@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from benchmarks.measure import describe_machine, print_table, run, write_results
 from benchmarks.processes import run_watched
 from megatron_r1.config.schema import Config, ModelConfig, RuntimeConfig
+from megatron_r1.data.chat.prompt_templates import fixed_texts
 from megatron_r1.data.preferences import JudgedDialogues, read_pairs, split_heldout
-from megatron_r1.data.templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import DataError
-from megatron_r1.pipeline.reward_scoring import load_reward_scorer
+from megatron_r1.pipeline.builders.preferences import load_reward_scorer
 from megatron_r1.pipeline.session import open_session
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,10 +25,10 @@ from typing import Any
 
 from benchmarks.measure import Disagreement, describe_machine, positive, print_table, run, write_results
 from megatron_r1.errors import ConfigError
-from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
-from megatron_r1.rewards.worker_process import Limits
+from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
 from megatron_r1.runtime.progress import Progress
 
 PACKAGES = ("numpy",)  #: LeetCode has it; shown to the programs, which cannot import it unless their Python is this one

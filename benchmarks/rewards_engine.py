@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.measure import Disagreement, describe_machine, positive, print_table, run, write_results
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.scorers import scorer_specs
-from megatron_r1.rewards.worker_process import Limits
+from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
 
 Item = tuple[str, str, Any]  #: scorer, response, reference
 

@@ -23,7 +23,7 @@ import math_verify
 
 from benchmarks import measure
 from megatron_r1.errors import DataError
-from megatron_r1.rewards.math_answer import answers_agree, clean_answer, reference_answer
+from megatron_r1.rewards.math.scorer import answers_agree, clean_answer, reference_answer
 
 Pair = tuple[str, str]  #: answer, reference
 

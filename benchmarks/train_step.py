@@ -32,7 +32,7 @@ from benchmarks.measure import (
 from benchmarks.peer import describe_peer, load_peer
 from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, OptimizerConfig, RuntimeConfig
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.pipeline.build import build_architecture, build_policy
+from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch, TrainingSample

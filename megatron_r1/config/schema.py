@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from megatron_r1.config.benchmarks import BenchmarksConfig
 from megatron_r1.config.cluster import HeartbeatConfig
 from megatron_r1.config.curation import CurationConfig
+from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.section import Section
 
@@ -132,7 +132,7 @@ class SftSource(Section):
         None, gt=0, description="share of an epoch relative to the others'; null for all: each sample once"
     )
     format: Literal["auto", "messages", "sharegpt", "pair", "alpaca", "preference"] = Field(
-        "auto", description="of the records, see data/conversations.py; auto: told by their fields"
+        "auto", description="of the records, see data/chat/conversations.py; auto: told by their fields"
     )
     split: str = Field("train", description="of a folder that holds several")
 

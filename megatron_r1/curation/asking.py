@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
 
+from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
 from megatron_r1.config.curation import WriterConfig
 from megatron_r1.curation.ledger import Ledger
 from megatron_r1.errors import ConfigError, RolloutError
-from megatron_r1.rewards.judge_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
-from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
 from megatron_r1.runtime.progress import Progress
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 Messages = list[dict[str, str]]  #: as the chat completions protocol has them
 _SECTION = "curation.writer"

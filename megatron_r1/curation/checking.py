@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ACCURACY_SCORERS
-from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 
 class Asked(Protocol):

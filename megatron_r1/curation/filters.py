@@ -18,7 +18,7 @@ from megatron_r1.config.curation import FilterConfig
 from megatron_r1.curation.forms import Form
 from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.words import hash_ngrams, words_of
-from megatron_r1.rewards.language import LANGUAGES, MAX_CHARACTERS, OTHER, count_words
+from megatron_r1.rewards.language.scorer import LANGUAGES, MAX_CHARACTERS, OTHER, count_words
 
 _FENCE = re.compile(r"^[ \t]*(```|~~~)|```", re.MULTILINE)
 _MARKDOWN = {

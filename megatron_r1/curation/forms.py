@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from megatron_r1.config.curation import CurationConfig
-from megatron_r1.rewards.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
 _TAGS = (THINK_OPEN, THINK_CLOSE)
 _OPENING, _CLOSING = THINK_OPEN + "\n", "\n" + THINK_CLOSE + "\n\n"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from megatron_r1.data.conversations import Message, read_conversation
+from megatron_r1.data.chat.conversations import Message, read_conversation
 from megatron_r1.data.records import take_text
 from megatron_r1.errors import DataError
 

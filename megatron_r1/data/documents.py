@@ -13,8 +13,8 @@ import torch
 from megatron_r1.config.schema import DataConfig
 from megatron_r1.data.problems import shuffled
 from megatron_r1.data.records import read_records, read_text, take_text
-from megatron_r1.data.tally import pretraining_document
-from megatron_r1.data.tally_chat import tally_chat_document
+from megatron_r1.data.tally.arithmetic import pretraining_document
+from megatron_r1.data.tally.requests import tally_chat_document
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.types import MicroBatch

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.data.conversations import Message, Role
+from megatron_r1.data.chat.conversations import Message, Role
 from megatron_r1.data.records import take_text
 from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tables import read_rows

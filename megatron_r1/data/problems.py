@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from megatron_r1.config.schema import DataConfig
 from megatron_r1.data.records import read_records, take_text
 from megatron_r1.data.split import is_heldout
-from megatron_r1.data.tally import TallyProblem, draw_problem
+from megatron_r1.data.tally.arithmetic import TallyProblem, draw_problem
 from megatron_r1.errors import DataError
 from megatron_r1.types import DOMAINS, KINDS, PREFERENCES
 

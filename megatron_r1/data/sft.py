@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.config.schema import DataConfig, SftConfig, SftSource
-from megatron_r1.data.chat_template import describe_sample
+from megatron_r1.data.chat.template import describe_sample
 from megatron_r1.data.mixture import Mixture
 from megatron_r1.data.record_files import stream_records
 from megatron_r1.data.sample_store import SampleStore, read_description, write_store

@@ -17,7 +17,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from megatron_r1.data.templates import render, split_prompt
+from megatron_r1.data.chat.prompt_templates import render, split_prompt
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.model.architecture import Architecture
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
 
-from megatron_r1.config.benchmarks import EndpointConfig
+from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
+from megatron_r1.config.evaluation import EndpointConfig
 from megatron_r1.errors import ConfigError, RewardError, RolloutError
 from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.problems import BenchmarkProblem
-from megatron_r1.rewards.judge_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
-from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
 Progress = Callable[[int], object]  #: is told how many responses came

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.benchmarks import BenchmarksConfig
+from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.data.records import take_text
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.benchmarks import Benchmark
 from megatron_r1.evaluation.contest_tests import contest_day, contest_tests
 from megatron_r1.evaluation.files import Row, read_rows
-from megatron_r1.rewards.tags import find_boxed_answers
+from megatron_r1.tags import find_boxed_answers
 
 LETTERS = "ABCD"
 _MBPP_TEST = range(11, 511)  # task ids of the test split (google-research, mbpp/README)

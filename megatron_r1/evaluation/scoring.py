@@ -16,7 +16,7 @@ from megatron_r1.evaluation.vote import sort_into_classes
 from megatron_r1.rewards.choice import find_letter
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
-from megatron_r1.rewards.tags import find_answers
+from megatron_r1.tags import find_answers
 
 PLACE = "boxed"  #: where benchmarks of mathematics ask for the answer
 _WRITTEN_TOGETHER = 64

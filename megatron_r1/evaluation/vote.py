@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatron_r1.rewards.math_answer import answers_agree, clean_answer
-from megatron_r1.rewards.math_policy import MathPolicy
+from megatron_r1.rewards.math.policy import MathPolicy
+from megatron_r1.rewards.math.scorer import answers_agree, clean_answer
 from megatron_r1.rewards.protocol import Verdict
 
 

@@ -16,13 +16,13 @@ from megatron_r1.evaluation.evaluate import evaluate as evaluate_engine
 from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.results import named_results
 from megatron_r1.evaluation.table import render_table
-from megatron_r1.pipeline.benchmarks import evaluate_benchmarks
-from megatron_r1.pipeline.build import build_architecture, build_tokenizer, open_engine, open_rewards
-from megatron_r1.pipeline.hf_weights import load_engine
+from megatron_r1.pipeline.builders.engine_weights import load_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine, open_rewards
+from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.r1_zero import run_r1_zero
-from megatron_r1.pipeline.recipe import run_recipe
+from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.pipeline.stages import run_grpo, run_pretrain, run_reward_model, run_sft
+from megatron_r1.pipeline.stages.common import run_grpo, run_pretrain, run_reward_model, run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 

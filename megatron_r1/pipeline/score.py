@@ -11,10 +11,10 @@ from typing import Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import DataError
-from megatron_r1.rewards.engine import ScoringEngine
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import scorer_specs
-from megatron_r1.rewards.worker_process import Limits
+from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
 from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.progress import Progress

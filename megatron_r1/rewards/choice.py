@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from megatron_r1.rewards.protocol import Verdict
-from megatron_r1.rewards.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 # 'ANSWER: $LETTER' as simple-evals asks for it, in any case, also in bold, in brackets, as a formula or in a box
 _ANSWER = re.compile(r"answer[*_ \t]*[:：][*_ \t]*(?:\$|\\\(|\\boxed\{|\\text\{|\(|\[)*[*_ \t]*([A-Z])(?![\w'’])", re.IGNORECASE)

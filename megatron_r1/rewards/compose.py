@@ -21,7 +21,7 @@ from megatron_r1.errors import RewardError
 from megatron_r1.rewards.penalties import length_penalty, repetition_penalty
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ACCURACY_SCORERS
-from megatron_r1.rewards.tags import find_summary, whole_response
+from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 COMPONENTS = {"reasoning": ("accuracy", "format", "language"), "general": ("model", "format", "language")}

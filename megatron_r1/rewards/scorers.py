@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Scorer
-from megatron_r1.rewards.tags import THINK_OPEN
+from megatron_r1.tags import THINK_OPEN
 
 if TYPE_CHECKING:
     from megatron_r1.config.schema import RewardConfig
 
 #: name -> "module:class"; imported only where the scorer is built
 SCORERS = {
-    "math": "megatron_r1.rewards.math_answer:MathScorer",
-    "code": "megatron_r1.rewards.code:CodeScorer",
+    "math": "megatron_r1.rewards.math.scorer:MathScorer",
+    "code": "megatron_r1.rewards.code.scorer:CodeScorer",
     "format": "megatron_r1.rewards.format:FormatScorer",
-    "language": "megatron_r1.rewards.language:LanguageScorer",
+    "language": "megatron_r1.rewards.language.scorer:LanguageScorer",
 }
 ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
 #: a prompt's template -> the format that its responses must have

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 
 from megatron_r1.errors import EngineLost
+from megatron_r1.rollout.multi_node import FollowingPart
 from megatron_r1.rollout.protocol import OnGroup, RolloutEngine, SyncReport
-from megatron_r1.rollout.spread import FollowingPart
 from megatron_r1.runtime.distributed import failing_together, gather_objects, rank
 from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, RolloutGroup, Sampling

@@ -15,7 +15,7 @@ CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CPU_LATENT_DIMS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 NODE_ADDRESS = "VLLM_HOST_IP"  #: variable that tells vLLM under which address other nodes reach this one
-WORKER_EXTENSION = "megatron_r1.rollout.vllm_worker.HeldWeights"
+WORKER_EXTENSION = "megatron_r1.rollout.vllm.worker.HeldWeights"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from megatron_r1.rollout.vllm_held import read_held
-from megatron_r1.rollout.vllm_worker import HeldWeights
+from megatron_r1.rollout.vllm.held_weights import read_held
+from megatron_r1.rollout.vllm.worker import HeldWeights
 
 
 class CorruptingWorker(HeldWeights):

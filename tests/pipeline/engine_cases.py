@@ -14,7 +14,7 @@ from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.rollout.options import EngineOptions, engine_options
-from megatron_r1.rollout.process import VllmProcessEngine
+from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 from tests.random_weights import random_weights
 

@@ -10,7 +10,8 @@ from unittest.mock import patch
 import vllm
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from megatron_r1.rollout import vllm_engine, vllm_host
+from megatron_r1.rollout.vllm import engine as vllm_engine
+from megatron_r1.rollout.vllm import main as vllm_host
 from tests.pipeline.engine_cases import FolderOptions
 
 

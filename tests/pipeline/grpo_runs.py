@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 CONFIG = ROOT / "examples/tiny_cpu/r1_zero.yaml"
 SMALL = [
     "pretrain.steps=60",  # just enough for rewards that differ within a group

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_r1.rollout.collective import CollectiveEngine
-from megatron_r1.rollout.process import VllmProcessEngine
-from megatron_r1.rollout.spread import FollowingPart
+from megatron_r1.rollout.multi_node import FollowingPart
+from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.distributed import gather_objects
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.peers import find_peers

@@ -6,14 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.runtime import distributed
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "examples/tiny_cpu/r1_zero.yaml")
 GSM8K = str(ROOT / "examples/gsm8k/grpo.yaml")
 

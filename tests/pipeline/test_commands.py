@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1 import cli
-from megatron_r1.data.tally import chain_of_thought, draw_problem
+from megatron_r1.data.tally.arithmetic import chain_of_thought, draw_problem
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.runtime import distributed
 

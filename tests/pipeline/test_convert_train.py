@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
+from tests.paths import ROOT
 
 from megatron_r1 import cli
-from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.weights.hf import HfFolder
 from tests.random_weights import write_random_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_converted_folder_is_trained_and_its_checkpoint_exported(tmp_path):

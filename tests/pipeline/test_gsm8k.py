@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PROBLEMS = ROOT.parent / "shared/data/math/gsm8k_train.jsonl"
 
 

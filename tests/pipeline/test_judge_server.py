@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.schema import JudgeConfig
-from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import RewardError
-from megatron_r1.rewards.judge import Judge
+from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rollout.options import engine_environment
 from megatron_r1.runtime.launch import child_environment
 

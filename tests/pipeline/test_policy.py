@@ -11,7 +11,7 @@ import torch
 from megatron_r1.algorithms.grpo import grpo_loss
 from megatron_r1.config.schema import Config, GrpoConfig, ModelConfig, MoeTrainingConfig, OptimizerConfig, RuntimeConfig
 from megatron_r1.errors import CheckpointError
-from megatron_r1.pipeline.build import build_architecture, build_policy
+from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.grpo import loss_of
 from megatron_r1.training.samples import with_logprobs

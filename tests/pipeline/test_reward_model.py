@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, RewardModelConfig, RuntimeConfig
-from megatron_r1.data.conversations import Message
-from megatron_r1.data.templates import fixed_texts
+from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.prompt_templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError, DataError
 from megatron_r1.model.hf_config import read_hf_config
-from megatron_r1.pipeline.build import build_reward_model
-from megatron_r1.pipeline.reward_scoring import PreferenceRewards, load_reward_scorer
+from megatron_r1.pipeline.builders.models import build_reward_model
+from megatron_r1.pipeline.builders.preferences import PreferenceRewards, load_reward_scorer
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.runtime import distributed
 from megatron_r1.training.reward_model import loss_of
@@ -32,7 +33,7 @@ from tests.reward_cases import make_examples
 MODELS = {"v3": full_architecture(mtp=1), "qwen2": qwen2_architecture(tied=True), "llama": llama_architecture()}
 SEQUENCES = [sequence for example in make_examples() for sequence in example.sequences]
 CPU = RuntimeConfig(device="cpu")
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples/reward_model/tiny_cpu.yaml"
+EXAMPLE = ROOT / "examples/reward_model/tiny_cpu.yaml"
 SMALL = {
     "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2,
     "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 2,

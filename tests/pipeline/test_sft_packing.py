@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
-from megatron_r1.data.chat_template import encode_conversation, load_chat_template
-from megatron_r1.data.conversations import Message
+from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.template import encode_conversation, load_chat_template
 from megatron_r1.data.packing import pack_samples
-from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.dense import Qwen2
 from megatron_r1.model.presets import resolve_architecture
-from megatron_r1.pipeline.build import build_policy
+from megatron_r1.pipeline.builders.models import build_policy
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch, TrainingSample

@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
-from megatron_r1.data.chat_template import describe_sample, r1_chat_jinja
-from megatron_r1.data.conversations import read_conversation
+from megatron_r1.data.chat.conversations import read_conversation
+from megatron_r1.data.chat.template import describe_sample, r1_chat_jinja
 from megatron_r1.data.record_files import stream_records
 from megatron_r1.data.sft import PREVIEW, SftData
-from megatron_r1.data.tally_tokenizer import train_tally_tokenizer
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_r1.pipeline.artifact import fingerprint
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.run import Run
 
-ROOT = Path(__file__).resolve().parents[2]
 CHAT = ROOT.parent / "shared/data/chat"
 EXAMPLE = str(ROOT / "examples/tiny_cpu/sft_chat.yaml")
 

@@ -14,7 +14,7 @@ from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.models import EngineModel
 from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.model.presets import PRESETS, resolve_architecture
-from megatron_r1.rollout.process import VllmProcessEngine
+from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.types import Prompt
 from tests.pipeline.engine_cases import (

@@ -13,8 +13,8 @@ from megatron_r1.errors import DeviceError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.dense import Qwen2
 from megatron_r1.model.presets import PRESETS
-from megatron_r1.rollout import process
-from megatron_r1.rollout.child import EngineProcess
+from megatron_r1.rollout import vllm_client as process
+from megatron_r1.rollout.channel.local import EngineProcess
 from megatron_r1.runtime.launch import child_environment
 from tests.pipeline.engine_cases import (
     SAMPLING,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.rollout.announcements import find_servers
-from megatron_r1.rollout.process import VllmProcessEngine
+from megatron_r1.rollout.channel.announcements import find_servers
+from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
 from tests.pipeline.engine_cases import SAMPLING, difference_to_transformers, prompts, sampled, spread_case
 from tests.random_weights import random_weights, write_random_model

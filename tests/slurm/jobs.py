@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+from tests.paths import ROOT
+
 from tests.slurm.cluster import Cluster
 
-ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sbatch"))
 TIMES = ("seconds/", "tokens_per_second/")
@@ -58,7 +59,7 @@ class Jobs:
 
     def engines(self, node: str | None = None) -> list[int]:
         """Processes of vLLM engines."""
-        return self.cluster.processes(f"{sys.executable} -m megatron_r1.rollout.vllm_host", node)
+        return self.cluster.processes(f"{sys.executable} -m megatron_r1.rollout.vllm.main", node)
 
     def finish(self, job: str, timeout: float) -> str:
         """Wait for the job's good end; returns its log."""

@@ -1,0 +1,182 @@
+"""Conversations as token ids: what a chat template puts around the messages, and which tokens the assistant is trained on.
+
+Every template answers two questions in ids, the history before an assistant's turn and the turn itself, each tokenised as it will
+be when the model is asked: the history as a prompt, the turn as what follows it. From these, `encode_conversation` makes training
+samples for any template.
+
+Untrusted text never becomes a control token: a user's "<｜Assistant｜>" or "</think>" is characters, in an assistant's message only
+<think>, <answer> and their ends are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.prompt_templates import TEMPLATES
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.types import TrainingSample
+
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+OPENED = "<think>\n"  #: what the later revision of R1's template puts at the end of a prompt
+_END_OF_REASONING = "</think>"
+
+# R1's template as Jinja text. The published one has branches for tools too; without tools it renders the same.
+_R1_JINJA = (
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for message in messages if message['role'] == 'system' -%}"
+    "{%- set ns.system = ns.system + ('\\n\\n' if ns.system else '') + message['content'] -%}"
+    "{%- endfor -%}"
+    "{{- (bos_token or '') + ns.system -}}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{- '<｜User｜>' + message['content'] -}}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{- '<｜Assistant｜>' + message['content'].split('</think>')[-1] + eos_token -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+def r1_chat_jinja(opened: bool = False) -> str:
+    """R1's chat template as the text that goes with a model; `opened`: its generation prompt ends in "<think>\\n"."""
+    opening = "<think>\\n" if opened else ""
+    return _R1_JINJA + "{%- if add_generation_prompt -%}{{- '<｜Assistant｜>" + opening + "' -}}{%- endif -%}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An assistant's message as it is generated."""
+
+    token_ids: list[int]  #: ends with end of sequence
+    closing_ids: list[int]  #: what the template puts after it, on which there is no loss
+
+
+class ChatTemplate(Protocol):
+    """What stands around the messages of a conversation."""
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """What a model is asked with: these messages, and what opens the assistant's reply."""
+
+    def encode_turn(self, messages: Sequence[Message]) -> tuple[list[int], Turn]:
+        """The history before the last message, which is the assistant's, and the turn itself.
+
+        Raises:
+            DataError: the template has no place for such messages.
+        """
+
+
+def load_chat_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that `data.template` names: "tokenizer" is the tokenizer's own.
+
+    Raises:
+        ConfigError: unknown name, or a tokenizer without a template.
+    """
+    if name == "tokenizer":
+        from megatron_r1.data.chat.tokenizer_template import TokenizerTemplate
+
+        return TokenizerTemplate(tokenizer)
+    if name == "r1_zero":
+        return R1Zero(tokenizer)
+    if name not in TEMPLATES:
+        raise ConfigError(f"data.template={name!r} is unknown; choose one of {', '.join(TEMPLATES)}, tokenizer")
+    return R1Chat(tokenizer, opened=name == "r1_chat_think")
+
+
+class R1Chat:
+    """DeepSeek-R1's chat template: system messages first, no space or newline between markers and text.
+
+    Of past replies only what follows the last </think> is kept. `opened` is the later revision, whose prompt ends in "<think>\\n";
+    what the assistant writes is the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, opened: bool = False):
+        self._tokenizer, self._opened = tokenizer, opened
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """See `ChatTemplate`."""
+        return self._encode_history(messages) + (self._tokenizer.encode_fixed(OPENED) if self._opened else [])
+
+    def encode_turn(self, messages: Sequence[Message]) -> tuple[list[int], Turn]:
+        """See `ChatTemplate`."""
+        content = messages[-1].content
+        opening = OPENED if self._opened and content.startswith(OPENED) else ""  # apart, as the prompt would have it
+        ids = self._tokenizer.encode_response(opening) + self._tokenizer.encode_response(content[len(opening) :])
+        return self._encode_history(messages[:-1]), Turn([*ids, self._tokenizer.eos_id], [])
+
+    def _encode_history(self, messages: Sequence[Message]) -> list[int]:
+        tokenizer = self._tokenizer
+        user, assistant = tokenizer.encode_fixed(USER), tokenizer.encode_fixed(ASSISTANT)
+        system = "\n\n".join(message.content for message in messages if message.role == "system")
+        ids = tokenizer.start_ids + tokenizer.encode_plain(system)
+        for message in messages:
+            if message.role == "user":
+                ids += user + tokenizer.encode_plain(message.content)
+            elif message.role == "assistant":
+                kept = message.content.split(_END_OF_REASONING)[-1]
+                ids += [*assistant, *tokenizer.encode_response(kept), tokenizer.eos_id]
+        return ids + assistant
+
+
+class R1Zero:
+    """R1-Zero's template, which holds one question."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """See `ChatTemplate`."""
+        if [message.role for message in messages] != ["user"]:
+            raise DataError("data.template=r1_zero holds one question and its response; take r1_chat for conversations")
+        return self._tokenizer.encode_prompt("r1_zero", messages[0].content)[1]
+
+    def encode_turn(self, messages: Sequence[Message]) -> tuple[list[int], Turn]:
+        """See `ChatTemplate`."""
+        response = [*self._tokenizer.encode_response(messages[-1].content), self._tokenizer.eos_id]
+        return self.encode_prompt(messages[:-1]), Turn(response, [])
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> list[int]:
+    """A conversation in R1's chat template with its last response, end of sequence included, as a reward model reads it."""
+    history, turn = R1Chat(tokenizer).encode_turn([*messages, Message("assistant", response)])
+    return history + turn.token_ids
+
+
+def encode_conversation(messages: Sequence[Message], template: ChatTemplate) -> list[TrainingSample]:
+    """Training samples with loss on every message of the assistant once, its end of sequence included, and on nothing else.
+
+    One sample is enough where the history of each turn is what was trained on before it. Where the template changes past turns (R1
+    cuts their reasoning), the turn after a change begins a new sample with the history as the model will see it. So every turn is
+    trained whole, in the context that it is generated in.
+
+    Raises:
+        DataError: see `ChatTemplate.encode_turn`.
+    """
+    samples: list[TrainingSample] = []
+    ids: list[int] = []
+    is_trained: list[int] = []
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        history, turn = template.encode_turn(messages[: index + 1])
+        if history[: len(ids)] != ids:
+            samples.append(TrainingSample(ids, is_trained[1:]))
+            ids, is_trained = [], []
+        is_trained = is_trained + [0] * (len(history) - len(ids)) + [1] * len(turn.token_ids) + [0] * len(turn.closing_ids)
+        ids = history + turn.token_ids + turn.closing_ids
+    return [*samples, TrainingSample(ids, is_trained[1:])]
+
+
+def describe_sample(sample: TrainingSample, tokenizer: Tokenizer) -> str:
+    """The text of a sample with what is trained on in ⟦ ⟧, control tokens shown."""
+    parts: list[str] = []
+    is_trained = [0, *sample.loss_mask]
+    start = 0
+    for end in range(1, len(sample.token_ids) + 1):
+        if end == len(sample.token_ids) or is_trained[end] != is_trained[start]:
+            text = tokenizer.decode_everything(sample.token_ids[start:end])
+            parts.append(f"⟦{text}⟧" if is_trained[start] else text)
+            start = end
+    return "".join(parts)

@@ -1,0 +1,179 @@
+"""A trained reward model as a scorer: which part of a response it is given, batches, and the general route of the rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_r1.config.schema import Config, RewardModelConfig
+from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.template import encode_chat
+from megatron_r1.data.preferences import JudgedDialogues
+from megatron_r1.data.reward_packing import ScoredExample
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, find_architecture
+from megatron_r1.pipeline.session import Session
+from megatron_r1.rewards.compose import Verdicts
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.tags import find_summary, whole_response
+from megatron_r1.training.reward_model import RewardModel
+from megatron_r1.types import PREFERENCES, RolloutGroup
+
+_CUT = Verdict(0.0, "wrong", "cut at the length limit")
+
+
+def scored_part(kind: str, response: str) -> str | None:
+    """Helpfulness is judged by the final summary alone, safety by the whole response (v1 section 2.3.4); None: there is no summary.
+
+    A response without a word is scored as such: published pairs have them.
+
+    Raises:
+        ConfigError: a reward model of another kind.
+    """
+    if kind not in ("helpful", "safety"):
+        raise ConfigError(f"a reward model for {kind!r} does not tell which part of a response it scores: helpful or safety does")
+    return find_summary(response) if kind == "helpful" and response.strip() else response
+
+
+def encode_examples(examples: Sequence[JudgedDialogues], stage: RewardModelConfig, tokenizer: Tokenizer) -> list[ScoredExample]:
+    """The examples as the reward model is trained on them.
+
+    Raises:
+        DataError: file and line of a response that is too long, or of which there is nothing to score.
+    """
+    encoded = []
+    for example in examples:
+        sequences = []
+        for dialogue in example.dialogues:
+            part = scored_part(stage.kind, dialogue.response)
+            if part is None:
+                raise DataError(
+                    f"{example.where}: nothing follows the reasoning of a response, and helpfulness is judged by that alone"
+                )
+            sequences.append(encode_chat(tokenizer, dialogue.messages, part))
+        scored = ScoredExample(tuple(sequences), example.safe)
+        for limit, name, found in (
+            (stage.max_tokens, "max_tokens", max(map(len, sequences))),
+            (stage.micro_batch_tokens, "micro_batch_tokens", scored.num_tokens),
+        ):
+            if found > limit:
+                raise DataError(
+                    f"{example.where}: {found} tokens are more than reward_model.{name}={limit}; raise it or remove the example"
+                )
+        encoded.append(scored)
+    return encoded
+
+
+class RewardScorer:
+    """Scores responses in batches. All ranks call it with the same responses and get the same scores."""
+
+    def __init__(self, model: RewardModel, tokenizer: Tokenizer, kind: str) -> None:
+        """Args: `kind` is "helpful" or "safety", as the model was trained."""
+        scored_part(kind, "")
+        self._model, self._tokenizer, self._kind = model, tokenizer, kind
+
+    def score(self, responses: Sequence[tuple[Sequence[Message], str]]) -> list[float | None]:
+        """r_phi of each (conversation, response); None where helpfulness is asked of a response without a summary.
+
+        Any number, of any length that the model has positions for. Helpfulness: higher is better, on a scale of its own. Safety:
+        above 0 is safe, the sigmoid is the probability.
+
+        Raises:
+            DataError: a conversation with its response has more tokens than the model has positions.
+        """
+        parts = [scored_part(self._kind, response) for _, response in responses]
+        pairs = zip(responses, parts, strict=True)
+        sequences = [encode_chat(self._tokenizer, messages, part) for (messages, _), part in pairs if part is not None]
+        scores = iter(self._model.scores(sequences))
+        return [None if part is None else next(scores) for part in parts]
+
+
+def load_reward_scorer(config: Config, session: Session, kind: str | None = None) -> RewardScorer:
+    """The reward model in `model.weights` (a Hugging Face folder, a run or one of its checkpoints), ready to score.
+
+    Args:
+        kind: that it must have been trained for; None: any.
+
+    Raises:
+        ConfigError: it is no reward model, or one of another kind, or the layout does not fit.
+        CheckpointError: it is missing, incomplete or corrupt.
+    """
+    if config.model.weights is None:
+        raise ConfigError("model.weights is not set: give the folder of a reward model")
+    arch = find_architecture(config)
+    if kind is not None and arch.score_label not in (kind, None):
+        raise ConfigError(f"{config.model.weights} is a reward model for {arch.score_label}, {kind} is needed")
+    model = build_reward_model(config, session, label=None, optimizer=None, total_updates=0)
+    return RewardScorer(model, build_tokenizer(config, arch), arch.score_label or Path(config.model.weights).name)
+
+
+class PreferenceRewards:
+    """The model component of general prompts: each is judged by the reward model of its set (v2 section 3.1).
+
+    Args:
+        scorers: a prompt's `preference` -> the reward model that judges it.
+    """
+
+    def __init__(self, scorers: Mapping[str, RewardScorer]) -> None:
+        self._scorers = scorers
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
+        """{"model": verdicts [G]} for the groups of general prompts, {} for others. All ranks call it with the same groups.
+
+        Raises:
+            ConfigError: there is no reward model for a prompt.
+        """
+        verdicts: list[Verdicts] = [{} for _ in groups]
+        for preference in PREFERENCES:
+            chosen = [
+                i for i, group in enumerate(groups) if group.prompt.kind == "general" and group.prompt.preference == preference
+            ]
+            if not chosen:
+                continue
+            if preference not in self._scorers:
+                raise ConfigError(
+                    f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
+                )
+            rollouts = [(groups[i].prompt, rollout) for i in chosen for rollout in groups[i].rollouts]
+            responses = [
+                ((Message("user", prompt.question),), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts
+            ]
+            scores = iter(self._scorers[preference].score(responses))
+            for i in chosen:
+                row = zip(groups[i].rollouts, [next(scores) for _ in groups[i].rollouts], strict=True)
+                verdicts[i] = {"model": [_verdict(score) if rollout.finished else _CUT for rollout, score in row]}
+        return verdicts
+
+
+@contextmanager
+def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRewards | None]:
+    """The reward models of the config for the block; None where `reward.model` names none.
+
+    Raises:
+        ConfigError: no folder is set, or one is no reward model of its kind.
+    """
+    if config.reward.model != "reward_models":
+        yield None
+        return
+    folders = {"helpful": config.reward.helpful_model, "safety": config.reward.safety_model}
+    if not any(folders.values()):
+        raise ConfigError("reward.model=reward_models needs reward.helpful_model, reward.safety_model or both")
+    scorers = {}
+    for kind, folder in folders.items():
+        if folder is not None:
+            model = config.model.model_copy(update={"weights": folder, "overrides": {}})
+            data = config.data.model_copy(update={"tokenizer": None})
+            scorers[kind] = load_reward_scorer(config.model_copy(update={"model": model, "data": data}), session, kind)
+    yield PreferenceRewards(scorers)
+
+
+def _verdict(score: float | None) -> Verdict:
+    """sigmoid(r), so that a response which cannot be scored, worth 0, is never better than one that can; how the paper scales r
+    beside the other rewards is not stated. "correct" from r = 0."""
+    if score is None:
+        return Verdict(0.0, "wrong", "nothing follows the reasoning")
+    reward = 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))
+    return Verdict(reward, "correct" if score > 0 else "wrong", f"r = {score:.4f}")

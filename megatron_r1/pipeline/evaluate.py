@@ -1,0 +1,241 @@
+"""`evaluate` over published benchmarks: sample what is missing, judge what is not judged, measure, write the table.
+
+    run_dir/
+        <benchmark>/responses.jsonl   every response, appended as it comes, and beside it the settings it depends on
+        <benchmark>/scores.jsonl      its verdict, likewise
+        <benchmark>/greedy_*.jsonl    the same at temperature 0, where asked for
+        results.json, results.md, config.yaml
+
+Killed at any moment, the same command goes on from what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.load import save_config
+from megatron_r1.config.schema import Config
+from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.template import OPENED, load_chat_template
+from megatron_r1.errors import ConfigError
+from megatron_r1.evaluation.benchmarks import Benchmark, find_benchmarks
+from megatron_r1.evaluation.ledger import Ledger
+from megatron_r1.evaluation.measure import BenchmarkResult, measure
+from megatron_r1.evaluation.models import EndpointModel, EngineModel, Model
+from megatron_r1.evaluation.problems import BenchmarkProblem, digest, read_benchmark
+from megatron_r1.evaluation.results import Results, write_results
+from megatron_r1.evaluation.scoring import evaluation_specs, score_responses, vote_classes
+from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine
+from megatron_r1.pipeline.session import Session, open_session
+from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.runtime.launch import child_environment, read_launch
+from megatron_r1.runtime.progress import Progress
+from megatron_r1.runtime.run import lock_folder
+from megatron_r1.types import Prompt, Sampling
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark of an evaluation."""
+
+    name: str
+    benchmark: Benchmark
+    problems: list[BenchmarkProblem]
+    samples: int
+
+
+def evaluate_benchmarks(config: Config, session: Session | None = None, rescore: bool = False) -> Results:
+    """Measure the model on `evaluate.benchmarks.files`; print the table and write it into `run_dir`.
+
+    Args:
+        session: of one process, where there is one already; None: opened where it is needed.
+        rescore: judge all kept responses again, with the rewards as they are now; nothing is sampled, and the model is not opened.
+
+    Raises:
+        ConfigError: settings that do not fit, or other ones than kept responses were sampled with.
+        DataError: a benchmark's file, or a kept one, by file and line.
+        RolloutError: the engine died or the endpoint gives no answer; what came is kept.
+        RewardError: the judge of a benchmark cannot work here, e.g. for want of a sandbox.
+    """
+    settings = config.evaluate.benchmarks
+    if read_launch().world_size != 1:
+        raise ConfigError("evaluate over benchmarks is one process: spread the model with rollout.tensor_parallel_size")
+    find_benchmarks(list(settings.samples))
+    tasks = [
+        Task(
+            name,
+            benchmark,
+            read_benchmark(benchmark, Path(settings.files[name]), settings),
+            settings.samples.get(name, benchmark.samples),
+        )
+        for name, benchmark in find_benchmarks(list(settings.files)).items()
+    ]
+    model, run_dir = _describe_model(config), Path(config.run_dir)
+    # Before hours of sampling: a judge that cannot work here says so as it starts.
+    with lock_folder(run_dir), _open_scoring(config, tasks) as scoring:
+        save_config(config, run_dir / "config.yaml")
+        if not rescore:
+            _sample(config, session, tasks)
+        results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
+        sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+        name = settings.name or settings.endpoint.model or Path(model).name
+        measured = Results(name, model, sampled | {"template": config.data.template}, results)
+        print(write_results(run_dir, measured), flush=True)
+    return measured
+
+
+def _describe_model(config: Config) -> str:
+    endpoint = config.evaluate.benchmarks.endpoint
+    if (endpoint.url is None) == (config.model.weights is None):
+        raise ConfigError("evaluate needs one model: set either model.weights or evaluate.benchmarks.endpoint.url")
+    return f"{endpoint.model} at {endpoint.url}" if endpoint.url else str(config.model.weights)
+
+
+def _passes(config: Config, task: Task) -> Iterator[tuple[str, Sampling]]:
+    """File names' prefix and sampling of the sampled pass, and of the greedy one where it is asked for."""
+    settings = config.evaluate.benchmarks
+    yield "", Sampling(task.samples, settings.temperature, settings.top_p, settings.max_tokens)
+    if settings.greedy:
+        yield "greedy_", Sampling(1, 0.0, 1.0, settings.max_tokens)
+
+
+def _asked(task: Task, sampling: Sampling) -> dict[str, Any]:
+    """What kept responses must have been asked for with."""
+    return {
+        "problems": digest((problem.id, problem.question) for problem in task.problems),
+        "samples": sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+    }
+
+
+def _open_responses(config: Config, task: Task, prefix: str, settings: dict[str, Any] | None) -> Ledger:
+    return Ledger(Path(config.run_dir) / task.name / f"{prefix}responses.jsonl", settings)
+
+
+def _sample(config: Config, session: Session | None, tasks: list[Task]) -> None:
+    """Bring every ledger of responses to its full length. The model is started only where one is not."""
+    settings = config.evaluate.benchmarks
+    if settings.endpoint.url:
+        identity = {"model": settings.endpoint.model, "template": "the endpoint's"}
+    else:
+        fingerprint = weights_fingerprint(Path(config.model.weights))
+        identity = {"model": fingerprint, "template": config.data.template, "responses_per_call": settings.responses_per_call}
+    with ExitStack() as stack:
+        model: Model | None = None
+        for task in tasks:
+            for prefix, sampling in _passes(config, task):
+                asked = _asked(task, sampling) | {"seed": settings.seed} | identity
+                with _open_responses(config, task, prefix, asked) as kept:
+                    total = len(task.problems) * sampling.n
+                    if len(kept.lines) == total:
+                        continue
+                    model = model or stack.enter_context(_open_model(config, session, tasks))
+                    title = f"{task.benchmark.title}{', greedy' if prefix else ''}"
+                    with Progress(total, title, initial=len(kept.lines)) as progress:
+                        model.sample(task.problems, sampling, f"{settings.seed} {task.name} {prefix}", kept, progress.advance)
+
+
+@contextmanager
+def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> Iterator[Model]:
+    """The endpoint, or an engine with the weights of `model.weights`, for the block."""
+    settings = config.evaluate.benchmarks
+    if settings.endpoint.url:
+        with EndpointModel(settings.endpoint) as model:
+            yield model
+        return
+    with nullcontext(session) if session else open_session(config.runtime) as opened:
+        arch = build_architecture(config)
+        tokenizer = build_tokenizer(config, arch)
+        template = load_chat_template(config.data.template, tokenizer)
+
+        def make_prompt(problem: BenchmarkProblem) -> Prompt:
+            ids = tuple(template.encode_prompt([Message("user", problem.question)]))
+            return Prompt(problem.id, problem.question, "", tokenizer.decode_everything(ids), ids)
+
+        prompts = [make_prompt(problem) for task in tasks for problem in task.problems]
+        longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+        length, positions = len(longest.token_ids), arch.max_position_embeddings
+        if length + settings.max_tokens > positions:
+            raise ConfigError(
+                f"problem {longest.id!r} has {length} tokens: with evaluate.benchmarks.max_tokens={settings.max_tokens} of response "
+                f"that is more than the model's {positions} positions; lower max_tokens"
+            )
+        rollout = config.rollout.model_copy(update={"max_response_tokens": settings.max_tokens})
+        data = config.data.model_copy(update={"max_prompt_tokens": length})
+        fitting = config.model_copy(update={"rollout": rollout, "data": data})
+        with open_engine(fitting, opened, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
+            load_engine(engine, config)
+            opening = OPENED if longest.text.endswith(OPENED) else ""
+            yield EngineModel(engine, make_prompt, opening, settings.responses_per_call)
+
+
+def _score(config: Config, task: Task, scoring: ScoringEngine, rescore: bool) -> BenchmarkResult:
+    """Judge what is not judged, or with `rescore` everything, and measure."""
+    settings, folder = config.evaluate.benchmarks, Path(config.run_dir) / task.name
+    specs = evaluation_specs(task.benchmark, config.reward)
+    judged_by = {
+        "judge": {name: dict(spec.settings) for name, spec in specs.items()},
+        "references": digest((p.id, p.reference) for p in task.problems),
+    }
+    with ExitStack() as stack:
+        ledgers: dict[str, tuple[Ledger, Ledger]] = {}
+        for prefix, sampling in _passes(config, task):
+            responses = stack.enter_context(_open_responses(config, task, prefix, None))
+            _require_complete(task, sampling, responses)
+            path = folder / f"{prefix}scores.jsonl"
+            if rescore:
+                path.with_suffix(".settings.json").unlink(missing_ok=True)
+            scores = stack.enter_context(Ledger(path, judged_by, replace=True))
+            if len(scores.lines) < len(responses.lines):
+                with Progress(len(responses.lines), f"{task.benchmark.title}, judging", initial=len(scores.lines)) as progress:
+                    score_responses(task.benchmark, task.problems, responses, scores, scoring, progress.advance)
+            ledgers[prefix] = (responses, scores)
+        responses, scores = ledgers[""]
+        classes, notes = None, _size_notes(task)
+        if task.benchmark.votes:
+            classes, failed = vote_classes(task.benchmark, task.problems, task.samples, scores, scoring)
+            notes += [f"answers to {failed} problems could not be compared, and were counted as written"] if failed else []
+        return measure(
+            task.problems,
+            task.samples,
+            responses,
+            scores,
+            classes=classes,
+            greedy_scores=ledgers["greedy_"][1] if settings.greedy else None,
+            resamples=settings.resamples,
+            seed=settings.seed,
+            notes=notes,
+        )
+
+
+def _require_complete(task: Task, sampling: Sampling, responses: Ledger) -> None:
+    """With --rescore, the kept responses need not be those that the config asks for."""
+    for name, value in _asked(task, sampling).items():
+        if responses.settings[name] != value:
+            raise ConfigError(
+                f"{responses.path} was sampled with {name}={responses.settings[name]}, the config has {value}: restore it"
+            )
+    missing = len(task.problems) * sampling.n - len(responses.lines)
+    if missing:
+        raise ConfigError(f"{responses.path} lacks {missing} responses; run the same command without --rescore to sample them")
+
+
+def _size_notes(task: Task) -> list[str]:
+    size = task.benchmark.size
+    return [f"{len(task.problems)} problems, published with {size}"] if size not in (None, len(task.problems)) else []
+
+
+def _open_scoring(config: Config, tasks: list[Task]) -> ScoringEngine:
+    rewards = config.reward
+    specs = {name: spec for task in tasks for name, spec in evaluation_specs(task.benchmark, rewards).items()}
+    limits = Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes)
+    log = Path(config.run_dir) / "scoring.log"
+    return ScoringEngine(specs, workers=rewards.workers, limits=limits, environment=child_environment(), log=log)

@@ -1,0 +1,169 @@
+"""What every model of the R1 pipeline is measured by, on held-out problems and requests.
+
+stage/measured/
+    responses.jsonl   every sampled response with its verdicts
+    measured.json     the means, written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from megatron_r1.config.recipe import RecipeConfig
+from megatron_r1.config.schema import Config
+from megatron_r1.curation.filters import first_failure
+from megatron_r1.curation.forms import Form, read_sample
+from megatron_r1.curation.records import Conversation
+from megatron_r1.curation.results import write_json_lines
+from megatron_r1.data.general import load_general
+from megatron_r1.data.problems import load_problems
+from megatron_r1.data.prompts import heldout_prompts
+from megatron_r1.evaluation.passk import mean
+from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine, open_rewards
+from megatron_r1.pipeline.builders.preferences import open_preferences
+from megatron_r1.pipeline.session import Session
+from megatron_r1.runtime.distributed import on_rank_zero
+from megatron_r1.runtime.files import write_atomically
+from megatron_r1.types import RolloutGroup, Sampling
+
+if TYPE_CHECKING:
+    from megatron_r1.pipeline.recipe.plan import Recipe
+
+MEASURED, RESPONSES = "measured.json", "responses.jsonl"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over samples, in [0, 1] where nothing else is said. None: not measured."""
+
+    GATED: ClassVar[tuple[str, ...]] = ("pass_at_1", "format", "language", "readable", "helpful", "safe")
+
+    model: str  #: tells its weights from others
+    pass_at_1: float  #: share of samples with the right answer
+    format: float  #: share in the format of the stage's template
+    language: float  #: words of the reasoning in the question's language, over all words
+    readable: float  #: share that passes the filters of cold-start data but correctness: one language, no repetition, a clear form
+    length: float  #: mean tokens of a response
+    helpful: float | None = None  #: mean sigmoid of the reward model's score on held-out requests to be helpful with
+    safe: float | None = None  #: share of responses to held-out requests to be careful with that the reward model calls safe
+
+
+def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
+    """Measure a stage's model, unless that is done. All ranks call this.
+
+    Helpfulness and safety are measured as soon as the reward models are there.
+    """
+    weights, folder = recipe.weights(stage), recipe.root / stage / "measured"
+    models = {kind: recipe.artifact(kind) for kind in ("helpful", "safety")}
+    judged = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
+    model = weights_fingerprint(weights)
+    found = on_rank_zero(lambda: read_measured(recipe.root, stage))
+    if found is not None and found.model == model and not (judged and lacks_requests(recipe, found)):
+        return found
+    config = recipe.config_of(
+        stage,
+        {
+            "model.weights": str(weights), "model.overrides": {}, "reward.language_weight": 1.0,
+            "reward.model": "reward_models" if judged else "none",
+        }
+        | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if judged else {}),
+    )  # fmt: skip
+    groups = _respond(config, recipe.config.recipe, session, folder, with_requests=judged)
+    measured = Measured(model, **_means(config, groups))
+
+    def keep() -> None:
+        write_json_lines(folder / RESPONSES, _lines(groups))
+        write_atomically(folder / MEASURED, json.dumps(asdict(measured), indent=1) + "\n")
+
+    on_rank_zero(keep)
+    return measured
+
+
+def lacks_requests(recipe: Recipe, measured: Measured) -> bool:
+    """Whether helpfulness and safety are wanted and not there: the reward models came later."""
+    return measured.helpful is None and recipe.config.recipe.requests is not None
+
+
+def read_measured(root: Path, stage: str) -> Measured | None:
+    """What was measured of a stage; None where nothing was."""
+    path = root / stage / "measured" / MEASURED
+    return Measured(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _respond(config: Config, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool) -> list[RolloutGroup]:
+    """Sample the model on held-out prompts, and have every response judged."""
+    source = load_problems(config.data)
+    general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+
+    def draw(problems: Any, count: int) -> list:
+        return heldout_prompts(
+            problems, tokenizer, config.data.template, count, config.evaluate.seed, config.data.max_prompt_tokens
+        )
+
+    prompts = draw(source, settings.measured_problems)
+    if with_requests and general is not None:
+        prompts += draw(general, settings.measured_requests)
+    sampling = Sampling(
+        settings.measured_samples, config.evaluate.temperature, config.evaluate.top_p, config.rollout.max_response_tokens
+    )
+    with ExitStack() as stack:
+        preferences = stack.enter_context(open_preferences(config, session))
+        rewards = stack.enter_context(open_rewards(config, source, folder / "scoring.log", preferences))
+        engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
+        load_engine(engine, config)
+        groups = engine.generate(prompts, sampling, config.evaluate.seed)
+        rewards.collect(groups)
+    return groups
+
+
+def _means(config: Config, groups: Sequence[RolloutGroup]) -> dict[str, float | None]:
+    reasoning = [group for group in groups if group.prompt.kind == "reasoning"]
+    rollouts = [rollout for group in reasoning for rollout in group.rollouts]
+
+    def part(name: str, chosen: Sequence[RolloutGroup]) -> list[float]:
+        return [score or 0.0 for group in chosen for score in group.reward_parts[name]]
+
+    by_set = {
+        kind: [group for group in groups if group.prompt.kind == "general" and group.prompt.preference == kind]
+        for kind in ("helpful", "safety")
+    }
+    return {
+        "pass_at_1": mean(part("accuracy", reasoning)),
+        "format": mean(part("format", reasoning)),
+        "language": mean(part("language", reasoning)),
+        "readable": mean([float(_is_readable(config, group, rollout.text)) for group in reasoning for rollout in group.rollouts]),
+        "length": mean([float(len(rollout.token_ids)) for rollout in rollouts]),
+        "helpful": mean(part("model", by_set["helpful"])) if by_set["helpful"] else None,
+        "safe": mean([float(score > 0.5) for score in part("model", by_set["safety"])]) if by_set["safety"] else None,
+    }
+
+
+def _is_readable(config: Config, group: RolloutGroup, response: str) -> bool:
+    answer = read_sample(response, config.curation.rejection.answer_summary)
+    if answer is None:
+        return False
+    filters = config.curation.cold_start.filters
+    names = [name for name in filters.names if name not in ("correct", "first_person")]
+    conversation = Conversation.of_turn(
+        group.prompt.id, group.prompt.question, Form().join(answer), domain="math", language=group.prompt.language
+    )
+    return first_failure(conversation, filters.model_copy(update={"names": names}), Form()) is None
+
+
+def _lines(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_id": group.prompt.id, "question": group.prompt.question, "answer": group.prompt.answer, "response": rollout.text,
+            "tokens": len(rollout.token_ids), **{name: row[i] for name, row in group.reward_parts.items()},
+        }
+        for group in groups
+        for i, rollout in enumerate(group.rollouts)
+    ]  # fmt: skip

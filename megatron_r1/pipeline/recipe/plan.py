@@ -1,0 +1,190 @@
+"""The R1 pipeline: which stage is made from which, each stage's settings, and the driver.
+
+    base ── zero ──┐
+      │            │ outputs
+      ├── stage1 ◄─┘ cold-start SFT (Dev1)
+      │     └── stage2  reasoning RL (Dev2) ── helpful, safety  reward models
+      │            │ samples                        │
+      └── stage3 ◄─┘ SFT from the base (Dev3)       │
+              ├── stage4 ◄──────────────────────────┘ RL over all scenarios (R1)
+              └── distill ◄── student ── student_rl
+
+Source: DeepSeek-R1 (arXiv 2501.12948v2) sections 2 and 3, figure 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.load import override_config
+from megatron_r1.config.recipe import RecipeConfig
+from megatron_r1.config.schema import Config
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.pipeline.recipe import stages as recipe_stages
+from megatron_r1.pipeline.recipe.measure import Measured, lacks_requests, measure_stage, read_measured
+from megatron_r1.pipeline.recipe.report import write_comparison
+from megatron_r1.pipeline.session import Session
+from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline."""
+
+    title: str
+    needs: tuple[str, ...]  #: stages whose artifacts go in
+    run: Callable[[Recipe, Session], object]
+    is_language_model: bool = True  #: is measured and stands in the table
+
+
+STAGES: dict[str, Stage] = {
+    "base": Stage("base model", (), recipe_stages.run_base),
+    "zero": Stage("R1-Zero: RL alone, no SFT", ("base",), recipe_stages.run_zero),
+    "stage1": Stage("Dev1: SFT of the base on cold-start data", ("base", "zero"), recipe_stages.run_stage1),
+    "stage2": Stage("Dev2: reasoning RL with the language reward", ("stage1",), recipe_stages.run_stage2),
+    "helpful": Stage("reward model for helpfulness", ("stage2",), recipe_stages.run_helpful, is_language_model=False),
+    "safety": Stage("reward model for safety", ("stage2",), recipe_stages.run_safety, is_language_model=False),
+    "stage3": Stage("Dev3: SFT of the base on curated samples", ("base", "stage2"), recipe_stages.run_stage3),
+    "stage4": Stage("R1: RL over all scenarios", ("stage3", "helpful", "safety"), recipe_stages.run_stage4),
+    "student": Stage("student's base model", (), recipe_stages.run_student),
+    "distill": Stage("student, distilled", ("student", "stage3"), recipe_stages.run_distill),
+    "student_rl": Stage("student, RL alone", ("student",), recipe_stages.run_student_rl),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The pipeline's config and folder."""
+
+    config: Config
+
+    @property
+    def root(self) -> Path:
+        """Holds a folder for every stage."""
+        return Path(self.config.run_dir)
+
+    def artifact(self, stage: str) -> Artifact:
+        """What a stage leaves for others; it may not exist yet."""
+        return Artifact(self.root / stage / "hf")
+
+    def weights(self, stage: str) -> Path:
+        """The model of a stage: what it made, or the folder that it is given in `model.weights` (base and student)."""
+        given = self.config_of(stage).model.weights if not STAGES[stage].needs else None
+        return self.artifact(stage).folder if given is None else Path(given)
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage's model is there."""
+        return self.weights(stage) != self.artifact(stage).folder or self.artifact(stage).exists
+
+    def config_of(self, stage: str, settings: Mapping[str, Any] | None = None) -> Config:
+        """The config of a stage, with some settings that its inputs give. It does not hold what is set for others.
+
+        Raises:
+            ConfigError: an unknown key or a wrong value, named.
+        """
+        config = override_config(self.config, self.config.recipe.stages.get(stage, {}), f"in recipe.stages.{stage}")
+        config = config.model_copy(update={"recipe": RecipeConfig()})
+        return override_config(config, {"run_dir": str(self.root / stage), **(settings or {})}, f"for stage {stage}")
+
+
+def run_recipe(config: Config, session: Session, first: str | None = None, last: str | None = None) -> None:
+    """Run the stages from `first` to `last`, measure every model, hold it against its gate, and compare all.
+
+    A finished stage is not run again.
+
+    Raises:
+        ConfigError: an unknown stage, or one whose inputs are not there.
+        DataError: a stage misses its gate.
+    """
+    recipe, names = Recipe(config), chosen_stages(first, last)
+    check_recipe(recipe)
+    for name in names:
+        stage = STAGES[name]
+        for needed in stage.needs:
+            if not on_rank_zero(lambda needed=needed: recipe.is_finished(needed)):
+                raise ConfigError(f"stage {name} needs {recipe.weights(needed)}, which is not there: run stage {needed} first")
+        if is_rank_zero():
+            print(f"== {name}: {stage.title}", flush=True)
+        stage.run(recipe, session)
+        if stage.is_language_model:
+            check_gate(config, name, measure_stage(recipe, name, session))
+    titles = {name: stage.title for name, stage in STAGES.items() if stage.is_language_model}
+    for early in on_rank_zero(lambda: _measured_early(recipe, titles)):
+        measure_stage(recipe, early, session)
+    on_rank_zero(lambda: write_comparison(recipe.root, titles))
+
+
+def _measured_early(recipe: Recipe, stages: Iterable[str]) -> list[str]:
+    """Stages that could not be measured for helpfulness and safety, and now can be."""
+    if not all(recipe.artifact(kind).exists for kind in ("helpful", "safety")):
+        return []
+    measured = {stage: read_measured(recipe.root, stage) for stage in stages if recipe.is_finished(stage)}
+    return [stage for stage, found in measured.items() if found is not None and lacks_requests(recipe, found)]
+
+
+def chosen_stages(first: str | None, last: str | None) -> list[str]:
+    """The names from `first` to `last`, both included.
+
+    Raises:
+        ConfigError: an unknown name, or `last` before `first`.
+    """
+    names = list(STAGES)
+    for option, name in (("--from", first), ("--to", last)):
+        if name is not None and name not in STAGES:
+            raise ConfigError(f"{option} {name}: there is no such stage; the stages are {', '.join(names)}")
+    start = names.index(first) if first else 0
+    end = names.index(last) if last else len(names) - 1
+    if end < start:
+        raise ConfigError(f"--to {last} comes before --from {first}; the order is {', '.join(names)}")
+    return names[start : end + 1]
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Look at every stage's settings before the first begins.
+
+    Raises:
+        ConfigError: an unknown stage, key or measure, or a value that does not fit.
+    """
+    settings = recipe.config.recipe
+    for section, named in (("stages", settings.stages), ("gates", settings.gates)):
+        for name in named:
+            if name not in STAGES:
+                raise ConfigError(f"recipe.{section}.{name}: there is no such stage; the stages are {', '.join(STAGES)}")
+    for name, gate in settings.gates.items():
+        for measure in gate:
+            if measure not in Measured.GATED:
+                raise ConfigError(f"recipe.gates.{name}.{measure}: there is no such measure; there are {', '.join(Measured.GATED)}")
+    for name in STAGES:
+        recipe.config_of(name)
+
+
+def check_gate(config: Config, name: str, measured: Measured) -> None:
+    """Raises DataError where a stage is below its bar."""
+    for measure, least in config.recipe.gates.get(name, {}).items():
+        value = getattr(measured, measure)
+        if value is None or value < least:
+            found = "was not measured" if value is None else f"is {value:.3f}"
+            raise DataError(
+                f"stage {name} misses its gate: {measure} {found}, recipe.gates.{name}.{measure} is {least}; train it longer or lower the gate"
+            )
+
+
+def describe_plan(config: Config, first: str | None = None, last: str | None = None) -> str:
+    """What a run would do, stage by stage; nothing is started.
+
+    Raises:
+        ConfigError: see `run_recipe`.
+    """
+    recipe = Recipe(config)
+    check_recipe(recipe)
+    lines = []
+    for name in chosen_stages(first, last):
+        stage = STAGES[name]
+        state = "finished" if recipe.is_finished(name) else "to do"
+        inputs = f" from {', '.join(stage.needs)}" if stage.needs else ""
+        lines.append(f"{name:<11} {state:<9} {stage.title}{inputs} -> {recipe.weights(name)}")
+    return "\n".join(lines)

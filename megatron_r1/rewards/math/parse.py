@@ -1,0 +1,374 @@
+r"""Read one mathematical answer into a tree: numbers, expressions, tuples, sets, intervals, equations, inequalities, matrices, words.
+
+The reader evaluates nothing: `9^{9^{9^9}}` is a small tree. What it does not understand it refuses; it never guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from megatron_r1.rewards.math.tokens import FUNCTIONS, Token, Unreadable, tokenize
+from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
+from megatron_r1.rewards.math.units import canonical_unit
+
+MAX_DEPTH = 24
+MAX_DIGITS = 400
+
+_CLOSING = {"(": ")", "[": "]", "\\{": "\\}", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_MINUS_ONE = Apply("neg", (Number(Fraction(1)),))
+_SIGNS = {"+", "-", "\\pm", "\\mp"}
+
+
+def parse_answer(text: str) -> Node:
+    """The tree of one answer.
+
+    Raises:
+        Unreadable: it is not understood.
+    """
+    reader = _Reader(tokenize(text))
+    tree = reader.read_list()
+    if reader.peek() is not None:
+        raise Unreadable(f"unexpected {reader.peek().text or reader.peek().kind}")
+    return tree
+
+
+class _Reader:
+    """Recursive descent over the tokens; `depth` bounds the recursion."""
+
+    def __init__(self, tokens: list[Token]):
+        self._tokens = tokens
+        self._at = 0
+        self._depth = 0
+        self._bars = 0  # inside |...|, where a bar closes
+
+    def peek(self, ahead: int = 0) -> Token | None:
+        """The next token but `ahead`, None past the end."""
+        return self._tokens[self._at + ahead] if self._at + ahead < len(self._tokens) else None
+
+    def read_list(self) -> Node:
+        """Items separated by commas or connectives."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise Unreadable("nested too deep")
+        items, separators = [self._read_union()], []
+        while self._next_is("separator"):
+            separators.append(self._take().text)
+            if separators[-1] == "," and self._next_is("separator", "and", "or"):
+                separators[-1] = self._take().text
+            items.append(self._read_union())
+        self._depth -= 1
+        if not separators:
+            return items[0]
+        return Group("or" if set(separators) == {"or"} else "list", tuple(items))
+
+    def _read_union(self) -> Node:
+        items = [self._read_relation()]
+        while self._next_is("op", "\\cup"):
+            self._take()
+            items.append(self._read_relation())
+        return items[0] if len(items) == 1 else Group("union", tuple(items))
+
+    def _read_relation(self) -> Node:
+        sides, signs = [self._read_side()], []
+        while self._next_is("relation"):
+            signs.append(self._take().text)
+            sides.append(self._read_side())
+        return Relation(tuple(signs), tuple(sides)) if signs else sides[0]
+
+    def _read_side(self) -> Node:
+        """A value with its unit, words, a ratio, or an ellipsis alone."""
+        if self._next_is("dots"):
+            self._take()
+            return Dots()
+        if self._next_is("word"):
+            return Words(self._read_words())
+        parts = [self._read_quantity()]
+        while self._next_is("op", ":"):
+            self._take()
+            parts.append(self._read_quantity())
+        return parts[0] if len(parts) == 1 else Group("ratio", tuple(parts))
+
+    def _read_quantity(self) -> Node:
+        unit = ""
+        negative = self._next_is("op", "-") and self._next_is("currency", ahead=1)
+        if negative or self._next_is("currency"):
+            self._at += negative
+            unit = self._take().text
+        value = self._read_sum()
+        if self._next_is("percent"):
+            self._take()
+            value = Apply("percent", (value,))
+        if negative:
+            value = Apply("neg", (value,))
+        if isinstance(value, Apply) and value.op in ("degree", "percent", "base"):
+            value, unit = value.args[0], (value.op if value.op != "base" else f"base {value.args[1].value}")
+        if self._next_is("word"):
+            words = self._read_words()
+            try:
+                unit = canonical_unit(f"{unit if unit == 'degree' else ''} {words}") or unit
+            except ValueError as error:
+                raise Unreadable("words that are no unit") from error
+        elif self._next_is("currency"):
+            unit = self._take().text
+        return Quantity(value, unit) if unit else value
+
+    def _read_words(self) -> str:
+        """Words in a row, with the power of a unit."""
+        words = []
+        while (token := self.peek()) is not None:
+            if token.kind == "word" or (words and token.kind == "name" and token.spaced and len(token.text) == 1):
+                words.append(self._take().text)
+            elif words and self._next_is("op", "/") and self._next_is("word", ahead=1):
+                self._take()
+                words.append("/")
+            elif words and self._next_is("op", "^"):
+                self._take()
+                exponent = self._read_tex_argument()
+                if not isinstance(exponent, Number):
+                    raise Unreadable("power of a word")
+                words.append(f"^{exponent.value}")
+            else:
+                break
+        return " ".join(words)
+
+    def _read_sum(self) -> Node:
+        terms = [self._signed(self._read_product)]
+        while self._next_is("op", *_SIGNS):
+            sign = self._take().text
+            terms.append(_sign(sign, self._signed(self._read_product)))
+        return terms[0] if len(terms) == 1 else Apply("add", tuple(terms))
+
+    def _read_product(self) -> Node:
+        value = self._read_power()
+        while True:
+            if self._next_is("op", "*", "/"):
+                op = "mul" if self._take().text == "*" else "div"
+                value = Apply(op, (value, self._signed(self._read_power)))
+            elif self._starts_factor():
+                value = Apply("mul", (value, self._read_power()))
+            else:
+                return value
+
+    def _read_power(self) -> Node:
+        value = self._read_primary()
+        while (token := self.peek()) is not None:
+            if token.kind == "op" and token.text == "!":
+                self._take()
+                if self._next_is("op", "!"):
+                    raise Unreadable("double factorial")
+                value = Apply("factorial", (value,))
+            elif token.kind == "op" and token.text == "^":
+                self._take()
+                exponent = self._read_exponent()
+                value = Apply("degree", (value,)) if exponent is None else Apply("pow", (value, exponent))
+            elif token.kind == "degree":
+                self._take()
+                value = Apply("degree", (value,))
+            elif token.kind == "percent" and self.peek(1) is not None and self._next_is("op", ahead=1):
+                self._take()
+                value = Apply("percent", (value,))
+            else:
+                break
+        return value
+
+    def _read_exponent(self) -> Node | None:
+        """None: the degree sign."""
+        if self._next_is("degree"):
+            self._take()
+            return None
+        if self._next_is("open", "{") and self._next_is("degree", ahead=1) and self._next_is("close", "}", ahead=2):
+            self._at += 3
+            return None
+        return self._signed(self._read_power)
+
+    def _read_primary(self) -> Node:
+        token = self._take()
+        if token.kind == "number":
+            return self._read_numeral(token)
+        if token.kind == "name":
+            return self._read_name(token.text)
+        if token.kind == "function":
+            return self._read_function(token.text)
+        if token.kind == "command":
+            return Apply("div" if token.text == "frac" else "binom", (self._read_tex_argument(), self._read_tex_argument()))
+        if token.kind == "open":
+            return self._read_brackets(token.text)
+        if token.kind == "bar" and not self._bars:
+            self._bars += 1
+            value = self._read_sum()
+            self._bars -= 1
+            self._expect("bar")
+            return Apply("abs", (value,))
+        if token.kind == "matrix" and token.text.startswith("begin"):
+            return self._read_matrix(token.text.removeprefix("begin "))
+        raise Unreadable(f"unexpected {token.text or token.kind}")
+
+    def _read_numeral(self, token: Token) -> Node:
+        """A number, a mixed number such as `1 1/2` or `1\\frac12`, or a numeral with its base."""
+        value = parse_numeral(token.text)
+        if self._next_is("op", "_"):
+            self._take()
+            base = self._read_tex_argument()
+            if not isinstance(base, Number) or "." in token.text:
+                raise Unreadable("base of a numeral")
+            return Apply("base", (value, base))
+        if value.decimals < 0 and self._next_is("command", "frac"):
+            start = self._at
+            fraction = self._read_primary()
+            if _is_proper(fraction):
+                return Apply("add", (value, fraction))
+            self._at = start
+        fraction_follows = self._next_is("number") and self._next_is("op", "/", ahead=1) and self._next_is("number", ahead=2)
+        if value.decimals < 0 and fraction_follows:
+            numerator, _, denominator = (self._take() for _ in range(3))
+            fraction = Apply("div", (parse_numeral(numerator.text), parse_numeral(denominator.text)))
+            if numerator.spaced and _is_proper(fraction):
+                return Apply("add", (value, fraction))
+            raise Unreadable("two numbers in a row")
+        return value
+
+    def _read_name(self, name: str) -> Node:
+        if self._next_is("op", "_"):
+            self._take()
+            index = self._read_tex_argument()
+            if not isinstance(index, Number | Name):
+                raise Unreadable("subscript")
+            name = f"{name}_{index.value if isinstance(index, Number) else index.text}"
+        if self._next_is("open", "(") and self._next_is("close", ")", ahead=2) and not self.peek().spaced:
+            argument = self._read_primary()
+            return Apply("call", (Name(name), argument))
+        return Name(name)
+
+    def _read_function(self, name: str) -> Node:
+        """A function, with the power or base that stands before its argument."""
+        degree = base = power = None
+        if name == "sqrt" and self._next_is("open", "["):
+            self._take()
+            degree = self._read_sum()
+            self._expect("close", "]")
+        while self._next_is("op", "_" if name == "log" else "^", "^"):
+            if self._take().text == "_":
+                base = self._read_tex_argument()
+            else:
+                power = self._read_exponent()
+                if power == _MINUS_ONE and f"arc{name}" in FUNCTIONS:
+                    name, power = f"arc{name}", None
+                elif power is None or (isinstance(power, Apply) and power.op == "neg"):
+                    raise Unreadable("inverse or degrees of a function")
+        if name in ("sqrt", "cbrt", "abs") or self._next_is("open"):
+            argument = self._read_tex_argument()
+        else:
+            argument = self._read_power()
+            while self._starts_factor() and not self._next_is("function"):
+                argument = Apply("mul", (argument, self._read_power()))
+        if name == "sqrt":
+            value = Apply("root", (argument, degree or Number(Fraction(2))))
+        elif name == "cbrt":
+            value = Apply("root", (argument, Number(Fraction(3))))
+        else:
+            value = Apply(name, (argument,) if base is None else (argument, base))
+        return value if power is None else Apply("pow", (value, power))
+
+    def _read_tex_argument(self) -> Node:
+        """A braced or bracketed group, or the one symbol that TeX takes: the first digit of a number."""
+        token = self.peek()
+        if token is not None and token.kind == "number" and len(token.text) > 1 and self._behind_command():
+            if not token.text.isdigit():
+                raise Unreadable("argument without braces")
+            self._tokens[self._at] = Token("number", token.text[1:])
+            return parse_numeral(token.text[0])
+        return self._read_primary()
+
+    def _behind_command(self) -> bool:
+        before = self._tokens[self._at - 1]
+        return before.kind == "command" or (before.kind == "number" and self._tokens[self._at - 2].kind == "command")
+
+    def _read_brackets(self, opening: str) -> Node:
+        bars, self._bars = self._bars, 0
+        if self._next_is("close", "\\}") and opening == "\\{":
+            self._take()
+            return Name("\\emptyset")
+        content = self.read_list()
+        self._bars = bars
+        closing = self._expect("close").text
+        matching = closing == _CLOSING.get(opening)
+        if isinstance(content, Group) and content.kind == "list":
+            if matching or {opening, closing} <= {"(", ")", "[", "]"}:
+                return Group("\\{\\}" if opening == "{" else opening + closing, content.items)
+        elif matching and opening == "\\{":
+            return Group("\\{\\}", (content,))
+        elif matching and opening in ("\\lfloor", "\\lceil"):
+            return Apply(opening[1:].removeprefix("l"), (content,))
+        elif matching:
+            return content
+        raise Unreadable("brackets")
+
+    def _read_matrix(self, environment: str) -> Node:
+        rows: list[list[Node]] = [[self._read_sum()]]
+        while not self._next_is("matrix"):
+            if self._next_is("cell"):
+                self._take()
+                rows[-1].append(self._read_sum())
+            else:
+                self._expect("row")
+                if not self._next_is("matrix"):
+                    rows.append([self._read_sum()])
+        if self._take().text != f"end {environment}" or environment.startswith(("v", "V")):  # |A| is a number
+            raise Unreadable("matrix")
+        return Group("matrix", tuple(Group("row", tuple(row)) for row in rows))
+
+    def _signed(self, read: Callable[[], Node]) -> Node:
+        """One sign at most: `--8` is a slip, not 8."""
+        return _sign(self._take().text, read()) if self._next_is("op", *_SIGNS) else read()
+
+    def _starts_factor(self) -> bool:
+        """Whether a factor follows without a sign. Two numbers in a row are no product."""
+        token = self.peek()
+        if token is None:
+            return False
+        if token.kind == "bar":
+            return not self._bars
+        return token.kind in ("name", "function", "command", "open", "matrix") and not token.text.startswith("end")
+
+    def _take(self) -> Token:
+        token = self.peek()
+        if token is None:
+            raise Unreadable("unfinished")
+        self._at += 1
+        return token
+
+    def _expect(self, kind: str, *texts: str) -> Token:
+        if not self._next_is(kind, *texts):
+            raise Unreadable(f"no {texts[0] if texts else kind} where one belongs")
+        return self._take()
+
+    def _next_is(self, kind: str, *texts: str, ahead: int = 0) -> bool:
+        token = self.peek(ahead)
+        return token is not None and token.kind == kind and (not texts or token.text in texts)
+
+
+def parse_numeral(text: str) -> Number:
+    """An exact number from a number token; `0.1~6` repeats the 6."""
+    if len(text) > MAX_DIGITS:
+        raise Unreadable("too many digits")
+    if "~" in text:
+        head, _, period = text.partition("~")
+        decimals = len(head.partition(".")[2])
+        return Number(Fraction(head + "0") + Fraction(int(period), (10 ** len(period) - 1) * 10**decimals))
+    return Number(Fraction(text), len(text.partition(".")[2]) if "." in text else -1)
+
+
+def _sign(sign: str, value: Node) -> Node:
+    if sign == "+":
+        return value
+    return Apply({"-": "neg", "\\pm": "plus_minus", "\\mp": "minus_plus"}[sign], (value,))
+
+
+def _is_proper(node: Node) -> bool:
+    """Whether a node is a fraction of whole numbers below one."""
+    if not isinstance(node, Apply) or node.op != "div":
+        return False
+    if not all(isinstance(arg, Number) and arg.decimals < 0 for arg in node.args):
+        return False
+    return 0 < node.args[0].value < node.args[1].value

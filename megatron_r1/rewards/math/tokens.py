@@ -1,0 +1,221 @@
+r"""Tokens of one mathematical answer, written in LaTeX or as plain text.
+
+The text is short (`MAX_CHARACTERS`) and every pattern is tried once per position, so reading costs little whatever the text is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from megatron_r1.rewards.math.units import SHORT_UNITS
+
+MAX_CHARACTERS = 1000
+MAX_TOKENS = 400
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FUNCTIONS = _words(
+    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot arcsec arccsc ln log lg exp sqrt cbrt abs floor ceil"
+)
+CONSTANTS = {"pi": "\\pi", "infinity": "\\infty", "infty": "\\infty", "inf": "\\infty", "oo": "\\infty"}
+_GREEK = _words(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi "
+    "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell emptyset varnothing"
+)
+_TEXT = _words("text textbf textit textrm textnormal texttt textsf mathrm mathbf mathit mathsf mbox hbox operatorname")
+_IGNORED = _words("left right big Big bigl bigr Bigl Bigr bigg biggl biggr displaystyle textstyle limits quad qquad thinspace")
+_COMMANDS = {
+    "cdot": ("op", "*"),
+    "times": ("op", "*"),
+    "ast": ("op", "*"),
+    "div": ("op", "/"),
+    "pm": ("op", "\\pm"),
+    "mp": ("op", "\\mp"),
+    "lt": ("relation", "<"),
+    "gt": ("relation", ">"),
+    "le": ("relation", "<="),
+    "leq": ("relation", "<="),
+    "leqslant": ("relation", "<="),
+    "ge": ("relation", ">="),
+    "geq": ("relation", ">="),
+    "geqslant": ("relation", ">="),
+    "ne": ("relation", "!="),
+    "neq": ("relation", "!="),
+    "in": ("relation", "\\in"),
+    "cup": ("op", "\\cup"),
+    "colon": ("op", ":"),
+    "circ": ("degree", ""),
+    "degree": ("degree", ""),
+    "lbrace": ("open", "\\{"),
+    "rbrace": ("close", "\\}"),
+    "lbrack": ("open", "["),
+    "rbrack": ("close", "]"),
+    "lvert": ("bar", "|"),
+    "rvert": ("bar", "|"),
+    "vert": ("bar", "|"),
+    "lfloor": ("open", "\\lfloor"),
+    "rfloor": ("close", "\\rfloor"),
+    "lceil": ("open", "\\lceil"),
+    "rceil": ("close", "\\rceil"),
+    "frac": ("command", "frac"),
+    "dfrac": ("command", "frac"),
+    "tfrac": ("command", "frac"),
+    "cfrac": ("command", "frac"),
+    "binom": ("command", "binom"),
+    "dbinom": ("command", "binom"),
+    "tbinom": ("command", "binom"),
+    "infty": ("name", "\\infty"),
+    "pi": ("name", "\\pi"),
+    "imath": ("name", "i"),
+    "land": ("separator", "and"),
+    "lor": ("separator", "or"),
+    "pounds": ("currency", "pound sterling"),
+    "euro": ("currency", "euro"),
+}
+_SYMBOLS = {
+    "**": ("op", "^"), "<=": ("relation", "<="), ">=": ("relation", ">="), "!=": ("relation", "!="),
+    "\\{": ("open", "\\{"), "\\}": ("close", "\\}"), "\\%": ("percent", ""), "\\$": ("currency", "dollar"), "\\\\": ("row", ""),
+    "+": ("op", "+"), "-": ("op", "-"), "*": ("op", "*"), "/": ("op", "/"), "^": ("op", "^"), "_": ("op", "_"), "!": ("op", "!"),
+    ":": ("op", ":"), "(": ("open", "("), ")": ("close", ")"), "[": ("open", "["), "]": ("close", "]"), "{": ("open", "{"),
+    "}": ("close", "}"), "|": ("bar", "|"), ",": ("separator", ","), ";": ("separator", ","), "=": ("relation", "="),
+    "<": ("relation", "<"), ">": ("relation", ">"), "&": ("cell", ""), "%": ("percent", ""), "$": ("currency", "dollar"),
+    "\u2212": ("op", "-"), "\u2013": ("op", "-"), "\u00d7": ("op", "*"), "\u00b7": ("op", "*"), "\u22c5": ("op", "*"),
+    "\u00f7": ("op", "/"), "\u00b1": ("op", "\\pm"), "\u2264": ("relation", "<="), "\u2265": ("relation", ">="),
+    "\u2260": ("relation", "!="), "\u2208": ("relation", "\\in"), "\u222a": ("op", "\\cup"), "\u221a": ("function", "sqrt"),
+    "\u221e": ("name", "\\infty"), "\u03c0": ("name", "\\pi"), "\u00b0": ("degree", ""), "\u20ac": ("currency", "euro"),
+    "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen"),
+}  # fmt: skip
+_SUPERSCRIPTS = {"\u00b2": "2", "\u00b3": "3", "\u2074": "4"}
+
+_SPACE = re.compile(r"(?:\s|\\[,;:! ()\[\]]|~)+")  # also the delimiters of a formula
+_DOTS = re.compile(r"\.\.\.+|\u2026|\\(?:l|c|d|v)?dots(?:b|c|i|m|o)?(?![A-Za-z])")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
+_SCIENTIFIC = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][+-]?[0-9]{1,2}(?![0-9A-Za-z_.])")
+_LATEX_THOUSANDS = re.compile(r"[0-9]{1,3}(?:(?:\{,\}|,\\!|\\,)[0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
+_THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])(?:\.[0-9]+)?")
+_PLAIN = re.compile(r"[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+")
+_LETTERS = re.compile(r"[A-Za-z]+")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
+_BRACED = re.compile(r"\s*\{([^{}]*)\}")
+
+
+class Unreadable(Exception):
+    """The text is no answer that is understood here. The message says why, in a few words."""
+
+
+class Token(NamedTuple):
+    """One token: `spaced` says whether a space stands before it."""
+
+    #: number name function op relation separator open close bar command word dots degree percent currency matrix cell row
+    kind: str
+    text: str
+    spaced: bool = False
+
+
+def tokenize(text: str) -> list[Token]:
+    """The tokens of an answer.
+
+    Raises:
+        Unreadable: too long, or something in it is unknown.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise Unreadable("too long")
+    tokens: list[Token] = []
+    at, depth, spaced = 0, 0, False
+    while at < len(text):
+        blank = _SPACE.match(text, at)
+        if blank:
+            at, spaced = blank.end(), True
+            continue
+        new, at = _read_number(text, at, inside=depth > 0) or _read_rest(text, at, tokens, spaced)
+        if new:
+            tokens += [new[0]._replace(spaced=spaced), *new[1:]]
+            depth += sum((token.kind == "open") - (token.kind == "close") for token in new)
+            spaced = False
+        if len(tokens) > MAX_TOKENS:
+            raise Unreadable("too many symbols")
+    return tokens
+
+
+def _read_number(text: str, at: int, inside: bool) -> tuple[list[Token], int] | None:
+    """A comma between groups of three is a thousands separator, but within brackets (1,234) is a pair."""
+    repeating = _REPEATING.match(text, at)
+    if repeating:
+        return [Token("number", "".join((repeating[1] or "0", ".", repeating[2], "~", repeating[3])))], repeating.end()
+    patterns = [_SCIENTIFIC, _LATEX_THOUSANDS, _PLAIN] if inside else [_SCIENTIFIC, _LATEX_THOUSANDS, _THOUSANDS, _PLAIN]
+    for pattern in patterns:
+        found = pattern.match(text, at)
+        if found:
+            return [Token("number", re.sub(r"[^0-9.eE+-]", "", found[0]))], found.end()
+    return None
+
+
+def _read_rest(text: str, at: int, before: list[Token], spaced: bool) -> tuple[list[Token], int]:
+    dots = _DOTS.match(text, at)
+    if dots:
+        return [Token("dots", "")], dots.end()
+    letters = _LETTERS.match(text, at)
+    if letters:
+        return _read_letters(letters[0], before, spaced), letters.end()
+    command = _COMMAND.match(text, at)
+    if command:
+        return _read_command(text, command)
+    for length in (2, 1):
+        if text[at : at + length] in _SYMBOLS:
+            return [Token(*_SYMBOLS[text[at : at + length]])], at + length
+    if text[at] in _SUPERSCRIPTS:
+        return [Token("op", "^"), Token("number", _SUPERSCRIPTS[text[at]])], at + 1
+    raise Unreadable(f"unknown symbol {text[at]!a}")
+
+
+def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token]:
+    """A function, a constant, a word, or the product of one-letter names."""
+    if letters.lower() in ("and", "or"):
+        return [Token("separator", letters.lower())]
+    if letters in FUNCTIONS:
+        return [Token("function", letters)]
+    if letters in CONSTANTS:
+        return [Token("name", CONSTANTS[letters])]
+    after_word = bool(before) and before[-1].kind == "word"
+    after_value = bool(before) and before[-1].kind in ("number", "close")
+    if letters in SHORT_UNITS and len(letters) > 1 and (after_value or after_word):
+        return [Token("word", letters)]
+    if len(letters) > 1 and (after_word or (len(letters) >= 4 and (spaced or not before))):
+        return [Token("word", letters)]
+    return [Token("name", letter) for letter in letters]
+
+
+def _read_command(text: str, command: re.Match[str]) -> tuple[list[Token], int]:
+    name = command[1]
+    if name in _IGNORED:
+        return [], command.end()
+    if name in _COMMANDS:
+        return [Token(*_COMMANDS[name])], command.end()
+    if name in FUNCTIONS:
+        return [Token("function", name)], command.end()
+    if name in _GREEK:
+        return [Token("name", "\\emptyset" if name == "varnothing" else f"\\{name}")], command.end()
+    braced = _BRACED.match(text, command.end())
+    if braced and name in _TEXT:
+        return _read_text(braced[1].strip()), braced.end()
+    if braced and name in ("mathbb", "mathcal", "vec", "overline", "overrightarrow", "hat", "bar"):
+        return [Token("name", f"\\{name}{{{braced[1].strip()}}}")], braced.end()
+    if braced and name in ("begin", "end") and braced[1].strip("*bpvBV") in ("matrix", "smallmatrix"):
+        return [Token("matrix", f"{name} {braced[1]}")], braced.end()
+    raise Unreadable(f"unknown command \\{name}")
+
+
+def _read_text(content: str) -> list[Token]:
+    r"""What \text{} and its like hold: a connective, a function, a single name, or words."""
+    word = content.strip(" ,")
+    if word.lower() in ("and", "or"):
+        return [Token("separator", word.lower())]
+    if word in FUNCTIONS:
+        return [Token("function", word)]
+    if len(word) == 1 and word.isascii() and word.isalpha():
+        return [Token("name", word) if content == word else Token("word", word)]
+    return [Token("word", " ".join(content.split()))] if content else []

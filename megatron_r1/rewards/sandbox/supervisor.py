@@ -1,0 +1,337 @@
+"""A sandbox: untrusted programs, run once per test in processes that see nothing, reach nothing and outlive nothing.
+
+Layers, each of which would hold by itself against most of the attacks in tests/unit/rewards/sandbox/test_attacks.py:
+  namespaces   bubblewrap: own users, processes, network (none), IPC, host name; nothing mounted but libraries, read-only
+  seccomp      an allow-list of system calls (`sandbox_seccomp.py`); a test cannot start a process
+  limits       CPU and wall time, address space, output, files, threads, stack; /tmp is a tmpfs of fixed size
+  supervision  process 1 inside (`sandbox_runner.py`) ends each test; the kernel ends all when process 1, bwrap or the trainer ends
+  secrecy      a test's input goes in as a sealed descriptor, its output comes back in another; expected outputs never go in
+
+A sandbox serves the tests of ONE program, each in a process forked or executed afresh. As soon as a test has touched /tmp, the next
+one gets a new sandbox. All memory a program can take: `memory_bytes`, `temporary_bytes` and three outputs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from megatron_r1.errors import RewardError
+from megatron_r1.rewards.sandbox import bubblewrap as sandbox_host
+from megatron_r1.rewards.sandbox.seccomp import build_filter
+
+Isolation = Literal["bubblewrap", "none_i_accept_untrusted_code_on_this_machine"]
+NO_ISOLATION: Isolation = "none_i_accept_untrusted_code_on_this_machine"
+
+START_SECONDS = 30.0  #: for the sandbox to come up on a busy machine
+GRACE_SECONDS = 10.0  #: over the wall limit, until the sandbox itself is given up
+SOURCE = "{source}"  #: in a compiler's command: where the source is
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_HERE = Path(__file__).parent
+
+
+class SandboxError(RewardError):
+    """The sandbox could not start or stopped answering: the grader's failure, not the program's."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one test may take."""
+
+    cpu_seconds: float = 5.0
+    wall_seconds: float = 15.0
+    memory_bytes: int = 512 << 20  #: address space of the one process of a test
+    output_bytes: int = 1 << 20  #: each of standard output, error, result, and any file in /tmp
+    temporary_bytes: int = 16 << 20  #: /tmp
+    stack_bytes: int = 64 << 20
+    open_files: int = 64
+    threads: int = 32
+
+
+@dataclass(frozen=True)
+class SandboxSettings:
+    """How untrusted code is held on this machine."""
+
+    isolation: Isolation = "bubblewrap"
+    python: str = ""  #: interpreter for untrusted code; "": the trainer's own, or /usr/bin/python3 where that is out of reach
+    packages: tuple[str, ...] = ()  #: folders of packages, e.g. .../site-packages/numpy, that programs may import
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a sandbox runs."""
+
+    kind: Literal["function", "command", "check"]  #: call a Python function, execute a file, or run the tests' own code
+    source: bytes  #: Python text, or an executable; read-only inside
+    executable: bool = False  #: `source` is a compiled program
+    prelude: str = ""  #: Python that runs before `source` (function, check): what the tests' platform has imported
+    check_prelude: str = ""  #: check: what `source` needs, run before the candidate's names are set
+    modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import: path in the folder of packages -> source
+    candidate_names: tuple[str, ...] = ()  #: check: under these names the candidate is called
+    compiler: tuple[
+        str, ...
+    ] = ()  #: this command, with `SOURCE` replaced, instead: with the toolchain visible, and it may start processes
+    collect: str = ""  #: file inside that becomes `Ending.result` where the command succeeds
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one test ended, and what it wrote, each at most `output_bytes` long."""
+
+    exit_code: int | None  #: None: ended by a signal
+    signal: int | None
+    ended_by: Literal["time", "files"] | None  #: the sandbox ended it: wall time, or too many files
+    cpu_seconds: float
+    wall_seconds: float
+    peak_bytes: int  #: resident
+    touched: bool  #: something changed in /tmp
+    stdout: bytes = b""
+    stderr: bytes = b""
+    result: bytes = b""  #: function: the encoded value
+    overflow: bool = False  #: one of the three came to its limit
+
+
+class Sandbox:
+    """Use as a context manager, one test at a time. Starts when the first test comes.
+
+    Call it from a thread that outlives it: the sandbox dies with the thread that started it.
+    """
+
+    def __init__(self, program: Program, limits: Limits, settings: SandboxSettings):
+        self._program, self._limits, self._settings = program, limits, settings
+        self._process: subprocess.Popen | None = None
+        self._control: socket.socket | None = None
+        self._messages = -1  #: what bwrap and process 1 say on standard error
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, stdin: bytes) -> Ending:
+        """Run the program once.
+
+        Args:
+            stdin: standard input of a command; for a function its request, see `sandbox_runner.call_function`.
+
+        Raises:
+            SandboxError: see there.
+        """
+        descriptor = _sealed(stdin)
+        try:
+            return self.start(descriptor).finish()
+        finally:
+            os.close(descriptor)
+
+    def start(self, stdin: int) -> RunningTest:
+        """Start the program with a descriptor as its standard input, which stays the caller's to close."""
+        if self._process is None:
+            self._start()
+        outputs = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "result")]
+        try:
+            request = json.dumps({"wall_seconds": self._limits.wall_seconds}).encode()
+            socket.send_fds(self._control, [request], [stdin, *outputs])
+        except OSError as error:
+            for descriptor in outputs:
+                os.close(descriptor)
+            raise self._failure("no longer answers") from error
+        return RunningTest(self, outputs)
+
+    def close(self) -> None:
+        """End every process of the sandbox and wait until they are gone."""
+        if self._control is not None:
+            self._control.close()  # process 1 ends, the kernel ends its namespace with it, and bwrap ends when all that is over
+        if self._process is not None:
+            try:
+                self._process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._kill()
+        if self._messages >= 0:
+            os.close(self._messages)
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._process, self._control, self._messages, self._folder = None, None, -1, None
+
+    def _kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _start(self) -> None:
+        sandbox_host.require_host()
+        self._messages = os.memfd_create("messages", os.MFD_CLOEXEC)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        files = {
+            "runner": (_HERE / "runner.py").read_bytes(),
+            "values": (_HERE / "values.py").read_bytes(),
+            "source": self._program.source,
+            "seccomp": build_filter(platform.machine(), supervisor=True),
+        }
+        descriptors = {name: _sealed(content) for name, content in (*files.items(), *self._program.modules.items())}
+        try:
+            command = self._command(descriptors) if self._settings.isolation == "bubblewrap" else self._bare_command(files)
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs,
+                stdout=self._messages,
+                stderr=self._messages,
+                env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONINTMAXSTRDIGITS": "0"},
+                cwd="/",
+                pass_fds=tuple(descriptors.values()),
+                start_new_session=True,
+                **({"user": sandbox_host.NOBODY, "group": sandbox_host.NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}),
+            )
+        finally:
+            theirs.close()
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+        self._control.settimeout(START_SECONDS)
+        try:
+            self._control.send(json.dumps(self._config()).encode())
+            ready = self._control.recv(1 << 16)
+        except OSError as error:
+            raise self._failure("did not start") from error
+        if not ready:
+            raise self._failure("did not start")
+
+    def _command(self, descriptors: Mapping[str, int]) -> list[str]:
+        python, prefix = sandbox_host.find_python(self._settings.python)
+        data = {"/runner/main.py": descriptors["runner"], "/runner/sandbox_values.py": descriptors["values"]}
+        data |= {f"{sandbox_host.PACKAGES}/{path}": descriptors[path] for path in self._program.modules}
+        executables = {}
+        (executables if self._program.executable else data)[self._source] = descriptors["source"]
+        outer = sandbox_host.bubblewrap_command(
+            sandbox_host.find_bubblewrap(),
+            python=python,
+            prefix=prefix,
+            packages=self._settings.packages,
+            toolchain=bool(self._program.compiler),
+            temporary_bytes=self._limits.temporary_bytes,
+            data=data,
+            executables=executables,
+            seccomp=descriptors["seccomp"],
+        )
+        return [*outer, python, "-sS", "/runner/main.py"]
+
+    def _bare_command(self, files: Mapping[str, bytes]) -> list[str]:
+        """Without namespaces: limits and the filter of system calls only, in a temporary folder."""
+        if self._settings.isolation != NO_ISOLATION:
+            raise SandboxError(f"unknown isolation {self._settings.isolation!r}: bubblewrap or {NO_ISOLATION}")
+        self._folder = tempfile.TemporaryDirectory(prefix="megatron-r1-")
+        folder = Path(self._folder.name)
+        folder.chmod(0o755)
+        (folder / "tmp").mkdir()
+        (folder / "tmp").chmod(0o777)
+        written = {"main.py": files["runner"], "sandbox_values.py": files["values"], "source": files["source"]}
+        written |= {f"packages/{path}": content for path, content in self._program.modules.items()}
+        for name, content in written.items():
+            (folder / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+            (folder / name).chmod(0o755)
+        return [sandbox_host.find_python(self._settings.python)[0], "-sS", str(folder / "main.py")]
+
+    @property
+    def _source(self) -> str:
+        if self._folder is not None:
+            return f"{self._folder.name}/source"
+        return (
+            "/program/main" if self._program.executable else "/program/main.cpp" if self._program.compiler else "/program/main.py"
+        )
+
+    def _config(self) -> dict[str, Any]:
+        program = self._program
+        python = sandbox_host.find_python(self._settings.python)[0]
+        command = (self._source,) if program.executable else (python, "-s", self._source)
+        if program.compiler:
+            command = tuple(self._source if word == SOURCE else word for word in program.compiler)
+        packages = [sandbox_host.PACKAGES] if self._settings.packages or program.modules else []
+        if self._folder is not None:
+            packages = [f"{self._folder.name}/packages", *sorted({str(Path(folder).parent) for folder in self._settings.packages})]
+        return {
+            "kind": program.kind,
+            "source": self._source,
+            "folder": f"{self._folder.name}/tmp" if self._folder is not None else sandbox_host.TEMPORARY,
+            "command": command,
+            "environment": {
+                "LANG": "C.UTF-8",
+                "PATH": "/usr/bin",
+                "PYTHONHASHSEED": "0",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONINTMAXSTRDIGITS": "0",
+                "PYTHONPATH": ":".join(packages),
+            },
+            "packages": packages,
+            "collect": program.collect,
+            "prelude": program.prelude,
+            "check_prelude": program.check_prelude,
+            "candidate_names": program.candidate_names,
+            "filter": "" if program.compiler else build_filter(platform.machine(), supervisor=False).hex(),
+            "limits": asdict(self._limits),
+        }
+
+    def _failure(self, what: str) -> SandboxError:
+        said = _read(self._messages, 4096).decode(errors="replace").strip().splitlines()
+        self.close()
+        reason = said[-1] if said else "it said nothing"
+        if "namespace" in reason or "uid map" in reason:
+            reason += (
+                " (bubblewrap needs user namespaces: see the sysctls kernel.unprivileged_userns_clone, user.max_user_namespaces"
+            )
+            reason += " and kernel.apparmor_restrict_unprivileged_userns, and the seccomp profile of a surrounding container)"
+        return SandboxError(f"the sandbox {what}: {reason}")
+
+
+@dataclass
+class RunningTest:
+    """A test under way."""
+
+    _sandbox: Sandbox
+    _outputs: list[int] = field(repr=False)
+
+    def finish(self) -> Ending:
+        """Wait for the end. A sandbox whose /tmp was touched, or whose files ran over, is closed: the next test gets a new one."""
+        sandbox = self._sandbox
+        try:
+            sandbox._control.settimeout(sandbox._limits.wall_seconds + GRACE_SECONDS)
+            try:
+                answer = sandbox._control.recv(1 << 16)
+            except OSError as error:
+                sandbox._kill()
+                raise sandbox._failure("no longer answers") from error
+            if not answer:
+                raise sandbox._failure("ended")
+            limit = sandbox._limits.output_bytes
+            contents = [_read(descriptor, limit) for descriptor in self._outputs]
+        finally:
+            for descriptor in self._outputs:
+                os.close(descriptor)
+        overflow = any(len(content) >= limit for content in contents)
+        ending = Ending(**json.loads(answer), **dict(zip(("stdout", "stderr", "result"), contents, strict=True)), overflow=overflow)
+        if ending.touched:
+            sandbox.close()
+        return ending
+
+
+def _sealed(content: bytes) -> int:
+    """A descriptor of an anonymous file that nobody can change."""
+    descriptor = os.memfd_create("data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+def _read(descriptor: int, limit: int) -> bytes:
+    return os.pread(descriptor, limit, 0)

@@ -1,0 +1,122 @@
+"""A scoring worker, seen from the trainer: started, given batches, and killed when it is late."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.scorers import ScorerSpec
+
+START_SECONDS = 120.0  #: for importing and building the scorers
+_REAP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker may use."""
+
+    memory_bytes: int  #: address space, its children's too (each)
+    recycle_bytes: int  #: resident memory above which it is replaced after the current response
+
+
+@dataclass
+class Item:
+    """One response on its way to a verdict."""
+
+    id: int
+    scorer: str
+    response: str
+    reference: Any
+    verdict: Future[Verdict]
+    given: int = 0  #: times it was handed to a worker
+
+
+class WorkerProcess:
+    """One worker in a session of its own. Start it in the thread that will end it: the worker dies with its parent *thread*.
+
+    Args:
+        environment: None: this process's own.
+        log: takes the worker's output; None: nobody reads it.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, ScorerSpec], limits: Limits, environment: Mapping[str, str] | None, log: Path | None
+    ) -> None:
+        self.ready = False
+        self.clock_runs = False  #: the first of `items` has begun
+        self.items: deque[Item] = deque()  #: the batch it works on, what it does now first
+        self.deadline: float | None = time.monotonic() + START_SECONDS  #: None: it has nothing to do
+        self._specs = specs
+        ours, theirs = socket.socketpair()
+        with open(log or os.devnull, "ab") as output, theirs:
+            # No preexec_fn and no fork of this process's state: its torch threads may hold any lock.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "megatron_r1.rewards.workers.main", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=None if environment is None else dict(environment),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+        start = {"scorers": {name: [spec.target, dict(spec.settings)] for name, spec in specs.items()}, **asdict(limits)}
+        try:
+            self._send(start)
+        except ConnectionError:
+            pass  # it is dead already, which the end of its socket tells whoever waits for its messages
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def give(self, batch: Sequence[Item]) -> None:
+        """Send a batch to a worker that is waiting for one, and so reads it at once.
+
+        Raises:
+            ConnectionError: the worker is dead.
+        """
+        self.items.extend(batch)
+        for item in batch:
+            item.given += 1
+        self.deadline = time.monotonic() + START_SECONDS  # until it has read the batch
+        self._send([[item.id, item.scorer, item.response, item.reference] for item in batch])
+
+    def start_clock(self) -> None:
+        """The first of `items` begins now, or there are none left."""
+        self.clock_runs = bool(self.items)
+        self.deadline = time.monotonic() + self._specs[self.items[0].scorer].time_limit_seconds if self.items else None
+
+    def receive(self) -> list[Any]:
+        """The next message. Raises EOFError or ConnectionError where the worker is dead."""
+        return json.loads(self.connection.recv_bytes())
+
+    def end(self) -> str:
+        """Kill the worker with its process group, and say how it ended: "SIGKILL", "exit code 1"."""
+        self.connection.close()
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)  # before `wait`: until then its id cannot be another's
+        except ProcessLookupError:
+            pass
+        try:
+            code = self._process.wait(_REAP_SECONDS)
+        except subprocess.TimeoutExpired:  # in the kernel, e.g. on a dead file system; it will go
+            return "not ending"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _send(self, message: Any) -> None:
+        self.connection.send_bytes(json.dumps(message).encode())

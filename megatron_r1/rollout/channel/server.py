@@ -1,0 +1,133 @@
+"""`megatron-r1 serve-rollouts`: holds one rollout engine on this node for trainers on other nodes.
+
+One trainer at a time. A wish to stop (see runtime/interrupt.py) is the trainer's to grant: SIGUSR1 is ignored, and at SIGTERM the server
+leaves when its trainer has. Its calls go to an engine process that is started for it and ended with its connection, so a trainer that is
+killed and comes again finds a new engine, and one that found its engine dead gets another by connecting anew.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.errors import R1Error
+from megatron_r1.rollout.channel.announcements import Announcement, accept, announce
+from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
+from megatron_r1.runtime.launch import LaunchInfo
+
+
+class _TrainerGone(Exception):
+    """The connection broke while something was sent."""
+
+
+class WeightStore:
+    """Weights that came over the network, where an engine process of this node finds them: an anonymous memory file."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("megatron_r1-weights")
+
+    def keep(self, content: bytearray) -> str:
+        """Put the content of a bucket into the file; its path."""
+        os.ftruncate(self._fd, max(len(content), 1))
+        with mmap.mmap(self._fd, max(len(content), 1)) as shared:
+            shared[: len(content)] = content
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def keep_bucket(self, bucket: dict[str, Any]) -> dict[str, Any]:
+        """The bucket as `vllm_transfer.SharedMemoryBucket` wants it: with the path of this node before those of the others."""
+        others = bucket.get("paths", [])
+        return {name: value for name, value in bucket.items() if name != "content"} | {
+            "paths": [self.keep(bucket["content"]), *others]
+        }
+
+    def close(self) -> None:
+        """Free the memory."""
+        os.close(self._fd)
+
+
+def serve_rollouts(folder: Path, launch: LaunchInfo, environment: Mapping[str, str], address: str | None = None) -> None:
+    """Announce this server in `folder` and serve until the process is ended.
+
+    Args:
+        launch: tells the number of this server and how many there are.
+        environment: of the engine processes.
+        address: under which trainers reach this node; default: its host name.
+    """
+    key = secrets.token_bytes(32)
+    serving = asked_to_end = False
+
+    def end(*_: object) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
+        if not serving:
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    with socket.create_server(("", 0)) as listener:
+        host, port = address or socket.gethostname(), listener.getsockname()[1]
+        path = announce(folder, Announcement(launch.rank, launch.world_size, host, port, key.hex(), os.getpid()))
+        print(f"serve-rollouts: engine {launch.rank} of {launch.world_size} at {host}:{port}", file=sys.stderr, flush=True)
+        log = path.with_suffix(".log")
+        try:
+            while not asked_to_end:
+                connection = accept(listener, key)
+                if connection is not None:
+                    serving = True
+                    with connection:
+                        serve_trainer(connection, environment, log)
+                    serving = False
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def serve_trainer(connection: Connection, environment: Mapping[str, str], log: Path) -> None:
+    """Start an engine process and pass on a trainer's calls to it until the trainer closes the connection or is gone.
+
+    The trainer sends variables for the process, then (name, args, timeout, stall) for each call, and gets what the process answers.
+    One call is the server's own: `keep_weights` puts the content of a bucket into memory for the workers of this node, where the engine's
+    head is on another.
+    """
+    weights = WeightStore()
+    engine = None
+    try:
+        engine = EngineProcess(HOST_MODULE, log, {**environment, **connection.recv()})
+        while True:
+            name, args, timeout, stall = connection.recv()
+            if name == "keep_weights":
+                _send(connection, (True, weights.keep(*args)))
+                continue
+            if name == "update_weights" and "content" in args[0]:
+                args = (weights.keep_bucket(args[0]),)
+            try:
+                answer = (
+                    True,
+                    engine.call(name, *args, timeout=timeout, stall=stall, on_part=lambda part: _send(connection, (None, part))),
+                )
+            except R1Error as error:
+                answer = (False, error)
+            _send(connection, answer)
+    except (EOFError, OSError, _TrainerGone):
+        pass  # it closed the connection, or was killed
+    finally:
+        if engine is not None:
+            engine.close(patience=2.0)
+        weights.close()
+
+
+def _send(connection: Connection, message: object) -> None:
+    """An error of this connection must not be taken for one of the engine's."""
+    try:
+        connection.send(message)
+    except OSError as error:
+        raise _TrainerGone from error

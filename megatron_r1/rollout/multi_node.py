@@ -1,0 +1,146 @@
+"""Engines that span nodes, seen from the trainer.
+
+vLLM's workers on all these nodes are one tensor-parallel group. Those of the head's node are told what to do by the head, as always; on
+the other nodes a process starts its share of the workers, which the head tells, too. Each node gets the weights for its own workers.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_r1.errors import EngineLost
+from megatron_r1.rollout.channel.announcements import Announcement
+from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
+from megatron_r1.rollout.channel.protocol import EngineChannel, OnPart
+from megatron_r1.rollout.channel.remote import ServedEngine
+from megatron_r1.rollout.options import NODE_ADDRESS, EngineOptions, Part, engine_environment
+from megatron_r1.rollout.weight_buckets import SharedMemorySender
+from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.peers import Peers
+
+
+class FollowingPart:
+    """What a rank beside another node's head holds: workers of this node, and the weights for them. It is asked for no samples.
+
+    Args:
+        peers: this rank, the head's rank and the other nodes'.
+        others: see `VllmProcessEngine`.
+
+    Raises:
+        RolloutError: the engine did not start, here or elsewhere.
+    """
+
+    def __init__(self, options: EngineOptions, environment: Mapping[str, str], log_path: Path, threads: int, peers: Peers) -> None:
+        self._options = options
+        meeting = take_part(peers, None)
+        needed = engine_environment(options.device, threads, peers.addresses[peers.number])
+        self._channel = EngineProcess(HOST_MODULE, log_path, {**environment, **needed})
+        try:
+            with failing_together(peers.group):
+                self._channel.call("follow", options, meeting, timeout=options.start_timeout_seconds)
+            self._sender = SharedMemorySender(SharedCall(None, peers))
+        except BaseException:
+            self._channel.close()
+            raise
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Put every bucket into this node's memory when the head's rank puts it into its node's."""
+        self._sender.send(((name, tensor) for name, tensor in weights if not self._options.is_draft_layer(name)), version)
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`."""
+        self._sender.close()
+        self._channel.close()
+
+
+def take_part(peers: Peers, head: EngineChannel | None, timeout: float = 60.0) -> Part:
+    """This rank's part of the engine. Collective among the peers.
+
+    Args:
+        head: the engine process of the head, on its rank.
+    """
+    port = None
+    try:
+        port = None if head is None else head.call("find_port", timeout=timeout)
+    finally:
+        port = peers.gather(port)[0]
+    if port is None:
+        raise EngineLost(f"the engine process on {peers.addresses[0]}, which this node's workers follow, has ended")
+    return Part(peers.number, peers.addresses[0], port)
+
+
+class SharedCall:
+    """A call that is made by the head's rank when all peers are ready for it, and has ended for all when it has ended there.
+
+    Where a call says in which memory files weights are, the head hears of those of all nodes.
+
+    Args:
+        call: on the head's rank.
+    """
+
+    def __init__(self, call: Callable[..., Any] | None, peers: Peers) -> None:
+        self._call, self._peers = call, peers
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        paths = self._peers.gather(args[0]["paths"] if name == "update_weights" else [])
+        if name == "update_weights":
+            args = (args[0] | {"paths": [path for of_peer in paths for path in of_peer]},)
+        with failing_together(self._peers.group):
+            return None if self._call is None else self._call(name, *args)
+
+
+class ServedParts:
+    """An engine whose nodes each have a rollout server, as one `EngineChannel`.
+
+    Args:
+        servers: of its nodes, the head's first.
+        others: see `ServedEngine`.
+    """
+
+    def __init__(self, servers: Sequence[Announcement], environment: Mapping[str, str], timeout: float) -> None:
+        self._addresses = [socket.gethostbyname(server.host) for server in servers]
+        self._channels: list[ServedEngine] = []
+        try:
+            for server, address in zip(servers, self._addresses, strict=True):
+                self._channels.append(ServedEngine(server, {**environment, NODE_ADDRESS: address}, timeout))
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+        """See `EngineChannel.call`."""
+        head, *others = self._channels
+        if name == "start":
+            return self._start(*args, timeout=timeout)
+        if name == "update_weights" and "content" in args[0]:
+            content = args[0]["content"]
+            args = (args[0] | {"paths": [other.call("keep_weights", content, timeout=timeout, stall=stall) for other in others]},)
+        return head.call(name, *args, timeout=timeout, on_part=on_part, stall=stall)
+
+    def close(self, patience: float = 0.0) -> None:
+        """See `EngineChannel.close`."""
+        for channel in self._channels:
+            channel.close(patience)
+
+    def _start(self, options: EngineOptions, timeout: float) -> None:
+        """All nodes at a time, since each waits for the others; where one fails, all are ended."""
+        port = self._channels[0].call("find_port", timeout=timeout)
+        with ThreadPoolExecutor(len(self._channels)) as threads:
+            starts = [
+                threads.submit(
+                    channel.call, "follow" if node else "start", options, Part(node, self._addresses[0], port), timeout=timeout
+                )
+                for node, channel in enumerate(self._channels)
+            ]
+            try:
+                for start in wait(starts, return_when=FIRST_EXCEPTION).done:
+                    start.result()
+            except BaseException:
+                self.close()  # the threads' waiting ends with the connections
+                raise

@@ -1,0 +1,187 @@
+"""vLLM, inside the engine process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+from megatron_r1.rollout.options import EngineOptions, Part
+from megatron_r1.rollout.vllm.cpu_fixes import check_version
+from megatron_r1.types import Sampling
+
+_SECONDS_BETWEEN_SIGNS = 1.0
+
+Answer = tuple[list[int], list[float], bool]  # token ids, their log-probs, ended with end-of-sequence
+
+
+class VllmEngine:
+    """One `vllm.LLM` that starts with meaningless weights and is given real ones by updates.
+
+    The four methods of weight transfer are those of vLLM's `VLLMWeightSyncClient` protocol.
+
+    Args:
+        part: which node this is of an engine that spans several; starting waits for the others.
+    """
+
+    def __init__(self, options: EngineOptions, part: Part | None = None) -> None:
+        check_version()
+        self.eos_token_id = options.eos_token_id
+        with _model_folder(options) as folder:
+            self.llm = LLM(folder, **_arguments(options, part))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Open the transfer; once."""
+        self.llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        """Begin an update of all weights."""
+        self.llm.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive one bucket."""
+        self.llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """End the update: from here on the new weights are used, and nothing cached from the old ones is."""
+        self.llm.finish_weight_update(weight_version)
+        self.reset_prefix_cache()
+
+    def call_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of the worker extension on every worker; their results in order."""
+        return self.llm.collective_rpc(method, args=args)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached keys and values."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        on_prompt: Callable[[int, list[Answer]], None],
+        on_progress: Callable[[], None],
+    ) -> None:
+        """Sample responses to tokenised prompts.
+
+        Args:
+            prompts: token ids, one list a prompt.
+            sampling: for all prompts.
+            seeds: one seed per prompt and sample.
+            on_prompt: called for each prompt as soon as all its responses are there, with its index and, per sample: token ids,
+                their log-probs, and whether the response ended with end-of-sequence.
+            on_progress: called about once a second while tokens are sampled.
+        """
+        # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
+        self.reset_prefix_cache()
+        requests = [({"prompt_token_ids": p}, self._parameters(sampling, seed)) for p, row in zip(prompts, seeds) for seed in row]
+        engine = self.llm.llm_engine
+        for index, request in enumerate(requests):
+            engine.add_request(str(index), *request)
+        answers: list[dict[int, Answer]] = [{} for _ in prompts]
+        told_at = time.monotonic()
+        while engine.has_unfinished_requests():
+            if time.monotonic() - told_at > _SECONDS_BETWEEN_SIGNS:
+                on_progress()
+                told_at = time.monotonic()
+            for output in engine.step():
+                prompt, sample = divmod(int(output.request_id), sampling.n)
+                answers[prompt][sample] = self._unpack(output.outputs[0])
+                if len(answers[prompt]) == sampling.n:
+                    on_prompt(prompt, [answers[prompt][index] for index in range(sampling.n)])
+
+    def _parameters(self, sampling: Sampling, seed: int) -> SamplingParams:
+        return SamplingParams(
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=0,  # of the sampled token only
+            stop_token_ids=[self.eos_token_id],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _unpack(self, completion: Any) -> Answer:
+        token_ids = list(completion.token_ids)
+        logprobs = [at[token].logprob for at, token in zip(completion.logprobs, token_ids, strict=True)]
+        return token_ids, logprobs, completion.finish_reason == "stop"
+
+
+class FollowingWorkers:
+    """The workers of a node that is not the head of its engine, as `vllm serve --headless` starts them: all their work comes from there.
+
+    Args:
+        on_end: called, in a thread, when a worker has ended.
+    """
+
+    def __init__(self, options: EngineOptions, part: Part, on_end: Callable[[], None]) -> None:
+        check_version()
+        with _model_folder(options) as folder:
+            config = EngineArgs(folder, **_arguments(options, part)).create_engine_config(headless=True)
+            self._executor = MultiprocExecutor(config, monitor_workers=False)
+
+        def watch() -> None:
+            self._executor.start_worker_monitor(inline=True)
+            on_end()
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _model_folder(options: EngineOptions) -> Iterator[str]:
+    """What vLLM reads of a model that begins without weights; needed while it starts."""
+    with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(options.hf_config))
+        yield folder
+
+
+def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,  # text is decoded by the trainer, with its own tokenizer
+        "generation_config": "vllm",
+        "dtype": options.dtype,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: temperature and top-p applied
+        "async_scheduling": False,
+        "disable_log_stats": True,
+        "weight_transfer_config": WeightTransferConfig(backend=options.transfer),
+        "worker_extension_cls": options.worker_extension,
+    }
+    if part is not None:
+        arguments |= {
+            "nnodes": options.nodes, "node_rank": part.node, "master_addr": part.address, "master_port": part.port,
+            "distributed_executor_backend": "mp",
+        }  # fmt: skip
+    if options.device == "cuda":
+        if "n_routed_experts" in options.hf_config:
+            arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back
+        return arguments
+    arguments.update(
+        enforce_eager=True,
+        distributed_executor_backend="uni" if options.tensor_parallel_size == 1 else "mp",
+    )
+    if "kv_lora_rank" in options.hf_config:
+        # vLLM's CPU operator for RoPE rotates the three-dimensional queries of MLA wrongly; its torch code is right. The
+        # two-dimensional ones of grouped-query attention it rotates right.
+        arguments.update(attention_backend="CPU_MLA", compilation_config={"custom_ops": ["-rotary_embedding"]})
+    return arguments

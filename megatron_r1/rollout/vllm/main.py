@@ -1,0 +1,86 @@
+"""Main program of the engine process: answers the trainer's calls over an inherited socket until it closes.
+
+Run as `python -m megatron_r1.rollout.vllm.main SOCKET_FD TRAINER_PID`, in a session of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+from megatron_r1.errors import EngineLost, R1Error, RolloutError
+from megatron_r1.runtime.interrupt import leave_to_rank
+from megatron_r1.runtime.launch import free_port
+
+STARTS = ("find_port", "start", "follow")
+CALLS = (
+    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers",
+)  # fmt: skip
+
+
+def main(socket_fd: int, trainer_pid: int) -> None:
+    """Build the engine, or what this node has of it, as the first call wants, then serve calls: (True, result) or (False, error), and before it (None, part)s,
+    of which None is a sign of life."""
+    _die_with(trainer_pid)
+    leave_to_rank()
+    connection = Connection(socket_fd)
+    engine = None
+    while True:
+        try:
+            call, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            if call == "start":
+                from megatron_r1.rollout.vllm.engine import VllmEngine
+
+                engine = VllmEngine(*args)
+                reply = None
+            elif call == "follow":
+                from megatron_r1.rollout.vllm.engine import FollowingWorkers
+
+                engine = FollowingWorkers(*args, on_end=_leave)
+                reply = None
+            elif call == "find_port":
+                reply = free_port("")
+            elif call == "generate":
+                reply = engine.generate(*args, lambda *part: connection.send((None, part)), lambda: connection.send((None, None)))
+            elif call in CALLS:
+                reply = getattr(engine, call)(*args)
+            else:
+                raise RolloutError(f"the engine has no call {call!r}")
+        except R1Error as error:
+            connection.send((False, error))
+        except Exception as error:  # noqa: BLE001 - reported to the trainer, which raises it
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            # A worker that died, here or on another node, or a device that failed: another engine may do better. A start would fail again.
+            kind = RolloutError if call in STARTS else EngineLost
+            connection.send((False, kind(f"the rollout engine failed in {call}: {reason}")))
+        else:
+            connection.send((True, reply))
+
+
+def _die_with(trainer_pid: int) -> None:
+    """Leave as soon as the trainer is gone, also from the middle of a long call and after a SIGKILL of the trainer."""
+
+    def watch() -> None:
+        while os.getppid() == trainer_pid:
+            time.sleep(0.5)
+        _leave()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _leave() -> None:
+    """At once, with vLLM's workers: one that waits for another node in the middle of a step would not notice that this process is gone."""
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,203 @@
+"""The rollout engine of a trainer process: vLLM in another process, commanded without importing vLLM here.
+
+A process of its own, here or behind a server on another node, keeps vLLM's globals, its torch.distributed state and its rank variables away from Megatron's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_r1.errors import EngineLost, RolloutError
+from megatron_r1.rollout.channel.announcements import Announcement
+from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
+from megatron_r1.rollout.channel.protocol import EngineChannel, OnPart
+from megatron_r1.rollout.channel.remote import ServedEngine
+from megatron_r1.rollout.multi_node import ServedParts, SharedCall, take_part
+from megatron_r1.rollout.options import EngineOptions, engine_environment
+from megatron_r1.rollout.protocol import OnGroup, SyncReport
+from megatron_r1.rollout.verify_weights import verify_held
+from megatron_r1.rollout.weight_buckets import NetworkSender, SharedMemorySender, WeightSender
+from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.peers import Peers
+from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
+from megatron_r1.weights.checksum import checksum
+
+
+class VllmProcessEngine:
+    """A `RolloutEngine` on this machine, or on that of a server. Starting takes seconds; the first call must be `load_weights`.
+
+    Args:
+        options: from `engine_options`.
+        decode: response token ids, without end-of-sequence -> text.
+        environment: of the child process, without the trainer's rank variables (`runtime.launch.child_environment()`).
+        log_path: takes all output of the child.
+        threads: OpenMP threads of the engine on CPU.
+        servers: whose engine is used, one of each of its nodes and the head's first; none: a child of this process.
+        peers: this rank, which has the head, and those that have the other nodes of an engine beside the ranks.
+
+    Raises:
+        RolloutError: the engine did not start; the message ends with the end of its log.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        decode: Callable[[list[int]], str],
+        environment: Mapping[str, str],
+        log_path: Path,
+        threads: int = 1,
+        servers: Sequence[Announcement] = (),
+        peers: Peers | None = None,
+    ) -> None:
+        self.options, self.decode = options, decode
+        self.version: int | None = None
+        self._constants: dict[str, int] | None = None
+        self._is_remote, self._peers = bool(servers), peers
+        needed = engine_environment(options.device, threads, None if peers is None else peers.addresses[0])
+        self._channel = _open_channel(options, {**environment, **needed}, needed, log_path, servers)
+        started = time.monotonic()
+        try:
+            if peers is None:
+                self._call("start", options, timeout=options.start_timeout_seconds)
+            else:
+                part = take_part(peers, self._channel)
+                with failing_together(peers.group):
+                    self._call("start", options, part, timeout=options.start_timeout_seconds)
+            self._sender = self._open_transfer()
+        except BaseException:
+            self._channel.close()
+            raise
+        self.start_seconds = time.monotonic() - started
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
+        """See `RolloutEngine.load_weights`."""
+        started = time.monotonic()
+        sent: dict[str, int] = {}
+        dtypes: dict[str, str] = {}
+        counts = [0, 0]
+        self.version = None
+        self._sender.send(self._watched(weights, sent, dtypes, counts), version)
+        verify_started = time.monotonic()
+        if self.options.verify_weights:
+            reports = self._call("call_workers", "held_weights", dtypes)
+            self._constants = verify_held(sent, reports, self._constants)
+        self.version = version
+        now = time.monotonic()
+        return SyncReport(version, counts[0], counts[1], len(sent), now - started, now - verify_started)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seed: int,
+        on_group: OnGroup | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> list[RolloutGroup]:
+        """See `RolloutEngine.generate`."""
+        if self.version is None:
+            raise RolloutError("the rollout engine has no weights: load_weights must succeed before generate")
+        for prompt in prompts:
+            self._check(prompt, sampling)
+        places = range(len(prompts)) if positions is None else positions
+        seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in places]
+        groups: dict[int, RolloutGroup] = {}
+
+        def keep(part: tuple[int, list[tuple[list[int], list[float], bool]]] | None) -> None:
+            if part is None:  # a sign of life
+                return
+            index, answers = part
+            groups[index] = RolloutGroup(prompts[index], [self._rollout(*answer) for answer in answers], self.version)
+            if on_group is not None:
+                on_group(groups[index])
+
+        try:
+            self._call(
+                "generate",
+                [list(prompt.token_ids) for prompt in prompts],
+                sampling,
+                seeds,
+                on_part=keep,
+            )
+        except EngineLost as error:
+            error.finished = groups
+            raise
+        return [groups[index] for index in range(len(prompts))]
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`."""
+        self._sender.close()
+        self._channel.close()
+
+    def _open_transfer(self) -> WeightSender:
+        if self.options.transfer == "nccl":
+            from megatron_r1.rollout.vllm.nccl_sender import NcclSender  # the only part of vLLM that a trainer imports
+
+            return NcclSender(self._call, self.options, socket.gethostname())
+        if self._is_remote:
+            return NetworkSender(self._call)
+        return SharedMemorySender(self._call if self._peers is None else SharedCall(self._call, self._peers))
+
+    def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
+        """While it samples the engine gives signs of life; every other call but the start ends in less than it may be silent."""
+        stall = None if name == "start" else self.options.stall_seconds
+        return self._channel.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part, stall=stall)
+
+    def _watched(
+        self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pass on what the engine's model has, taking checksums on the way."""
+        for name, tensor in weights:
+            if self.options.is_draft_layer(name):
+                continue
+            counts[0] += 1
+            counts[1] += tensor.nbytes
+            if self.options.verify_weights:
+                sent[name] = checksum(tensor)
+                dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+            yield name, tensor
+
+    def _check(self, prompt: Prompt, sampling: Sampling) -> None:
+        length, limit = len(prompt.token_ids), self.options.max_model_len
+        if length == 0:
+            raise RolloutError(f"prompt {prompt.id!r} has no tokens")
+        if length + sampling.max_tokens > limit:
+            raise RolloutError(
+                f"prompt {prompt.id!r} has {length} tokens: with {sampling.max_tokens} of response that is more than the "
+                f"engine's {limit}; raise data.max_prompt_tokens or shorten the prompt"
+            )
+        outside = [token for token in prompt.token_ids if not 0 <= token < self.options.vocab_size]
+        if outside:
+            raise RolloutError(
+                f"prompt {prompt.id!r} has token id {outside[0]}, outside the vocabulary of {self.options.vocab_size}"
+            )
+
+    def _rollout(self, token_ids: list[int], logprobs: list[float], finished: bool) -> Rollout:
+        return Rollout(token_ids, logprobs, self.decode(token_ids[:-1] if finished else token_ids), finished)
+
+
+def _open_channel(
+    options: EngineOptions,
+    environment: Mapping[str, str],
+    needed: Mapping[str, str],
+    log_path: Path,
+    servers: Sequence[Announcement],
+) -> EngineChannel:
+    """The way to the engine. A server has an environment of its own, to which only the `needed` variables are added."""
+    if not servers:
+        return EngineProcess(HOST_MODULE, log_path, environment)
+    if len(servers) == 1:
+        return ServedEngine(servers[0], needed, options.start_timeout_seconds)
+    return ServedParts(servers, needed, options.start_timeout_seconds)
+
+
+def _sample_seed(seed: int, prompt_index: int, sample_index: int) -> int:
+    """Seed of one response: any two differ, and it does not depend on the process or on the other responses."""
+    digest = hashlib.blake2b(f"{seed} {prompt_index} {sample_index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.config.schema import DataConfig
+from megatron_r1.data.problems import FileProblems, Problem, load_problems, read_problems
+from megatron_r1.data.split import is_heldout
+from megatron_r1.errors import DataError
+from tests.paths import ROOT
+
+DATA = ROOT.parent / "shared/data"
+
+
+def write(path: Path, text: str) -> DataConfig:
+    path.write_text(text, encoding="utf-8")
+    return DataConfig(source=str(path))
+
+
+def numbered(count: int) -> list[Problem]:
+    return [Problem(f"p-{n}", f"What is {n}+1?", str(n + 1)) for n in range(count)]
+
+
+def test_jsonl_and_json_give_the_same_problems(tmp_path):
+    records = [{"question": " What is\u20281+1? ", "answer": "2"}, {"question": "求2+2？", "answer": 4}]
+    lines = write(tmp_path / "p.jsonl", "\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n\n")
+    listed = write(tmp_path / "p.json", json.dumps(records))
+    expected = [Problem("p-1", "What is\u20281+1?", "2"), Problem("p-2", "求2+2？", "4")]
+    assert read_problems(lines) == read_problems(listed) == expected
+
+
+def test_gsm8k_answers_are_what_follows_the_marker_without_commas(tmp_path):
+    config = write(tmp_path / "p.jsonl", json.dumps({"q": "How many?", "a": "2*617 = <<2*617=1234>>1234\n#### 1,234 "}))
+    config = config.model_copy(update={"question_field": "q", "answer_field": "a", "answer_format": "gsm8k"})
+    assert read_problems(config)[0].answer == "1234"
+
+
+def test_kind_domain_language_and_tests_choose_the_rewards(tmp_path):
+    tests = {"asserts": ["assert f(1) == 2"]}
+    records = [
+        {"question": "q1", "tests": tests, "language": "en"},
+        {"question": "q2", "answer": "2", "domain": "math", "kind": "reasoning"},
+        {"question": "q3", "kind": "general"},
+        {"question": "q4", "kind": "general", "answer": "like this"},
+    ]
+    problems = read_problems(write(tmp_path / "p.json", json.dumps(records)))
+    assert [(p.kind, p.domain, p.language, p.answer) for p in problems] == [
+        ("reasoning", "code", "en", json.dumps(tests)), ("reasoning", "math", "", "2"),
+        ("general", "math", "", ""), ("general", "math", "", "like this"),
+    ]  # fmt: skip
+    assert FileProblems(problems, 0.01, "p").domains() == {"code", "math"}
+    assert FileProblems(problems[2:], 0.01, "p").domains() == set()
+    mixed = FileProblems([replace(p, kind="general") if n % 2 else p for n, p in enumerate(numbered(200))], 0.5, "p")
+    assert {p.kind for p in mixed.heldout(30, seed=0)} == {"reasoning"}, "a general problem has no accuracy to evaluate"
+
+
+GOOD = '{"question": "a", "answer": "1"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", None, "p.jsonl: no such file"),
+        ("p.jsonl", "", "p.jsonl: the file is empty"),
+        ("p.jsonl", " \n\n", "p.jsonl: the file is empty"),
+        ("p.jsonl", GOOD + '{"question": ', r"p.jsonl:2: bad JSON"),
+        ("p.jsonl", GOOD + "\n[1]\n", r"p.jsonl:3: expected an object, found list"),
+        ("p.jsonl", GOOD + '{"question": "b"}', r"p.jsonl:2: field 'answer' is missing; the record has 'question'"),
+        ("p.jsonl", GOOD + '{"question": "b", "answer": " "}', r"p.jsonl:2: field 'answer' is blank"),
+        ("p.jsonl", GOOD + '{"question": ["b"], "answer": "1"}', r"p.jsonl:2: field 'question' is list, not text"),
+        ("p.jsonl", GOOD + '{"question": "b", "answer": true}', r"p.jsonl:2: field 'answer' is bool, not text"),
+        ("p.jsonl", GOOD + '{"question": "\\ud800", "answer": "1"}', r"p.jsonl:2: .*surrogate"),
+        ("p.jsonl", GOOD + GOOD, r"p.jsonl:2: the same question stands at .*p.jsonl:1"),
+        (
+            "p.jsonl",
+            '{"question": "b", "answer": "1", "kind": "odd"}',
+            r"p.jsonl:1: kind 'odd' is unknown; choose one of reasoning, general",
+        ),
+        (
+            "p.jsonl",
+            '{"question": "b", "answer": "1", "domain": "law"}',
+            r"p.jsonl:1: domain 'law' is unknown; choose one of math, code",
+        ),
+        ("p.jsonl", '{"question": "b", "domain": "code"}', r"p.jsonl:1: a problem of domain code needs the field 'tests'"),
+        ("p.jsonl", "[" * 100_000, r"p.jsonl:1: bad JSON"),
+        ("p.json", "{}", r"p.json: expected a list of objects"),
+        ("p.json", "[]", r"p.json: the list is empty"),
+        ("p.json", '[{"question": "b"}]', r"p.json item 1: field 'answer' is missing"),
+        ("p.csv", GOOD, r"p.csv: expected a .jsonl file"),
+    ],
+)
+def test_a_bad_file_is_a_one_line_error_with_its_place(tmp_path, name, content, message):
+    config = DataConfig(source=str(tmp_path / name))
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_problems(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_binary_data_are_errors(tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    for name, message in (("folder.jsonl", "cannot be read"), ("binary.jsonl", "not UTF-8")):
+        with pytest.raises(DataError, match=message):
+            read_problems(DataConfig(source=str(tmp_path / name)))
+
+
+def test_gsm8k_format_without_the_marker_is_an_error(tmp_path):
+    for answer in ("72", "72 ####", "####"):
+        config = write(tmp_path / "p.jsonl", json.dumps({"question": "a", "answer": answer}))
+        with pytest.raises(DataError, match=r"p.jsonl:1: .*####"):
+            read_problems(config.model_copy(update={"answer_format": "gsm8k"}))
+
+
+def test_train_and_held_out_are_disjoint_complete_and_stable():
+    problems = numbered(2000)
+    source = FileProblems(problems, 0.1, "numbers")
+    train = {source.train(position, seed=0).question for position in range(1800)}
+    heldout = {p.question for p in problems if is_heldout(p.question, 0.1)}
+    assert len(heldout) == pytest.approx(200, abs=50)
+    assert {p.question for p in source.heldout(len(heldout), seed=5)} == heldout
+    assert not train & heldout
+    grown = FileProblems(problems[::-1] + numbered(3000)[2000:], 0.1, "numbers")
+    assert not {grown.train(position, seed=0).question for position in range(2700)} & heldout
+
+
+def test_an_epoch_visits_every_training_problem_once_in_a_new_order():
+    source = FileProblems(numbered(300), 0.2, "numbers")
+    size = len(source.fixed_problems()) - sum(is_heldout(p.question, 0.2) for p in source.fixed_problems())
+    epochs = [[source.train(epoch * size + i, seed=3).id for i in range(size)] for epoch in range(3)]
+    assert len(set(epochs[0])) == size
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != [source.train(i, seed=4).id for i in range(size)]
+
+
+def test_too_few_problems_are_refused():
+    with pytest.raises(DataError, match="evaluate.problems=10000 but only"):
+        FileProblems(numbered(50), 0.2, "numbers").heldout(10_000, seed=0)
+    held = next(p for p in numbered(100) if is_heldout(p.question, 0.2))
+    with pytest.raises(DataError, match="no training problem is left of 1"):
+        FileProblems([held], 0.2, "numbers")
+
+
+def test_tally_problems_are_disjoint_and_held_out_ones_differ_in_numbers():
+    source = load_problems(DataConfig())
+    train = [source.train(position, seed=0) for position in range(3000)]
+    heldout = source.heldout(500, seed=99)
+
+    def expression(problem: Problem) -> str:
+        return problem.id.split("-", 2)[2]
+
+    assert len({expression(p) for p in heldout}) == 500
+    assert not {expression(p) for p in train} & {expression(p) for p in heldout}
+    assert heldout == source.heldout(500, seed=99) and heldout != source.heldout(500, seed=98)
+    assert {p.language for p in train} == {"en", "zh"}
+    assert all(eval(expression(p)) == int(p.answer) for p in train + heldout)
+
+
+def test_gsm8k_loads_through_the_same_path():
+    path = DATA / "math/gsm8k_train.jsonl"
+    if not path.exists():
+        pytest.skip(f"needs {path.name}")
+    source = load_problems(DataConfig(source=str(path), answer_format="gsm8k"))
+    assert len(source.fixed_problems()) == 7473
+    assert source.fixed_problems()[0].answer == "72"
+    assert all(p.answer.lstrip("-").replace(".", "", 1).isdigit() for p in source.fixed_problems())

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from megatron_r1.config.schema import DataConfig
+from megatron_r1.data.problems import FileProblems, Problem, ProblemSource, load_problems
+from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts, make_prompt
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import DataError
+from tests.paths import ROOT
+
+DATA = ROOT.parent / "shared/data"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tally_tokenizer()
+
+
+def sources() -> dict[str, ProblemSource]:
+    problems = [Problem(f"p-{n}", f"What is {n}+1?", str(n + 1)) for n in range(200)]
+    return {"tally": load_problems(DataConfig()), "file": FileProblems(problems, 0.1, "numbers")}
+
+
+def stream(source: ProblemSource, tokenizer: Tokenizer, seed: int = 0) -> PromptStream:
+    return PromptStream(source, tokenizer, "r1_zero", seed, max_prompt_tokens=64)
+
+
+@pytest.mark.parametrize("kind", ["tally", "file"])
+def test_resume_skips_and_repeats_nothing(tokenizer, kind):
+    whole = stream(sources()[kind], tokenizer)
+    expected = [prompt for _ in range(40) for prompt in whole.next(7)]  # the file's epoch ends in the middle of a batch
+    for stop in (1, 13, 27):
+        first = stream(sources()[kind], tokenizer)
+        seen = [prompt for _ in range(stop) for prompt in first.next(7)]
+        state = json.loads(json.dumps(first.state_dict()))
+        second = stream(sources()[kind], tokenizer)
+        second.load_state_dict(state)
+        assert seen + second.next(7 * (40 - stop)) == expected
+
+
+@pytest.mark.parametrize("kind", ["tally", "file"])
+def test_the_order_depends_on_the_seed(tokenizer, kind):
+    def first(seed: int):
+        return stream(sources()[kind], tokenizer, seed).next(20)
+
+    assert first(0) == first(0) != first(1)
+
+
+def test_batch_size_does_not_change_the_order(tokenizer):
+    one, many = (stream(sources()["tally"], tokenizer) for _ in range(2))
+    assert [one.next(1)[0] for _ in range(12)] == many.next(12)
+
+
+def test_a_cursor_of_other_problems_or_another_seed_is_refused(tokenizer):
+    state = stream(sources()["file"], tokenizer).state_dict()
+    with pytest.raises(DataError, match="the problems are not those"):
+        stream(sources()["tally"], tokenizer).load_state_dict(state)
+    changed = FileProblems([Problem(f"p-{n}", f"What is {n}+1?", str(n + 2)) for n in range(200)], 0.1, "numbers")
+    with pytest.raises(DataError, match="the problems are not those"):
+        stream(changed, tokenizer).load_state_dict(state)
+    with pytest.raises(DataError, match="seed=1 but this run began with 0"):
+        stream(sources()["file"], tokenizer, seed=1).load_state_dict(state)
+
+
+def test_a_prompt_that_is_too_long_is_named_before_the_run_starts(tokenizer):
+    problems = [Problem(f"p-{n}", f"What is {n}+1?", "1") for n in range(20)] + [Problem("p-long", "blah " * 100, "1")]
+    with pytest.raises(DataError, match=r"problem p-long has a prompt of \d\d\d tokens, data.max_prompt_tokens is 64"):
+        PromptStream(FileProblems(problems, 0.1, "numbers"), tokenizer, "r1_zero", 0, max_prompt_tokens=64)
+    with pytest.raises(DataError, match="has a prompt of 10 tokens, data.max_prompt_tokens is 9"):
+        heldout_prompts(sources()["tally"], tokenizer, "r1_zero", 1, seed=0, max_prompt_tokens=9)
+
+
+def test_held_out_prompts_are_fixed_distinct_and_never_trained_on(tokenizer):
+    source = sources()["tally"]
+    chosen = heldout_prompts(source, tokenizer, "r1_zero", 200, seed=99, max_prompt_tokens=64)
+    assert chosen == heldout_prompts(sources()["tally"], tokenizer, "r1_zero", 200, seed=99, max_prompt_tokens=64)
+    questions = {p.question for p in chosen}
+    assert len(questions) == 200
+    assert not questions & {p.question for p in stream(source, tokenizer).next(5000)}
+
+
+@pytest.mark.parametrize("kind", ["tally", "file"])
+def test_nothing_of_the_answer_is_in_the_prompt(tokenizer, kind):
+    """The prompt is a function of the question alone, and the question is the same whatever the answer is."""
+    source = sources()[kind]
+    for problem in [source.train(position, 0) for position in range(100)] + source.heldout(10, 0):
+        prompt = make_prompt(problem, tokenizer, "r1_zero", 64)
+        other = make_prompt(replace(problem, answer="another answer"), tokenizer, "r1_zero", 64)
+        assert (prompt.text, prompt.token_ids) == (other.text, other.token_ids)
+        assert tokenizer.decode(prompt.token_ids) == prompt.text
+        if kind == "tally":  # the question holds the start and the moves, and no partial sum follows from its form
+            assert problem.question in (f"Total {problem.id.split('-', 2)[2]}?", f"求{problem.id.split('-', 2)[2]}？")
+
+
+def test_a_forced_opening_is_the_tag_token(tokenizer):
+    prompt = stream(sources()["tally"], tokenizer).next(1)[0]
+    forced = force_thinking(prompt, tokenizer)
+    assert forced.token_ids == (*prompt.token_ids, 3)
+    assert forced.text == tokenizer.decode(forced.token_ids) == prompt.text + "<think>"
+
+
+def test_gsm8k_prompts_hold_the_question_and_not_the_solution(tokenizer):
+    path = DATA / "math/gsm8k_train.jsonl"
+    if not path.exists():
+        pytest.skip(f"needs {path.name}")
+    solutions = {r["question"].strip(): r["answer"] for r in map(json.loads, path.read_text().splitlines())}
+    source = load_problems(DataConfig(source=str(path), answer_format="gsm8k"))
+    for prompt in PromptStream(source, tokenizer, "r1_zero", 0, max_prompt_tokens=1024).next(200):
+        assert prompt.question in prompt.text and prompt.text.endswith(". Assistant:")
+        assert solutions[prompt.question] not in prompt.text and "####" not in prompt.text

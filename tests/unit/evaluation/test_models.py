@@ -1,0 +1,209 @@
+"""Responses to benchmarks: kept as they come, whole, once, whatever kills the process; from an engine or an endpoint."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_r1.config.evaluation import EndpointConfig
+from megatron_r1.errors import ConfigError, DataError, RolloutError
+from megatron_r1.evaluation.ledger import Ledger
+from megatron_r1.evaluation.models import EndpointModel, EngineModel
+from megatron_r1.evaluation.problems import BenchmarkProblem
+from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
+from tests.chat_server import ChatServer, Reply, completion
+
+PROBLEMS = [BenchmarkProblem(f"p{n}", f"question {n}", "1") for n in range(10)]
+SAMPLING = Sampling(3, 0.6, 0.95, 100)
+LINE = {"problem": "p", "sample": 0, "response": "\ud800\u2028\n", "finished": True, "tokens": 3}
+
+
+class SeededEngine:
+    """Answers depend on the seed and on everything that is asked together, as an engine's do; groups come in any order."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: Callable[[RolloutGroup], None]
+    ) -> list[RolloutGroup]:
+        """See `Engine`."""
+        for index in reversed(range(len(prompts))):
+            texts = [f"{prompts[index].text} {seed} {len(prompts)} {index} {g}" for g in range(sampling.n)]
+            on_group(RolloutGroup(prompts[index], [Rollout([1, 2], [0.0, 0.0], text, True) for text in texts], 0))
+        return []
+
+
+def make_prompt(problem: BenchmarkProblem) -> Prompt:
+    return Prompt(problem.id, problem.question, "", problem.question, (1,))
+
+
+def sample(path: Path, tell: Callable[[int], object] = lambda count: None) -> list[str]:
+    with Ledger(path, {"k": 3}) as kept:
+        EngineModel(SeededEngine(), make_prompt, "<think>\n", 9).sample(PROBLEMS, SAMPLING, "seed", kept, tell)
+    return path.read_text().splitlines()
+
+
+def test_a_ledger_cuts_half_a_line_off_and_keeps_what_it_has(tmp_path):
+    path = tmp_path / "folder" / "lines.jsonl"
+    with Ledger(path, {"k": 1}) as ledger:
+        ledger.append([LINE, LINE | {"sample": 1}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"problem": "p", "sam')
+    with Ledger(path, {"k": 1}) as ledger:
+        assert ledger.lines == {("p", 0): LINE, ("p", 1): LINE | {"sample": 1}}
+        ledger.append([LINE | {"response": "another"}])  # is there already
+    assert path.read_bytes() == whole
+    path.write_bytes(whole + whole)
+    with pytest.raises(DataError, match=r"lines.jsonl:3: sample 0 of 'p' is there twice"):
+        Ledger(path, {"k": 1})
+    path.write_bytes(whole + b"[1]\n")
+    with pytest.raises(DataError, match="lines.jsonl:3: not a line of this file"):
+        Ledger(path, {"k": 1})
+
+
+def test_a_ledger_belongs_to_its_settings(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    with pytest.raises(ConfigError, match="there are no responses to score"):
+        Ledger(path, None)
+    Ledger(path, {"temperature": 0.3}).close()  # a model that did not start: nothing was sampled yet
+    with Ledger(path, {"temperature": 0.6, "k": 1}) as ledger:
+        ledger.append([LINE])
+    with pytest.raises(ConfigError, match="was begun with temperature=0.6, now it is 1.0: restore it, or choose another run_dir"):
+        Ledger(path, {"temperature": 1.0, "k": 1})
+    with Ledger(path, None) as ledger:
+        assert len(ledger.lines) == 1 and ledger.settings == {"temperature": 0.6, "k": 1}
+    with Ledger(path, {"temperature": 1.0}, replace=True) as ledger:
+        assert not ledger.lines
+
+
+def test_an_engine_is_asked_for_every_response_once(tmp_path):
+    told: list[int] = []
+    lines = [json.loads(line) for line in sample(tmp_path / "a.jsonl", told.append)]
+    assert sum(told) == len(lines) == 30 == len({(line["problem"], line["sample"]) for line in lines})
+    assert lines[0]["response"].startswith("<think>\nquestion 2 ") and lines[0]["tokens"] == 2 and lines[0]["finished"]
+    assert len({line["response"].split()[3] for line in lines}) == 4, "a seed for each call"
+    told.clear()
+    assert len(sample(tmp_path / "a.jsonl", told.append)) == 30 and not told
+
+
+def test_an_engine_that_dies_says_what_is_kept(tmp_path):
+    class Dying(SeededEngine):
+        def generate(self, prompts: Sequence[Prompt], *rest: Any) -> list[RolloutGroup]:
+            if prompts[0].id == "p3":
+                raise RolloutError("the rollout engine died in generate")
+            return super().generate(prompts, *rest)
+
+    with (
+        Ledger(tmp_path / "a.jsonl", {}) as kept,
+        pytest.raises(RolloutError, match="died in generate; 9 of 30 responses are kept"),
+    ):
+        EngineModel(Dying(), make_prompt, "", 9).sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_a_killed_evaluation_ends_as_one_that_was_not_killed(tmp_path, stop):
+    """SIGKILL as soon as so many groups are kept, three times; each time half a line is left, too."""
+    path = tmp_path / "killed.jsonl"
+
+    def run_and_die() -> None:
+        calls = iter(range(stop))
+
+        def die(_: int) -> None:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sample(path, die)
+
+    for attempt in range(3):
+        child = multiprocessing.get_context("fork").Process(target=run_and_die)
+        child.start()
+        child.join()
+        assert attempt or child.exitcode == -signal.SIGKILL
+        with path.open("ab") as file:
+            file.write(b'{"problem": "p9", "sample": 0, "resp')
+    assert sorted(sample(path)) == sorted(sample(tmp_path / "whole.jsonl"))
+
+
+def endpoint(server: ChatServer, **settings: Any) -> EndpointModel:
+    config = EndpointConfig(url=server.url, model="m", retries=1, **{"timeout_seconds": 5.0, "concurrency": 4} | settings)
+    return EndpointModel(config, pause=lambda seconds: None)
+
+
+def ask(server: ChatServer, path: Path, **settings: Any) -> list[dict[str, Any]]:
+    with endpoint(server, **settings) as model, Ledger(path, {}) as kept:
+        model.sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_endpoint_gets_one_request_a_response(tmp_path):
+    gate = threading.Barrier(4)
+
+    def respond(body: dict[str, Any], number: int) -> Any:
+        if number < 4:
+            gate.wait(5)  # four at a time
+        if body["messages"][0]["content"] == "question 9":
+            return completion("half", finish_reason="length")
+        return f"{body['messages'][0]['content']} {body['seed']}"
+
+    with ChatServer(respond) as server:
+        lines = ask(server, tmp_path / "a.jsonl")
+        assert server.most_at_once == 4 and len(server.requests) == 30 == len({request["seed"] for request in server.requests})
+        request = {name: server.requests[0][name] for name in ("model", "temperature", "top_p", "max_tokens", "path")}
+        assert request == {"model": "m", "temperature": 0.6, "top_p": 0.95, "max_tokens": 100, "path": "/v1/chat/completions"}
+        assert len(ask(server, tmp_path / "a.jsonl")) == 30 == len(server.requests), "nothing is asked again"
+    cut = [line for line in lines if not line["finished"]]
+    assert [line["response"] for line in cut] == ["half"] * 3 and {line["tokens"] for line in lines} == {10}
+
+
+def test_reasoning_given_apart_goes_back_into_its_tags(tmp_path):
+    def respond(body: dict[str, Any], number: int) -> Reply:
+        cut = number == 0
+        message = {"role": "assistant", "content": None if cut else "A.", "reasoning_content": "Hm."}
+        choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}
+        return Reply(200, json.dumps({"choices": [choice]}).encode())
+
+    with ChatServer(respond) as server:
+        lines = ask(server, tmp_path / "a.jsonl", concurrency=1)
+    assert (lines[0]["response"], lines[0]["finished"], lines[0]["tokens"]) == ("<think>\nHm.", False, None)
+    assert lines[1]["response"] == "<think>\nHm.\n</think>\n\nA." and lines[1]["finished"]
+
+
+@pytest.mark.parametrize(
+    ("dies", "says"),
+    [
+        (Reply(500, b""), "HTTP 500 \\(2 attempts\\)"),
+        (Reply(400, b"too long"), "HTTP 400: b'too long'"),
+        (Reply(401, b""), "refuses \\(HTTP 401\\): check evaluate.benchmarks.endpoint.url, model and api_key_file"),
+        (Reply(200, b"<html>"), "no chat completion"),
+    ],
+)
+def test_an_endpoint_that_dies_loses_nothing(tmp_path, dies, says):
+    path = tmp_path / "a.jsonl"
+    with ChatServer(lambda body, number: dies if number >= 13 else "fine") as server:
+        with pytest.raises(
+            RolloutError, match=rf"{says}.*13 of 30 responses are kept in .*a.jsonl, and the same command goes on"
+        ) as caught:
+            ask(server, path)
+        assert "\n" not in str(caught.value) and len(path.read_text().splitlines()) == 13
+        assert len(server.requests) <= 13 + 2 * 4, "no new request after the first that failed"
+    with ChatServer(lambda body, number: "back") as server:
+        assert len(ask(server, path)) == 30 and len(server.requests) == 17
+
+
+def test_an_endpoint_that_is_gone_is_named(tmp_path):
+    with ChatServer(lambda *_: "fine") as server:
+        pass
+    with pytest.raises(RolloutError, match="cannot be reached: ConnectError .2 attempts.*0 of 30"):
+        ask(server, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("settings", [{"url": "localhost:8000", "model": "m"}, {"url": "http://localhost:1", "model": None}])
+def test_an_endpoint_needs_url_and_model(settings):
+    with pytest.raises(ConfigError, match="url begins with http:// or https://, and model names"):
+        EndpointModel(EndpointConfig(**settings))

@@ -1,0 +1,231 @@
+"""The scoring engine against scorers that hang, crash, exit and eat memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.errors import RewardError
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.scorers import ScorerSpec
+from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+
+GIB = 1 << 30
+TARGET = "tests.odd_scorer:OddScorer"
+MIXED = [
+    "echo 1",
+    "spin",
+    "echo 0",
+    "segfault",
+    "echo 0.5",
+    "raise",
+    "exit",
+    "hard-exit",
+    "lie",
+    "echo 0.25",
+    "allocate 99999999999",
+]
+
+
+ROOMY = Limits(2 * GIB, GIB)
+
+
+def engine(workers: int = 1, limit: float = 2.0, limits: Limits = ROOMY, **arguments) -> ScoringEngine:
+    return ScoringEngine(
+        {"odd": ScorerSpec(TARGET, limit, arguments.pop("settings", {}))}, workers=workers, limits=limits, **arguments
+    )
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
+    with engine() as scoring:
+        first = scoring.worker_pids()
+        verdicts = list(scoring.stream(("odd", text, "8") for text in MIXED))
+        assert [(v.score, v.outcome) for v in verdicts] == [
+            (1.0, "correct"), (None, "timeout"), (0.0, "wrong"), (None, "error"), (0.5, "correct"), (None, "error"), (None, "error"),
+            (None, "error"), (None, "error"), (0.25, "correct"), (None, "error"),
+        ]  # fmt: skip
+        details = [v.detail for v in verdicts]
+        assert details[0] == "'8'" and details[1] == "not judged within 2 s"
+        assert "SIGSEGV" in details[3] and "ValueError: first line" in details[5] and "\n" not in details[5]
+        assert "SystemExit" in details[6] and "exit code 0" in details[7] and "MemoryError" in details[10]
+        assert scoring.replaced == {"timeout": 1, "crash": 3}
+        wait_until(lambda: not any(map(alive, first)))
+        last = scoring.worker_pids()
+    assert not any(map(alive, last)), "close leaves no worker"
+
+
+def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
+    texts = MIXED + [f"echo {n / 64}" for n in range(64)]
+    seen = []
+    for workers in (1, 3):
+        with engine(workers) as scoring:
+            seen.append([(v.score, v.outcome, v.detail) for v in scoring.stream(("odd", text, n) for n, text in enumerate(texts))])
+            futures = [scoring.submit("odd", "sleep 0.1") for _ in range(6)]
+            pids = {future.result().parts["pid"] for future in futures}
+    assert seen[0] == seen[1]
+    assert len(pids) > 1, "the work is shared"
+
+
+def test_what_the_prompt_holds_of_a_response_is_set_before_it():
+    with ScoringEngine({"odd": ScorerSpec(TARGET, 2.0, opening="echo 0")}, workers=1, limits=ROOMY) as scoring:
+        assert scoring.submit("odd", ".25").result().score == 0.25
+
+
+def test_time_is_counted_from_the_start_of_the_work():
+    with engine(limit=1.0) as scoring:
+        futures = [scoring.submit("odd", "sleep 0.3") for _ in range(5)]
+        assert [f.result().outcome for f in futures] == ["correct"] * 5, "the last one waited 1.2 s for its turn"
+
+
+def test_submit_returns_at_once_and_waits_at_the_bound():
+    with engine(max_pending=4) as scoring:
+        started = time.monotonic()
+        futures = [scoring.submit("odd", "sleep 0.3") for _ in range(4)]
+        assert time.monotonic() - started < 0.2 and not any(f.done() for f in futures)
+        scoring.submit("odd", "echo 1")
+        assert futures[0].done()
+
+
+def test_a_worker_that_grew_is_replaced_without_losing_its_verdict():
+    with engine(limits=Limits(2 * GIB, 150 << 20)) as scoring:
+        first = scoring.worker_pids()
+        verdicts = list(scoring.stream(("odd", text, None) for text in ["keep 200000000", "echo 1", "echo 0"]))
+        assert [v.score for v in verdicts] == [1.0, 1.0, 0.0]
+        assert scoring.replaced == {"memory": 1} and scoring.worker_pids() != first
+
+
+def test_a_worker_killed_while_idle_costs_no_response():
+    with engine() as scoring:
+        assert scoring.submit("odd", "echo 1").result().score == 1.0
+        os.kill(scoring.worker_pids()[0], signal.SIGKILL)
+        assert scoring.submit("odd", "echo 0.5").result().score == 0.5
+
+
+def test_large_and_odd_text_arrives_whole():
+    with engine() as scoring:
+        verdict = scoring.submit("odd", "echo 1", {"half a surrogate": "\ud800", "long": "x" * 5_000_000}).result()
+        assert verdict.score == 1.0 and "\\ud800" in verdict.detail
+
+
+def test_what_a_worker_started_ends_with_it(tmp_path):
+    log = tmp_path / "scoring.log"
+    with engine(limit=0.5, log=log) as scoring:
+        assert scoring.submit("odd", "child").result().outcome == "timeout"
+    child = int(log.read_text())
+    wait_until(lambda: not alive(child))
+
+
+PARENT = """
+import os, sys, time
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.scorers import ScorerSpec
+from megatron_r1.rewards.workers.process import Limits
+
+scoring = ScoringEngine({"odd": ScorerSpec("tests.odd_scorer:OddScorer", 600.0)}, workers=2, limits=Limits(1 << 31, 1 << 30))
+futures = [scoring.submit("odd", "spin") for _ in range(4)]
+print(*scoring.worker_pids(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_no_worker_outlives_a_killed_parent():
+    """Also one that is busy in C, where neither the end of the socket nor a thread would be noticed."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    time.sleep(0.3)
+    assert len(pids) == 2 and all(map(alive, pids))
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(alive, pids)))
+    parent.stdout.close()
+
+
+SUSPENDED = (
+    PARENT.replace("600.0", "1.5")
+    .replace("workers=2", "workers=1")
+    .replace('"spin"', '"sleep 1"')
+    .replace("time.sleep(600)", "print(*(future.result().outcome for future in futures))")
+)
+
+
+def test_time_in_which_the_job_is_suspended_does_not_count():
+    parent = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True)
+    pids = [parent.pid, int(parent.stdout.readline())]
+    time.sleep(0.3)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    assert parent.communicate(timeout=60)[0].split() == ["correct"] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"refuses": True}, "the scorer tests.odd_scorer:OddScorer cannot be built: ValueError: no such setting"),
+        ({"exits": True}, "scoring workers end while starting (exit code 7)"),
+    ],
+)
+def test_a_scorer_that_cannot_be_built_is_told_at_the_start(settings, says):
+    with pytest.raises(RewardError) as caught:
+        engine(settings=settings)
+    assert str(caught.value) == says
+    assert not [t for t in threading.enumerate() if t.name == "scoring"]
+
+
+def test_a_scorer_that_cannot_work_here_ends_the_engine_and_one_that_has_worked_does_not():
+    with engine() as scoring:
+        assert [v.outcome for v in scoring.stream(("odd", text, None) for text in ("echo 1", "refuse"))] == ["correct", "error"]
+        assert scoring.submit("odd", "echo 1").result().score == 1.0
+    with engine() as scoring:
+        first, second = scoring.submit("odd", "refuse"), scoring.submit("odd", "sleep 9")
+        assert first.result().detail == "there is no sandbox here"
+        with pytest.raises(RewardError, match="there is no sandbox here"):
+            second.result()
+
+
+def test_a_closed_engine_says_so():
+    scoring = engine()
+    late = scoring.submit("odd", "sleep 5")
+    scoring.close()
+    scoring.close()
+    for future in (late, scoring.submit("odd", "echo 1")):
+        with pytest.raises(RewardError, match="closed before this response was judged"):
+            future.result(timeout=5)
+    with pytest.raises(RewardError, match="no scorer 'even' in this engine; it has odd"):
+        scoring.submit("even", "x")
+
+
+def test_a_worker_starts_without_torch():
+    code = "import sys, megatron_r1.rewards.workers.main, megatron_r1.rewards.code.scorer, megatron_r1.rewards.math.scorer, megatron_r1.rewards.language.scorer, megatron_r1.rewards.format; print({'torch', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("score", "outcome"), [(0.0, "timeout"), (None, "wrong"), (1.0, "fine"), (float("nan"), "correct")])
+def test_a_verdict_that_hides_a_failure_cannot_be_made(score, outcome):
+    with pytest.raises(ValueError, match="outcome"):
+        Verdict(score, outcome)

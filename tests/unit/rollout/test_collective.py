@@ -1,0 +1,330 @@
+"""Several engines in one job: each prompt is sampled once whatever dies, and an engine on another node is one like any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from tests.paths import ROOT
+
+from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.errors import ConfigError, EngineLost, RolloutError
+from megatron_r1.model.presets import PRESETS
+from megatron_r1.pipeline.builders.placement import EnginePlace, place_engine
+from megatron_r1.rollout.channel import server as rollout_server
+from megatron_r1.rollout.channel.announcements import Announcement, accept, announce, find_servers
+from megatron_r1.rollout.channel.remote import ServedEngine
+from megatron_r1.rollout.channel.server import serve_trainer
+from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.weight_buckets import NetworkSender
+from megatron_r1.runtime.launch import LaunchInfo
+
+KEY = b"k" * 32
+
+RANKS = """
+import sys
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from megatron_r1.errors import EngineLost, RolloutError
+from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.types import Prompt, Rollout, RolloutGroup
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 3), rank=rank, world_size=3)
+alive = started = 0
+deaths = {1: ["load", 2, 0], 2: []}[rank] if rank else []  # what the engines of this rank die in, one after the other
+
+class Weights:
+    def __iter__(self):
+        for i in range(4):
+            value = torch.ones(1)
+            dist.all_reduce(value)  # hangs unless all ranks iterate
+            yield f"t{i}", value
+
+class Engine:
+    def __init__(self):
+        global started
+        started += 1
+        self.version = None
+
+    def load_weights(self, weights, version):
+        assert len([next(iter(weights)), *weights]) == 4
+        if deaths[:1] == ["load"]:
+            deaths.pop(0)
+            raise EngineLost("died in load")
+        self.version = version
+        return version
+
+    def generate(self, prompts, sampling, seed, on_group, positions=None):
+        positions = range(len(prompts)) if positions is None else positions
+        groups = {}
+        for index, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
+            if deaths and len(groups) == deaths[0]:
+                deaths.pop(0)
+                lost = EngineLost("died in generate")
+                lost.finished = groups
+                raise lost
+            assert prompt.id == f"p{position}"
+            groups[index] = RolloutGroup(prompt, [Rollout([seed, position, started], [0.0, 0.0, 0.0], "", True)], self.version)
+            if on_group:
+                on_group(groups[index])
+        return [groups[index] for index in range(len(prompts))]
+
+    def close(self):
+        pass
+
+prompts = [Prompt(f"p{i}", "", "", "", (1,)) for i in range(11)]
+told = []
+engine = CollectiveEngine(Engine if rank in (0, 1) else None, restarts=3)
+assert engine.load_weights(Weights(), 5) == 5
+groups = engine.generate(prompts, None, 9, on_group=told.append)
+assert [g.prompt.id for g in groups] == [p.id for p in prompts]
+assert [g.rollouts[0].token_ids[:2] for g in groups] == [[9, i] for i in range(11)]
+assert {g.weights_version for g in groups} == {5}
+assert [id(g) for g in groups[::2]] == [id(g) for g in told] if rank == 0 else told == []
+# the engines of rank 1: the first died in load, the second after two groups, the third before any, the fourth sampled the rest
+assert [g.rollouts[0].token_ids[2] for g in groups[1::2]] == [2, 2, 4, 4, 4]
+assert started == {0: 1, 1: 4, 2: 0}[rank], started
+
+def fails(call, error, message):
+    try:
+        call()
+    except error as caught:
+        assert message in str(caught), caught
+    else:
+        raise AssertionError("no error")
+
+deaths += [0] * 9 if rank == 1 else []
+fails(lambda: engine.generate(prompts, None, 9), EngineLost, "died in generate")
+dist.destroy_process_group()
+"""
+
+SERVER = """
+import sys, os, time
+from multiprocessing.connection import Connection
+from megatron_r1.errors import RolloutError
+connection = Connection(int(sys.argv[1]))
+while True:
+    try:
+        name, args = connection.recv()
+    except EOFError:
+        break
+    if name == "pid":
+        connection.send((True, (os.getpid(), os.environ.get("EXTRA"))))
+    elif name == "update_weights":
+        content = open(args[0]["paths"][0], "rb").read()[: args[0]["num_bytes"]]
+        connection.send((True, (content, args[0]["names"], args[0]["offsets"], args[0]["shapes"])))
+    elif name == "parts":
+        for part in args:
+            connection.send((None, part))
+        connection.send((True, len(args)))
+    elif name == "fail":
+        connection.send((False, RolloutError("prompt 'p' is too long")))
+    elif name == "die":
+        os._exit(3)
+    elif name == "beat":
+        for _ in range(15):
+            time.sleep(0.1)
+            connection.send((None, None))
+        connection.send((True, "done"))
+    elif name == "freeze":
+        time.sleep(60)
+    else:
+        connection.send((True, None))
+"""
+
+
+def test_lost_engines_are_replaced_and_no_group_is_lost_or_doubled(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], "\n".join(outputs)
+    assert outputs[1].count("starting another one") == 6 and "starting another one" not in outputs[0] + outputs[2]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A rollout server in a thread, whose engine is the program above; its announcement."""
+    (tmp_path / "toy_engine.py").write_text(SERVER)
+    monkeypatch.setattr(rollout_server, "HOST_MODULE", "toy_engine")
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection = accept(listener, KEY)
+                except OSError:
+                    return  # the test is over
+                if connection is not None:
+                    with connection:
+                        serve_trainer(connection, environment, tmp_path / "engine.log")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield Announcement(0, 1, "127.0.0.1", listener.getsockname()[1], KEY.hex(), os.getpid())
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_engine_on_another_node_is_called_like_one_here(server):
+    engine = ServedEngine(server, {"EXTRA": "yes"}, timeout=20)
+    pid, extra = engine.call("pid", timeout=20)
+    assert pid != os.getpid() and extra == "yes"
+    parts = []
+    assert engine.call("parts", "a", "b", timeout=20, on_part=parts.append) == 2
+    assert parts == ["a", "b"]
+    with pytest.raises(RolloutError, match="too long"):
+        engine.call("fail", timeout=20)
+    assert engine.call("beat", timeout=20, stall=0.8) == "done", "signs of life hold off the limit"
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineLost, match="is closed"):
+        engine.call("pid", timeout=20)
+    assert ServedEngine(server, {}, timeout=20).call("pid", timeout=20)[0] != pid, "each trainer gets an engine of its own"
+
+
+def test_a_dead_or_silent_engine_on_another_node_is_told_and_the_next_one_is_new(server):
+    engine = ServedEngine(server, {}, timeout=20)
+    with pytest.raises(EngineLost, match="died in die .exit code 3"):
+        engine.call("die", timeout=20)
+    engine.close()
+    engine = ServedEngine(server, {}, timeout=20)
+    with pytest.raises(EngineLost, match="gave no sign for 1 s in freeze"):
+        engine.call("freeze", timeout=600, stall=1.0)
+    engine.close()
+    engine = ServedEngine(server, {}, timeout=20)
+    pid, _ = engine.call("pid", timeout=20)
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(EngineLost, match="gave no sign"):
+        engine.call("beat", timeout=600, stall=1.0)
+    assert time.monotonic() - started < 20
+    engine.close()
+
+
+def test_weights_come_over_the_connection_bit_by_bit(server):
+    engine = ServedEngine(server, {}, timeout=20)
+    received = {}
+
+    def call(name, *args):
+        answer = engine.call(name, *args, timeout=20)
+        if name == "update_weights":
+            content, names, offsets, shapes = answer
+            for tensor, offset, shape in zip(names, offsets, shapes, strict=True):
+                size = 4 * torch.Size(shape).numel()
+                received[tensor] = torch.frombuffer(bytearray(content[offset : offset + size]), dtype=torch.float32).view(shape)
+        return answer
+
+    sent = {f"t{i}": torch.randn(i + 1, 5) for i in range(9)}
+    NetworkSender(call, bucket_bytes=200).send(sent.items(), version=1)
+    assert received.keys() == sent.keys() and all(torch.equal(received[name], sent[name]) for name in sent)
+    engine.close()
+
+
+def test_who_does_not_know_the_key_is_not_served(server):
+    stranger = Announcement(0, 1, server.host, server.port, (b"x" * 32).hex(), 1)
+    with pytest.raises(EngineLost, match="did not take the connection"):
+        ServedEngine(stranger, {}, timeout=5)
+    assert ServedEngine(server, {}, timeout=20).call("pid", timeout=20)
+
+
+def test_a_server_that_is_not_there_is_told(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(EngineLost, match=f"127.0.0.1:{port} cannot be reached"):
+        ServedEngine(Announcement(0, 1, "127.0.0.1", port, KEY.hex(), 1), {}, timeout=5)
+
+
+def launch(rank: int, world_size: int, local_rank: int, local_world_size: int) -> LaunchInfo:
+    return LaunchInfo(rank, world_size, local_rank, local_world_size, "h", 1, "slurm")
+
+
+def test_servers_are_waited_for_and_spread_over_the_ranks(tmp_path):
+    with pytest.raises(
+        ConfigError, match="0 of any rollout servers are there after 0 s; start them with megatron-r1 serve-rollouts"
+    ):
+        find_servers(tmp_path, 0)
+    announcements = [Announcement(number, 2, f"node{number}", 1, KEY.hex(), 1) for number in range(2)]
+    assert announce(tmp_path, announcements[1]).stat().st_mode & 0o077 == 0, "the key is the owner's alone"
+    with pytest.raises(ConfigError, match="1 of 2 rollout servers"):
+        find_servers(tmp_path, 0)
+    announce(tmp_path, announcements[0])
+    assert find_servers(tmp_path, 0) == announcements
+    config = RolloutConfig(placement="disaggregated", servers=str(tmp_path))
+    places = [place_engine(config, launch(rank, 8, rank % 4, 4), "cpu") for rank in range(8)]
+    assert places == [EnginePlace(servers=(announcements[0],)), *[None] * 3, EnginePlace(servers=(announcements[1],)), *[None] * 3]
+    with pytest.raises(ConfigError, match="2 engines, more than the 1 ranks"):
+        place_engine(config, launch(0, 1, 0, 1), "cpu")
+    with pytest.raises(ConfigError, match="needs rollout.servers"):
+        place_engine(RolloutConfig(placement="disaggregated"), launch(0, 1, 0, 1), "cpu")
+
+
+def test_engines_beside_the_ranks_take_the_gpus_of_a_node_in_turn(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    config = RolloutConfig(placement="colocated", tensor_parallel_size=4, engines_per_node=2)
+    places = [place_engine(config, launch(8 + rank, 16, rank, 8), "cuda") for rank in range(8)]
+    assert [rank for rank, place in enumerate(places) if place is not None] == [0, 4]
+    assert [places[rank].variables["CUDA_VISIBLE_DEVICES"] for rank in (0, 4)] == ["0,1,2,3", "4,5,6,7"]
+    on_cpu = [place_engine(RolloutConfig(placement="colocated"), launch(rank, 4, rank % 2, 2), "cpu") for rank in range(4)]
+    assert [place is not None for place in on_cpu] == [True, False, True, False]
+    single = [place_engine(RolloutConfig(), launch(rank, 2, rank, 2), "cuda") for rank in range(2)]
+    assert single == [EnginePlace(), None]
+    too_many = RolloutConfig(placement="colocated", tensor_parallel_size=8, engines_per_node=2)
+    with pytest.raises(ConfigError, match="do not fit beside the 8"):
+        place_engine(too_many, launch(0, 8, 0, 8), "cuda")
+
+
+def test_an_engine_over_nodes_has_the_same_place_on_consecutive_ones(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = RolloutConfig(placement="colocated", tensor_parallel_size=8, nodes_per_engine=2, engines_per_node=2)
+    places = [place_engine(config, launch(rank, 32, rank % 8, 8), "cuda") for rank in range(32)]
+    assert {rank: place.ranks for rank, place in enumerate(places) if place is not None} == {
+        0: (0, 8), 8: (0, 8), 4: (4, 12), 12: (4, 12), 16: (16, 24), 24: (16, 24), 20: (20, 28), 28: (20, 28),
+    }  # fmt: skip
+    assert places[12].variables["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    with pytest.raises(ConfigError, match="numbered node by node, .* multiple of 2 nodes; rank 0 of 24 is number 0 of 8"):
+        place_engine(config, launch(0, 24, 0, 8), "cuda")
+    with pytest.raises(ConfigError, match="rank 1 of 16 is number 0 of 8"):
+        place_engine(config, launch(1, 16, 0, 8), "cuda")
+    with pytest.raises(ConfigError, match="does not go with rollout.placement=single"):
+        place_engine(RolloutConfig(tensor_parallel_size=2, nodes_per_engine=2), launch(1, 2, 1, 2), "cpu")
+    announcements = [Announcement(number, 4, f"node{number}", 1, KEY.hex(), 1) for number in range(4)]
+    for announcement in announcements:
+        announce(tmp_path, announcement)
+    config = RolloutConfig(placement="disaggregated", servers=str(tmp_path), tensor_parallel_size=2, nodes_per_engine=2)
+    places = [place_engine(config, launch(rank, 4, rank, 4), "cpu") for rank in range(4)]
+    assert places == [EnginePlace(servers=tuple(announcements[:2])), None, EnginePlace(servers=tuple(announcements[2:])), None]
+    with pytest.raises(ConfigError, match="has 4 servers, which rollout.nodes_per_engine=3 does not divide"):
+        place_engine(config.model_copy(update={"nodes_per_engine": 3}), launch(0, 4, 0, 4), "cpu")
+
+
+def test_weights_travel_through_the_memory_of_a_node_where_trainer_and_engine_share_a_gpu():
+    def transfer(device: str, **settings: str) -> str:
+        rollout = RolloutConfig(max_response_tokens=8, **settings)
+        limits = {"bos_token_id": 0, "eos_token_id": 1, "max_prompt_tokens": 8}
+        return engine_options(PRESETS["tiny"], rollout, device=device, dtype="float32", **limits).transfer
+
+    assert transfer("cuda") == transfer("cuda", placement="colocated") == transfer("cpu") == "shm"
+    assert transfer("cuda", placement="disaggregated") == "nccl" and transfer("cpu", placement="disaggregated") == "shm"
+    with pytest.raises(ConfigError, match="NCCL takes no two processes on one"):
+        transfer("cuda", transfer="nccl")
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        transfer("cpu", transfer="nccl", placement="disaggregated")
+
+
+def test_an_engine_over_nodes_divides_its_devices():
+    rollout = RolloutConfig(max_response_tokens=8, tensor_parallel_size=2, nodes_per_engine=4)
+    with pytest.raises(ConfigError, match="nodes_per_engine=4 does not divide rollout.tensor_parallel_size=2"):
+        engine_options(PRESETS["tiny"], rollout, device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1, max_prompt_tokens=8)

@@ -1,0 +1,190 @@
+"""Comparison of checksums, engine options and the collective engine, without vLLM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.errors import ConfigError, WeightSyncError
+from megatron_r1.model.dense import Llama, Qwen2
+from megatron_r1.model.presets import PRESETS, resolve_architecture
+from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.verify_weights import HeldReport, verify_held
+from megatron_r1.weights.checksum import MASK
+from tests.pipeline.engine_cases import options
+
+DENSE = {
+    "vocab_size": 448, "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def test_agreement_returns_the_constants():
+    worker = HeldReport(replicated={"a": 1}, sharded={"b": 5}, constants={"rope": 9})
+    other = HeldReport(replicated={"a": 1}, sharded={"b": MASK - 1}, constants={"rope": 9})
+    constants = verify_held({"a": 1, "b": 3}, [worker, other], None)
+    assert constants == verify_held({"a": 1, "b": 3}, [worker, other], constants)
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        (HeldReport(replicated={"a": 2}), "different: a"),
+        (HeldReport(), "sent but not held: a"),
+        (HeldReport(replicated={"a": 1, "b": 1}), "held but not sent: b"),
+        (HeldReport(replicated={"a": 1}, uncovered=["w"]), "uncovered: w"),
+        (HeldReport(replicated={"a": 1}, underived=["W_UV"]), "underived: W_UV"),
+        (HeldReport(replicated={"a": 1}, contradictions=["c"]), "contradictions: c"),
+        (HeldReport(replicated={"a": 1}, constants={"rope": 8}), "changed constants: worker 0 rope"),
+    ],
+)
+def test_each_difference_is_named(worker, message):
+    with pytest.raises(WeightSyncError, match=message):
+        verify_held({"a": 1}, [worker], {"worker 0 rope": 9} if worker.constants else None)
+
+
+def test_workers_must_agree_on_what_is_not_sharded():
+    with pytest.raises(WeightSyncError, match="contradictions: a"):
+        verify_held({"a": 1}, [HeldReport(replicated={"a": 1}), HeldReport(replicated={"a": 2})], None)
+
+
+def test_many_names_are_cut():
+    with pytest.raises(WeightSyncError, match="t0, t1, t2, t3, t4 and 5 more") as caught:
+        verify_held({f"t{i}": 0 for i in range(10)}, [HeldReport(replicated={f"t{i}": 1 for i in range(10)})], None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        ({"max_response_tokens": 1000}, "max_position_embeddings=1024"),
+        ({"max_response_tokens": 8, "tensor_parallel_size": 3}, "tensor_parallel_size=3 does not divide"),
+        ({"max_response_tokens": 8, "transfer": "nccl"}, "needs a CUDA device"),
+    ],
+)
+def test_impossible_options_are_refused(rollout, message):
+    with pytest.raises(ConfigError, match=message):
+        engine_options(
+            PRESETS["tiny"], RolloutConfig(**rollout), device="cpu", dtype="float32", bos_token_id=0, eos_token_id=1,
+            max_prompt_tokens=64,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "tensor_parallel_size", "message"),
+    [
+        (Llama(**DENSE, num_key_value_heads=2), 4, "tensor_parallel_size=4 does not divide the model's num_key_value_heads=2"),
+        (Llama(**DENSE, head_dim=16), 1, "head_dim=16 is not one that vLLM has on CPU: .*32, 64, 80"),
+        (Qwen2(**DENSE, head_dim=64), 1, "head_dim=64 is not hidden_size / num_attention_heads = 32"),
+        (resolve_architecture("tiny", {"kv_lora_rank": 256}), 1, "kv_lora_rank=256 is not the one that vLLM has on CPU: 512"),
+        (resolve_architecture("tiny", {"qk_rope_head_dim": 32}), 1, "qk_rope_head_dim=32 is not .* on CPU: 64"),
+    ],
+)
+def test_shapes_that_the_engine_does_not_have_are_refused(arch, tensor_parallel_size, message):
+    with pytest.raises(ConfigError, match=message):
+        options(arch, tensor_parallel_size)
+
+
+def test_limits_of_the_cpu_kernels_are_not_those_of_cuda():
+    arch = Llama(**DENSE, head_dim=16)
+    rollout = RolloutConfig(max_response_tokens=8)
+    on_cuda = engine_options(
+        arch, rollout, device="cuda", dtype="bfloat16", bos_token_id=0, eos_token_id=1, max_prompt_tokens=8
+    )  # fmt: skip
+    assert on_cuda.hf_config["head_dim"] == 16 and on_cuda.transfer == "shm"
+
+
+COLLECTIVE = """
+import sys
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.errors import ConversionError, RewardError, WeightSyncError
+from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.training.scoring import CollectiveRewards
+from megatron_r1.types import Prompt, Rollout, RolloutGroup
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+
+def weights(fail_at=None):
+    for i in range(6):
+        value = torch.ones(1)
+        dist.all_reduce(value)  # hangs unless both ranks iterate
+        if i == fail_at:
+            raise ConversionError("bad tensor")
+        yield f"t{i}", value
+
+def load(weights, version):
+    for name, _ in weights:
+        if version == 13 and name == "t2":
+            raise WeightSyncError("tensor t2 differs")
+    return f"version {version}"
+
+def fails(call, error, message):
+    try:
+        call()
+    except error as caught:
+        assert message in str(caught)
+    else:
+        raise AssertionError("no error")
+
+def start():
+    assert rank == 0
+    return SimpleNamespace(load_weights=load, generate=generate, close=lambda: print("closed"))
+
+def generate(prompts, sampling, seed, on_group):
+    groups = [RolloutGroup(p, [Rollout([1], [0.0], "x", True)], seed) for p in prompts]
+    for group in reversed(groups):
+        on_group(group)
+    return groups
+
+class Judges:
+    def __init__(self):
+        assert rank == 0
+        self.started = []
+
+    def submit(self, group):
+        self.started.append(group)
+
+    def collect(self, groups):
+        assert all(a is b for a, b in zip(groups, reversed(self.started), strict=True)), "none is judged twice"
+        if len(groups) == 1:
+            raise RewardError("no judge")
+        return [{"accuracy": [Verdict(float(n), "correct")]} for n, _ in enumerate(groups)]
+
+engine = CollectiveEngine(start if rank == 0 else None)
+assert engine.load_weights(weights(), 1) == "version 1"
+rewards = CollectiveRewards(RewardConfig(), Judges)
+prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]
+groups = engine.generate(prompts, None, 3, on_group=rewards.submit)
+rewards.collect(groups)
+assert [(g.prompt.id, g.weights_version, g.rewards_G.tolist()) for g in groups] == [("p", 3, [0.0]), ("q", 3, [1.0])]
+if rank == 0:
+    rewards._judges.started.clear()
+fails(lambda: rewards.collect(engine.generate(prompts[:1], None, 3, on_group=rewards.submit)), RewardError, "no judge")
+fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
+fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")
+assert engine.load_weights(weights(), 4) == "version 4"
+fails(lambda: CollectiveEngine(lambda: 1 / 0), ZeroDivisionError, "")
+engine.close()
+dist.destroy_process_group()  # without it gloo's threads sometimes abort the interpreter as it ends
+"""
+
+
+def test_all_ranks_share_results_and_errors(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", COLLECTIVE, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    assert "closed" in outputs[0] and "closed" not in outputs[1]

@@ -1,0 +1,72 @@
+"""The look at the nodes before a job: which one is bad, and a real meeting of two ranks of which one has no disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.paths import ROOT
+
+from megatron_r1.runtime.preflight import Findings, describe, judge
+
+
+def findings(node: str, rank: int, network: float = 10.0, **fields) -> Findings:
+    return Findings(node, rank, {"device": 100.0, "memory": 20.0, "network": network}, **fields)
+
+
+def test_nodes_that_are_well_are_not_blamed():
+    ranks = [findings(f"n{i // 2}", i, network=9.0 + i / 10) for i in range(6)]
+    assert judge(ranks, 0.5) == {}
+    assert (
+        describe(ranks, {})
+        .splitlines()[1]
+        .startswith("preflight: n0 is well: device 100 fixed works/s, memory 20 GB/s, network 9 GB/s")
+    )
+
+
+def test_bad_nodes_are_named_with_the_reason():
+    ranks = [findings(f"n{i}", i) for i in range(6)]
+    ranks[1].speeds["device"] = 40.0
+    ranks[2].problems.append("disk /local: No space left on device")
+    ranks[3].clock_seconds = -30.0
+    bad = judge(ranks, 0.5)
+    assert bad == {
+        "n1": ["device of rank 1: 40 fixed works/s, the median is 100"],
+        "n2": ["disk /local: No space left on device"],
+        "n3": ["clock is -30.0 s off that of rank 0"],
+    }
+    text = describe(ranks, bad)
+    assert "6 node(s), 6 rank(s), 3 bad node(s)" in text and "preflight: n2 is bad: disk /local: No space left on device" in text
+
+
+def test_two_ranks_meet_and_the_one_whose_disk_is_missing_is_named(tmp_path):
+    (tmp_path / "scratch-good").mkdir()
+    bad_nodes = tmp_path / "bad_nodes"
+    command = [
+        sys.executable, "-m", "megatron_r1.cli", "preflight", "--device", "cpu", "--disk", str(tmp_path),
+        "--disk", f"{tmp_path}/scratch-{{node}}", "--bad-nodes", str(bad_nodes), "--slowest", "0.01",
+    ]  # fmt: skip
+    shared = os.environ | {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "15999",
+    }
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=shared | {"RANK": str(rank), "SLURMD_NODENAME": node},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, node in enumerate(("good", "broken"))
+    ]
+    outputs = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [3, 3], outputs
+    assert f"preflight: broken is bad: disk {tmp_path}/scratch-broken: No such file or directory" in outputs[0]
+    assert "preflight: good is well" in outputs[0] and "network" in outputs[0]
+    assert bad_nodes.read_text() == "broken\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad_nodes", "scratch-good"]
