@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.runtime import distributed
+from tests.paths import ROOT
 
 CONFIG = str(ROOT / "examples/tiny_cpu/r1_zero.yaml")
 GSM8K = str(ROOT / "examples/gsm8k/grpo.yaml")

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.runtime import distributed
 from megatron_r1.weights.hf import HfFolder
+from tests.paths import ROOT
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
 
 MODELS = {"v3": full_architecture(), "qwen2": qwen2_architecture(), "llama": llama_architecture()}

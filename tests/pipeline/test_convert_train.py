@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import torch
-from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.weights.hf import HfFolder
+from tests.paths import ROOT
 from tests.random_weights import write_random_model
 
 

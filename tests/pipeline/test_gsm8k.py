@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.paths import ROOT
 
 PROBLEMS = ROOT.parent / "shared/data/math/gsm8k_train.jsonl"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, RewardModelConfig, RuntimeConfig
@@ -26,6 +25,7 @@ from megatron_r1.training.reward_model import loss_of
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
+from tests.paths import ROOT
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
 from tests.reward_cases import build_reward_model as build_case
 from tests.reward_cases import make_examples

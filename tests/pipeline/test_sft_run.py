@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
@@ -21,6 +20,7 @@ from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_r1.pipeline.artifact import fingerprint
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.run import Run
+from tests.paths import ROOT
 
 CHAT = ROOT.parent / "shared/data/chat"
 EXAMPLE = str(ROOT / "examples/tiny_cpu/sft_chat.yaml")

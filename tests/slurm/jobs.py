@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from tests.paths import ROOT
-
 from tests.slurm.cluster import Cluster
 
 SLURM = ROOT / "slurm"

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from tests.paths import ROOT
 
 PACKAGE = "megatron_r1"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.config.load import dump, known_keys, load_config, save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
+from tests.paths import ROOT
 
 
 def write(folder: Path, text: str) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.errors import ConfigError, DataError
@@ -20,6 +19,7 @@ from megatron_r1.evaluation.benchmarks import BENCHMARKS, find_benchmarks
 from megatron_r1.evaluation.problems import BenchmarkProblem, read_benchmark
 from megatron_r1.rewards.choice import ChoiceScorer
 from megatron_r1.rewards.code.scorer import CodeScorer
+from tests.paths import ROOT
 
 DATA = ROOT.parent / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the published data sets are not on this machine")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.paths import ROOT
 
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
@@ -23,6 +22,7 @@ from megatron_r1.runtime import distributed
 from megatron_r1.types import Rollout, RolloutGroup
 from megatron_r1.weights.hf import HfFolder
 from tests.chat_server import ChatServer, Reply, completion
+from tests.paths import ROOT
 from tests.random_weights import write_random_model
 
 EXAMPLES = ROOT / "examples/evaluate"

@@ -12,7 +12,6 @@ import time
 
 import pytest
 import torch
-from tests.paths import ROOT
 
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.errors import ConfigError, EngineLost, RolloutError
@@ -25,6 +24,7 @@ from megatron_r1.rollout.channel.server import serve_trainer
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.weight_buckets import NetworkSender
 from megatron_r1.runtime.launch import LaunchInfo
+from tests.paths import ROOT
 
 KEY = b"k" * 32
 

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout import vllm_client as engine_process
 from megatron_r1.rollout.channel.local import EngineProcess
+from tests.paths import ROOT
 from tests.pipeline.engine_cases import options
 
 SERVER = """

@@ -6,9 +6,8 @@ import os
 import subprocess
 import sys
 
-from tests.paths import ROOT
-
 from megatron_r1.runtime.preflight import Findings, describe, judge
+from tests.paths import ROOT
 
 
 def findings(node: str, rank: int, network: float = 10.0, **fields) -> Findings:

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.cli import main
 from megatron_r1.config.load import load_config
@@ -25,6 +24,7 @@ from megatron_r1.pipeline.recipe.measure import Measured
 from megatron_r1.pipeline.recipe.plan import STAGES, Recipe, check_gate, check_recipe, chosen_stages, run_recipe
 from megatron_r1.pipeline.recipe.report import write_comparison
 from megatron_r1.rollout.options import engine_options
+from tests.paths import ROOT
 
 CONFIG = ROOT / "examples/tiny_cpu/r1.yaml"
 sys.path.insert(0, str(ROOT / "tools"))

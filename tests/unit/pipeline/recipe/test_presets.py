@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.config.load import flatten_config, load_config
 from megatron_r1.pipeline.recipe.plan import Recipe
+from tests.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
 

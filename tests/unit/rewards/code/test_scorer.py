@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.paths import ROOT
 
 from benchmarks.rewards_code import tasks_of
 from megatron_r1.rewards.code.cases import CallTest, CheckTest, TestsError
@@ -16,6 +15,7 @@ from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
 from megatron_r1.rewards.sandbox.values import encode
+from tests.paths import ROOT
 
 PROBE = probe_sandbox(SandboxSettings())
 needs_sandbox = pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.rewards.code.cpp_compile import compile_cpp
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.code.verdicts import VERDICTS, TestResult, failure_of
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import Limits, Program, Sandbox, SandboxSettings
+from tests.paths import ROOT
 
 PROBE = probe_sandbox(SandboxSettings())
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)]

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.code.scorer import CodeScorer
@@ -20,6 +19,7 @@ from megatron_r1.rewards.sandbox import bubblewrap as sandbox_host
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.seccomp import build_filter
 from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Limits, Program, Sandbox, SandboxError, SandboxSettings
+from tests.paths import ROOT
 
 X86, ARM = 0xC000003E, 0xC00000B7
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
