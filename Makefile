@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Tests and runs share the cores with their own child processes: one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart r1 test setup lint clean system-packages
+.PHONY: quickstart r1 test setup lint types clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
@@ -45,6 +45,9 @@ $(READY): setup.py constraints.txt tools/install_system_packages.sh
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

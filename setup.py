@@ -45,7 +45,7 @@ setup(
         # vllm 0.32.0 requires torch 2.13.0, whose default build is for CUDA 13
         "gpu": ["vllm==0.32.0", "transformer-engine[core-cu13,pytorch]==2.17.1"],
         "mpi": ["mpi4py"],
-        "dev": ["mpi4py", "pytest", "ruff"],
+        "dev": ["mpi4py", "mypy", "pytest", "ruff", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["megatron-r1=megatron_r1.cli:main"]},
 )
