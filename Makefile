@@ -28,7 +28,7 @@ setup: $(READY)
 	@echo "== $(VENV) is ready"
 
 # The stamp is made last, so that a set-up that failed half-way starts over.
-$(READY): setup.py constraints.txt tools/install_system_packages.sh
+$(READY): pyproject.toml constraints.txt tools/install_system_packages.sh
 	@sh tools/install_system_packages.sh run
 	@$(PYTHON) -c 'import sys; sys.exit("megatron-r1 needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	@echo "== Making the virtual environment $(VENV)"
