@@ -37,7 +37,8 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.model.deepseek_v3 import DeepseekV3
 from megatron_r1.weights.hf_export import hf_tensors, write_configs, write_index
 from megatron_r1.weights.mapping import hf_shapes
-from megatron_r1.weights.safetensors_file import HfTensor, plan_files, write_safetensors
+from megatron_r1.weights.safetensors_file import HfTensor, plan_files
+from tests.random_weights import write_safetensors
 
 FORMATS = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
 HEADER = [

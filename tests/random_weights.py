@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
 from megatron_r1.model.dense import Llama, Llama3RopeScaling, Qwen2
 from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
+from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter
 
 
 def full_architecture(mtp: int = 1) -> DeepseekV3:
@@ -54,6 +55,28 @@ def random_weights(
     for original, copy in MTP_COPIES.items():
         made.update({name: made[original] for name in made if name.endswith(copy) and name != original})
     yield from made.items()
+
+
+def write_safetensors(path: Path, tensors: Sequence[HfTensor], values: Iterable[tuple[str, torch.Tensor]]) -> int:
+    """Write a file, holding one tensor at a time; it appears under its name only when it is complete and on disk.
+
+    Args:
+        path: of the file.
+        tensors: what it will hold.
+        values: (name, tensor) of each of them once, in any order.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        ConversionError: the values are not exactly what was announced.
+        CheckpointError: the disk is full, or the file cannot be written.
+    """
+    with SafetensorsWriter(path, tensors) as writer:
+        for name, tensor in values:
+            writer.write(name, tensor)
+            del tensor  # before the next one is made
+    return writer.nbytes
 
 
 def write_random_model(folder: Path, arch: Architecture, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:

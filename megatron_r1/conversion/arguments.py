@@ -59,7 +59,7 @@ def _adder(actions: argparse._SubParsersAction, name: str, summary: str) -> Call
 def _add_layout(add: Callable[..., argparse.Action], purpose: str) -> None:
     for name, meaning in _LAYOUT.items():
         default = None if name == "etp" else 1
-        add(f"--{name}", type=_count, default=default, metavar="N", help=f"{meaning}; part of the {purpose}")
+        add(f"--{name}", type=_positive_count, default=default, metavar="N", help=f"{meaning}; part of the {purpose}")
 
 
 def _add_common(add: Callable[..., argparse.Action]) -> None:
@@ -67,7 +67,7 @@ def _add_common(add: Callable[..., argparse.Action]) -> None:
     add("--verify", action="store_true", help="read both sides back and compare")
 
 
-def _count(text: str) -> int:
+def _positive_count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)

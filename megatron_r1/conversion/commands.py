@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_r1.config.schema import ParallelConfig
-from megatron_r1.conversion.compare import compare
+from megatron_r1.conversion.compare import compare_folders
 from megatron_r1.conversion.dry_run import dry_run
 from megatron_r1.conversion.dtypes import BY_NAME
-from megatron_r1.conversion.export_hf import export_hf
-from megatron_r1.conversion.import_hf import import_hf
+from megatron_r1.conversion.export_hf import export_folder
+from megatron_r1.conversion.import_hf import import_folder
 from megatron_r1.runtime import distributed, launch
 from megatron_r1.runtime.device import resolve_device
 
@@ -30,11 +30,11 @@ def run_action(arguments: argparse.Namespace) -> int:
         return 0
     with _peers():
         if arguments.action == "import":
-            import_hf(arguments.hf, arguments.out, sizes, dtype, arguments.max_file_size)
-            _tell(f"{arguments.out}: written")
+            import_folder(arguments.hf, arguments.out, sizes, dtype, arguments.max_file_size)
+            _print_once(f"{arguments.out}: written")
         elif arguments.action == "export":
-            export_hf(arguments.megatron, arguments.out, dtype, arguments.max_file_size)
-            _tell(f"{arguments.out}: written")
+            export_folder(arguments.megatron, arguments.out, dtype, arguments.max_file_size)
+            _print_once(f"{arguments.out}: written")
         if arguments.action == "verify":
             _compare(arguments.hf, arguments.megatron)
         elif arguments.verify:
@@ -60,9 +60,9 @@ def _peers() -> Iterator[None]:
 
 
 def _compare(hf: Path, megatron: Path) -> None:
-    _tell(f"{hf} and {megatron}: {compare(hf, megatron)}")
+    _print_once(f"{hf} and {megatron}: {compare_folders(hf, megatron)}")
 
 
-def _tell(line: str) -> None:
+def _print_once(line: str) -> None:
     if distributed.is_rank_zero():
         print(line, flush=True)

@@ -19,14 +19,14 @@ from megatron_r1.errors import ConversionError
 from megatron_r1.runtime.distributed import failing_together, gather_objects, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import dequantize, quantize
-from megatron_r1.weights.fuse import unfuse
+from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.mapping import hf_shapes
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def compare(hf: Path, megatron: Path) -> str:
+def compare_folders(hf: Path, megatron: Path) -> str:
     """Compare every tensor, copies included. All ranks call this.
 
     Returns:

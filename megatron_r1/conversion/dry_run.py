@@ -61,7 +61,7 @@ def dry_run(config: Path, sizes: ParallelConfig, dtype: torch.dtype | None, tabl
         rows = [_COLUMNS]
         for tensor in tensors:
             holders = shards.holders[entry_of[tensor.name.removesuffix(SCALE_SUFFIX)]]
-            rows.append((tensor.name, *_describe(tensor), megatron_name(tensor), _ranges(holders)))
+            rows.append((tensor.name, *_describe_tensor(tensor), megatron_name(tensor), _ranges(holders)))
         write_atomically(table, "".join("\t".join(row) + "\n" for row in rows))
     elements = sum(math.prod(tensor.shape) for tensor in tensors)
     nbytes = sum(tensor.nbytes for tensor in tensors)
@@ -92,7 +92,7 @@ def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def _describe(tensor: HfTensor) -> tuple[str, str]:
+def _describe_tensor(tensor: HfTensor) -> tuple[str, str]:
     return str(list(tensor.shape)), DTYPE_NAMES[tensor.dtype]
 
 
@@ -101,7 +101,7 @@ def _kinds(tensors: Iterable[HfTensor], megatron_name: Callable[[HfTensor], str]
     counts: Counter[tuple[str, ...]] = Counter()
     for tensor in tensors:
         hf, megatron = (re.sub(r"(?<=\.)\d+", "N", name) for name in (tensor.name, megatron_name(tensor)))
-        counts[hf, *_describe(tensor), megatron] += 1
+        counts[hf, *_describe_tensor(tensor), megatron] += 1
     rows = [("count", *_COLUMNS[:-1]), *((f"{count:,}", *kind) for kind, count in counts.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

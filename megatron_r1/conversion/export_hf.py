@@ -21,7 +21,7 @@ from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_r
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import is_fp8_weight, quantize, scale_name, scale_shape
-from megatron_r1.weights.fuse import unfuse
+from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import CONFIG, FP8_CONFIG
 from megatron_r1.weights.hf_export import GENERATION_CONFIG, write_index
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, plan_files
@@ -29,7 +29,7 @@ from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, pl
 FP8 = torch.float8_e4m3fn
 
 
-def export_hf(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_bytes: int) -> None:
+def export_folder(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_bytes: int) -> None:
     """Write `out`: safetensors, index, config.json and what else stands beside the weights. All ranks call this.
 
     Raises:
@@ -53,8 +53,8 @@ def export_hf(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_byt
     with naming_problems(out):
         on_rank_zero(lambda: work.require_space(sum(tensor.nbytes for file in left for tensor in files[file])))
         with failing_together():
-            _write_files(source, work, {file: files[file] for file in own_share(left)}, entry_of)
-        on_rank_zero(lambda: _finish(source.folder, arch, work, files, tensors))
+            _write_own_files(source, work, {file: files[file] for file in own_share(left)}, entry_of)
+        on_rank_zero(lambda: _finish_export(source.folder, arch, work, files, tensors))
 
 
 def _plan_tensors(source: MegatronFolder, dtype: torch.dtype | None) -> tuple[list[HfTensor], dict[str, int]]:
@@ -74,7 +74,7 @@ def _plan_tensors(source: MegatronFolder, dtype: torch.dtype | None) -> tuple[li
     return tensors, entry_of
 
 
-def _write_files(source: MegatronFolder, work: WorkFolder, files: dict[str, list[HfTensor]], entry_of: dict[str, int]) -> None:
+def _write_own_files(source: MegatronFolder, work: WorkFolder, files: dict[str, list[HfTensor]], entry_of: dict[str, int]) -> None:
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
     share = f" (rank 0 of {world_size()})" if world_size() > 1 else ""
     wanted = {file: {tensor.name: tensor for tensor in tensors} for file, tensors in files.items()}
@@ -116,7 +116,9 @@ def _values(
             yield name, part.to(wanted[name].dtype)
 
 
-def _finish(source: Path, arch: Architecture, work: WorkFolder, files: dict[str, list[HfTensor]], tensors: list[HfTensor]) -> None:
+def _finish_export(
+    source: Path, arch: Architecture, work: WorkFolder, files: dict[str, list[HfTensor]], tensors: list[HfTensor]
+) -> None:
     write_index(work.folder, files)
     copy_companions(source, work.folder)
     dtype = FP8 if any(tensor.dtype is FP8 for tensor in tensors) else tensors[0].dtype

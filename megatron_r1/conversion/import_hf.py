@@ -25,7 +25,7 @@ from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_r
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import prepare_decoder
-from megatron_r1.weights.fuse import fuse
+from megatron_r1.weights.fused_tensors import fuse
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.mapping import Entry, Split, hf_shapes, model_entries
 
@@ -33,7 +33,7 @@ _EMPTY_FILE = "__empty.distcp"
 _STRIPE = 1 << 22  # elements compared at a time
 
 
-class Item(NamedTuple):
+class EntryToStore(NamedTuple):
     """One entry of the mapping table, its dtype, and the boxes in which it is stored."""
 
     entry: Entry
@@ -46,7 +46,7 @@ class Item(NamedTuple):
         return torch.Size(self.entry.full_shape).numel() * self.dtype.itemsize
 
 
-def import_hf(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype | None, max_file_bytes: int) -> None:
+def import_folder(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype | None, max_file_bytes: int) -> None:
     """Write `out` as a checkpoint folder: weights, config.json and tokenizer, hashed and sealed. All ranks call this.
 
     Raises:
@@ -59,7 +59,7 @@ def import_hf(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype | N
         arch = source.architecture()
     layout, shards = on_rank_zero(lambda: _plan(source, arch, sizes))
     with failing_together():
-        items = [Item(entry, import_dtype(entry, source, dtype), []) for entry in model_entries(arch)]
+        items = [EntryToStore(entry, import_dtype(entry, source, dtype), []) for entry in model_entries(arch)]
     for piece in shards.pieces:
         items[piece.entry].pieces.append(piece)
     nbytes = [item.nbytes for item in items]
@@ -70,14 +70,14 @@ def import_hf(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype | N
         "files": {file: (hf / file).stat().st_size for file in sorted(set(source.files.values()))},
     }  # fmt: skip
     work = WorkFolder(out, identity, lambda folder: (folder / COMPLETE).is_file())
-    left = [i for i in range(len(parts)) if work.note(_name(i)) is None]
+    left = [i for i in range(len(parts)) if work.note(_part_name(i)) is None]
     with naming_problems(out):
         on_rank_zero(lambda: work.require_space(sum(nbytes[i] for part in left for i in parts[part])))
         on_rank_zero(lambda: (work.folder / POLICY).mkdir(exist_ok=True))
         with failing_together():
             _write_parts(source, work, {part: [items[i] for i in parts[part]] for part in own_share(left)})
         on_rank_zero(
-            lambda: _finish(source, work, len(parts), shards.objects, {"import": identity, "world_size": layout.world_size})
+            lambda: _finish_import(source, work, len(parts), shards.objects, {"import": identity, "world_size": layout.world_size})
         )
 
 
@@ -90,40 +90,40 @@ def _plan(source: HfFolder, arch: Architecture, sizes: ParallelConfig) -> tuple[
     return layout, shards_of_layout(arch, layout)
 
 
-def _name(part: int) -> str:
+def _part_name(part: int) -> str:
     return f"__{part}_0.distcp"
 
 
-def _write_parts(source: HfFolder, work: WorkFolder, parts: dict[int, list[Item]]) -> None:
+def _write_parts(source: HfFolder, work: WorkFolder, parts: dict[int, list[EntryToStore]]) -> None:
     if source.holds_fp8:
         prepare_decoder()  # before threads wait for the first tensor
     total = sum(item.nbytes for items in parts.values() for item in items)
     share = f" (rank 0 of {world_size()})" if world_size() > 1 else ""
     with Progress(total, f"import{share}", enabled=is_rank_zero(), unit="B") as progress:
 
-        def fill(file: DataFile, item: Item, tensors: list[torch.Tensor]) -> None:
+        def fill(file: DataFile, item: EntryToStore, tensors: list[torch.Tensor]) -> None:
             for piece in item.pieces:
-                box = _take(item.entry, tensors, piece.area(len(item.entry.full_shape)))
+                box = _take_box(item.entry, tensors, piece.area(len(item.entry.full_shape)))
                 file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
             progress.advance(item.nbytes)
 
         write_parts(
             parts,
-            read=partial(_read, source),
-            open_file=lambda part: DataFile(work.folder / POLICY / _name(part)),
+            read=partial(_read_entry, source),
+            open_file=lambda part: DataFile(work.folder / POLICY / _part_name(part)),
             fill=fill,
-            close=partial(_close, work),
+            close=partial(_close_part, work),
         )
 
 
-def _close(work: WorkFolder, file: DataFile) -> None:
+def _close_part(work: WorkFolder, file: DataFile) -> None:
     """Put a file on disk, then note that it is there."""
     file.close()
     chunks = [(c.key, str(c.dtype).removeprefix("torch."), *c[2:]) for c in file.chunks]
     work.add_note(file.path.name, {"bytes": file.bytes, "xxh128": file.checksum(), "chunks": chunks})
 
 
-def _read(source: HfFolder, item: Item) -> list[torch.Tensor]:
+def _read_entry(source: HfFolder, item: EntryToStore) -> list[torch.Tensor]:
     """The tensors of an entry; its copies are held against it."""
     tensors = [source.read(name, dtype=item.dtype) for name in item.entry.hf]
     for copy in item.entry.copies:
@@ -137,7 +137,7 @@ def _read(source: HfFolder, item: Item) -> list[torch.Tensor]:
     return tensors
 
 
-def _take(entry: Entry, tensors: Sequence[torch.Tensor], area: tuple[slice, ...]) -> torch.Tensor:
+def _take_box(entry: Entry, tensors: Sequence[torch.Tensor], area: tuple[slice, ...]) -> torch.Tensor:
     """A box of the fused tensor; stacked tensors are not copied for a box that lies in one of them."""
     if entry.split is Split.GLU:
         first = 0
@@ -148,9 +148,9 @@ def _take(entry: Entry, tensors: Sequence[torch.Tensor], area: tuple[slice, ...]
     return fuse(entry, tensors)[area]
 
 
-def _finish(source: HfFolder, work: WorkFolder, num_parts: int, objects: set[str], state: dict[str, Any]) -> None:
+def _finish_import(source: HfFolder, work: WorkFolder, num_parts: int, objects: set[str], state: dict[str, Any]) -> None:
     """Put the parts together, add what stands beside the weights, and seal."""
-    notes = {_name(part): work.note(_name(part)) for part in range(num_parts)}
+    notes = {_part_name(part): work.note(_part_name(part)) for part in range(num_parts)}
     chunks = [Chunk(key, getattr(torch, dtype), *map(_untuple, rest)) for n in notes.values() for key, dtype, *rest in n["chunks"]]
     policy = work.folder / POLICY
     with DataFile(policy / _EMPTY_FILE) as file:

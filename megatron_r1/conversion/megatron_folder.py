@@ -19,7 +19,7 @@ from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero
 from megatron_r1.runtime.files import TEMPORARY
 from megatron_r1.weights.hf import CONFIG, INDEX
-from megatron_r1.weights.local import name_some
+from megatron_r1.weights.local_weights import name_some
 from megatron_r1.weights.mapping import model_entries
 
 POLICY = "policy"  #: the weights, below a checkpoint

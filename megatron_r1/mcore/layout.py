@@ -43,28 +43,30 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
     etp = parallel.etp or (tp if ep == 1 else 1)
     sequence_parallel = tp > 1 if parallel.sequence_parallel is None else parallel.sequence_parallel
 
-    _require(world_size % (tp * pp * cp) == 0, f"parallel.tp={tp} x pp={pp} x cp={cp} does not divide the {world_size} processes")
-    _require(
+    _require_fit(
+        world_size % (tp * pp * cp) == 0, f"parallel.tp={tp} x pp={pp} x cp={cp} does not divide the {world_size} processes"
+    )
+    _require_fit(
         world_size % (etp * ep * pp) == 0,
         f"parallel.ep={ep} x etp={etp} x pp={pp} does not divide the {world_size} processes",
     )
     _check_model(arch, tp, ep, etp)
     _check_pipeline(arch, pp, vpp)
-    _require(
+    _require_fit(
         etp == tp or ep > 1,
         f"parallel.etp={etp} with tp={tp} needs parallel.ep above 1: Megatron-Core computes expert gradients wrongly otherwise",
     )
-    _require(
+    _require_fit(
         sequence_parallel or tp == 1,
         f"parallel.sequence_parallel=false with tp={tp}: MLA's replicated key down-projection loses the sum of its gradient over tensor "
         "parallel ranks, and Megatron-Core does not train mixture-of-experts layers that way; leave it unset",
     )
-    _require(not sequence_parallel or tp > 1, "parallel.sequence_parallel=true needs parallel.tp above 1; leave it unset")
-    _require(
+    _require_fit(not sequence_parallel or tp > 1, "parallel.sequence_parallel=true needs parallel.tp above 1; leave it unset")
+    _require_fit(
         not (packed and cp > 1),
         f"parallel.cp={cp} needs sequence lengths divisible by {2 * cp}, and packed sequences have any length: set parallel.cp=1",
     )
-    _require(
+    _require_fit(
         not mtp or arch.num_nextn_predict_layers > 0,
         "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0",
     )
@@ -99,17 +101,17 @@ def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:
             (etp, "etp", "moe_intermediate_size", arch.moe_intermediate_size),
         ]
     else:
-        _require(ep == 1, f"parallel.ep={ep} needs a model with experts, {arch.model_type} has none: leave it unset")
+        _require_fit(ep == 1, f"parallel.ep={ep} needs a model with experts, {arch.model_type} has none: leave it unset")
     for size, key, what, dimension in dimensions:
-        _require(dimension % size == 0, f"parallel.{key}={size} does not divide {what}={dimension} of the model")
+        _require_fit(dimension % size == 0, f"parallel.{key}={size} does not divide {what}={dimension} of the model")
 
 
 def _check_pipeline(arch: Architecture, pp: int, vpp: int) -> None:
     layers = arch.num_hidden_layers
-    _require(vpp == 1 or pp > 1, f"parallel.vpp={vpp} needs parallel.pp above 1")
-    _require(pp * vpp <= layers, f"parallel.pp={pp} x vpp={vpp} needs at least {pp * vpp} layers, the model has {layers}")
+    _require_fit(vpp == 1 or pp > 1, f"parallel.vpp={vpp} needs parallel.pp above 1")
+    _require_fit(pp * vpp <= layers, f"parallel.pp={pp} x vpp={vpp} needs at least {pp * vpp} layers, the model has {layers}")
 
 
-def _require(condition: bool, message: str) -> None:
+def _require_fit(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)

@@ -16,7 +16,7 @@ from megatron_r1.errors import ConversionError
 from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.weights.local import name_some
+from megatron_r1.weights.local_weights import name_some
 from megatron_r1.weights.mapping import Entry, model_entries
 
 _RANKS_PER_PROCESS = 64  # below, starting a process takes longer than the ranks do

@@ -9,7 +9,7 @@ from megatron_r1.mcore import host, parallel
 from megatron_r1.mcore.meta import MetaRank, meta_ranks
 from megatron_r1.mcore.pieces import Piece, Shards
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.weights.local import local_weights
+from megatron_r1.weights.local_weights import local_weights
 
 host.require_active()
 

@@ -88,7 +88,7 @@ def _layer_spec(config: TransformerConfig, backend: TorchBackend, is_moe: bool) 
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
-            self_attention=_latent_attention(backend) if config.multi_latent_attention else _grouped_query_attention(backend),
+            self_attention=_latent_attention_spec(backend) if config.multi_latent_attention else _grouped_query_spec(backend),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
@@ -97,7 +97,7 @@ def _layer_spec(config: TransformerConfig, backend: TorchBackend, is_moe: bool) 
     )
 
 
-def _latent_attention(backend: TorchBackend) -> ModuleSpec:
+def _latent_attention_spec(backend: TorchBackend) -> ModuleSpec:
     submodules = MLASelfAttentionSubmodules(
         linear_q_proj=backend.column_parallel_linear(),
         linear_q_down_proj=ReplicatedLinear,
@@ -112,7 +112,7 @@ def _latent_attention(backend: TorchBackend) -> ModuleSpec:
     return ModuleSpec(MLASelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules)
 
 
-def _grouped_query_attention(backend: TorchBackend) -> ModuleSpec:
+def _grouped_query_spec(backend: TorchBackend) -> ModuleSpec:
     submodules = SelfAttentionSubmodules(
         linear_qkv=backend.column_parallel_linear(),
         core_attention=CoreAttention,

@@ -34,8 +34,8 @@ def checksum(tensor: torch.Tensor, row_offset: int = 0, column_offset: int = 0) 
     bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
     bits = bits.reshape(bits.shape[0] if bits.ndim else 1, -1)
     rows, columns = bits.shape
-    row_weights = _weights(row_offset + rows, _ROW_SALT, bits.device)[row_offset:]
-    column_weights = _weights(column_offset + columns, _COLUMN_SALT, bits.device)[column_offset:]
+    row_weights = _odd_weights(row_offset + rows, _ROW_SALT, bits.device)[row_offset:]
+    column_weights = _odd_weights(column_offset + columns, _COLUMN_SALT, bits.device)[column_offset:]
     total = 0
     step = max(1, _BLOCK // max(columns, 1))
     for start in range(0, rows, step):
@@ -46,7 +46,7 @@ def checksum(tensor: torch.Tensor, row_offset: int = 0, column_offset: int = 0) 
 
 
 @lru_cache(maxsize=64)
-def _weights(count: int, salt: int, device: torch.device) -> torch.Tensor:
+def _odd_weights(count: int, salt: int, device: torch.device) -> torch.Tensor:
     """[count] odd 64-bit integers, mixed from the index by the finaliser of MurmurHash3."""
     x = torch.arange(count, dtype=torch.int64, device=device) + salt
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):

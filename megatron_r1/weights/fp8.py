@@ -41,16 +41,6 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-size // BLOCK) for size in shape)
 
 
-def with_scales(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The tensors of an FP8 folder: those of a plain one, each FP8 weight followed by its scales."""
-    result: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
-        result[name] = shape
-        if is_fp8_weight(name):
-            result[scale_name(name)] = scale_shape(shape)
-    return result
-
-
 def dequantize(weight: torch.Tensor, scale_inv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Values of a whole weight.
 
@@ -95,7 +85,7 @@ def dequantize_into(
     from megatron_r1.weights import fp8_cpu
 
     values = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
-    fp8_cpu.decode(weight.contiguous(), scale_inv, first_row, first_column, values)
+    fp8_cpu.decode_fp8(weight.contiguous(), scale_inv, first_row, first_column, values)
     if values is not out:
         out.copy_(values)
 

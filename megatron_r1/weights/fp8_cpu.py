@@ -20,7 +20,7 @@ _CODES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() 
 _SIGNATURES = [numba.void(numba.uint8[::1], bits[::1], *[numba.int64] * 4, bits[::1]) for bits in (numba.int16, numba.int32)]
 
 
-def decode(codes: torch.Tensor, scales: torch.Tensor, first_row: int, first_column: int, out: torch.Tensor) -> None:
+def decode_fp8(codes: torch.Tensor, scales: torch.Tensor, first_row: int, first_column: int, out: torch.Tensor) -> None:
     """Codes times the scales of their blocks, computed in float32 and rounded once, into `out`. NaN codes give NaN.
 
     Args:
@@ -33,7 +33,7 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, first_row: int, first_colu
     bits = _INT[out.dtype.itemsize]
     tables = (_CODES * scales[:, :, None]).to(out.dtype).view(bits)
     numbers = codes.view(torch.uint8).view(-1).numpy()
-    _look_up(numbers, tables.view(-1).numpy(), *codes.shape, first_row, first_column, out.view(bits).view(-1).numpy())
+    _look_up_codes(numbers, tables.view(-1).numpy(), *codes.shape, first_row, first_column, out.view(bits).view(-1).numpy())
 
 
 def _compile(function: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +44,7 @@ def _compile(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @_compile
-def _look_up(codes, tables, rows, columns, first_row, first_column, out):
+def _look_up_codes(codes, tables, rows, columns, first_row, first_column, out):
     blocks = (first_column + columns + _BLOCK - 1) // _BLOCK
     for i in range(rows):
         table = (first_row + i) // _BLOCK * blocks * 256

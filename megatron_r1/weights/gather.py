@@ -11,9 +11,9 @@ import torch.distributed as dist
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together
-from megatron_r1.weights.fuse import unfuse
+from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
-from megatron_r1.weights.local import expert_owner, local_weights, name_some, tensor_group
+from megatron_r1.weights.local_weights import expert_owner, local_weights, name_some, tensor_group
 from megatron_r1.weights.mapping import Entry, Split
 
 
@@ -56,7 +56,7 @@ def gather_weights(
             raise ConversionError(f"no rank holds these tensors: {name_some(missing)}")
     for i, (entry, (stage, dtype)) in enumerate(zip(local.entries, stages, strict=True)):
         held = local.tensors.get(i, [None])[0]
-        yield from _split_names(entry, _gather(entry, held, stage, dtype, arch, groups, _device(modules)))
+        yield from _split_names(entry, _gather(entry, held, stage, dtype, arch, groups, _device_of(modules)))
 
 
 def _stages(tensors: dict[int, list[torch.Tensor]], num_entries: int, groups: WeightGroups) -> list[tuple[int, torch.dtype] | None]:
@@ -135,5 +135,5 @@ def _split_names(entry: Entry, full: torch.Tensor) -> Iterator[tuple[str, torch.
         yield name, full
 
 
-def _device(modules: Sequence[torch.nn.Module]) -> torch.device:
+def _device_of(modules: Sequence[torch.nn.Module]) -> torch.device:
     return next(modules[0].parameters()).device

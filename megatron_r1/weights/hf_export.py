@@ -82,7 +82,7 @@ def export_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and `HfFolder` load; it appears under its name only when complete.
 
-    Writes where it is called: in a job of many ranks, through `feed_rank_zero`. Holds one tensor at a time. An existing folder
+    Writes where it is called: in a job of many ranks, through `consume_on_rank_zero`. Holds one tensor at a time. An existing folder
     of that name is replaced.
 
     Args:
@@ -103,14 +103,14 @@ def export_hf(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        dtype = _write_files(weights, hf_shapes(arch), partial, max_shard_bytes)
+        dtype = _write_tensors(weights, hf_shapes(arch), partial, max_shard_bytes)
         write_configs(partial, arch, dtype, bos_token_id=bos_token_id, eos_token_id=eos_token_id, tokenizer=tokenizer)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_files(
+def _write_tensors(
     weights: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]], folder: Path, max_shard_bytes: int
 ) -> torch.dtype:
     """Write the tensors and their index; return the dtype of the model. One file is open at a time where the order is that of

@@ -9,10 +9,10 @@ import torch
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.weights.fuse import fuse
+from megatron_r1.weights.fused_tensors import fuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.local import local_weights, tensor_group
+from megatron_r1.weights.local_weights import local_weights, tensor_group
 from megatron_r1.weights.mapping import SCORE_HEAD, Entry, Split, hf_shapes
 
 
@@ -45,18 +45,18 @@ def load_weights(
             continue
         source.check_shapes(entry.hf_shapes)
         for target in targets:
-            _fill(entry, target, source, groups)
+            _fill_shard(entry, target, source, groups)
 
 
-def _fill(entry: Entry, target: torch.Tensor, source: HfFolder, groups: WeightGroups) -> None:
+def _fill_shard(entry: Entry, target: torch.Tensor, source: HfFolder, groups: WeightGroups) -> None:
     group = tensor_group(entry, groups)
     rank, parts = group_rank(group), group_size(group)
     if entry.split is Split.VOCAB:
         _fill_vocabulary(entry, target, source, rank)
     elif entry.split is Split.ROW:
-        target.copy_(source.read(entry.name, columns=_piece(entry.shapes[0][1], rank, parts), dtype=target.dtype))
+        target.copy_(source.read(entry.name, columns=_span(entry.shapes[0][1], rank, parts), dtype=target.dtype))
     else:
-        rows = [_piece(shape[0], rank, parts) for shape in entry.shapes]
+        rows = [_span(shape[0], rank, parts) for shape in entry.shapes]
         pieces = [source.read(name, mine, dtype=target.dtype) for name, mine in zip(entry.hf, rows, strict=True)]
         target.copy_(fuse(entry, pieces, parts))
 
@@ -74,5 +74,5 @@ def _fill_vocabulary(entry: Entry, target: torch.Tensor, source: HfFolder, rank:
     target[rows.shape[0] :].zero_()  # padding: no token has these ids
 
 
-def _piece(size: int, rank: int, parts: int) -> slice:
+def _span(size: int, rank: int, parts: int) -> slice:
     return slice(rank * (size // parts), (rank + 1) * (size // parts))

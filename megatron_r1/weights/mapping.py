@@ -5,7 +5,7 @@ permuted. The order of the table is the order in which weights are streamed: lay
 
 A row of a layer starts inside the layer: Megatron's prefix is `decoder.layers.{n}.` or `mtp.layers.{k}.transformer_layer.`,
 Hugging Face's `model.layers.{n}.` with the multi-token-prediction layers counted after the model's own. `{e}` is the expert.
-How several Hugging Face tensors make one Megatron tensor is `fuse.py`'s.
+How several Hugging Face tensors make one Megatron tensor is `fused_tensors.py`'s.
 """
 
 from __future__ import annotations

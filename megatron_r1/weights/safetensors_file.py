@@ -202,28 +202,6 @@ class SafetensorsWriter:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error
 
 
-def write_safetensors(path: Path, tensors: Sequence[HfTensor], values: Iterable[tuple[str, torch.Tensor]]) -> int:
-    """Write a file, holding one tensor at a time; it appears under its name only when it is complete and on disk.
-
-    Args:
-        path: of the file.
-        tensors: what it will hold.
-        values: (name, tensor) of each of them once, in any order.
-
-    Returns:
-        The file's size in bytes.
-
-    Raises:
-        ConversionError: the values are not exactly what was announced.
-        CheckpointError: the disk is full, or the file cannot be written.
-    """
-    with SafetensorsWriter(path, tensors) as writer:
-        for name, tensor in values:
-            writer.write(name, tensor)
-            del tensor  # before the next one is made
-    return writer.nbytes
-
-
 def plan_files(tensors: Iterable[HfTensor], max_shard_bytes: int) -> dict[str, list[HfTensor]]:
     """Spread tensors over files in their order, a new one begun before `max_shard_bytes` would be passed.
 

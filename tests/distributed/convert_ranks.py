@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
-from megatron_r1.conversion.compare import compare
-from megatron_r1.conversion.export_hf import export_hf
-from megatron_r1.conversion.import_hf import import_hf
+from megatron_r1.conversion.compare import compare_folders
+from megatron_r1.conversion.export_hf import export_folder
+from megatron_r1.conversion.import_hf import import_folder
 from megatron_r1.mcore import host
 from megatron_r1.weights.hf import HfFolder
 
@@ -48,9 +48,9 @@ def main(rank: int, world_size: int, rendezvous: str, hf: Path, out: Path) -> No
     """See the module."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    import_hf(hf, out / "m", ParallelConfig(tp=2, pp=2, ep=2, etp=1), None, 400_000)
-    print(compare(hf, out / "m"))
-    export_hf(out / "m", out / "hf", None, 400_000)
+    import_folder(hf, out / "m", ParallelConfig(tp=2, pp=2, ep=2, etp=1), None, 400_000)
+    print(compare_folders(hf, out / "m"))
+    export_folder(out / "m", out / "hf", None, 400_000)
     host.activate("cpu")
     problems = [problem for sizes in LAYOUTS for problem in load_under(sizes, out / "m", HfFolder(hf), world_size)]
     if rank == 0:

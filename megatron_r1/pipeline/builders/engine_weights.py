@@ -16,7 +16,7 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import new_checksum
-from megatron_r1.weights.fuse import unfuse
+from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import CONFIG, HfFolder
 
 _LOOKED_AT = 1 << 20  # bytes of each file

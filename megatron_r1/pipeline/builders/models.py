@@ -45,9 +45,9 @@ from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import address_towards, child_environment
 from megatron_r1.runtime.peers import Peers, find_peers
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
-from megatron_r1.weights.feed import feed_rank_zero
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
+from megatron_r1.weights.rank_zero import consume_on_rank_zero
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.megatron_model import MegatronModel
@@ -325,7 +325,7 @@ def export_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> 
         )
         shutil.rmtree(tokenizer_folder)
 
-    feed_rank_zero(policy.weights(), write)
+    consume_on_rank_zero(policy.weights(), write)
 
 
 def describe_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> None:

@@ -15,8 +15,8 @@ from megatron_r1.weights.fp8 import (
     quantize,
     scale_name,
     scale_shape,
-    with_scales,
 )
+from megatron_r1.weights.hf_export import hf_tensors
 from megatron_r1.weights.mapping import hf_shapes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -134,7 +134,7 @@ def test_quantising_twice_changes_nothing():
 
 
 def test_published_v3_has_its_tensors_and_elements():
-    shapes = with_scales(hf_shapes(PRESETS["671b"]))
+    shapes = {tensor.name: tensor.shape for tensor in hf_tensors(hf_shapes(PRESETS["671b"]), torch.float8_e4m3fn)}
     elements = sum(torch.Size(shape).numel() for shape in shapes.values())
     assert (len(shapes), elements) == (91_991, 684_531_386_000)
     assert shapes["model.layers.61.self_attn.kv_a_proj_with_mqa.weight_scale_inv"] == (5, 56)

@@ -16,8 +16,8 @@ from megatron_r1.weights.fp8 import dequantize, is_fp8_weight, quantize, scale_n
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf, hf_tensors, write_configs, write_index
 from megatron_r1.weights.mapping import hf_shapes
-from megatron_r1.weights.safetensors_file import plan_files, write_safetensors
-from tests.random_weights import full_architecture, qwen2_architecture, random_weights, write_random_model
+from megatron_r1.weights.safetensors_file import plan_files
+from tests.random_weights import full_architecture, qwen2_architecture, random_weights, write_random_model, write_safetensors
 
 ARCH = full_architecture(mtp=1)
 SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"

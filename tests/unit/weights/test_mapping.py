@@ -9,9 +9,9 @@ import torch
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.presets import PRESETS
-from megatron_r1.weights.fuse import fuse, unfuse
+from megatron_r1.weights.fused_tensors import fuse, unfuse
 from megatron_r1.weights.groups import OneRank
-from megatron_r1.weights.local import local_weights
+from megatron_r1.weights.local_weights import local_weights
 from megatron_r1.weights.mapping import Split, hf_shapes, model_entries
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, random_weights
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.runtime import files
 from megatron_r1.weights import safetensors_file
-from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsFile, SafetensorsWriter, plan_files, write_safetensors
+from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsFile, SafetensorsWriter, plan_files
+from tests.random_weights import write_safetensors
 
 TENSORS = {
     "odd": torch.randn(3).bfloat16(),  # would leave what follows unaligned

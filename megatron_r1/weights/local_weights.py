@@ -39,7 +39,7 @@ def local_weights(modules: Sequence[torch.nn.Module], arch: Architecture, groups
     Raises:
         ConversionError: a tensor that the table does not have, that has another shape than the table says, or that is there twice.
     """
-    entries, index = _table(arch)
+    entries, index = _entry_index(arch)
     tensors: dict[int, list[torch.Tensor]] = {}
     problems: list[str] = []
     for module in modules:
@@ -61,7 +61,7 @@ def local_weights(modules: Sequence[torch.nn.Module], arch: Architecture, groups
 
 
 @lru_cache(maxsize=1)  # 46,000 entries for DeepSeek-V3: a second's work, and a conversion asks for every rank of a layout
-def _table(arch: Architecture) -> tuple[list[Entry], dict[str, int]]:
+def _entry_index(arch: Architecture) -> tuple[list[Entry], dict[str, int]]:
     """The whole model in streaming order, and where each Megatron name stands in it."""
     entries = model_entries(arch)
     return entries, {name: i for i, entry in enumerate(entries) for name in entry.megatron}

@@ -12,7 +12,7 @@ from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
 T = TypeVar("T")
 
 
-def feed_rank_zero(weights: Iterable[tuple[str, torch.Tensor]], work: Callable[[Iterator[tuple[str, torch.Tensor]]], T]) -> T:
+def consume_on_rank_zero(weights: Iterable[tuple[str, torch.Tensor]], work: Callable[[Iterator[tuple[str, torch.Tensor]]], T]) -> T:
     """Give the weights to `work` on rank 0, and return its result or raise its error on every rank. Collective.
 
     Args:
