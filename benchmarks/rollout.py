@@ -27,7 +27,8 @@ from megatron_r1.config.schema import Config, DataConfig, MoeTrainingConfig, Opt
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import PromptStream
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer, open_engine
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.rollout.protocol import RolloutEngine, SyncReport
 from megatron_r1.types import Prompt, RolloutGroup, Sampling

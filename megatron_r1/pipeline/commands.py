@@ -17,12 +17,17 @@ from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.results import named_results
 from megatron_r1.evaluation.table import render_table
 from megatron_r1.pipeline.builders.engine_weights import load_engine
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine, open_rewards
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.pipeline.builders.rewards import open_rewards
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.r1_zero import run_r1_zero
 from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.pipeline.stages.common import run_grpo, run_pretrain, run_reward_model, run_sft
+from megatron_r1.pipeline.stages.grpo import run_grpo
+from megatron_r1.pipeline.stages.pretrain import run_pretrain
+from megatron_r1.pipeline.stages.reward_model import run_reward_model
+from megatron_r1.pipeline.stages.sft import run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 

@@ -30,11 +30,12 @@ from megatron_r1.evaluation.problems import BenchmarkProblem, digest, read_bench
 from megatron_r1.evaluation.results import Results, write_results
 from megatron_r1.evaluation.scoring import evaluation_specs, score_responses, vote_classes
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.pipeline.session import Session, open_session
-from megatron_r1.rewards.workers.process import Limits
 from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
-from megatron_r1.runtime.launch import child_environment, read_launch
+from megatron_r1.runtime.launch import read_launch
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.run import lock_folder
 from megatron_r1.types import Prompt, Sampling
@@ -78,7 +79,8 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
     ]
     model, run_dir = _describe_model(config), Path(config.run_dir)
     # Before hours of sampling: a judge that cannot work here says so as it starts.
-    with lock_folder(run_dir), _open_scoring(config, tasks) as scoring:
+    specs = {name: spec for task in tasks for name, spec in evaluation_specs(task.benchmark, config.reward).items()}
+    with lock_folder(run_dir), open_scoring(config.reward, specs, run_dir / "scoring.log") as scoring:
         save_config(config, run_dir / "config.yaml")
         if not rescore:
             _sample(config, session, tasks)
@@ -231,11 +233,3 @@ def _require_complete(task: Task, sampling: Sampling, responses: Ledger) -> None
 def _size_notes(task: Task) -> list[str]:
     size = task.benchmark.size
     return [f"{len(task.problems)} problems, published with {size}"] if size not in (None, len(task.problems)) else []
-
-
-def _open_scoring(config: Config, tasks: list[Task]) -> ScoringEngine:
-    rewards = config.reward
-    specs = {name: spec for task in tasks for name, spec in evaluation_specs(task.benchmark, rewards).items()}
-    limits = Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes)
-    log = Path(config.run_dir) / "scoring.log"
-    return ScoringEngine(specs, workers=rewards.workers, limits=limits, environment=child_environment(), log=log)

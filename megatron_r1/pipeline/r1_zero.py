@@ -13,7 +13,8 @@ from megatron_r1.config.schema import Config
 from megatron_r1.evaluation.evaluate import EvaluationResult
 from megatron_r1.evaluation.table import render_table
 from megatron_r1.pipeline.session import Session
-from megatron_r1.pipeline.stages.common import run_grpo, run_pretrain
+from megatron_r1.pipeline.stages.grpo import run_grpo
+from megatron_r1.pipeline.stages.pretrain import run_pretrain
 from megatron_r1.report.html import write_report
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically

@@ -11,12 +11,11 @@ from typing import Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import DataError
+from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import scorer_specs
-from megatron_r1.rewards.workers.process import Limits
 from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
 from megatron_r1.runtime.files import written_atomically
-from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.progress import Progress
 
 #: scorer -> the field of a line that holds what responses are held against
@@ -56,7 +55,7 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
         raise DataError(f"{target}: --output is the input file: name another one")
     counts: Counter[str] = Counter()
     with (
-        _open_scoring(config, reward) as scoring,
+        open_scoring(config.reward, scorer_specs(config.reward, [reward], config.data.template)) as scoring,
         Progress(total, f"score {reward}") as progress,
         written_atomically(target) as output,
     ):
@@ -148,12 +147,3 @@ def _stream(scoring: ScoringEngine, reward: str, lines: Iterator[Line], keep: Ca
 def _as_fields(verdict: Verdict) -> dict[str, Any]:
     fields = {"score": verdict.score, "outcome": verdict.outcome, "detail": verdict.detail}
     return fields | ({"parts": dict(verdict.parts)} if verdict.parts else {})
-
-
-def _open_scoring(config: Config, reward: str) -> ScoringEngine:
-    return ScoringEngine(
-        scorer_specs(config.reward, [reward], config.data.template),
-        workers=config.reward.workers,
-        limits=Limits(config.reward.worker_memory_bytes, config.reward.worker_recycle_bytes),
-        environment=child_environment(),
-    )

@@ -1,4 +1,4 @@
-"""What the training loops ask of the engines that `pipeline/builders/models.py` chooses."""
+"""What the training loops ask of the engines that `pipeline/builders/` chooses."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def test_policy_learns_a_batch_and_agrees_with_transformers(session, tmp_path: P
 
     from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
     from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
-    from megatron_r1.pipeline.builders.models import build_architecture, build_policy, export_policy
+    from megatron_r1.pipeline.builders.export import export_policy
+    from megatron_r1.pipeline.builders.models import build_architecture, build_policy
     from megatron_r1.training.pretrain import loss_over
     from megatron_r1.types import TrainingSample
 

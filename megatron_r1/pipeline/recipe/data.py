@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.asking import ServedWriter
@@ -32,13 +31,12 @@ from megatron_r1.data.problems import Problem, ProblemSource, load_problems
 from megatron_r1.data.prompts import make_prompt
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.builders.engine_weights import weights_fingerprint
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_scoring
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.pipeline.builders.rewards import open_domain_scoring
+from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.recipe.rank_zero_engine import OpenEngine, with_engines
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.judge.preference import Judge
-
-if TYPE_CHECKING:
-    from megatron_r1.pipeline.recipe.plan import Recipe
 
 DECISIONS = "decisions.jsonl"
 _SEEDS = {"cold_start": 1, "direct": 2, "rejection": 3}  # added to the run's: other problems than in RL, where there are enough
@@ -150,7 +148,7 @@ def draw_problems(source: ProblemSource, count: int, seed: int) -> list[Problem]
 def _open_check(config: Config, source: ProblemSource, log: Path) -> Iterator[Check]:
     """How responses are checked: by rule, and by the judge where one is set."""
     with ExitStack() as stack:
-        scoring = stack.enter_context(open_scoring(config, source.domains(), log))
+        scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
         judge = stack.enter_context(Judge(config.reward.judge)) if config.reward.judge.url else None
         yield answer_check(scoring, judge)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
@@ -25,15 +25,15 @@ from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.evaluation.passk import mean
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine, open_rewards
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
+from megatron_r1.pipeline.builders.rewards import open_rewards
+from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.types import RolloutGroup, Sampling
-
-if TYPE_CHECKING:
-    from megatron_r1.pipeline.recipe.plan import Recipe
 
 MEASURED, RESPONSES = "measured.json", "responses.jsonl"
 

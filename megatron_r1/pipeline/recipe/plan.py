@@ -14,17 +14,13 @@ Source: DeepSeek-R1 (arXiv 2501.12948v2) sections 2 and 3, figure 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from megatron_r1.config.load import override_config
-from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.recipe import stages as recipe_stages
+from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.recipe.measure import Measured, lacks_requests, measure_stage, read_measured
 from megatron_r1.pipeline.recipe.report import write_comparison
 from megatron_r1.pipeline.session import Session
@@ -54,41 +50,6 @@ STAGES: dict[str, Stage] = {
     "distill": Stage("student, distilled", ("student", "stage3"), recipe_stages.run_distill),
     "student_rl": Stage("student, RL alone", ("student",), recipe_stages.run_student_rl),
 }
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The pipeline's config and folder."""
-
-    config: Config
-
-    @property
-    def root(self) -> Path:
-        """Holds a folder for every stage."""
-        return Path(self.config.run_dir)
-
-    def artifact(self, stage: str) -> Artifact:
-        """What a stage leaves for others; it may not exist yet."""
-        return Artifact(self.root / stage / "hf")
-
-    def weights(self, stage: str) -> Path:
-        """The model of a stage: what it made, or the folder that it is given in `model.weights` (base and student)."""
-        given = self.config_of(stage).model.weights if not STAGES[stage].needs else None
-        return self.artifact(stage).folder if given is None else Path(given)
-
-    def is_finished(self, stage: str) -> bool:
-        """Whether a stage's model is there."""
-        return self.weights(stage) != self.artifact(stage).folder or self.artifact(stage).exists
-
-    def config_of(self, stage: str, settings: Mapping[str, Any] | None = None) -> Config:
-        """The config of a stage, with some settings that its inputs give. It does not hold what is set for others.
-
-        Raises:
-            ConfigError: an unknown key or a wrong value, named.
-        """
-        config = override_config(self.config, self.config.recipe.stages.get(stage, {}), f"in recipe.stages.{stage}")
-        config = config.model_copy(update={"recipe": RecipeConfig()})
-        return override_config(config, {"run_dir": str(self.root / stage), **(settings or {})}, f"for stage {stage}")
 
 
 def run_recipe(config: Config, session: Session, first: str | None = None, last: str | None = None) -> None:

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from megatron_r1.config.schema import Config
 from megatron_r1.pipeline.builders.engine_weights import load_engine
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, open_engine
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rollout.protocol import OnGroup, RolloutEngine
 from megatron_r1.runtime.distributed import broadcast_object, failing_together, is_rank_zero

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_r1.pipeline.recipe.data import curated_path, make_cold_start, make_curated
+from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.session import Session
-from megatron_r1.pipeline.stages.common import run_grpo, run_pretrain, run_reward_model, run_sft
+from megatron_r1.pipeline.stages.grpo import run_grpo
+from megatron_r1.pipeline.stages.pretrain import run_pretrain
+from megatron_r1.pipeline.stages.reward_model import run_reward_model
+from megatron_r1.pipeline.stages.sft import run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
-
-if TYPE_CHECKING:
-    from megatron_r1.pipeline.recipe.plan import Recipe
 
 
 def run_base(recipe: Recipe, session: Session) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_r1.config.load import flatten_config, load_config
-from megatron_r1.pipeline.recipe.plan import Recipe
+from megatron_r1.pipeline.recipe.folder import Recipe
 from tests.paths import ROOT
 
 EXAMPLES = ROOT / "examples"

@@ -1,0 +1,76 @@
+"""The rollout engines of a job: where they run, and how one is started. The only module that names the concrete engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from megatron_r1.config.schema import Config
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.pipeline.builders.export import config_bos_id
+from megatron_r1.pipeline.builders.placement import EnginePlace, place_engine
+from megatron_r1.pipeline.session import Session
+from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.rollout.multi_node import FollowingPart
+from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.rollout.vllm_client import VllmProcessEngine
+from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.launch import address_towards, child_environment
+from megatron_r1.runtime.peers import Peers, find_peers
+
+
+@contextmanager
+def open_engine(config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path) -> Iterator[RolloutEngine]:
+    """The vLLM engines for the block, as `rollout.placement` says, used by all ranks.
+
+    Args:
+        log: takes all output of the engine process beside rank 0; those of other ranks have their number in the name.
+    """
+    with failing_together():
+        place = place_engine(config.rollout, session.launch, session.device.kind)
+    number = session.launch.rank
+    log = log if number == 0 else log.with_name(f"{log.stem}_{number:05d}{log.suffix}")
+    peers = _find_engine_peers(config, session, place)
+    start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
+    engine = CollectiveEngine(start, config.rollout.restarts, peers)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _find_engine_peers(config: Config, session: Session, place: EnginePlace | None) -> Peers | None:
+    """Of this rank, where its engine spans the nodes of several ranks. All ranks call this."""
+    ranks = () if place is None else place.ranks
+    with failing_together():
+        address = address_towards(session.launch.master_address) if ranks else ""
+    return find_peers(ranks, address, config.runtime.collective_timeout_seconds)
+
+
+def _start_engine(
+    config: Config,
+    session: Session,
+    arch: Architecture,
+    tokenizer: Tokenizer,
+    log: Path,
+    place: EnginePlace,
+    peers: Peers | None,
+) -> RolloutEngine | FollowingPart:
+    options = engine_options(
+        arch,
+        config.rollout,
+        device=session.device.kind,
+        dtype="bfloat16" if config.runtime.dtype == "bf16" else "float32",
+        bos_token_id=config_bos_id(tokenizer),
+        eos_token_id=tokenizer.eos_id,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment, threads = child_environment(place.variables), config.runtime.threads
+    if peers is not None and peers.number:
+        return FollowingPart(options, environment, log, threads, peers)
+    return VllmProcessEngine(options, tokenizer.decode, environment, log, threads, place.servers, peers)

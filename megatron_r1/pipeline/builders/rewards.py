@@ -1,0 +1,106 @@
+"""The rewards of a job: pools of scoring processes, the judge, and the measurement of held-out problems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_r1.config.schema import Config, RewardConfig
+from megatron_r1.data.problems import ProblemSource
+from megatron_r1.data.prompts import heldout_prompts
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.evaluation.evaluate import evaluate
+from megatron_r1.rewards.compose import Composition, Scoring, judge_reward
+from megatron_r1.rewards.judge.preference import Judge
+from megatron_r1.rewards.scorers import ScorerSpec, needed_scorers, scorer_specs
+from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.launch import child_environment
+from megatron_r1.training.scoring import CollectiveRewards, Preferences
+
+
+def open_scoring(
+    rewards: RewardConfig, specs: Mapping[str, ScorerSpec], log: Path | None = None, max_pending: int = 16384
+) -> ScoringEngine:
+    """Scoring processes for these scorers, as a context manager.
+
+    Args:
+        log: takes all output of the scoring processes.
+        max_pending: responses that are taken and not scored yet.
+
+    Raises:
+        RewardError: a scorer cannot be built.
+    """
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    return ScoringEngine(
+        specs,
+        workers=rewards.workers,
+        limits=Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
+        max_pending=max_pending,
+        environment=child_environment(),
+        log=log,
+    )
+
+
+def open_domain_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringEngine:
+    """Scoring processes for problems of these domains, as a context manager; see `open_scoring`."""
+    specs = scorer_specs(config.reward, needed_scorers(config.reward, domains), config.data.template)
+    # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
+    return open_scoring(config.reward, specs, log, max_pending=4 * config.grpo.prompts_per_rollout * config.grpo.group_size)
+
+
+@contextmanager
+def open_rewards(
+    config: Config, source: ProblemSource, log: Path, preferences: Preferences | None = None
+) -> Iterator[CollectiveRewards]:
+    """The rewards for the block: scoring processes beside rank 0, used by all ranks.
+
+    Args:
+        source: the problems whose responses will be scored; what none of them needs is not started.
+        log: takes all output of the scoring processes.
+        preferences: reward models for general prompts.
+    """
+    rewards = config.reward
+    with ExitStack() as stack:
+
+        def start() -> Composition:
+            scoring: Scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
+            judge = stack.enter_context(Judge(rewards.judge)) if rewards.model == "judge" else None
+            return Composition(rewards, scoring, judge_reward(judge) if judge else None)
+
+        yield CollectiveRewards(rewards, start, preferences)
+
+
+def build_evaluation(
+    config: Config, engine: RolloutEngine, rewards: CollectiveRewards, source: ProblemSource, tokenizer: Tokenizer
+) -> Callable[[int, int], dict[str, float]]:
+    """A function of (step, last step) that measures the engine's weights on held-out problems where it is due, else nothing.
+
+    It is due before the first step, after the last, and every `evaluate.interval` steps.
+    """
+    prompts = heldout_prompts(
+        source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
+    )
+
+    def measure(step: int, last: int) -> dict[str, float]:
+        interval = config.evaluate.interval
+        if step not in (0, last) and not (interval and step % interval == 0):
+            return {}
+        result = asdict(evaluate(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens))
+        intervals = result.pop("intervals")
+        low_high = {
+            f"eval/{_metric_name(name)}/{end}": value
+            for name, pair in intervals.items()
+            for end, value in zip(("low", "high"), pair)
+        }
+        return {f"eval/{_metric_name(name)}": value for name, value in result.items()} | low_high
+
+    return measure
+
+
+def _metric_name(name: str) -> str:
+    return {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}.get(name, name)

@@ -1,0 +1,96 @@
+"""Reinforcement learning with GRPO."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from megatron_r1.config.schema import Config
+from megatron_r1.data.general import GeneralMix, load_general
+from megatron_r1.data.problems import ProblemSource, load_problems
+from megatron_r1.data.prompts import PromptStream
+from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
+from megatron_r1.pipeline.builders.preferences import open_preferences
+from megatron_r1.pipeline.builders.rewards import build_evaluation, open_rewards
+from megatron_r1.pipeline.session import Session
+from megatron_r1.pipeline.stages.common import (
+    checkpoint_writer,
+    finish_stage,
+    require_no_context_parallel,
+    require_setting,
+    resume_run,
+    unless_finished,
+)
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.grpo import train_grpo
+
+
+@unless_finished
+def run_grpo(config: Config, session: Session) -> Artifact:
+    """Train with GRPO from `model.weights`, or from random weights where there are none."""
+    stage = config.grpo
+    outputs = stage.prompts_per_rollout * stage.group_size
+    require_setting(
+        outputs % stage.minibatch_size == 0,
+        f"grpo.minibatch_size={stage.minibatch_size} does not divide the {outputs} outputs of a rollout",
+    )
+    require_setting(
+        config.rollout.top_p == 1.0,
+        "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut",
+    )
+    require_no_context_parallel(config)
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+    source = _training_problems(config)
+    prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
+    folder = Path(config.run_dir)
+    with Run.open(folder, config, "grpo") as run, open_preferences(config, session) as preferences:
+        policy = build_policy(
+            config,
+            session,
+            arch,
+            optimizer=stage.optimizer,
+            moe=stage.moe,
+            total_updates=stage.rollouts * math.ceil(outputs / stage.minibatch_size),
+            micro_batch_tokens=stage.micro_batch_tokens,
+            packed=True,
+            temperature=config.rollout.temperature,
+            freeze_router=stage.freeze_router,
+        )
+        from megatron_r1.mcore.policy import ReferencePolicy
+
+        reference = ReferencePolicy(policy) if stage.kl_coef else None
+        state = resume_run(run, policy, reference)
+        if state:
+            prompts.load_state_dict(state["prompts"])
+        with (
+            open_rewards(config, source, folder / "scoring.log", preferences) as rewards,
+            open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
+        ):
+            measure = build_evaluation(config, engine, rewards, source, tokenizer)
+            train_grpo(
+                stage,
+                config.rollout,
+                policy=policy,
+                reference=reference,
+                engine=engine,
+                rewards=rewards,
+                prompts=prompts,
+                run=run,
+                save=checkpoint_writer(policy, tokenizer, reference),
+                evaluate=lambda step: measure(step, stage.rollouts),
+                seed=config.seed,
+            )
+        return finish_stage(config, "grpo", policy, tokenizer)
+
+
+def _training_problems(config: Config) -> ProblemSource:
+    """The problems of `data.source`, and general ones between them towards the end where `data.general_source` is set."""
+    stage, reasoning, general = config.grpo, load_problems(config.data), load_general(config.data)
+    if general is None:
+        return reasoning
+    updates_per_rollout = math.ceil(stage.prompts_per_rollout * stage.group_size / stage.minibatch_size)
+    first_rollout = max(0, stage.rollouts - math.ceil(stage.general_updates / updates_per_rollout))
+    return GeneralMix(reasoning, general, first_rollout * stage.prompts_per_rollout, config.data.general_share)

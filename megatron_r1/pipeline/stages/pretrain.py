@@ -1,0 +1,110 @@
+"""Pretraining of a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_r1.config.schema import Config
+from megatron_r1.data.documents import DocumentStream, load_documents
+from megatron_r1.data.problems import ProblemSource, load_problems
+from megatron_r1.data.prompts import force_thinking, heldout_prompts
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.evaluation.evaluate import scores
+from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
+from megatron_r1.pipeline.builders.rewards import open_rewards
+from megatron_r1.pipeline.session import Session
+from megatron_r1.pipeline.stages.common import checkpoint_writer, finish_stage, require_setting, resume_run, unless_finished
+from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.pretrain import pretrain
+from megatron_r1.training.protocols import Rewards
+from megatron_r1.types import Sampling
+
+if TYPE_CHECKING:
+    from megatron_r1.mcore.policy import MegatronPolicy
+
+
+@unless_finished
+def run_pretrain(config: Config, session: Session) -> Artifact:
+    """Pretrain a base model until its steps, and its gate where it has one, are done."""
+    stage = config.pretrain
+    require_setting(
+        stage.global_batch_size % stage.micro_batch_size == 0,
+        "pretrain.micro_batch_size does not divide pretrain.global_batch_size",
+    )
+    arch = build_architecture(config)
+    tokenizer = build_tokenizer(config, arch)
+    documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
+    checkpoint = config.checkpoint.model_copy(update={"interval": stage.checkpoint_interval})
+    with Run.open(Path(config.run_dir), config.model_copy(update={"checkpoint": checkpoint}), "pretrain") as run:
+        policy = build_policy(
+            config,
+            session,
+            arch,
+            optimizer=stage.optimizer,
+            moe=stage.moe,
+            total_updates=stage.steps,
+            micro_batch_tokens=stage.micro_batch_size * stage.sequence_length,
+            packed=stage.mask_documents,
+        )
+        from megatron_r1.mcore import parallel
+
+        data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
+        divisor = policy.layout.dp * (policy.layout.pp if policy.layout.vpp > 1 else 1)
+        require_setting(
+            stage.global_batch_size // stage.micro_batch_size % divisor == 0,
+            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} data-parallel "
+            f"ranks{' in an interleaved pipeline' if policy.layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
+        )
+        state = resume_run(run, policy)
+        if state:
+            documents.load_state_dict(state["documents"])
+
+        def train(gate: Callable[[], float] | None) -> None:
+            pretrain(
+                stage,
+                policy=policy,
+                documents=documents,
+                run=run,
+                save=checkpoint_writer(policy, tokenizer),
+                gate=gate,
+                data_parallel=data_parallel,
+            )
+
+        if not stage.gate_accuracy:
+            train(None)
+        elif not state or not state["gate_passed"]:
+            folder, problems = Path(config.run_dir), load_problems(config.data)
+            with (
+                open_rewards(config, problems, folder / "scoring.log") as rewards,
+                open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
+            ):
+                train(_build_gate(config, engine, rewards, policy, problems, tokenizer))
+        return finish_stage(config, "pretrain", policy, tokenizer)
+
+
+def _build_gate(
+    config: Config, engine: RolloutEngine, rewards: Rewards, policy: MegatronPolicy, source: ProblemSource, tokenizer: Tokenizer
+) -> Callable[[], float]:
+    """Greedy accuracy on held-out problems with the thinking opened by the prompt: what the base can do, apart from its habits."""
+    problems = heldout_prompts(
+        source,
+        tokenizer,
+        config.data.template,
+        config.pretrain.gate_problems,
+        config.evaluate.seed,
+        config.data.max_prompt_tokens,
+    )
+    prompts = [force_thinking(prompt, tokenizer) for prompt in problems]
+
+    def measure() -> float:
+        engine.load_weights(policy.weights(), version=policy.updates)
+        groups = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0)
+        rewards.collect(groups)
+        return sum(scores(group, "accuracy")[0] for group in groups) / len(groups)
+
+    return measure

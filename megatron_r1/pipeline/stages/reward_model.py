@@ -1,0 +1,43 @@
+"""Training of a reward model on preferences or on safety labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_r1.config.schema import Config
+from megatron_r1.data.preferences import READERS, split_heldout
+from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, find_architecture
+from megatron_r1.pipeline.builders.preferences import encode_examples
+from megatron_r1.pipeline.session import Session
+from megatron_r1.pipeline.stages.common import (
+    checkpoint_writer,
+    finish_stage,
+    require_no_context_parallel,
+    require_setting,
+    resume_run,
+    unless_finished,
+)
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.reward_model import count_updates as count_reward_updates
+from megatron_r1.training.reward_model import train_reward_model
+
+
+@unless_finished
+def run_reward_model(config: Config, session: Session) -> Artifact:
+    """Train a reward model on the pairs or the labelled responses of `data.source`."""
+    stage = config.reward_model
+    require_no_context_parallel(config)
+    require_setting(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
+    examples, heldout = split_heldout(READERS[stage.kind](Path(config.data.source)), config.data.heldout_fraction)
+    require_setting(bool(examples), f"data.heldout_fraction={config.data.heldout_fraction} leaves no example to train on")
+    tokenizer = build_tokenizer(config, find_architecture(config))
+    examples, heldout = (encode_examples(part, stage, tokenizer) for part in (examples, heldout))
+    with Run.open(Path(config.run_dir), config, "reward-model") as run:
+        model = build_reward_model(
+            config, session, label=stage.kind, optimizer=stage.optimizer, total_updates=count_reward_updates(stage, len(examples))
+        )
+        resume_run(run, model)
+        save = checkpoint_writer(model, tokenizer)
+        train_reward_model(stage, model=model, examples=examples, heldout=heldout, run=run, save=save, seed=config.seed)
+        return finish_stage(config, "reward-model", model, tokenizer)
