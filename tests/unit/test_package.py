@@ -31,6 +31,8 @@ def test_the_licence_files_and_the_version_are_there():
     for name in METADATA["project"]["license-files"]:
         assert (ROOT / name).is_file(), name
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", megatron_r1.__version__)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {megatron_r1.__version__}\n" in citation
 
 
 def test_the_constraints_pin_every_dependency():
