@@ -6,7 +6,7 @@ import torch
 
 from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, ParallelConfig, RuntimeConfig
 from megatron_r1.data.reward_packing import ScoredExample
-from megatron_r1.training.reward_model import loss_of
+from megatron_r1.training.reward_model import reward_loss_of
 from tests.random_weights import full_architecture, qwen2_architecture
 
 ARCHITECTURES = {
@@ -42,7 +42,7 @@ def build_reward_model(model: str, sizes: dict[str, int], world_size: int, micro
 
     arch = ARCHITECTURES[model]
     layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=True)
-    parallel.initialize(layout, seed=1)
+    parallel.build_process_groups(layout, seed=1)
     return MegatronRewardModel(
         arch, layout, RuntimeConfig(), MoeTrainingConfig(), optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1), total_updates=4,
         seed=7, device=torch.device("cpu"), micro_batch_tokens=micro_batch_tokens,
@@ -55,7 +55,7 @@ def train_and_score(model: str, sizes: dict[str, int], world_size: int) -> dict[
     examples = make_examples()
     sequences = [sequence for example in examples for sequence in example.sequences]
     before = built.scores(sequences)
-    steps = [built.train_step(examples, loss_of("helpful", examples)) for _ in range(UPDATES)]
+    steps = [built.train_step(examples, reward_loss_of("helpful", examples)) for _ in range(UPDATES)]
     return {
         "before": before, "after": built.scores(sequences), "loss": [step.loss for step in steps],
         "grad_norm": [step.grad_norm for step in steps], "margin": [step.sums["margin"] for step in steps],

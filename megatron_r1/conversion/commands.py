@@ -52,7 +52,7 @@ def _peers() -> Iterator[None]:
     if info.world_size == 1:
         yield
         return
-    distributed.initialize(info, resolve_device("cpu"))
+    distributed.join_process_group(info, resolve_device("cpu"))
     try:
         yield
     finally:

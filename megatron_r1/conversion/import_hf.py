@@ -20,7 +20,7 @@ from megatron_r1.errors import ConversionError
 from megatron_r1.mcore.layout import Layout, smallest_layout
 from megatron_r1.mcore.pieces import Piece, Shards, shards_of_layout
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.runtime.checkpoints import COMPLETE, STATE, describe_file, seal
+from megatron_r1.runtime.checkpoints import COMPLETE, STATE, manifest_entry, seal
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
@@ -163,7 +163,7 @@ def _finish_import(source: HfFolder, work: WorkFolder, num_parts: int, objects: 
     for path in sorted(path for path in work.folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(work.folder))
         if name not in hashed:
-            hashed[name] = describe_file(path)
+            hashed[name] = manifest_entry(path)
     work.finish(partial(_seal, hashed))
 
 

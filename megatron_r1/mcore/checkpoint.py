@@ -64,7 +64,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
     if reference is not None:
-        _load_weights(policy, folder / _REFERENCE)
+        _load_weights_from(policy, folder / _REFERENCE)
         reference.refresh()
     progress = json.loads((folder / _PROGRESS).read_text())
     state = _model_state(policy)
@@ -95,7 +95,7 @@ def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
-    _load_weights(policy, folder / _POLICY, trunk_only)
+    _load_weights_from(policy, folder / _POLICY, trunk_only)
     if policy.optimizer is not None:
         policy.optimizer.reload_model_params()
 
@@ -148,7 +148,7 @@ def _restore_rng(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _load_weights(policy: MegatronModel, folder: Path, trunk_only: bool = False) -> None:
+def _load_weights_from(policy: MegatronModel, folder: Path, trunk_only: bool = False) -> None:
     state = _model_state(policy)
     heads = {name: part.pop(_HEAD).data for name, part in state.items() if trunk_only and _HEAD in part}
     loaded = _load(state, folder)

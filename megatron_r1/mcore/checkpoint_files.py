@@ -67,7 +67,7 @@ def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten
     return Unwritten(
         files=[f"{name}/{file}" for _, file, _ in buckets],
         write=partial(_write_buckets, buckets, transforms),
-        finish=partial(_finish, writer, metadata, folder),
+        finish=partial(_finish_folder, writer, metadata, folder),
     )
 
 
@@ -102,7 +102,7 @@ def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[Wr
     return results
 
 
-def _finish(writer: FileSystemWriterAsync, metadata: Metadata | None, folder: Path, written: list[WriteResult]) -> None:
+def _finish_folder(writer: FileSystemWriterAsync, metadata: Metadata | None, folder: Path, written: list[WriteResult]) -> None:
     """Write on rank 0 what tells where every tensor is. All ranks call this."""
     of_ranks: list[Any] | None = [None] * world_size() if is_rank_zero() else None
     dist.gather_object(written, of_ranks)

@@ -53,7 +53,7 @@ def meta_ranks(arch: Architecture, layout: parallel.Layout, ranks: Iterable[int]
         for rank in ranks:
             dist.init_process_group(dist.Backend.FAKE, store=FakeStore(), rank=rank, world_size=layout.world_size)
             try:
-                parallel.initialize(layout, seed=0)
+                parallel.build_process_groups(layout, seed=0)
                 with torch.device("meta"):
                     modules = build_model(arch, layout, RuntimeConfig(dtype="bf16"), MoeTrainingConfig(), seed=0)
                 yield MetaRank(modules, parallel.groups())

@@ -41,13 +41,13 @@ def optimizer_state(
         _undivided_state(part, model_state)
         if part.data_parallel_group.size() == 1 and not is_loading
         else _gathered_state(part, model_state, metadata, is_loading)
-        for part in _parts(optimizer)
+        for part in _distributed_optimizers(optimizer)
     ]
 
 
 def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]], updates: int) -> None:
     """Take what was loaded into `optimizer_state(..., is_loading=True)`, after `updates` policy updates."""
-    for part, part_state in zip(_parts(optimizer), state, strict=True):
+    for part, part_state in zip(_distributed_optimizers(optimizer), state, strict=True):
         # torch's AdamW counts updates per parameter, in place, so each needs a tensor of its own. Megatron-Core would copy the count
         # from the checkpoint, where there is none.
         for moments in part.optimizer.state.values():
@@ -117,7 +117,7 @@ def _undivided_state(part: DistributedOptimizer, model_state: dict[str, Any]) ->
 
 def _create_moments(optimizer: ChainedOptimizer) -> None:
     """Adam creates its moments in the first update; to be saved or loaded into they must be there before."""
-    for part in _parts(optimizer):
+    for part in _distributed_optimizers(optimizer):
         if not _counts_per_parameter(part):
             if not part.optimizer.state:
                 part.load_state_dict(part.state_dict())
@@ -128,7 +128,7 @@ def _create_moments(optimizer: ChainedOptimizer) -> None:
                 part.optimizer.state[parameter].update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
 
 
-def _parts(optimizer: ChainedOptimizer) -> Iterator[DistributedOptimizer]:
+def _distributed_optimizers(optimizer: ChainedOptimizer) -> Iterator[DistributedOptimizer]:
     """The distributed optimizers in the chain that have parameters on this rank's model."""
     return (part for part in optimizer.chained_optimizers if not part.is_stub_optimizer)
 

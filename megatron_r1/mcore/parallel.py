@@ -21,7 +21,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_mo
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 __all__ = [
-    "Groups", "Layout", "data_parallel_rank", "gather_context_parallel", "groups", "initialize", "resolve_layout",
+    "Groups", "Layout", "build_process_groups", "data_parallel_rank", "gather_context_parallel", "groups", "resolve_layout",
     "slice_context_parallel",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ class Groups:
     expert_dp: dist.ProcessGroup  #: all ranks with the same expert parameters
 
 
-def initialize(layout: Layout, seed: int) -> None:
+def build_process_groups(layout: Layout, seed: int) -> None:
     """Build the process groups of `layout`, and seed Megatron-Core's generators.
 
     Groups of the same layout are kept, for models that live side by side; those of another are replaced. torch.distributed is already

@@ -57,11 +57,11 @@ class MegatronPolicy(MegatronModel):
     def holding(self, state: list[torch.Tensor]) -> Iterator[None]:
         """Run the block with other weights in place (same layout), then put the own ones back."""
         own = [t.clone() for t in self.local_state()]
-        _copy(state, self.local_state())
+        _copy_tensors(state, self.local_state())
         try:
             yield
         finally:
-            _copy(own, self.local_state())
+            _copy_tensors(own, self.local_state())
 
 
 class ReferencePolicy:
@@ -84,7 +84,7 @@ class ReferencePolicy:
             return self._policy.logprobs(samples)
 
 
-def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+def _copy_tensors(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
     with torch.no_grad():
         for s, t in zip(source, target, strict=True):
             t.copy_(s)

@@ -26,7 +26,7 @@ def build_model(
 ) -> list[R1GPTModel | RewardGPTModel]:
     """This rank's part of the model, one module per virtual pipeline stage, on the active device, without any wrapper.
 
-    `parallel.initialize(layout, ...)` was called before. The initial weights depend on `seed` only, not on the layout.
+    `parallel.build_process_groups(layout, ...)` was called before. The initial weights depend on `seed` only, not on the layout.
 
     Args:
         arch: the model's shape.

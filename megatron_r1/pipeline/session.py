@@ -37,7 +37,7 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     from megatron_r1.mcore import host
 
     host.activate(device.kind)
-    distributed.initialize(info, device, runtime.collective_timeout_seconds)
+    distributed.join_process_group(info, device, runtime.collective_timeout_seconds)
     try:
         yield Session(info, device)
     finally:

@@ -48,7 +48,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
     Raises CheckpointError that names the first missing, truncated or changed file.
     """
     files = on_rank_zero(lambda: _read_manifest(checkpoint))
-    problems = [_problem(checkpoint / name, entry) for name, entry in _share(sorted(files.items()))]
+    problems = [_problem(checkpoint / name, entry) for name, entry in _share_of_this_rank(sorted(files.items()))]
     found = [problem for of_rank in gather_objects(problems) for problem in of_rank if problem]
     if found:
         raise CheckpointError(found[0])
@@ -84,7 +84,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def manifest_entry(path: Path) -> dict[str, Any]:
     """A file's entry in a manifest: its size and hash, after its bytes were put on the disk to outlive a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -137,7 +137,7 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _share(items: list[Any]) -> list[Any]:
+def _share_of_this_rank(items: list[Any]) -> list[Any]:
     return items[rank() :: world_size()]
 
 

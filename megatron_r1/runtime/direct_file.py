@@ -32,7 +32,7 @@ class DirectFile:
     def __init__(self, path: Path) -> None:
         self.bytes = 0  #: written so far
         self._checksum = new_checksum()
-        self._fd = _open(path)
+        self._fd = _open_direct(path)
         self._buffers = [_take_buffer() for _ in range(_NUM_BUFFERS)]
         self._writing: list[Future | None] = [None] * _NUM_BUFFERS
         self._threads = ThreadPoolExecutor(_WRITERS)
@@ -107,7 +107,7 @@ def _take_buffer() -> mmap.mmap:
         return mmap.mmap(-1, _BUFFER)  # begins at a page
 
 
-def _open(path: Path) -> int:
+def _open_direct(path: Path) -> int:
     flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
     try:
         return os.open(path, flags | _DIRECT, 0o666)

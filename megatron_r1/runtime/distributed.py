@@ -27,7 +27,7 @@ _STORE: dist.Store | None = None  # where the ranks met; serves `claim_error_lin
 _MEETING_SECONDS = 1800.0
 
 
-def initialize(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
+def join_process_group(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
     """Join the process group, also as its only member. Raises DeviceError where the ranks cannot meet.
 
     Args:
@@ -65,12 +65,12 @@ def shutdown() -> None:
 
 
 def rank() -> int:
-    """This process's rank; 0 before `initialize`."""
+    """This process's rank; 0 before `join_process_group`."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of ranks; 1 before `initialize`."""
+    """Number of ranks; 1 before `join_process_group`."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -146,7 +146,7 @@ def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
 def claim_error_line() -> bool:
     """True for the one rank that prints why the job ends: the first that asks, so that an error of any one rank is told.
 
-    Before `initialize` it is the rank that the launcher calls 0.
+    Before `join_process_group` it is the rank that the launcher calls 0.
     """
     if _STORE is None:
         return launched_rank() == 0

@@ -30,7 +30,7 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, new_checksum).hexdigest()
 
 
-def write_all(fd: int, data: memoryview, offset: int | None = None) -> None:
+def write_buffer(fd: int, data: memoryview, offset: int | None = None) -> None:
     """Write all of `data` to a file, at `offset` or where the file stands. Raises OSError."""
     done = 0
     while done < len(data):

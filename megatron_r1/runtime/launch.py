@@ -58,7 +58,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
         launch = _read_hydra(environment)
     else:
         launch = LaunchInfo(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
-    _check(launch)
+    _check_ranks(launch)
     return launch
 
 
@@ -134,7 +134,7 @@ def address_towards(host: str) -> str:
 
 
 def _read_torchrun(environment: Mapping[str, str]) -> LaunchInfo:
-    _require(environment, TORCHRUN, "torchrun")
+    _require_variables(environment, TORCHRUN, "torchrun")
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in TORCHRUN[:4])
     by_hand = "TORCHELASTIC_RUN_ID" not in environment
     if by_hand and "SLURM_STEP_ID" in environment and _number(environment, "SLURM_PROCID") != rank and world_size > 1:
@@ -145,7 +145,7 @@ def _read_torchrun(environment: Mapping[str, str]) -> LaunchInfo:
 
 
 def _read_openmpi(environment: Mapping[str, str]) -> LaunchInfo:
-    _require(environment, OPENMPI, "mpirun")
+    _require_variables(environment, OPENMPI, "mpirun")
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in OPENMPI)
     if "MASTER_ADDR" not in environment and local_world_size < world_size:
         address, port = _meet_over_mpi(
@@ -162,7 +162,7 @@ def _read_openmpi(environment: Mapping[str, str]) -> LaunchInfo:
 
 
 def _read_hydra(environment: Mapping[str, str]) -> LaunchInfo:
-    _require(environment, HYDRA, "mpiexec")
+    _require_variables(environment, HYDRA, "mpiexec")
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in HYDRA)
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
         address, port = environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")
@@ -203,7 +203,7 @@ def _told_by_mpi() -> tuple[int, tuple[str, int]]:
 
 
 def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:
-    _require(environment, SLURM, "srun")
+    _require_variables(environment, SLURM, "srun")
     rank, local_rank = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
     world_size = _number(environment, size_name)
@@ -239,7 +239,7 @@ def _slurm_local_world_size(environment: Mapping[str, str], world_size: int) -> 
     return per_node[node]
 
 
-def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
+def _require_variables(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
     missing = [name for name in names if name not in environment]
     if missing:
         present = next(name for name in names if name in environment)
@@ -253,7 +253,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def _check(launch: LaunchInfo) -> None:
+def _check_ranks(launch: LaunchInfo) -> None:
     if launch.rank >= launch.world_size:
         raise ConfigError(f"{launch.launcher} gave rank {launch.rank} in a world of {launch.world_size}: ranks count from 0")
     if launch.local_rank >= launch.local_world_size:

@@ -64,7 +64,7 @@ def run_preflight(choice: Literal["auto", "cpu", "cuda"], disks: Sequence[Path],
     launch = read_launch()
     configure_threads(1)
     found = Findings(node_name(), launch.rank)
-    device = _device(choice, launch.local_rank, found)
+    device = _resolve_or_note(choice, launch.local_rank, found)
     if device is not None:
         _examine(found, "device", lambda: _time_device(found))
     _examine(found, "memory", lambda: found.speeds.update(memory=_copy_speed(torch.device("cpu"))))
@@ -73,22 +73,22 @@ def run_preflight(choice: Literal["auto", "cpu", "cuda"], disks: Sequence[Path],
             folder = Path(str(pattern).replace("{node}", found.node))
             _examine(found, f"disk {folder}", lambda folder=folder: found.disks.update({str(folder): _disk_speed(folder)}))
     # First over gloo alone: a broken GPU must not keep its rank from telling so.
-    distributed.initialize(launch, Device("cpu", torch.device("cpu"), "gloo", "host", "shm"), _MEETING_SECONDS)
+    distributed.join_process_group(launch, Device("cpu", torch.device("cpu"), "gloo", "host", "shm"), _MEETING_SECONDS)
     try:
         _compare_clocks(found)
         _meet(found, device)
         ranks = distributed.gather_objects(found)
     finally:
         distributed.shutdown()
-    bad = judge(ranks, slowest)
+    bad = find_bad_nodes(ranks, slowest)
     if launch.rank == 0:
-        print(describe(ranks, bad), file=sys.stderr, flush=True)
+        print(preflight_report(ranks, bad), file=sys.stderr, flush=True)
         if bad and bad_nodes is not None:
             write_atomically(bad_nodes, "".join(f"{node}\n" for node in sorted(bad)))
     return BAD_NODES if bad else 0
 
 
-def judge(ranks: Sequence[Findings], slowest: float) -> dict[str, list[str]]:
+def find_bad_nodes(ranks: Sequence[Findings], slowest: float) -> dict[str, list[str]]:
     """Node -> what is wrong with it, for every bad node."""
     bad: dict[str, list[str]] = {}
     for found in ranks:
@@ -109,7 +109,7 @@ def judge(ranks: Sequence[Findings], slowest: float) -> dict[str, list[str]]:
     return bad
 
 
-def describe(ranks: Sequence[Findings], bad: dict[str, list[str]]) -> str:
+def preflight_report(ranks: Sequence[Findings], bad: dict[str, list[str]]) -> str:
     """A line a node: what is wrong, or the least speeds of its ranks."""
     nodes: dict[str, list[Findings]] = {}
     for found in ranks:
@@ -127,7 +127,7 @@ def describe(ranks: Sequence[Findings], bad: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _device(choice: Literal["auto", "cpu", "cuda"], local_rank: int, found: Findings) -> Device | None:
+def _resolve_or_note(choice: Literal["auto", "cpu", "cuda"], local_rank: int, found: Findings) -> Device | None:
     devices: list[Device] = []
     _examine(found, "device", lambda: devices.append(resolve_device(choice, local_rank)))
     return devices[0] if devices else None

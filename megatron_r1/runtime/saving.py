@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_r1.errors import CheckpointError
 from megatron_r1.runtime.background import ForkedWork
-from megatron_r1.runtime.checkpoints import STATE, describe_file, seal
+from megatron_r1.runtime.checkpoints import STATE, manifest_entry, seal
 from megatron_r1.runtime.distributed import failing_together, gather_objects, is_rank_zero, on_rank_zero
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 
@@ -61,7 +61,7 @@ class PendingCheckpoint:
             with failing_together():
                 unwritten = write(self._temporary) or _NOTHING
             on_rank_zero(lambda: write_atomically(self._temporary / STATE, json.dumps(state, indent=1)))
-            write_files = partial(_write_files, unwritten, self._temporary)
+            write_files = partial(_write_and_hash, unwritten, self._temporary)
             with failing_together():
                 self._fork = ForkedWork(write_files) if asynchronous else None
             # Beside a fork nothing may keep `write_files`: it holds a copy of the whole state.
@@ -90,7 +90,7 @@ class PendingCheckpoint:
     def _complete(self, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """`known` with the files that no writer hashed: few and small where a policy is saved."""
         names = sorted(str(path.relative_to(self._temporary)) for path in self._temporary.rglob("*") if path.is_file())
-        return {name: known[name] if name in known else describe_file(self._temporary / name) for name in names}
+        return {name: known[name] if name in known else manifest_entry(self._temporary / name) for name in names}
 
     @contextmanager
     def _naming_problems(self) -> Iterator[None]:
@@ -111,11 +111,11 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _write_files(unwritten: Unwritten, folder: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
+def _write_and_hash(unwritten: Unwritten, folder: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The result of `unwritten.write`, and size and hash of each of its files."""
     try:
         result = unwritten.write()
-        return result, {name: describe_file(folder / name) for name in unwritten.files}
+        return result, {name: manifest_entry(folder / name) for name in unwritten.files}
     except Exception as error:  # noqa: BLE001 - raised again as what is behind it
         raise _behind(error) from None
 

@@ -60,10 +60,10 @@ class StragglerLog:
             line = {"step": step} | {name: [round(of_rank[name], 6) for of_rank in ranks] for name in names}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        return describe([of_rank["probe"] for of_rank in ranks], [of_rank["cpu"] for of_rank in ranks])
+        return straggler_metrics([of_rank["probe"] for of_rank in ranks], [of_rank["cpu"] for of_rank in ranks])
 
 
-def describe(probe: list[float], cpu: list[float]) -> dict[str, float]:
+def straggler_metrics(probe: list[float], cpu: list[float]) -> dict[str, float]:
     """The metrics: the slowest rank's number and time, beside the median of all."""
     return {
         "seconds/ranks/slowest": probe.index(max(probe)),

@@ -76,7 +76,7 @@ def train_grpo(
         run.count_tokens("rollout", sum(len(r.token_ids) for g in groups for r in g.rollouts))
         run.count_tokens("train", sum(s.num_targets for s in samples))
         run.save_rollouts(step, groups)
-        run.record(step, {**describe(groups, samples, stats), **parity, "updates": policy.updates, **held_out})
+        run.record(step, {**batch_metrics(groups, samples, stats), **parity, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
 
@@ -117,27 +117,27 @@ def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
         group.rewards_G = part
 
 
-def describe(groups: list[RolloutGroup], samples: list[TrainingSample], stats: list[Stats]) -> dict[str, float]:
+def batch_metrics(groups: list[RolloutGroup], samples: list[TrainingSample], stats: list[Stats]) -> dict[str, float]:
     """The step's metrics that come from the batch and its updates."""
     rollouts = [r for g in groups for r in g.rollouts]
     trained = sum(s.num_trained for s in samples)
     sums = {name: sum(s.sums[name] for s in stats) / trained for name in stats[0].sums}
     return {
         **describe_rewards(groups),
-        "reward/zero_variance_groups": _mean([float(not g.advantages_G.any()) for g in groups]),
-        "response_length/mean": _mean([len(r.token_ids) for r in rollouts]),
+        "reward/zero_variance_groups": _average([float(not g.advantages_G.any()) for g in groups]),
+        "response_length/mean": _average([len(r.token_ids) for r in rollouts]),
         "response_length/max": max(len(r.token_ids) for r in rollouts),
-        "response/finished": _mean([float(r.finished) for r in rollouts]),
+        "response/finished": _average([float(r.finished) for r in rollouts]),
         "kl/reference": sums.pop("kl/reference", 0.0),
         **sums,
-        "entropy/sampled": -_mean([lp for r in rollouts for lp in r.rollout_logprobs]),
-        "loss": _mean([s.loss for s in stats]),
-        "grad_norm": _mean([s.grad_norm for s in stats]),
+        "entropy/sampled": -_average([lp for r in rollouts for lp in r.rollout_logprobs]),
+        "loss": _average([s.loss for s in stats]),
+        "grad_norm": _average([s.grad_norm for s in stats]),
         "lr": stats[-1].lr,
     }
 
 
-def _mean(values: list[float]) -> float:
+def _average(values: list[float]) -> float:
     return sum(values) / len(values)
 
 

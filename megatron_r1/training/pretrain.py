@@ -39,7 +39,7 @@ class GateNotReached(R1Error):
     exit_code = 1
 
 
-def pretrain(
+def train_base(
     stage: PretrainConfig,
     *,
     policy: Trainable,

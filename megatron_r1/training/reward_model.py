@@ -28,7 +28,7 @@ class RewardModel(Protocol):
         """The score at the last token of each sequence."""
 
 
-def count_updates(stage: RewardModelConfig, num_examples: int) -> int:
+def count_reward_updates(stage: RewardModelConfig, num_examples: int) -> int:
     """Updates of all epochs; the last batch of an epoch may be smaller."""
     return stage.epochs * math.ceil(num_examples / stage.batch_size)
 
@@ -49,7 +49,7 @@ def train_reward_model(
         heldout: measured every `stage.validate_interval` updates and at the end; may be empty.
         save: writes the model, as `Run.checkpoint` wants it.
     """
-    total = count_updates(stage, len(examples))
+    total = count_reward_updates(stage, len(examples))
     per_epoch = total // stage.epochs
     epoch, batches = -1, []
     for step in run.steps(total, "reward model"):
@@ -58,19 +58,19 @@ def train_reward_model(
             batches = list(minibatches(examples, stage.batch_size, f"{seed}/{epoch}"))
         batch = batches[(step - 1) % per_epoch]
         with run.timer("train"):
-            stats = model.train_step(batch, loss_of(stage.kind, batch))
+            stats = model.train_step(batch, reward_loss_of(stage.kind, batch))
         run.count_tokens("train", sum(example.num_tokens for example in batch))
         metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "epoch": step / per_epoch}
         metrics |= {name: total_of_batch / len(batch) for name, total_of_batch in stats.sums.items()}
         if heldout and (step == total or (stage.validate_interval and step % stage.validate_interval == 0)):
             with run.timer("validate"):
-                metrics |= {f"validation/{name}": value for name, value in measure(stage.kind, model, heldout).items()}
+                metrics |= {f"validation/{name}": value for name, value in measure_reward_model(stage.kind, model, heldout).items()}
         run.record(step, metrics)
         if run.checkpoint_due(step, total):
             run.checkpoint(step, save, {})
 
 
-def loss_of(kind: str, examples: list[ScoredExample]) -> LossFn:
+def reward_loss_of(kind: str, examples: list[ScoredExample]) -> LossFn:
     """The loss over a batch, given the score of every token of its micro-batches."""
 
     def compute(scores_1N: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -80,7 +80,7 @@ def loss_of(kind: str, examples: list[ScoredExample]) -> LossFn:
     return compute
 
 
-def measure(kind: str, model: RewardModel, examples: list[ScoredExample]) -> dict[str, float]:
+def measure_reward_model(kind: str, model: RewardModel, examples: list[ScoredExample]) -> dict[str, float]:
     """Loss, accuracy and, of pairs, margin: means over the examples."""
     sequences = [sequence for example in examples for sequence in example.sequences]
     loss, sums = _loss(kind, torch.tensor(model.scores(sequences)), list(range(len(sequences))), examples)

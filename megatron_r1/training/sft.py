@@ -15,7 +15,7 @@ from megatron_r1.training.protocols import Policy
 from megatron_r1.types import TrainingSample
 
 
-def count_updates(stage: SftConfig, data: SftData) -> int:
+def count_sft_updates(stage: SftConfig, data: SftData) -> int:
     """Policy updates of all epochs; the last batch of an epoch may be smaller."""
     return stage.epochs * math.ceil(data.epoch_size / stage.batch_size)
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_r1.errors import CheckpointError, ConversionError
-from megatron_r1.runtime.files import TEMPORARY, write_all
+from megatron_r1.runtime.files import TEMPORARY, write_buffer
 
 DTYPES = {
     "F64": torch.float64,
@@ -196,7 +196,7 @@ class SafetensorsWriter:
 
     def _write_at(self, data: memoryview, offset: int) -> None:
         try:
-            write_all(self._file.fileno(), data, offset)
+            write_buffer(self._file.fileno(), data, offset)
         except OSError as error:
             self.discard()
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error

@@ -35,7 +35,7 @@ def load_under(sizes: dict[str, int], checkpoint: Path, source: HfFolder, world_
 
     arch = source.architecture()
     layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=False)
-    parallel.initialize(layout, 0)
+    parallel.build_process_groups(layout, 0)
     policy = MegatronPolicy(
         arch, layout, RuntimeConfig(dtype="fp32"), MoeTrainingConfig(), optimizer=None, total_updates=1, seed=1,
         device=torch.device("cpu"), micro_batch_tokens=64,

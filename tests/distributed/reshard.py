@@ -32,7 +32,7 @@ def build(model: str, layout: dict[str, int]) -> MegatronPolicy:
     mtp = model.endswith("-mtp")
     arch = qwen2_architecture(tied=True) if model == "qwen2" else full_architecture(mtp=int(mtp))
     resolved = parallel.resolve_layout(ParallelConfig(**layout), arch, dist.get_world_size(), mtp=mtp, packed=False)
-    parallel.initialize(resolved, seed=1)
+    parallel.build_process_groups(resolved, seed=1)
     return MegatronPolicy(
         arch, resolved, RuntimeConfig(), MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 * mtp),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, schedule="cosine", min_lr_ratio=0.1), total_updates=10, seed=7,

@@ -56,7 +56,7 @@ def train(case: dict) -> list[dict[str, float]]:
     runtime = RuntimeConfig(recompute=case["recompute"])
     # packed=False: the sequences of `batch` are as long as context parallelism needs them.
     layout = parallel.resolve_layout(ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=False)
-    parallel.initialize(layout, seed=1)
+    parallel.build_process_groups(layout, seed=1)
     modules = provider.build_model(arch, layout, runtime, moe, seed=7)
     config = modules[0].config
     config.finalize_model_grads_func = finalize_model_grads

@@ -21,7 +21,7 @@ from megatron_r1.pipeline.builders.models import build_reward_model
 from megatron_r1.pipeline.builders.preferences import PreferenceRewards, load_reward_scorer
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.runtime import distributed
-from megatron_r1.training.reward_model import loss_of
+from megatron_r1.training.reward_model import reward_loss_of
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
@@ -71,7 +71,7 @@ def test_scores_are_those_of_transformers_from_one_folder(session, tmp_path: Pat
     assert all(torch.equal(tensor, trunk.read(key)) for key, tensor in before.items() if key != "score.weight")
     assert before["score.weight"].shape == (1, MODELS[name].hidden_size)
     examples = make_examples()
-    model.train_step(examples, loss_of("helpful", examples))
+    model.train_step(examples, reward_loss_of("helpful", examples))
     scores = model.scores(SEQUENCES)
     assert max(scores) - min(scores) > 0.02
 
@@ -101,7 +101,7 @@ def test_a_fresh_head_is_small_and_does_not_depend_on_the_trunk(session) -> None
     examples = make_examples()
     model = build_case("qwen2", {}, 1)
     assert max(map(abs, model.scores(SEQUENCES))) < 0.5
-    stats = model.train_step(examples, loss_of("helpful", examples))
+    stats = model.train_step(examples, reward_loss_of("helpful", examples))
     assert stats.loss == pytest.approx(0.6931, abs=0.05) and stats.grad_norm > 0
 
 

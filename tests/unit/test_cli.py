@@ -159,7 +159,7 @@ WORKER = """
         from megatron_r1.runtime.device import resolve_device
         from megatron_r1.runtime.launch import read_launch
 
-        distributed.initialize(read_launch(), resolve_device("cpu"), timeout_seconds=60)
+        distributed.join_process_group(read_launch(), resolve_device("cpu"), timeout_seconds=60)
         try:
             if config.seed == 1:
                 with distributed.failing_together():

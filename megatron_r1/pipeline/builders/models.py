@@ -94,7 +94,7 @@ def build_policy(
 
     mtp = moe.mtp_loss_scale > 0 and arch.num_nextn_predict_layers > 0
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=mtp, packed=packed)
-    parallel.initialize(layout, config.seed)
+    parallel.build_process_groups(layout, config.seed)
     policy = MegatronPolicy(
         arch,
         layout,
@@ -134,7 +134,7 @@ def build_reward_model(
         raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
     arch = found if label is None or found.is_reward_model else found.as_reward_model(label)
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
-    parallel.initialize(layout, config.seed)
+    parallel.build_process_groups(layout, config.seed)
     model = MegatronRewardModel(
         arch,
         layout,

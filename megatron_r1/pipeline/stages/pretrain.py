@@ -20,7 +20,7 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import checkpoint_writer, finish_stage, require_setting, resume_run, unless_finished
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
-from megatron_r1.training.pretrain import pretrain
+from megatron_r1.training.pretrain import train_base
 from megatron_r1.training.protocols import Rewards
 from megatron_r1.types import Sampling
 
@@ -65,7 +65,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
             documents.load_state_dict(state["documents"])
 
         def train(gate: Callable[[], float] | None) -> None:
-            pretrain(
+            train_base(
                 stage,
                 policy=policy,
                 documents=documents,

@@ -19,8 +19,7 @@ from megatron_r1.pipeline.stages.common import (
     unless_finished,
 )
 from megatron_r1.runtime.run import Run
-from megatron_r1.training.reward_model import count_updates as count_reward_updates
-from megatron_r1.training.reward_model import train_reward_model
+from megatron_r1.training.reward_model import count_reward_updates, train_reward_model
 
 
 @unless_finished

@@ -21,7 +21,7 @@ from megatron_r1.pipeline.stages.common import (
 )
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero
 from megatron_r1.runtime.run import Run
-from megatron_r1.training.sft import count_updates, train_sft
+from megatron_r1.training.sft import count_sft_updates, train_sft
 
 
 @unless_finished
@@ -47,7 +47,7 @@ def run_sft(config: Config, session: Session) -> Artifact:
             arch,
             optimizer=stage.optimizer,
             moe=stage.moe,
-            total_updates=count_updates(stage, data),
+            total_updates=count_sft_updates(stage, data),
             micro_batch_tokens=stage.micro_batch_tokens,
             packed=True,
         )

@@ -11,7 +11,7 @@ from megatron_r1.algorithms.reward_loss import pairwise_loss, pointwise_loss
 from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, last_token_values, pack_examples, unpack_last_values
 from megatron_r1.errors import DataError
-from megatron_r1.training.reward_model import loss_of
+from megatron_r1.training.reward_model import reward_loss_of
 
 
 def test_pairwise_loss_by_hand() -> None:
@@ -79,7 +79,7 @@ def test_loss_over_micro_batches_is_that_of_the_whole_and_touches_last_tokens_on
     for max_tokens in (10, 100):
         (batches,) = pack_examples(examples, max_tokens=max_tokens, dp_size=1, pad_multiple=2)
         scores = [(batch.token_ids.float() / 10).requires_grad_() for batch in batches]
-        results = [loss_of(kind, examples)(values, batch) for values, batch in zip(scores, batches, strict=True)]
+        results = [reward_loss_of(kind, examples)(values, batch) for values, batch in zip(scores, batches, strict=True)]
         total = sum(loss for loss, _ in results)
         total.backward()
         for values, batch in zip(scores, batches, strict=True):

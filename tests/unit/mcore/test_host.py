@@ -183,7 +183,7 @@ def check_no_fp8_state(module: ModuleType) -> None:
     from megatron_r1.mcore import parallel
 
     one_rank_world()
-    parallel.initialize(parallel.Layout(), seed=1)
+    parallel.build_process_groups(parallel.Layout(), seed=1)
     x = torch.randn(4, requires_grad=True)
     recompute = module.CheckpointWithoutOutput(fp8=False)
     hidden = recompute.checkpoint(lambda v: v.sin(), x)

@@ -36,7 +36,7 @@ def build(arch: Architecture, moe: MoeTrainingConfig | None = None, seed: int = 
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
-    parallel.initialize(layout, seed=1)
+    parallel.build_process_groups(layout, seed=1)
     return provider.build_model(arch, layout, RuntimeConfig(), moe or MoeTrainingConfig(), seed=seed, **options)[0]
 
 

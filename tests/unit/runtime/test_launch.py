@@ -181,7 +181,7 @@ WORKER = """
     from megatron_r1.runtime.launch import read_launch
 
     launch = read_launch()
-    distributed.initialize(launch, resolve_device("cpu"), timeout_seconds=60)
+    distributed.join_process_group(launch, resolve_device("cpu"), timeout_seconds=60)
     rank = distributed.rank()
     assert distributed.broadcast_object({"from": rank}) == {"from": 0}
     assert distributed.gather_objects(rank) == list(range(launch.world_size))

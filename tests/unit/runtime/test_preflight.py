@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from megatron_r1.runtime.preflight import Findings, describe, judge
+from megatron_r1.runtime.preflight import Findings, find_bad_nodes, preflight_report
 from tests.paths import ROOT
 
 
@@ -16,9 +16,9 @@ def findings(node: str, rank: int, network: float = 10.0, **fields) -> Findings:
 
 def test_nodes_that_are_well_are_not_blamed():
     ranks = [findings(f"n{i // 2}", i, network=9.0 + i / 10) for i in range(6)]
-    assert judge(ranks, 0.5) == {}
+    assert find_bad_nodes(ranks, 0.5) == {}
     assert (
-        describe(ranks, {})
+        preflight_report(ranks, {})
         .splitlines()[1]
         .startswith("preflight: n0 is well: device 100 fixed works/s, memory 20 GB/s, network 9 GB/s")
     )
@@ -29,13 +29,13 @@ def test_bad_nodes_are_named_with_the_reason():
     ranks[1].speeds["device"] = 40.0
     ranks[2].problems.append("disk /local: No space left on device")
     ranks[3].clock_seconds = -30.0
-    bad = judge(ranks, 0.5)
+    bad = find_bad_nodes(ranks, 0.5)
     assert bad == {
         "n1": ["device of rank 1: 40 fixed works/s, the median is 100"],
         "n2": ["disk /local: No space left on device"],
         "n3": ["clock is -30.0 s off that of rank 0"],
     }
-    text = describe(ranks, bad)
+    text = preflight_report(ranks, bad)
     assert "6 node(s), 6 rank(s), 3 bad node(s)" in text and "preflight: n2 is bad: disk /local: No space left on device" in text
 
 

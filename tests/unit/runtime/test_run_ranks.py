@@ -22,7 +22,7 @@ WORKER = """
     from megatron_r1.runtime.saving import Unwritten
 
     folder = Path(sys.argv[1])
-    distributed.initialize(read_launch(), resolve_device("cpu"), timeout_seconds=60)
+    distributed.join_process_group(read_launch(), resolve_device("cpu"), timeout_seconds=60)
     rank = distributed.rank()
 
     config = load_config(None, [])

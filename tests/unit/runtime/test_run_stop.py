@@ -19,7 +19,7 @@ from megatron_r1.runtime.heartbeat import FOLDER
 from megatron_r1.runtime.job import record_outcome
 from megatron_r1.runtime.metrics import MetricsWriter, read_metrics
 from megatron_r1.runtime.run import Run
-from megatron_r1.runtime.stragglers import describe
+from megatron_r1.runtime.stragglers import straggler_metrics
 
 CONFIG = load_config(None, ["checkpoint.interval=100"])
 
@@ -122,7 +122,7 @@ def test_status_tells_a_run_from_its_folder(tmp_path):
 
 
 def test_the_slowest_rank_is_named():
-    described = describe([0.1, 0.4, 0.1], [1.0, 2.0, 3.0])
+    described = straggler_metrics([0.1, 0.4, 0.1], [1.0, 2.0, 3.0])
     assert described["seconds/ranks/slowest"] == 1 and described["seconds/ranks/probe_median"] == 0.1
     assert described["seconds/ranks/cpu_max"] == 3.0
 
