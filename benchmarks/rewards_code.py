@@ -27,8 +27,8 @@ from benchmarks.measure import Disagreement, describe_machine, positive, print_t
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
-from megatron_r1.rewards.workers.process import Limits
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
+from megatron_r1.rewards.workers.process import WorkerLimits
 from megatron_r1.runtime.progress import Progress
 
 PACKAGES = ("numpy",)  #: LeetCode has it; shown to the programs, which cannot import it unless their Python is this one
@@ -150,12 +150,12 @@ def judge(tasks: list[Task], workers: int, description: str) -> tuple[list[Verdi
     ]
     verdicts = []
     with (
-        ScoringEngine(scorer_specs(), workers=workers, limits=Limits(4 << 30, 1 << 30)) as engine,
+        ScoringPool(scorer_specs(), workers=workers, limits=WorkerLimits(4 << 30, 1 << 30)) as pool,
         Progress(len(tasks), description) as progress,
     ):
-        list(engine.stream(items[:workers]))
+        list(pool.stream(items[:workers]))
         start = time.perf_counter()
-        for verdict in engine.stream(items):
+        for verdict in pool.stream(items):
             verdicts.append(verdict)
             progress.advance()
         seconds = time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""The scoring engine: responses judged per second, from one worker to more.
+"""The scoring pool: responses judged per second, from one worker to more.
 
     python -m benchmarks.rewards_engine --data FOLDER [--workers 1 2] [--limit N] [--repeats N] [--out FILE.json]
 
 FOLDER holds math/gsm8k_train.jsonl, math/math_train.json and language/<language>.txt as their authors publish them. Half of the math
-responses give the right answer, half another problem's. `format` costs next to nothing to judge: its rate is that of the engine.
+responses give the right answer, half another problem's. `format` costs next to nothing to judge: its rate is that of the pool.
 The verdicts must not depend on the number of workers, else the benchmark fails.
 """
 
@@ -21,8 +21,8 @@ from benchmarks.measure import Disagreement, describe_machine, positive, print_t
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.scorers import scorer_specs
-from megatron_r1.rewards.workers.process import Limits
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
+from megatron_r1.rewards.workers.process import WorkerLimits
 
 Item = tuple[str, str, Any]  #: scorer, response, reference
 
@@ -60,14 +60,14 @@ SOURCES: dict[str, Callable[[Path], list[Item]]] = {"format": format_items, "mat
 def measure(scorer: str, items: list[Item], workers: int) -> tuple[float, list[Any]]:
     """(responses per second once the workers have started, verdicts)."""
     config = RewardConfig()
-    with ScoringEngine(
+    with ScoringPool(
         scorer_specs(config, [scorer], "r1_zero"),
         workers=workers,
-        limits=Limits(config.worker_memory_bytes, config.worker_recycle_bytes),
-    ) as engine:
-        list(engine.stream(items[: 2 * workers]))
+        limits=WorkerLimits(config.worker_memory_bytes, config.worker_recycle_bytes),
+    ) as pool:
+        list(pool.stream(items[: 2 * workers]))
         started = time.perf_counter()
-        verdicts = list(engine.stream(items))
+        verdicts = list(pool.stream(items))
         return len(items) / (time.perf_counter() - started), verdicts
 
 

@@ -20,9 +20,9 @@ class DirectScoring:
         self._scorers = {name: build_scorer(spec.target, spec.settings) for name, spec in self._specs.items()}
 
     def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
-        """See `Scoring`."""
+        """See `ScoringService`."""
         future: Future[Verdict] = Future()
-        future.set_result(self._scorers[scorer].judge(self._specs[scorer].opening + response, reference))
+        future.set_result(self._scorers[scorer].score(self._specs[scorer].opening + response, reference))
         return future
 
 

@@ -1,4 +1,4 @@
-"""A scorer for tests of the scoring engine that does what the response says."""
+"""A scorer for tests of the scoring pool that does what the response says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OddScorer:
             os._exit(7)
         self.kept: list[bytearray] = []
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`."""
         command, _, argument = response.partition(" ")
         if command == "echo":

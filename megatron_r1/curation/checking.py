@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
 
-from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.protocol import Grader, ScoringService, Verdict
 from megatron_r1.rewards.scorers import ACCURACY_SCORERS
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
@@ -21,24 +21,10 @@ class Asked(Protocol):
     kind: str
 
 
-class Scoring(Protocol):
-    """Where rules run: a `ScoringEngine`."""
-
-    def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
-        """Have a response judged."""
-
-
-class Grader(Protocol):
-    """A `Judge`."""
-
-    def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
-        """Is the answer right?"""
-
-
 Check = Callable[[Asked, str], Future[Verdict]]  #: starts checking one finished response and returns at once
 
 
-def answer_check(scoring: Scoring | None, judge: Grader | None = None, rules: Mapping[str, str] = ACCURACY_SCORERS) -> Check:
+def answer_check(scoring: ScoringService | None, judge: Grader | None = None, rules: Mapping[str, str] = ACCURACY_SCORERS) -> Check:
     """The check of responses.
 
     A reasoning problem is checked by the rule of its domain, where there is one. Where there is none, and where the rule's verdict has

@@ -13,8 +13,8 @@ from megatron_r1.evaluation.ledger import Key, Ledger
 from megatron_r1.evaluation.models import Progress
 from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.evaluation.vote import sort_into_classes
-from megatron_r1.rewards.choice import find_letter
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.rules.choice import find_letter
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
 from megatron_r1.tags import find_answers
 
@@ -23,7 +23,7 @@ _WRITTEN_TOGETHER = 64
 
 
 class Scoring(Protocol):
-    """A `ScoringEngine`."""
+    """A `ScoringPool`."""
 
     def stream(self, items: Iterable[tuple[str, str, Any]]) -> Iterator[Verdict]:
         """The verdicts on (scorer, response, reference), in order."""
@@ -36,7 +36,7 @@ def evaluation_specs(benchmark: Benchmark, config: RewardConfig) -> dict[str, Sc
         return {"code": ScorerSpec(SCORERS["code"], config.code_time_limit_seconds, config.code.model_dump())}
     limit = config.time_limit_seconds
     if benchmark.judge == "choice":
-        return {"choice": ScorerSpec("megatron_r1.rewards.choice:ChoiceScorer", limit)}
+        return {"choice": ScorerSpec("megatron_r1.rewards.rules.choice:ChoiceScorer", limit)}
     return {
         "math": ScorerSpec(SCORERS["math"], limit, {"answer_location": PLACE, "policy": policy}),
         "classes": ScorerSpec("megatron_r1.evaluation.vote:AnswerClasses", limit, {"policy": policy}),

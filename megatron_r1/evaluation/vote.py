@@ -15,7 +15,7 @@ from megatron_r1.rewards.protocol import Verdict
 class AnswerClasses:
     """A scorer in form only: it sorts answers into classes of equal ones in a worker process, which can be killed when it is late.
 
-    `judge` takes a JSON list of answers as the response; `parts["classes"]` has the number of each answer's class.
+    `score` takes a JSON list of answers as the response; `parts["classes"]` has the number of each answer's class.
     """
 
     name = "classes"
@@ -23,7 +23,7 @@ class AnswerClasses:
     def __init__(self, policy: Mapping[str, Any]) -> None:
         self._policy = MathPolicy(**policy)
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`."""
         classes = sort_into_classes(json.loads(response), lambda a, b: answers_agree(a, b, self._policy))
         return Verdict(1.0, "correct", parts={"classes": classes})

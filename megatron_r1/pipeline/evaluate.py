@@ -34,7 +34,7 @@ from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.pipeline.session import Session, open_session
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.launch import read_launch
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.run import lock_folder
@@ -179,7 +179,7 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
             yield EngineModel(engine, make_prompt, opening, settings.responses_per_call)
 
 
-def _score(config: Config, task: Task, scoring: ScoringEngine, rescore: bool) -> BenchmarkResult:
+def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> BenchmarkResult:
     """Judge what is not judged, or with `rescore` everything, and measure."""
     settings, folder = config.evaluate.benchmarks, Path(config.run_dir) / task.name
     specs = evaluation_specs(task.benchmark, config.reward)

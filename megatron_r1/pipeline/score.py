@@ -14,7 +14,7 @@ from megatron_r1.errors import DataError
 from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import scorer_specs
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.progress import Progress
 
@@ -123,7 +123,7 @@ def _check(source: Path, reward: str, mark_malformed: bool) -> int:
     return total
 
 
-def _stream(scoring: ScoringEngine, reward: str, lines: Iterator[Line], keep: Callable[[Line, Verdict], None]) -> None:
+def _stream(scoring: ScoringPool, reward: str, lines: Iterator[Line], keep: Callable[[Line, Verdict], None]) -> None:
     """Call `keep` for every line in order, with a bounded number of them on their way."""
     waiting: deque[Line] = deque()  # read and not kept yet, in order; the first is not malformed
 

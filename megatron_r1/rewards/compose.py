@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
 
 import torch
 
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import RewardError
-from megatron_r1.rewards.penalties import length_penalty, repetition_penalty
-from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.protocol import Grader, ScoringService, Verdict
+from megatron_r1.rewards.rules.penalties import length_penalty, repetition_penalty
 from megatron_r1.rewards.scorers import ACCURACY_SCORERS
 from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
@@ -30,20 +29,6 @@ ModelReward = Callable[[Prompt, Rollout], Future[Verdict]]  #: starts scoring on
 Verdicts = dict[str, list[Verdict]]  #: component -> [G]
 
 
-class Scoring(Protocol):
-    """Where rule scorers run: a `ScoringEngine`."""
-
-    def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
-        """Have a response judged."""
-
-
-class Grader(Protocol):
-    """A `Judge`."""
-
-    def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
-        """Is the answer right?"""
-
-
 class Composition:
     """Starts every component of a group's rewards, and later takes their verdicts.
 
@@ -51,7 +36,7 @@ class Composition:
         model_reward: the model component of general prompts; None: there are none, or reward models score them elsewhere.
     """
 
-    def __init__(self, config: RewardConfig, scoring: Scoring, model_reward: ModelReward | None = None) -> None:
+    def __init__(self, config: RewardConfig, scoring: ScoringService, model_reward: ModelReward | None = None) -> None:
         self._config, self._scoring, self._model_reward = config, scoring, model_reward
         self._started: dict[int, tuple[RolloutGroup, dict[str, list[Future[Verdict]]]]] = {}  # by id(group), which it keeps alive
 
@@ -141,11 +126,11 @@ def describe_rewards(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     reward/mean: of the totals; reward/<name>: of the component, over the responses that have a score;
     reward/outcome/<name>/<error, timeout, unscorable>: share of the responses without one.
     """
-    metrics = {"reward/mean": _mean([r for g in groups for r in g.rewards_G.tolist()])}
+    metrics = {"reward/mean": _mean_score([r for g in groups for r in g.rewards_G.tolist()])}
     for name in {name: None for g in groups for name in g.reward_parts}:
         scores = [s for g in groups for s in g.reward_parts.get(name, []) if s is not None]
         if scores:
-            metrics[f"reward/{name}"] = _mean(scores)
+            metrics[f"reward/{name}"] = _mean_score(scores)
     for name in {name: None for g in groups for name in g.reward_outcomes}:
         outcomes = [o for g in groups for o in g.reward_outcomes.get(name, [])]
         for outcome in ("error", "timeout", "unscorable"):
@@ -181,5 +166,5 @@ def _now(verdict: Verdict) -> Future[Verdict]:
     return future
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_score(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Outcome = Literal["correct", "wrong", "error", "timeout", "unscorable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -42,7 +45,7 @@ class Verdict:
 class Scorer(Protocol):
     """Judges responses one at a time. Built in the worker from keyword settings that fit JSON: `MathScorer(answer_location="boxed")`.
 
-    `judge` is called in the main thread of its process, so signals work there. The engine counts time from the start of the work
+    `score` is called in the main thread of its process, so signals work there. The engine counts time from the start of the work
     and ends a worker that is late with SIGKILL, its process group with it; a child in another group or session must ask the kernel
     to die with its parent (PR_SET_PDEATHSIG, `bwrap --die-with-parent`). An exception becomes the outcome "error"; a RewardError from
     a scorer that has judged nothing yet means that it cannot work on this machine, and ends the run.
@@ -50,7 +53,7 @@ class Scorer(Protocol):
 
     name: str  #: "math", "code", "format", "language"
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """The verdict on one finished response. A response cut at the length limit never gets here.
 
         Args:
@@ -61,3 +64,17 @@ class Scorer(Protocol):
         A response that gives no answer, or that is malformed, is "wrong". A missing or unusable reference is "unscorable". A graded
         score (language) is "correct" from a threshold that the scorer documents.
         """
+
+
+class ScoringService(Protocol):
+    """Where scorers run: a `ScoringPool`."""
+
+    def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
+        """Start scoring a response with the named scorer; returns at once."""
+
+
+class Grader(Protocol):
+    """A `Judge`."""
+
+    def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
+        """Is the answer right?"""

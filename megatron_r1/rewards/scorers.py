@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCORERS = {
     "math": "megatron_r1.rewards.math.scorer:MathScorer",
     "code": "megatron_r1.rewards.code.scorer:CodeScorer",
-    "format": "megatron_r1.rewards.format:FormatScorer",
+    "format": "megatron_r1.rewards.rules.format:FormatScorer",
     "language": "megatron_r1.rewards.language.scorer:LanguageScorer",
 }
 ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
@@ -32,7 +32,7 @@ class ScorerSpec:
     """A scorer to build in a worker process, and how long it may take over one response."""
 
     target: str  #: "module:class", from `SCORERS`
-    time_limit_seconds: float  #: wall time of one `judge` call, from the start of the work
+    time_limit_seconds: float  #: wall time of one `score` call, from the start of the work
     settings: Mapping[str, Any] = field(default_factory=dict)  #: keyword arguments of the class; must fit JSON
     opening: str = ""  #: set before every response: without it, reasoning that the prompt opened and nobody closed were an answer
 

@@ -1,4 +1,4 @@
-"""The rewards of a job of many ranks: judged on rank 0, and all ranks see the same verdicts and the same errors."""
+"""The rewards of a job of many ranks: rank 0 scores, and all ranks get the same verdicts or the same error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.types import RolloutGroup
 
 
-class Judges(Protocol):
+class GroupScoring(Protocol):
     """A `Composition`."""
 
     def submit(self, group: RolloutGroup) -> None:
@@ -33,24 +33,24 @@ class CollectiveRewards:
         preferences: reward models, which all ranks run together; None: there are none.
     """
 
-    def __init__(self, config: RewardConfig, start: Callable[[], Judges], preferences: Preferences | None = None) -> None:
+    def __init__(self, config: RewardConfig, start: Callable[[], GroupScoring], preferences: Preferences | None = None) -> None:
         self._config, self._preferences = config, preferences
-        self._judges: Judges | None = None
+        self._scoring: GroupScoring | None = None
 
         def keep() -> None:
-            self._judges = start()
+            self._scoring = start()
 
         on_rank_zero(keep)
 
     def submit(self, group: RolloutGroup) -> None:
         """See `Rewards.submit`."""
-        self._judges.submit(group)
+        self._scoring.submit(group)
 
     def collect(self, groups: Sequence[RolloutGroup]) -> None:
         """See `Rewards.collect`."""
-        verdicts = on_rank_zero(lambda: self._judges.collect(groups))
+        verdicts = on_rank_zero(lambda: self._scoring.collect(groups))
         if self._preferences is not None:
-            for verdicts_of_group, judged in zip(verdicts, self._preferences(groups), strict=True):
-                verdicts_of_group |= judged
+            for verdicts_of_group, preferred in zip(verdicts, self._preferences(groups), strict=True):
+                verdicts_of_group |= preferred
         for group, verdicts_of_group in zip(groups, verdicts, strict=True):
             fill_rewards(self._config, group, verdicts_of_group)

@@ -12,11 +12,11 @@ from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.evaluation.evaluate import evaluate
-from megatron_r1.rewards.compose import Composition, Scoring, judge_reward
+from megatron_r1.rewards.compose import Composition, judge_reward
 from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rewards.scorers import ScorerSpec, needed_scorers, scorer_specs
-from megatron_r1.rewards.workers.process import Limits
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
+from megatron_r1.rewards.workers.process import WorkerLimits
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
@@ -24,7 +24,7 @@ from megatron_r1.training.scoring import CollectiveRewards, Preferences
 
 def open_scoring(
     rewards: RewardConfig, specs: Mapping[str, ScorerSpec], log: Path | None = None, max_pending: int = 16384
-) -> ScoringEngine:
+) -> ScoringPool:
     """Scoring processes for these scorers, as a context manager.
 
     Args:
@@ -36,17 +36,17 @@ def open_scoring(
     """
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-    return ScoringEngine(
+    return ScoringPool(
         specs,
         workers=rewards.workers,
-        limits=Limits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
+        limits=WorkerLimits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
         max_pending=max_pending,
         environment=child_environment(),
         log=log,
     )
 
 
-def open_domain_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringEngine:
+def open_domain_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringPool:
     """Scoring processes for problems of these domains, as a context manager; see `open_scoring`."""
     specs = scorer_specs(config.reward, needed_scorers(config.reward, domains), config.data.template)
     # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
@@ -68,7 +68,7 @@ def open_rewards(
     with ExitStack() as stack:
 
         def start() -> Composition:
-            scoring: Scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
+            scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
             judge = stack.enter_context(Judge(rewards.judge)) if rewards.model == "judge" else None
             return Composition(rewards, scoring, judge_reward(judge) if judge else None)
 

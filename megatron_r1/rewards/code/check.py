@@ -13,17 +13,17 @@ from typing import Any
 
 from megatron_r1.rewards.code.cases import CheckTest, TestsError
 from megatron_r1.rewards.code.verdicts import TestResult, failure_of, printable
-from megatron_r1.rewards.sandbox.supervisor import Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimits, SandboxSettings
 
 MAX_CALLS = 10_000
 _MAX_REQUEST_BYTES = 16 << 20
-_ASSERTION_FAILED, _ENDED_FROM_OUTSIDE = 4, 3  #: exit codes of `sandbox_runner.run_check`
+_ASSERTION_FAILED, _ENDED_FROM_OUTSIDE = 4, 3  #: exit codes of `runner.be_check`
 
 #: (encoded positional and named arguments) -> the encoded value, or why there is none
 Call = Callable[[Any], tuple[Any, TestResult | None]]
 
 
-def run_check(test: CheckTest, call: Call, limits: Limits, settings: SandboxSettings) -> TestResult:
+def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: SandboxSettings) -> TestResult:
     """Run the check; its calls of the candidate go through `call`.
 
     Args:

@@ -33,7 +33,7 @@ def output_agrees(output: bytes, expected: bytes, float_tolerance: float | None)
     not matter. Bytes, not text: invalid UTF-8 equals only itself. With a tolerance, two words that are decimal numbers agree where
     they differ by at most that, absolutely or relative to the expected one.
     """
-    lines, expected_lines = _words(output), _words(expected)
+    lines, expected_lines = _words_by_line(output), _words_by_line(expected)
     if len(lines) != len(expected_lines):
         return False
     for words, expected_words in zip(lines, expected_lines, strict=True):
@@ -41,7 +41,7 @@ def output_agrees(output: bytes, expected: bytes, float_tolerance: float | None)
             continue
         if float_tolerance is None or len(words) != len(expected_words):
             return False
-        if not all(a == b or _close(a, b, float_tolerance) for a, b in zip(words, expected_words, strict=True)):
+        if not all(a == b or _is_close(a, b, float_tolerance) for a, b in zip(words, expected_words, strict=True)):
             return False
     return True
 
@@ -90,7 +90,7 @@ def agrees(encoded: Any, expected: Any, *, strict: bool, float_tolerance: float 
         for entry in content:
             if not isinstance(entry, list) or len(entry) != 2:
                 return False
-            key = _key(entry[0])
+            key = _comparison_key(entry[0])
             if key not in expected or not same(entry[1], expected[key]):
                 return False
             seen.add(key)
@@ -113,7 +113,7 @@ def is_true(encoded: Any) -> bool:
 def _same_keys(content: Any, expected: set | frozenset) -> bool:
     if not isinstance(content, list) or len(content) != len(expected):
         return False
-    keys = [_key(item) for item in content]
+    keys = [_comparison_key(item) for item in content]
     return all(key in expected for key in keys) and len(set(keys)) == len(expected)
 
 
@@ -133,22 +133,22 @@ def _scalar(kind: str, content: Any) -> Any:
     return bytes.fromhex(content) if kind == "bytes" else content
 
 
-def _key(encoded: Any, depth: int = 0) -> Any:
+def _comparison_key(encoded: Any, depth: int = 0) -> Any:
     """A hashable value. Raises ValueError or TypeError where the result is none."""
     kind, content = _kind(encoded)
     if kind in ("tuple", "set") and depth < _MAX_KEY_DEPTH:
-        items = [_key(item, depth + 1) for item in content]
+        items = [_comparison_key(item, depth + 1) for item in content]
         return tuple(items) if kind == "tuple" else frozenset(items)
     if kind not in ("plain", "int", "complex", "bytes"):
         raise TypeError(f"a {kind} is no key")
     return _scalar(kind, content)
 
 
-def _words(output: bytes) -> list[list[bytes]]:
+def _words_by_line(output: bytes) -> list[list[bytes]]:
     return [line.split() for line in output.rstrip().split(b"\n")]
 
 
-def _close(word: bytes, expected: bytes, tolerance: float) -> bool:
+def _is_close(word: bytes, expected: bytes, tolerance: float) -> bool:
     if max(len(word), len(expected)) > _MAX_FLOAT_BYTES or not _FLOAT.fullmatch(word) or not _FLOAT.fullmatch(expected):
         return False
     return _within(float(word), float(expected), tolerance)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from megatron_r1.rewards.code.verdicts import TestResult, failure_of, printable
 from megatron_r1.rewards.sandbox.bubblewrap import find_compiler
-from megatron_r1.rewards.sandbox.supervisor import SOURCE, Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import SOURCE, Program, Sandbox, SandboxLimits, SandboxSettings
 
-COMPILE_LIMITS = Limits(
+COMPILE_LIMITS = SandboxLimits(
     cpu_seconds=20.0, wall_seconds=40.0, memory_bytes=1 << 30, output_bytes=32 << 20, temporary_bytes=128 << 20, threads=16
 )
 _FLAGS = ("-std=gnu++17", "-O2", "-w", "-fmax-errors=1", "-fdiagnostics-color=never")
 
 
-def compile_cpp(source: str, settings: SandboxSettings, limits: Limits = COMPILE_LIMITS) -> bytes | TestResult:
+def compile_cpp(source: str, settings: SandboxSettings, limits: SandboxLimits = COMPILE_LIMITS) -> bytes | TestResult:
     """The executable, or the verdict "compile_error" with the first error, whatever stopped the compiler.
 
     Raises:

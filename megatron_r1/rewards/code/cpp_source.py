@@ -85,14 +85,14 @@ def encoded_arguments(arguments: Any) -> bytes:
 
 def _as_json(values: list[Any]) -> bytes:
     try:
-        return json.dumps([_plain(value) for value in values], ensure_ascii=False).encode(errors="replace")
+        return json.dumps([_checked(value) for value in values], ensure_ascii=False).encode(errors="replace")
     except RecursionError as error:
         raise NotForCppError("an argument is nested too deep") from error
 
 
-def _plain(value: Any) -> Any:
+def _checked(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_checked(item) for item in value]
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise NotForCppError(f"an argument is a {type(value).__name__}")
     return value

@@ -22,7 +22,7 @@ from typing import Any
 
 from megatron_r1.rewards.code.asserts import tests_of_asserts, tests_of_check, tests_of_leetcode
 from megatron_r1.rewards.code.cases import CallTest, StdioTest, Suite, TestsError
-from megatron_r1.rewards.sandbox.values import encode
+from megatron_r1.rewards.sandbox.values import encode_value
 
 MAX_TESTS = 10_000
 
@@ -93,7 +93,7 @@ def _pairs(reference: Mapping[str, Any]) -> Suite:
         positional, named = ([], given) if isinstance(given, dict) else (given, {})
         if not isinstance(positional, list):
             raise TestsError("with fn_name, every input is a list of arguments or an object of named ones")
-        tests.append(CallTest(function, expected, arguments=(encode(positional), encode(named)), strict=False))
+        tests.append(CallTest(function, expected, arguments=(encode_value(positional), encode_value(named)), strict=False))
     return Suite(tuple(tests), leetcode_prelude(), leetcode_modules())
 
 

@@ -20,7 +20,7 @@ from megatron_r1.rewards.code.forms import read_tests
 from megatron_r1.rewards.code.verdicts import TestResult, failure_of
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.sandbox.probe import require_sandbox
-from megatron_r1.rewards.sandbox.supervisor import GRACE_SECONDS, Isolation, Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import GRACE_SECONDS, Isolation, Program, Sandbox, SandboxLimits, SandboxSettings
 
 
 class CodeScorer:
@@ -46,7 +46,7 @@ class CodeScorer:
         isolation, python, packages: see `SandboxSettings`.
         cpu_seconds, wall_seconds, memory_mb: of one test. Wall time is generous: it catches sleep, not a busy machine.
         program_seconds: of all tests of a program by the clock; a test that would start later is "not_run". With compiling and the
-            last test, `judge` takes at most `longest_seconds`.
+            last test, `score` takes at most `longest_seconds`.
         float_tolerance: numbers agree within it, see `code_compare`; None: exactly.
         stop_at_first_failure: the tests after it are "not_run"; the score is the same.
 
@@ -58,15 +58,15 @@ class CodeScorer:
         self._language, self._tolerance, self._stop_early = language, float_tolerance, stop_at_first_failure
         self._program_seconds = program_seconds
         self._settings = SandboxSettings(isolation, python, tuple(packages))
-        self._limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_bytes=memory_mb << 20)
+        self._limits = SandboxLimits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_bytes=memory_mb << 20)
         require_sandbox(self._settings)
 
     @property
     def longest_seconds(self) -> float:
-        """Bound of one `judge` call by the clock, unless the machine stalls: less would turn slow programs into time-outs."""
+        """Bound of one `score` call by the clock, unless the machine stalls: less would turn slow programs into time-outs."""
         return COMPILE_LIMITS.wall_seconds + self._program_seconds + self._limits.wall_seconds + GRACE_SECONDS
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`. `parts` holds "tests" (every test's verdict, in order) and "counts" (verdict -> number of tests).
 
         Raises:
@@ -120,7 +120,7 @@ class CodeScorer:
         if isinstance(test, StdioTest):
             ending = sandbox.run(test.stdin)
             failure = failure_of(ending, self._limits)
-            return failure or _verdict(output_agrees(ending.stdout, test.stdout, self._tolerance))
+            return failure or _verdict_on_test(output_agrees(ending.stdout, test.stdout, self._tolerance))
         if isinstance(test, CheckTest):
 
             def call(arguments: Any) -> tuple[Any, TestResult | None]:
@@ -137,8 +137,8 @@ class CodeScorer:
         if failure is not None:
             return failure
         if test.truth_only:
-            return _verdict(is_true(value) == test.expected)
-        return _verdict(agrees(value, test.expected, strict=test.strict and not is_cpp, float_tolerance=self._tolerance))
+            return _verdict_on_test(is_true(value) == test.expected)
+        return _verdict_on_test(agrees(value, test.expected, strict=test.strict and not is_cpp, float_tolerance=self._tolerance))
 
     def _call(self, sandbox: Sandbox, request: bytes) -> tuple[Any, TestResult | None]:
         """Have the program called: the encoded value, or why there is none."""
@@ -159,5 +159,5 @@ def _request(expression: str, setup: str, arguments: Any) -> bytes:
     return json.dumps({"expression": expression, "setup": setup, "arguments": arguments}).encode()
 
 
-def _verdict(agrees_with_expected: bool) -> TestResult:
+def _verdict_on_test(agrees_with_expected: bool) -> TestResult:
     return TestResult("accepted" if agrees_with_expected else "wrong")

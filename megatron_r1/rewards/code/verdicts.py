@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from megatron_r1.rewards.sandbox.supervisor import Ending, Limits
+from megatron_r1.rewards.sandbox.supervisor import Ending, SandboxLimits
 
 TestVerdict = Literal[
     "accepted", "wrong", "runtime_error", "time_limit", "memory_limit", "output_limit", "compile_error", "not_run"
@@ -27,7 +27,7 @@ class TestResult:
     reason: str = ""
 
 
-def failure_of(ending: Ending, limits: Limits) -> TestResult | None:
+def failure_of(ending: Ending, limits: SandboxLimits) -> TestResult | None:
     """The verdict on a program that did not come to its end in order; None where it did.
 
     A program that fails for want of memory is told by its last words (MemoryError, bad_alloc) or by its peak, a syntax error of

@@ -48,7 +48,7 @@ def label_words(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
     steps: list[list[int] | None] = []  # for each word, where each language came from; None: every one from itself
     found: list[list[Scores | None]] = []
     for sentence in sentences:
-        found.append([_look_up(word, known) for word in sentence])
+        found.append([_scores_of(word, known) for word in sentence])
         weights = [_CAPITAL_WEIGHT if index and word[0].isupper() else 1.0 for index, word in enumerate(sentence)]
         switch = _SWITCH_AT_SENTENCE
         for emission, weight in zip(found[-1], weights, strict=True):
@@ -83,7 +83,7 @@ def _trace_back(scores: list[float], steps: list[list[int] | None], found: list[
     return labels[::-1]
 
 
-def _look_up(word: str, known: dict[str, Scores]) -> Scores | None:
+def _scores_of(word: str, known: dict[str, Scores]) -> Scores | None:
     """The scores of a word; of its parts where an apostrophe joins two, as in "l'observateur"."""
     word = word.casefold().replace("\u2019", "'") if "ß" not in word else word.lower().replace("\u2019", "'")
     if word in known or "'" not in word:

@@ -36,7 +36,7 @@ class LanguageScorer:
             raise ValueError(f"threshold is {threshold}, expected a share above 0")
         self._threshold = threshold
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`; the reference is a language such as "en" or "zh-CN"."""
         language = reference.lower().replace("_", "-").partition("-")[0] if isinstance(reference, str) else None
         if language not in LANGUAGES:
@@ -106,15 +106,15 @@ def _fits_japanese(text: str) -> bool:
 
 def chinese_words(text: str) -> list[str]:
     """Chinese segmented by jieba."""
-    return [word for chunk in _chunks(text) for word in _chinese_segmenter().lcut(chunk)]
+    return [word for chunk in _short_chunks(text) for word in _chinese_segmenter().lcut(chunk)]
 
 
 def _japanese_words(text: str) -> int:
     """How many words Sudachi finds, in its shortest units."""
-    return sum(len(_japanese_segmenter().tokenize(chunk)) for chunk in _chunks(text))
+    return sum(len(_japanese_segmenter().tokenize(chunk)) for chunk in _short_chunks(text))
 
 
-def _chunks(text: str) -> Iterator[str]:
+def _short_chunks(text: str) -> Iterator[str]:
     return (text[start : start + _LONGEST_CHUNK] for start in range(0, len(text), _LONGEST_CHUNK))
 
 

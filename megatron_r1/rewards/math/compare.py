@@ -21,7 +21,7 @@ def trees_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     Raises:
         Unreadable: something in them has no value to compare.
     """
-    answer, reference = _plain(answer), _plain(reference)
+    answer, reference = _unwrapped(answer), _unwrapped(reference)
     if answer == reference and not _is_degenerate(answer):
         return True
     return _agree(answer, reference, policy)
@@ -122,14 +122,14 @@ def _chains_agree(answer: Relation, reference: Relation, policy: MathPolicy) -> 
     return False
 
 
-def _plain(node: Node) -> Node:
+def _unwrapped(node: Node) -> Node:
     """One form for what is written in several: intervals for inequalities in one variable, two items for a plus-minus sign."""
     if isinstance(node, Relation):
         return _interval(node) or node
     if isinstance(node, Group):
         items = []
         for item in node.items:
-            item = _plain(item)
+            item = _unwrapped(item)
             nested = isinstance(item, Group) and item.kind == "list" and node.kind in ("list", "or", "\\{\\}")
             items += item.items if nested else [item]
         if node.kind == "or":
@@ -145,9 +145,9 @@ def _interval(relation: Relation) -> Node | None:
     """The set that an inequality in one variable, or a membership, describes; None for other relations."""
     signs, sides = relation.signs, relation.sides
     if signs == ("\\in",) and _is_name(sides[0]):
-        return _plain(sides[1])
+        return _unwrapped(sides[1])
     if signs == ("=",) and _has_plus_minus(sides[1]):
-        return Group("list", tuple(Relation(("=",), (sides[0], item)) for item in _plain(sides[1]).items))
+        return Group("list", tuple(Relation(("=",), (sides[0], item)) for item in _unwrapped(sides[1]).items))
     if len(signs) == 2 and not isinstance(sides[0], Name):
         if any(sign in (">", ">=") for sign in signs):
             signs, sides = _reversed(relation)

@@ -33,7 +33,7 @@ class MathScorer:
         self._policy = policy if isinstance(policy, MathPolicy) else MathPolicy(**(policy or {}))
         find_answers("", answer_location)  # an unknown place fails here, not at the first response
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`."""
         if not isinstance(reference, str) or not clean_answer(reference_answer(reference)):
             return Verdict(None, "unscorable", "there is no reference answer")
@@ -60,9 +60,9 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return False
     if answer == reference:
         return True
-    if _is_word(answer) and _is_word(reference):
+    if _has_letters_only(answer) and _has_letters_only(reference):
         return _same_word(answer, reference)
-    trees = _read(answer), _read(reference)
+    trees = _parsed(answer), _parsed(reference)
     if trees[1] is None:
         return _same_tokens(answer, reference) or math_verify_agrees(answer, reference)
     if trees[0] is None:
@@ -115,7 +115,7 @@ def _is_one_piece(inner: str, opening: str) -> bool:
     return depth == 0 and bool(inner)
 
 
-def _is_word(text: str) -> bool:
+def _has_letters_only(text: str) -> bool:
     return len(text) > 1 and text.isascii() and text.isalpha()
 
 
@@ -125,7 +125,7 @@ def _same_word(answer: str, reference: str) -> bool:
 
 
 @lru_cache(maxsize=512)
-def _read(text: str) -> Node | None:
+def _parsed(text: str) -> Node | None:
     try:
         return parse_answer(text)
     except Unreadable:

@@ -14,20 +14,20 @@ MAX_CHARACTERS = 1000
 MAX_TOKENS = 400
 
 
-def _words(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-FUNCTIONS = _words(
+FUNCTIONS = _names(
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot arcsec arccsc ln log lg exp sqrt cbrt abs floor ceil"
 )
 CONSTANTS = {"pi": "\\pi", "infinity": "\\infty", "infty": "\\infty", "inf": "\\infty", "oo": "\\infty"}
-_GREEK = _words(
+_GREEK = _names(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi "
     "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell emptyset varnothing"
 )
-_TEXT = _words("text textbf textit textrm textnormal texttt textsf mathrm mathbf mathit mathsf mbox hbox operatorname")
-_IGNORED = _words("left right big Big bigl bigr Bigl Bigr bigg biggl biggr displaystyle textstyle limits quad qquad thinspace")
+_TEXT = _names("text textbf textit textrm textnormal texttt textsf mathrm mathbf mathit mathsf mbox hbox operatorname")
+_IGNORED = _names("left right big Big bigl bigr Bigl Bigr bigg biggl biggr displaystyle textstyle limits quad qquad thinspace")
 _COMMANDS = {
     "cdot": ("op", "*"),
     "times": ("op", "*"),

@@ -221,7 +221,7 @@ def _evaluate(node: Node, point: Mapping[str, Fraction], context: MPContext) -> 
     return value
 
 
-def _add(context: MPContext, *terms: Value) -> Value:
+def _add_values(context: MPContext, *terms: Value) -> Value:
     total = terms[0]
     for term in terms[1:]:
         if isinstance(total, Fraction) and isinstance(term, Fraction):
@@ -309,7 +309,7 @@ def _function(name: str, limit: int = _MAX_ANGLE):
 
 
 _OPERATIONS = {
-    "add": _add,
+    "add": _add_values,
     "mul": _multiply,
     "call": _multiply,
     "div": _divide,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.sandbox.bubblewrap import find_compiler, find_python
-from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Program, Sandbox, SandboxLimits, SandboxSettings
 
 _PROGRAM = b"""
 import os, socket
@@ -46,7 +46,7 @@ def probe_sandbox(settings: SandboxSettings) -> SandboxProbe:
     """
     try:
         python = find_python(settings.python)[0]
-        with Sandbox(Program("command", _PROGRAM), Limits(), settings) as sandbox:
+        with Sandbox(Program("command", _PROGRAM), SandboxLimits(), settings) as sandbox:
             ending = sandbox.run(b"")
         layers = ast.literal_eval(ending.stdout.decode()) if ending.exit_code == 0 else {}
     except (RewardError, OSError, ValueError, SyntaxError) as error:

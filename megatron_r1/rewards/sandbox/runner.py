@@ -32,7 +32,7 @@ MAX_DESCRIPTORS = 4096
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 
 
-def main():
+def supervise():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a handler would make process 1 reachable
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
@@ -162,11 +162,11 @@ def be_child(config, descriptors, module):
     set_limits(config["limits"])
     install_filter(config["filter"])
     if config["kind"] == "check":
-        run_check(config, module.__dict__)
+        be_check(config, module.__dict__)
     else:
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         result = json.dumps(call_function(config, json.loads(request), module.__dict__)).encode()
-        write_all(RESULT, result)
+        write_bytes(RESULT, result)
     sys.stdout.flush()
     os._exit(0)  # whatever the program registered to run at exit stays unrun
 
@@ -177,13 +177,13 @@ def call_function(config, request, namespace):
         exec(compile(file.read(), "main.py", "exec"), namespace)  # noqa: S102
     exec(compile(request["setup"], "<setup>", "exec"), namespace)  # noqa: S102
     if request["arguments"] is None:
-        return sandbox_values.encode(eval(compile(request["expression"], "<test>", "eval"), namespace))
+        return sandbox_values.encode_value(eval(compile(request["expression"], "<test>", "eval"), namespace))
     function = eval(compile(request["expression"], "<test>", "eval"), namespace)
-    positional, named = (sandbox_values.decode(part) for part in request["arguments"])
-    return sandbox_values.encode(function(*positional, **named))
+    positional, named = (sandbox_values.decode_value(part) for part in request["arguments"])
+    return sandbox_values.encode_value(function(*positional, **named))
 
 
-def run_check(config, namespace):
+def be_check(config, namespace):
     """Run the tests' own code, confined all the same. Calls of the candidate are answered from outside (fd 0).
 
     Exit code 0: every assertion held; 3: the outside ended it; 4: an assertion failed; 1: the check itself raised.
@@ -191,12 +191,12 @@ def run_check(config, namespace):
     answers = os.fdopen(os.dup(0), "rb")
 
     def candidate(*positional, **named):
-        arguments = [sandbox_values.encode(list(positional)), sandbox_values.encode(named)]
-        write_all(0, json.dumps(arguments).encode() + b"\n")
+        arguments = [sandbox_values.encode_value(list(positional)), sandbox_values.encode_value(named)]
+        write_bytes(0, json.dumps(arguments).encode() + b"\n")
         answer = answers.readline()
         if not answer:
             os._exit(3)
-        return sandbox_values.decode(json.loads(answer))
+        return sandbox_values.decode_value(json.loads(answer))
 
     with open(config["source"], "rb") as file:
         source = file.read()
@@ -208,7 +208,7 @@ def run_check(config, namespace):
         os._exit(4)
 
 
-def write_all(descriptor, content):
+def write_bytes(descriptor, content):
     while content:
         content = content[os.write(descriptor, content) :]
 
@@ -251,4 +251,4 @@ def install_filter(filter_hex):
 
 
 if __name__ == "__main__":
-    main()
+    supervise()

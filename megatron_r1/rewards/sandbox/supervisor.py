@@ -45,7 +45,7 @@ class SandboxError(RewardError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What one test may take."""
 
     cpu_seconds: float = 5.0
@@ -107,7 +107,7 @@ class Sandbox:
     Call it from a thread that outlives it: the sandbox dies with the thread that started it.
     """
 
-    def __init__(self, program: Program, limits: Limits, settings: SandboxSettings):
+    def __init__(self, program: Program, limits: SandboxLimits, settings: SandboxSettings):
         self._program, self._limits, self._settings = program, limits, settings
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
@@ -281,7 +281,7 @@ class Sandbox:
         }
 
     def _failure(self, what: str) -> SandboxError:
-        said = _read(self._messages, 4096).decode(errors="replace").strip().splitlines()
+        said = _read_output(self._messages, 4096).decode(errors="replace").strip().splitlines()
         self.close()
         reason = said[-1] if said else "it said nothing"
         if "namespace" in reason or "uid map" in reason:
@@ -312,7 +312,7 @@ class RunningTest:
             if not answer:
                 raise sandbox._failure("ended")
             limit = sandbox._limits.output_bytes
-            contents = [_read(descriptor, limit) for descriptor in self._outputs]
+            contents = [_read_output(descriptor, limit) for descriptor in self._outputs]
         finally:
             for descriptor in self._outputs:
                 os.close(descriptor)
@@ -333,5 +333,5 @@ def _sealed(content: bytes) -> int:
     return descriptor
 
 
-def _read(descriptor: int, limit: int) -> bytes:
+def _read_output(descriptor: int, limit: int) -> bytes:
     return os.pread(descriptor, limit, 0)

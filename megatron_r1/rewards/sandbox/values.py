@@ -15,7 +15,7 @@ _PLAIN_INT = 1 << 63  #: larger ones go as hexadecimal: decimal text takes quadr
 _MAX_NODES = 1_000_000  #: of a linked list or tree that may be a ring
 
 
-def encode(value):
+def encode_value(value):
     """The JSON form of a value. An object of an unknown class becomes its type's name, which equals nothing."""
     if value is None or isinstance(value, (bool, str)):
         return value if value is None or isinstance(value, bool) else str.__str__(value)
@@ -25,39 +25,39 @@ def encode(value):
         number = int(value)
         return number if -_PLAIN_INT < number < _PLAIN_INT else {"int": hex(number)}
     if isinstance(value, list):
-        return [encode(item) for item in value]
+        return [encode_value(item) for item in value]
     if isinstance(value, tuple):
-        return {"tuple": [encode(item) for item in value]}
+        return {"tuple": [encode_value(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+        return {"dict": [[encode_value(key), encode_value(item)] for key, item in value.items()]}
     if isinstance(value, (set, frozenset)):
-        return {"set": [encode(item) for item in value]}
+        return {"set": [encode_value(item) for item in value]}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": value.hex()}
     if type(value).__name__ == "ListNode":
-        return {"linked_list": [encode(item) for item in _linked_list_values(value)]}
+        return {"linked_list": [encode_value(item) for item in _linked_list_values(value)]}
     if type(value).__name__ == "TreeNode":
-        return {"binary_tree": [encode(item) for item in _level_order(value)]}
+        return {"binary_tree": [encode_value(item) for item in _level_order(value)]}
     return {"object": type(value).__name__}
 
 
-def decode(encoded):
+def decode_value(encoded):
     """The value of a JSON form, for use inside a sandbox only: it builds sets and dicts from foreign keys."""
     if isinstance(encoded, list):
-        return [decode(item) for item in encoded]
+        return [decode_value(item) for item in encoded]
     if not isinstance(encoded, dict):
         return encoded
     ((kind, content),) = encoded.items()
     if kind == "int":
         return int(content, 16)
     if kind == "tuple":
-        return tuple(decode(item) for item in content)
+        return tuple(decode_value(item) for item in content)
     if kind == "dict":
-        return {decode(key): decode(item) for key, item in content}
+        return {decode_value(key): decode_value(item) for key, item in content}
     if kind == "set":
-        return {_frozen(decode(item)) for item in content}
+        return {_frozen(decode_value(item)) for item in content}
     if kind == "complex":
         return complex(*content)
     if kind == "bytes":

@@ -1,4 +1,4 @@
-"""Main program of a scoring worker: judges what it is sent over an inherited socket until that closes.
+"""Main program of a scoring worker: scores what it is sent over an inherited socket until that closes.
 
 Run as `python -m megatron_r1.rewards.workers.main SOCKET_FD PARENT_PID`. Messages are JSON in both directions: the parent unpickles
 nothing that comes from a process in which hostile text is parsed.
@@ -29,9 +29,9 @@ _PAGE_BYTES = resource.getpagesize()
 _DETAIL_CHARACTERS = 300
 
 
-def main(socket_fd: int, parent_pid: int) -> None:
-    """Build the scorers of the first message, then judge batches."""
-    _die_with(parent_pid)
+def work(socket_fd: int, parent_pid: int) -> None:
+    """Build the scorers of the first message, then score batches."""
+    _end_with(parent_pid)
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):  # Slurm signals all processes of a step; the rank decides
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(socket_fd)
@@ -41,26 +41,26 @@ def main(socket_fd: int, parent_pid: int) -> None:
         try:
             scorers = {name: build_scorer(target, settings) for name, (target, settings) in start["scorers"].items()}
         except RewardError as error:
-            _send(connection, ["broken", str(error)])
+            _send_message(connection, ["broken", str(error)])
             return
-        _send(connection, ["ready"])
+        _send_message(connection, ["ready"])
         while True:
             batch = json.loads(connection.recv_bytes())
-            _send(connection, ["started"])
+            _send_message(connection, ["started"])
             for item, name, response, reference in batch:
-                verdict, refused = judge(scorers[name], response, reference)
+                verdict, refused = score_one(scorers[name], response, reference)
                 leaves = resident_bytes() > start["recycle_bytes"]
-                _send(connection, ["done", item, asdict(verdict), refused, leaves])
+                _send_message(connection, ["done", item, asdict(verdict), refused, leaves])
                 if leaves:
                     return
     except (EOFError, ConnectionError):
         return  # the parent closed the socket or is gone
 
 
-def judge(scorer: Scorer, response: str, reference: Any) -> tuple[Verdict, bool]:
+def score_one(scorer: Scorer, response: str, reference: Any) -> tuple[Verdict, bool]:
     """The scorer's verdict, and whether it refused to give one; whatever it raises is the outcome "error"."""
     try:
-        return scorer.judge(response, reference), False
+        return scorer.score(response, reference), False
     except RewardError as error:
         return Verdict(None, "error", str(error)[:_DETAIL_CHARACTERS]), True
     except BaseException as error:  # noqa: BLE001 - also SystemExit: a library must not end the worker quietly
@@ -81,16 +81,16 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * _PAGE_BYTES
 
 
-def _die_with(parent_pid: int) -> None:
+def _end_with(parent_pid: int) -> None:
     """Have the kernel kill this process when the parent ends, also while a scorer is busy in C and after a SIGKILL of the parent."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it ended before the call
         os._exit(1)
 
 
-def _send(connection: Connection, message: list[Any]) -> None:
+def _send_message(connection: Connection, message: list[Any]) -> None:
     connection.send_bytes(json.dumps(message).encode())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    work(int(sys.argv[1]), int(sys.argv[2]))

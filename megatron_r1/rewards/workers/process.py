@@ -25,7 +25,7 @@ _REAP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class WorkerLimits:
     """What a worker may use."""
 
     memory_bytes: int  #: address space, its children's too (each)
@@ -33,7 +33,7 @@ class Limits:
 
 
 @dataclass
-class Item:
+class PendingResponse:
     """One response on its way to a verdict."""
 
     id: int
@@ -53,11 +53,11 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, specs: Mapping[str, ScorerSpec], limits: Limits, environment: Mapping[str, str] | None, log: Path | None
+        self, specs: Mapping[str, ScorerSpec], limits: WorkerLimits, environment: Mapping[str, str] | None, log: Path | None
     ) -> None:
         self.ready = False
         self.clock_runs = False  #: the first of `items` has begun
-        self.items: deque[Item] = deque()  #: the batch it works on, what it does now first
+        self.items: deque[PendingResponse] = deque()  #: the batch it works on, what it does now first
         self.deadline: float | None = time.monotonic() + START_SECONDS  #: None: it has nothing to do
         self._specs = specs
         ours, theirs = socket.socketpair()
@@ -84,7 +84,7 @@ class WorkerProcess:
         """Process id."""
         return self._process.pid
 
-    def give(self, batch: Sequence[Item]) -> None:
+    def give(self, batch: Sequence[PendingResponse]) -> None:
         """Send a batch to a worker that is waiting for one, and so reads it at once.
 
         Raises:

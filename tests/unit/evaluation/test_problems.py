@@ -17,8 +17,8 @@ from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.evaluation.benchmarks import BENCHMARKS, find_benchmarks
 from megatron_r1.evaluation.problems import BenchmarkProblem, read_benchmark
-from megatron_r1.rewards.choice import ChoiceScorer
 from megatron_r1.rewards.code.scorer import CodeScorer
+from megatron_r1.rewards.rules.choice import ChoiceScorer
 from tests.paths import ROOT
 
 DATA = ROOT.parent / "shared/data"
@@ -193,8 +193,8 @@ def test_the_recipe_s_settings_are_the_defaults():
     ],
 )
 def test_the_last_letter_after_the_reasoning_counts(response, outcome):
-    assert ChoiceScorer().judge(response, "B").outcome == outcome
-    assert ChoiceScorer().judge(response, "neon").outcome == "unscorable"
+    assert ChoiceScorer().score(response, "B").outcome == outcome
+    assert ChoiceScorer().score(response, "neon").outcome == "unscorable"
 
 
 @needs_data
@@ -209,5 +209,5 @@ def test_real_files_are_read_and_their_own_solutions_pass(tmp_path):
     solutions |= {str(row["task_id"]): row["code"] for row in map(json.loads, code["mbpp"].read_text().splitlines())}
     scorer = CodeScorer()
     for problem in (problems["humaneval"][38], problems["mbpp"][0]):
-        assert scorer.judge(f"```python\n{solutions[problem.id]}\n```", problem.reference).outcome == "correct", problem.id
-        assert scorer.judge("```python\ndef nothing(): pass\n```", problem.reference).outcome == "wrong"
+        assert scorer.score(f"```python\n{solutions[problem.id]}\n```", problem.reference).outcome == "correct", problem.id
+        assert scorer.score("```python\ndef nothing(): pass\n```", problem.reference).outcome == "wrong"

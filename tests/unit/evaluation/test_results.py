@@ -37,7 +37,7 @@ class DirectScoring:
 
     def stream(self, items):
         """See `Scoring`."""
-        return (self._scorers[name].judge(response, reference) for name, response, reference in items)
+        return (self._scorers[name].score(response, reference) for name, response, reference in items)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from megatron_r1.errors import RewardError
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.compose import Composition, describe_rewards, fill_rewards, judge_reward
 from megatron_r1.rewards.math.policy import MathPolicy
-from megatron_r1.rewards.penalties import length_penalty, repetition_penalty
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.rules.penalties import length_penalty, repetition_penalty
 from megatron_r1.rewards.scorers import needed_scorers
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from tests.direct_scoring import score_groups

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.rewards.code.scorer import CodeScorer
-from megatron_r1.rewards.format import FormatScorer
 from megatron_r1.rewards.language.scorer import LanguageScorer
 from megatron_r1.rewards.math.scorer import MathScorer
+from megatron_r1.rewards.rules.format import FormatScorer
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
 
@@ -119,7 +119,7 @@ def test_nothing_breaks_the_rewards():
             (language, response, "fr"),
         ):
             start = time.process_time()
-            verdicts.append(scorer.judge(text, reference))
+            verdicts.append(scorer.score(text, reference))
             seconds = time.process_time() - start
             if seconds > slowest and index > MEGABYTE_EVERY:  # the first ones load word lists
                 slowest, slowest_index = seconds, index
@@ -138,11 +138,11 @@ def test_nothing_breaks_the_code_reward():
     outcomes, ran = set(), 0
     for index in range(RESPONSES):
         response = make_response(index)
-        outcomes.add(scorer.judge(response, tests).outcome)
+        outcomes.add(scorer.score(response, tests).outcome)
         if index % RUN_EVERY == 1:
             language = "cpp" if index % (5 * RUN_EVERY) == 1 else "python"
             program = response.replace("think>", "")[:100_000]  # else most were reasoning, and none a program
-            verdict = scorer.judge(f"{response}</think>\n```{language}\n{program}\n```", tests)
+            verdict = scorer.score(f"{response}</think>\n```{language}\n{program}\n```", tests)
             ran += verdict.parts is not None
             outcomes.add(verdict.outcome)
             assert verdict.detail.isprintable()

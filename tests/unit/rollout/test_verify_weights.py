@@ -144,7 +144,7 @@ def generate(prompts, sampling, seed, on_group):
         on_group(group)
     return groups
 
-class Judges:
+class GroupScoring:
     def __init__(self):
         assert rank == 0
         self.started = []
@@ -160,13 +160,13 @@ class Judges:
 
 engine = CollectiveEngine(start if rank == 0 else None)
 assert engine.load_weights(weights(), 1) == "version 1"
-rewards = CollectiveRewards(RewardConfig(), Judges)
+rewards = CollectiveRewards(RewardConfig(), GroupScoring)
 prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]
 groups = engine.generate(prompts, None, 3, on_group=rewards.submit)
 rewards.collect(groups)
 assert [(g.prompt.id, g.weights_version, g.rewards_G.tolist()) for g in groups] == [("p", 3, [0.0]), ("q", 3, [1.0])]
 if rank == 0:
-    rewards._judges.started.clear()
+    rewards._scoring.started.clear()
 fails(lambda: rewards.collect(engine.generate(prompts[:1], None, 3, on_group=rewards.submit)), RewardError, "no judge")
 fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
 fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")

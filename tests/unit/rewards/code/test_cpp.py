@@ -42,8 +42,8 @@ def leetcode(name: str, *asserts: str) -> dict[str, str]:
     return {"functional": f"def check(candidate):\n{lines}\n\ncheck(Solution().{name})"}
 
 
-def judge(code: str, tests: object) -> Verdict:
-    return CodeScorer(wall_seconds=60, cpu_seconds=1).judge(f"<think>hm</think>\n```cpp\n{code}\n```\nDone.", tests)
+def verdict_on(code: str, tests: object) -> Verdict:
+    return CodeScorer(wall_seconds=60, cpu_seconds=1).score(f"<think>hm</think>\n```cpp\n{code}\n```\nDone.", tests)
 
 
 WITHOUT_INCLUDES = """
@@ -168,14 +168,14 @@ struct Solution {
 
 @needs_compiler
 def test_a_cpp_solution_has_leetcodes_headers():
-    assert judge(WITHOUT_INCLUDES, leetcode("twoSum", *TWO_SUM)).parts["tests"] == ["accepted"] * 3
+    assert verdict_on(WITHOUT_INCLUDES, leetcode("twoSum", *TWO_SUM)).parts["tests"] == ["accepted"] * 3
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", SOLUTIONS)
 def test_a_cpp_solution_is_called_with_each_tests_arguments(name, lean_harness):
     code, tests, verdicts = SOLUTIONS[name]
-    verdict = judge(code, tests)
+    verdict = verdict_on(code, tests)
     assert verdict.parts and verdict.parts["tests"] == verdicts, verdict
 
 
@@ -228,7 +228,7 @@ def test_a_program_that_misbehaves_is_called_by_its_name(lean_harness):
         "inputs": [[how] for how in range(len(HOW))],
         "outputs": [f"R1EXPECTED-{how}" for how in range(len(HOW))],
     }
-    verdict = judge(MISBEHAVING, tests)
+    verdict = verdict_on(MISBEHAVING, tests)
     assert dict(enumerate(verdict.parts["tests"])) == dict(enumerate(HOW))
     assert verdict.score == 0 and "ended before it returned" in verdict.detail
 
@@ -243,7 +243,7 @@ def test_a_program_that_misbehaves_is_called_by_its_name(lean_harness):
     ],
 )
 def test_a_function_that_cannot_be_called_is_a_compile_error(members, said, lean_harness):
-    verdict = judge(f"class Solution {{ public: {members} }};", leetcode("f", "candidate(x=1) == 1"))
+    verdict = verdict_on(f"class Solution {{ public: {members} }};", leetcode("f", "candidate(x=1) == 1"))
     assert verdict.parts["tests"] == ["compile_error"] and said in verdict.detail, verdict
 
 
@@ -266,7 +266,7 @@ def test_tests_that_only_python_can_take(tests, said):
 
 @needs_compiler
 def test_an_answer_in_cpp_to_tests_for_python_is_wrong():
-    assert judge("int f(int x) { return x; }", ["assert f(1) == 1", "assert g(1) == 1"]).outcome == "wrong"
+    assert verdict_on("int f(int x) { return x; }", ["assert f(1) == 1", "assert g(1) == 1"]).outcome == "wrong"
 
 
 def test_no_expected_value_is_in_what_is_compiled_or_read():

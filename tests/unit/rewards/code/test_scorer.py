@@ -14,7 +14,7 @@ from megatron_r1.rewards.code.forms import read_tests
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
-from megatron_r1.rewards.sandbox.values import encode
+from megatron_r1.rewards.sandbox.values import encode_value
 from tests.paths import ROOT
 
 PROBE = probe_sandbox(SandboxSettings())
@@ -23,8 +23,8 @@ DATA = ROOT.parent / "shared/data/code"
 ADD = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7"]}
 
 
-def judge(code, tests, language="", **settings):
-    return CodeScorer(**{"wall_seconds": 60, **settings}).judge(f"<think>hm</think>\n```{language}\n{code}\n```\nDone.", tests)
+def verdict_on(code, tests, language="", **settings):
+    return CodeScorer(**{"wall_seconds": 60, **settings}).score(f"<think>hm</think>\n```{language}\n{code}\n```\nDone.", tests)
 
 
 @needs_sandbox
@@ -45,7 +45,7 @@ def judge(code, tests, language="", **settings):
     ],
 )  # fmt: skip
 def test_every_test_has_its_verdict(language, code, verdicts):
-    verdict = judge(code, ADD, language, cpu_seconds=1)
+    verdict = verdict_on(code, ADD, language, cpu_seconds=1)
     assert verdict.parts["tests"] == verdicts
     right = verdicts == ["accepted"] * 2
     assert (verdict.outcome, verdict.score) == (("correct", 1.0) if right else ("wrong", 0.0))
@@ -134,17 +134,17 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_function_tests(form):
     code, tests, verdicts = FORMS[form]
-    assert judge(code, tests).parts["tests"] == verdicts
+    assert verdict_on(code, tests).parts["tests"] == verdicts
 
 
 @needs_sandbox
 def test_tests_may_be_a_string_of_json():
-    assert judge("def f(x): return x", '["assert f(1) == 1"]').outcome == "correct"
+    assert verdict_on("def f(x): return x", '["assert f(1) == 1"]').outcome == "correct"
 
 
 @needs_sandbox
 def test_a_check_that_never_calls_is_the_datas_failure():
-    verdict = judge(
+    verdict = verdict_on(
         "def f(x): return x", {"check": "def check(c):\n    assert undefined_name\n    assert c(1)  + 1", "entry_point": "f"}
     )
     assert (verdict.outcome, verdict.score) == ("unscorable", None) and "NameError" in verdict.detail
@@ -153,8 +153,8 @@ def test_a_check_that_never_calls_is_the_datas_failure():
 @needs_sandbox
 def test_stopping_early_and_the_time_of_a_program():
     tests = ["assert f(1) == 2"] * 3
-    assert judge("def f(x): return x", tests, stop_at_first_failure=True).parts["tests"] == ["wrong", "not_run", "not_run"]
-    slow = judge("import time\ndef f(x):\n    time.sleep(0.6)\n    return 2", tests, program_seconds=0.5)
+    assert verdict_on("def f(x): return x", tests, stop_at_first_failure=True).parts["tests"] == ["wrong", "not_run", "not_run"]
+    slow = verdict_on("import time\ndef f(x):\n    time.sleep(0.6)\n    return 2", tests, program_seconds=0.5)
     assert slow.parts["tests"] == ["accepted", "not_run", "not_run"] and slow.score == 0
 
 
@@ -173,7 +173,7 @@ def test_unusable_tests_are_refused(tests):
 
 @needs_sandbox
 def test_unusable_tests_are_unscorable():
-    verdict = judge("print(1)", {"inputs": []})
+    verdict = verdict_on("print(1)", {"inputs": []})
     assert (verdict.outcome, verdict.score) == ("unscorable", None)
 
 
@@ -239,7 +239,7 @@ def test_output_agrees(output, expected, tolerance, same):
     ],
 )  # fmt: skip
 def test_agrees_is_pythons_equality(value, expected, same):
-    encoded = json.loads(json.dumps(encode(value)))
+    encoded = json.loads(json.dumps(encode_value(value)))
     assert agrees(encoded, expected, strict=True, float_tolerance=None) is same
     assert is_true(encoded) is bool(value)
 
@@ -269,5 +269,5 @@ def test_reference_solutions_are_accepted_and_spoilt_ones_rejected():
     scorer = CodeScorer(wall_seconds=60, stop_at_first_failure=True)
     for task in tasks_of(DATA, 5):
         if task.variant != "operator":
-            verdict = scorer.judge(f"```python\n{task.program}\n```", task.tests)
+            verdict = scorer.score(f"```python\n{task.program}\n```", task.tests)
             assert verdict.outcome == {"reference": "correct", "result": "wrong"}[task.variant], (task, verdict)

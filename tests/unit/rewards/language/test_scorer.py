@@ -26,7 +26,7 @@ TEXTS = {
 
 
 def share(response: str, language: str) -> float:
-    return LanguageScorer().judge(response, language).score
+    return LanguageScorer().score(response, language).score
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -113,13 +113,13 @@ def test_a_foreign_phrase_is_found_within_a_sentence():
 @pytest.mark.parametrize("text", ["", "5 + 7 = 12", "$x$", "zvwqk kjhpz wrtzpq", "..."])
 def test_without_words_there_is_nothing_to_reward(text):
     for language in LANGUAGES:
-        verdict = LanguageScorer().judge(f"<think>{text}</think>", language)
+        verdict = LanguageScorer().score(f"<think>{text}</think>", language)
         assert verdict.outcome == "wrong" and verdict.score == 0.0
 
 
 @pytest.mark.parametrize("language", [None, "", "tlh", 5, "english"])
 def test_an_unknown_target_cannot_be_scored(language):
-    assert LanguageScorer().judge("<think>a</think>", language).outcome == "unscorable"
+    assert LanguageScorer().score("<think>a</think>", language).outcome == "unscorable"
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_an_unknown_target_cannot_be_scored(language):
     ["的", "数学学习", "あ漢", "e\u0301", "e\u0301\u0327", "\u0301", "가", "a'", "$a", "<a", "`", "\\begin{", "α", "Ab "],
 )
 def test_a_run_without_end_costs_no_more_than_its_length(run):
-    LanguageScorer().judge(TEXTS["zh"] + TEXTS["ja"] + TEXTS["en"], "zh")  # loads what is loaded once
+    LanguageScorer().score(TEXTS["zh"] + TEXTS["ja"] + TEXTS["en"], "zh")  # loads what is loaded once
     start = time.process_time()
-    LanguageScorer().judge(run * (100_000 // len(run)), "zh")
+    LanguageScorer().score(run * (100_000 // len(run)), "zh")
     assert time.process_time() - start < 4.0
 
 

@@ -7,7 +7,7 @@ from megatron_r1.tags import find_boxed_answers, find_hash_answers, find_tagged_
 
 
 def accuracy(text: str, answer: str = "8", location: str = "answer_tag") -> float:
-    return MathScorer(location).judge(text, answer).score
+    return MathScorer(location).score(text, answer).score
 
 
 @pytest.mark.parametrize(
@@ -113,24 +113,24 @@ def test_an_unknown_place_is_told_when_the_scorer_is_built():
 )
 def test_several_boxes_must_all_be_right(boxes, right):
     response = f"<think>\\boxed{{7}}</think>{boxes}"
-    assert MathScorer("boxed").judge(response, "1/2").outcome == ("correct" if right else "wrong")
+    assert MathScorer("boxed").score(response, "1/2").outcome == ("correct" if right else "wrong")
 
 
 def test_the_last_box_counts_where_the_policy_says_so():
     scorer = MathScorer("boxed", {"several_answers": "last"})
-    assert scorer.judge("\\boxed{0.4} no: \\boxed{0.5}", "1/2").outcome == "correct"
-    assert scorer.judge("\\boxed{0.5} no: \\boxed{0.4}", "1/2").outcome == "wrong"
+    assert scorer.score("\\boxed{0.4} no: \\boxed{0.5}", "1/2").outcome == "correct"
+    assert scorer.score("\\boxed{0.5} no: \\boxed{0.4}", "1/2").outcome == "wrong"
 
 
 @pytest.mark.parametrize("reference", [None, "", " ", 8, "$.$", "a solution without an answer ####"])
 def test_without_a_reference_answer_a_response_cannot_be_scored(reference):
-    verdict = MathScorer().judge("<answer>8</answer>", reference)
+    verdict = MathScorer().score("<answer>8</answer>", reference)
     assert verdict.outcome == "unscorable" and verdict.score is None
 
 
 def test_a_whole_gsm8k_solution_is_a_reference():
-    assert MathScorer().judge("<answer>$1,072</answer>", "2 * 536 = 1072\n#### 1,072").outcome == "correct"
-    assert MathScorer("hash").judge("so\n#### 1072", "2 * 536 = 1072\n#### 1,072").outcome == "correct"
+    assert MathScorer().score("<answer>$1,072</answer>", "2 * 536 = 1072\n#### 1,072").outcome == "correct"
+    assert MathScorer("hash").score("so\n#### 1072", "2 * 536 = 1072\n#### 1,072").outcome == "correct"
 
 
 def test_the_config_says_where_the_answer_stands():

@@ -18,15 +18,15 @@ from megatron_r1.rewards.code.cpp_compile import compile_cpp
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.code.verdicts import VERDICTS, TestResult, failure_of
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
-from megatron_r1.rewards.sandbox.supervisor import Limits, Program, Sandbox, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimits, SandboxSettings
 from tests.paths import ROOT
 
 PROBE = probe_sandbox(SandboxSettings())
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)]
 
-LIMITS = Limits(cpu_seconds=4, wall_seconds=40, memory_bytes=256 << 20, output_bytes=64 << 10, temporary_bytes=4 << 20)
+LIMITS = SandboxLimits(cpu_seconds=4, wall_seconds=40, memory_bytes=256 << 20, output_bytes=64 << 10, temporary_bytes=4 << 20)
 SHORT_CPU, SHORT_WALL = replace(LIMITS, cpu_seconds=1), replace(LIMITS, wall_seconds=1)
-COMPILE = Limits(
+COMPILE = SandboxLimits(
     cpu_seconds=2, wall_seconds=60, memory_bytes=512 << 20, output_bytes=16 << 20, temporary_bytes=32 << 20, threads=16
 )
 SLEEPING = {"sleeping", "stopping itself"}  #: no CPU time ends these
@@ -122,7 +122,7 @@ def nothing_survives() -> Iterator[None]:
     assert descendants() <= before
 
 
-def run(program: Program, canary: Path, limits: Limits) -> tuple[TestResult, bytes]:
+def run(program: Program, canary: Path, limits: SandboxLimits) -> tuple[TestResult, bytes]:
     with Sandbox(program, limits, SandboxSettings()) as sandbox:
         ending = sandbox.run(f"{canary}\n".encode())
     return failure_of(ending, limits) or TestResult("wrong"), ending.stdout + ending.stderr
@@ -164,19 +164,19 @@ def scorer() -> CodeScorer:
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheat(name, scorer):
-    verdict = scorer.judge(f"```python\n{CHEATS[name][1]}\n```", TESTS)
+    verdict = scorer.score(f"```python\n{CHEATS[name][1]}\n```", TESTS)
     assert (verdict.outcome, verdict.score) == ("wrong", 0)
     assert "accepted" not in verdict.parts["counts"], verdict
     assert "R1EXPECTED" not in verdict.detail and verdict.detail.isprintable()
 
 
 def test_the_same_tests_accept_an_honest_program(scorer):
-    assert scorer.judge(f"```python\n{HONEST}\n```", TESTS).parts["tests"] == ["accepted"] * 3
+    assert scorer.score(f"```python\n{HONEST}\n```", TESTS).parts["tests"] == ["accepted"] * 3
 
 
 def test_a_test_knows_nothing_of_the_one_before(scorer):
     tests = [f"assert f({x}) == (0, False, False, [], None)" for x in (1, 2, 3, 4)]
-    assert scorer.judge(f"```python\n{REMEMBERING}\n```", tests).parts["tests"] == ["accepted"] * 4
+    assert scorer.score(f"```python\n{REMEMBERING}\n```", tests).parts["tests"] == ["accepted"] * 4
 
 
 def test_what_a_killed_trainer_leaves_behind_dies_with_it():
@@ -184,7 +184,9 @@ def test_what_a_killed_trainer_leaves_behind_dies_with_it():
     child = os.fork()
     if child == 0:
         try:
-            sandbox = Sandbox(Program("command", b"import time; time.sleep(600)"), Limits(wall_seconds=600), SandboxSettings())
+            sandbox = Sandbox(
+                Program("command", b"import time; time.sleep(600)"), SandboxLimits(wall_seconds=600), SandboxSettings()
+            )
             sandbox.start(os.open("/dev/null", os.O_RDONLY))
             os.write(write, b"started")
             time.sleep(600)

@@ -18,7 +18,7 @@ from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.sandbox import bubblewrap as sandbox_host
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.seccomp import build_filter
-from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Limits, Program, Sandbox, SandboxError, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Program, Sandbox, SandboxError, SandboxLimits, SandboxSettings
 from tests.paths import ROOT
 
 X86, ARM = 0xC000003E, 0xC00000B7
@@ -96,14 +96,14 @@ def test_without_isolation_nothing_runs(monkeypatch, where, name, value, said):
     with pytest.raises(RewardError, match=said) as caught:
         CodeScorer()
     assert "\n" not in str(caught.value)
-    with Sandbox(ECHO, Limits(), SandboxSettings()) as sandbox, pytest.raises(RewardError, match=said):
+    with Sandbox(ECHO, SandboxLimits(), SandboxSettings()) as sandbox, pytest.raises(RewardError, match=said):
         sandbox.run(b"")
     probe = probe_sandbox(SandboxSettings())
     assert not probe.available and said in probe.reason
 
 
 def test_an_unknown_isolation_is_refused():
-    with Sandbox(ECHO, Limits(), SandboxSettings("none")) as sandbox, pytest.raises(SandboxError, match="none_i_accept"):
+    with Sandbox(ECHO, SandboxLimits(), SandboxSettings("none")) as sandbox, pytest.raises(SandboxError, match="none_i_accept"):
         sandbox.run(b"")
 
 
@@ -116,7 +116,7 @@ def test_an_interpreter_out_of_reach_is_named():
 def test_with_isolation_given_up_in_so_many_words_limits_and_filter_still_hold():
     settings = SandboxSettings(NO_ISOLATION)
     source = b"import os, socket\nfor action in (os.fork, socket.socket):\n    try: action()\n    except OSError: print('refused')"
-    with Sandbox(Program("command", source), Limits(), settings) as sandbox:
+    with Sandbox(Program("command", source), SandboxLimits(), settings) as sandbox:
         assert sandbox.run(b"").stdout == b"refused\nrefused\n"
     assert not probe_sandbox(settings).available
 
@@ -124,7 +124,7 @@ def test_with_isolation_given_up_in_so_many_words_limits_and_filter_still_hold()
 @needs_sandbox
 def test_tests_share_a_sandbox_until_one_touches_tmp():
     source = b"import os\nif input() == 'write': open('/tmp/x', 'w').close()\nprint(os.getpid(), os.listdir('/tmp'))"
-    with Sandbox(Program("command", source), Limits(), SandboxSettings()) as sandbox:
+    with Sandbox(Program("command", source), SandboxLimits(), SandboxSettings()) as sandbox:
         endings = [sandbox.run(text) for text in (b"read", b"write", b"read")]
     assert [ending.touched for ending in endings] == [False, True, False]
     pids = [int(ending.stdout.split()[0]) for ending in endings]
@@ -140,14 +140,16 @@ def test_packages_that_the_settings_name_can_be_imported():
         (package / "__init__.py").write_text("value = 5")
         Path(folder).chmod(0o755)
         settings = SandboxSettings(packages=(str(package),))
-        with Sandbox(Program("command", b"import r1_package as p; print(p.value, p.__file__)"), Limits(), settings) as sandbox:
+        with Sandbox(
+            Program("command", b"import r1_package as p; print(p.value, p.__file__)"), SandboxLimits(), settings
+        ) as sandbox:
             assert sandbox.run(b"").stdout == b"5 /packages/r1_package/__init__.py\n"
 
 
 @needs_sandbox
 def test_outputs_and_exit_codes_come_back():
     source = b"import sys\nsys.stderr.write('bad')\nsys.stdout.write(sys.stdin.read()[::-1])\nsys.exit(7)"
-    with Sandbox(Program("command", source), Limits(), SandboxSettings()) as sandbox:
+    with Sandbox(Program("command", source), SandboxLimits(), SandboxSettings()) as sandbox:
         ending = sandbox.run("aß\n".encode())
     assert (ending.exit_code, ending.stdout.decode(), ending.stderr, ending.overflow) == (7, "\nßa", b"bad", False)
 

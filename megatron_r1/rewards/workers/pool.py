@@ -1,6 +1,6 @@
-"""The scoring engine: worker processes that judge responses while the trainer does something else.
+"""The scoring pool: worker processes that score responses while the trainer does something else.
 
-`submit` returns at once; one thread hands responses out, watches the clock and replaces workers. Every response is judged by itself,
+`submit` returns at once; one thread hands responses out, watches the clock and replaces workers. Every response is scored by itself,
 so neither its verdict nor the order of results depends on the number of workers.
 """
 
@@ -20,23 +20,23 @@ from typing import Any, Self
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ScorerSpec
-from megatron_r1.rewards.workers.process import START_SECONDS, Item, Limits, WorkerProcess
+from megatron_r1.rewards.workers.process import START_SECONDS, PendingResponse, WorkerLimits, WorkerProcess
 
-_MAX_FAILED_STARTS = 3  # one after the other, before the engine gives up
+_MAX_FAILED_STARTS = 3  # one after the other, before the pool gives up
 _OVERSLEPT_SECONDS = 0.5  # the job was suspended, its workers with it: that time was not theirs
 _MAX_GIVEN = 2  # times that a response is handed out whose worker dies before it begins
 _MAX_BATCH_ITEMS, _MAX_BATCH_CHARACTERS = 16, 100_000
 
 
-class ScoringEngine:
-    """Judges responses in `workers` killable processes. Use it as a context manager, or call `close`.
+class ScoringPool:
+    """Scores responses in `workers` killable processes. Use it as a context manager, or call `close`.
 
-    A response whose worker is late is "timeout", one whose worker dies is "error"; the others of its batch are judged by the next.
-    A scorer that raises RewardError before it has judged anything cannot work here, e.g. for want of a sandbox: that ends the engine.
+    A response whose worker is late is "timeout", one whose worker dies is "error"; the next worker scores the others of its batch.
+    A scorer that raises RewardError before it has scored anything cannot work here, e.g. without a sandbox: that ends the pool.
 
     Args:
         specs: scorers by name.
-        max_pending: responses taken and not yet judged; `submit` waits at this bound.
+        max_pending: responses taken and not yet scored; `submit` waits at this bound.
         environment: of the workers; None: this process's own.
         log: takes the workers' output.
 
@@ -49,7 +49,7 @@ class ScoringEngine:
         specs: Mapping[str, ScorerSpec],
         *,
         workers: int,
-        limits: Limits,
+        limits: WorkerLimits,
         max_pending: int = 16384,
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
@@ -57,19 +57,19 @@ class ScoringEngine:
         self.replaced: Counter[str] = Counter()  #: workers replaced, by reason: "timeout", "crash", "memory"
         self._specs, self._limits, self._environment, self._log = dict(specs), limits, environment, log
         self._num_workers = workers
-        self._pending: deque[Item] = deque()
+        self._pending: deque[PendingResponse] = deque()
         self._room = threading.BoundedSemaphore(max_pending)
         self._ids = itertools.count()
         self._workers: list[WorkerProcess] = []
         self._failed_starts = 0
-        self._worked: set[str] = set()  # scorers that have judged: what they refuse later is an error of one response
+        self._worked: set[str] = set()  # scorers that have worked: what they refuse later is an error of one response
         self._error: RewardError | None = None
         self._closing = False
         self._lock = threading.Lock()  # of what `submit` and the thread both change: _pending, _error, _closing
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         self._started = threading.Event()
-        # Workers die with the thread that started them: this one, which lives as long as the engine.
+        # Workers die with the thread that started them: this one, which lives as long as the pool.
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -78,15 +78,15 @@ class ScoringEngine:
             raise self._error
 
     def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:
-        """Have a response judged; see `Scorer.judge`. The future's result raises RewardError where the engine is closed or broke.
+        """Start scoring a response; see `Scorer.score`. The future raises RewardError if the pool is closed or broken.
 
         Raises:
             RewardError: there is no such scorer.
         """
         if scorer not in self._specs:
-            raise RewardError(f"no scorer {scorer!r} in this engine; it has {', '.join(self._specs)}")
+            raise RewardError(f"no scorer {scorer!r} in this pool; it has {', '.join(self._specs)}")
         self._room.acquire()
-        item = Item(next(self._ids), scorer, self._specs[scorer].opening + response, reference, Future())
+        item = PendingResponse(next(self._ids), scorer, self._specs[scorer].opening + response, reference, Future())
         item.verdict.add_done_callback(lambda _: self._room.release())
         with self._lock:
             error = self._error
@@ -112,12 +112,12 @@ class ScoringEngine:
         return [worker.pid for worker in self._workers]
 
     def close(self) -> None:
-        """Kill the workers; what is not judged yet gets a RewardError. Safe to call twice."""
+        """Kill the workers; what is not scored yet gets a RewardError. Safe to call twice."""
         with self._lock:
             if self._closing:
                 return
             self._closing = True
-            self._error = self._error or RewardError("the scoring engine was closed before this response was judged")
+            self._error = self._error or RewardError("the scoring pool was closed before this response was scored")
             self._wake_up()
         self._thread.join()
         os.close(self._wake)
@@ -135,7 +135,7 @@ class ScoringEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What follows runs in the engine's thread.
+    # What follows runs in the pool's thread.
 
     def _run(self) -> None:
         try:
@@ -144,7 +144,7 @@ class ScoringEngine:
                 self._hand_out()
                 self._wait()
         except Exception as error:  # noqa: BLE001 - a defect here must not leave the trainer waiting for ever
-            self._break(RewardError(f"the scoring engine failed: {type(error).__name__}: {error}"))
+            self._break(RewardError(f"the scoring pool failed: {type(error).__name__}: {error}"))
         self._started.set()
         left = [item for worker in self._workers for item in worker.items]
         for worker in self._workers:
@@ -170,11 +170,11 @@ class ScoringEngine:
             except ConnectionError:  # it died while it was idle
                 self._replace(worker, "crash")
 
-    def _next_batch(self) -> list[Item]:
+    def _next_batch(self) -> list[PendingResponse]:
         """Several small responses at once, so that a worker does not wait for this thread after each; but a fair share of them."""
         with self._lock:
             share = min(_MAX_BATCH_ITEMS, max(1, len(self._pending) // (4 * self._num_workers)))
-            batch: list[Item] = []
+            batch: list[PendingResponse] = []
             characters = 0
             while self._pending and len(batch) < share and (not batch or characters < _MAX_BATCH_CHARACTERS):
                 item = self._pending.popleft()
@@ -183,7 +183,7 @@ class ScoringEngine:
             return batch
 
     def _wait(self) -> None:
-        """Take what the workers say until one needs something or is late."""
+        """Read what the workers send until one of them needs something or is late."""
         deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         by_connection = {worker.connection: worker for worker in self._workers}
@@ -201,7 +201,7 @@ class ScoringEngine:
                 self._listen(by_connection[source])
         now = time.monotonic()
         for worker in list(self._workers):
-            # Where this thread was kept waiting, an answer may lie there that was in time.
+            # If this thread was kept waiting, an answer that came in time may lie there unread.
             if worker.deadline is not None and worker.deadline < now and not worker.connection.poll(0):
                 self._end_late(worker)
 
@@ -240,7 +240,7 @@ class ScoringEngine:
         self._replace(worker, "timeout", Verdict(None, "timeout", f"not judged within {limit:g} s"))
 
     def _replace(self, worker: WorkerProcess, reason: str, verdict: Verdict | None = None) -> None:
-        """End a worker; what it was judging gets `verdict`, or an "error" that says how the worker ended. The rest goes back."""
+        """End a worker; the response it was scoring gets `verdict`, or an "error" that says how the worker ended. The rest goes back."""
         self._workers.remove(worker)
         how = worker.end()
         if not worker.ready:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_r1.config.schema import DataConfig, RewardConfig
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, render
-from megatron_r1.rewards.format import FormatScorer, follows_chat_format, follows_format
+from megatron_r1.rewards.rules.format import FormatScorer, follows_chat_format, follows_format
 from megatron_r1.rewards.scorers import FORMATS, OPENINGS, scorer_specs
 from tests.direct_scoring import DirectScoring
 
@@ -107,7 +107,7 @@ def test_the_scorer_takes_its_template_by_name():
     opened = chat.removeprefix("<think>\n")
     texts = {"zero": zero, "chat": chat, "chat_opened": opened}
     for template, own in texts.items():
-        outcomes = [FormatScorer(template).judge(text).outcome for text in texts.values()]
+        outcomes = [FormatScorer(template).score(text).outcome for text in texts.values()]
         assert outcomes == ["correct" if text == own else "wrong" for text in texts.values()]
     with pytest.raises(ValueError, match="zero, chat, chat_opened"):
         FormatScorer("r1")

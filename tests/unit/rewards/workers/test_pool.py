@@ -1,4 +1,4 @@
-"""The scoring engine against scorers that hang, crash, exit and eat memory."""
+"""The scoring pool against scorers that hang, crash, exit and eat memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ScorerSpec
-from megatron_r1.rewards.workers.process import Limits
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
+from megatron_r1.rewards.workers.process import WorkerLimits
 
 GIB = 1 << 30
 TARGET = "tests.odd_scorer:OddScorer"
@@ -35,11 +35,11 @@ MIXED = [
 ]
 
 
-ROOMY = Limits(2 * GIB, GIB)
+ROOMY = WorkerLimits(2 * GIB, GIB)
 
 
-def engine(workers: int = 1, limit: float = 2.0, limits: Limits = ROOMY, **arguments) -> ScoringEngine:
-    return ScoringEngine(
+def pool(workers: int = 1, limit: float = 2.0, limits: WorkerLimits = ROOMY, **arguments) -> ScoringPool:
+    return ScoringPool(
         {"odd": ScorerSpec(TARGET, limit, arguments.pop("settings", {}))}, workers=workers, limits=limits, **arguments
     )
 
@@ -59,7 +59,7 @@ def wait_until(condition, seconds: float = 10.0) -> None:
 
 
 def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
-    with engine() as scoring:
+    with pool() as scoring:
         first = scoring.worker_pids()
         verdicts = list(scoring.stream(("odd", text, "8") for text in MIXED))
         assert [(v.score, v.outcome) for v in verdicts] == [
@@ -80,7 +80,7 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
     texts = MIXED + [f"echo {n / 64}" for n in range(64)]
     seen = []
     for workers in (1, 3):
-        with engine(workers) as scoring:
+        with pool(workers) as scoring:
             seen.append([(v.score, v.outcome, v.detail) for v in scoring.stream(("odd", text, n) for n, text in enumerate(texts))])
             futures = [scoring.submit("odd", "sleep 0.1") for _ in range(6)]
             pids = {future.result().parts["pid"] for future in futures}
@@ -89,18 +89,18 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
 
 
 def test_what_the_prompt_holds_of_a_response_is_set_before_it():
-    with ScoringEngine({"odd": ScorerSpec(TARGET, 2.0, opening="echo 0")}, workers=1, limits=ROOMY) as scoring:
+    with ScoringPool({"odd": ScorerSpec(TARGET, 2.0, opening="echo 0")}, workers=1, limits=ROOMY) as scoring:
         assert scoring.submit("odd", ".25").result().score == 0.25
 
 
 def test_time_is_counted_from_the_start_of_the_work():
-    with engine(limit=1.0) as scoring:
+    with pool(limit=1.0) as scoring:
         futures = [scoring.submit("odd", "sleep 0.3") for _ in range(5)]
         assert [f.result().outcome for f in futures] == ["correct"] * 5, "the last one waited 1.2 s for its turn"
 
 
 def test_submit_returns_at_once_and_waits_at_the_bound():
-    with engine(max_pending=4) as scoring:
+    with pool(max_pending=4) as scoring:
         started = time.monotonic()
         futures = [scoring.submit("odd", "sleep 0.3") for _ in range(4)]
         assert time.monotonic() - started < 0.2 and not any(f.done() for f in futures)
@@ -109,7 +109,7 @@ def test_submit_returns_at_once_and_waits_at_the_bound():
 
 
 def test_a_worker_that_grew_is_replaced_without_losing_its_verdict():
-    with engine(limits=Limits(2 * GIB, 150 << 20)) as scoring:
+    with pool(limits=WorkerLimits(2 * GIB, 150 << 20)) as scoring:
         first = scoring.worker_pids()
         verdicts = list(scoring.stream(("odd", text, None) for text in ["keep 200000000", "echo 1", "echo 0"]))
         assert [v.score for v in verdicts] == [1.0, 1.0, 0.0]
@@ -117,21 +117,21 @@ def test_a_worker_that_grew_is_replaced_without_losing_its_verdict():
 
 
 def test_a_worker_killed_while_idle_costs_no_response():
-    with engine() as scoring:
+    with pool() as scoring:
         assert scoring.submit("odd", "echo 1").result().score == 1.0
         os.kill(scoring.worker_pids()[0], signal.SIGKILL)
         assert scoring.submit("odd", "echo 0.5").result().score == 0.5
 
 
 def test_large_and_odd_text_arrives_whole():
-    with engine() as scoring:
+    with pool() as scoring:
         verdict = scoring.submit("odd", "echo 1", {"half a surrogate": "\ud800", "long": "x" * 5_000_000}).result()
         assert verdict.score == 1.0 and "\\ud800" in verdict.detail
 
 
 def test_what_a_worker_started_ends_with_it(tmp_path):
     log = tmp_path / "scoring.log"
-    with engine(limit=0.5, log=log) as scoring:
+    with pool(limit=0.5, log=log) as scoring:
         assert scoring.submit("odd", "child").result().outcome == "timeout"
     child = int(log.read_text())
     wait_until(lambda: not alive(child))
@@ -139,11 +139,11 @@ def test_what_a_worker_started_ends_with_it(tmp_path):
 
 PARENT = """
 import os, sys, time
-from megatron_r1.rewards.workers.scoring_engine import ScoringEngine
+from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.rewards.scorers import ScorerSpec
-from megatron_r1.rewards.workers.process import Limits
+from megatron_r1.rewards.workers.process import WorkerLimits
 
-scoring = ScoringEngine({"odd": ScorerSpec("tests.odd_scorer:OddScorer", 600.0)}, workers=2, limits=Limits(1 << 31, 1 << 30))
+scoring = ScoringPool({"odd": ScorerSpec("tests.odd_scorer:OddScorer", 600.0)}, workers=2, limits=WorkerLimits(1 << 31, 1 << 30))
 futures = [scoring.submit("odd", "spin") for _ in range(4)]
 print(*scoring.worker_pids(), flush=True)
 time.sleep(600)
@@ -191,36 +191,36 @@ def test_time_in_which_the_job_is_suspended_does_not_count():
 )
 def test_a_scorer_that_cannot_be_built_is_told_at_the_start(settings, says):
     with pytest.raises(RewardError) as caught:
-        engine(settings=settings)
+        pool(settings=settings)
     assert str(caught.value) == says
     assert not [t for t in threading.enumerate() if t.name == "scoring"]
 
 
-def test_a_scorer_that_cannot_work_here_ends_the_engine_and_one_that_has_worked_does_not():
-    with engine() as scoring:
+def test_a_scorer_that_cannot_work_here_ends_the_pool_and_one_that_has_worked_does_not():
+    with pool() as scoring:
         assert [v.outcome for v in scoring.stream(("odd", text, None) for text in ("echo 1", "refuse"))] == ["correct", "error"]
         assert scoring.submit("odd", "echo 1").result().score == 1.0
-    with engine() as scoring:
+    with pool() as scoring:
         first, second = scoring.submit("odd", "refuse"), scoring.submit("odd", "sleep 9")
         assert first.result().detail == "there is no sandbox here"
         with pytest.raises(RewardError, match="there is no sandbox here"):
             second.result()
 
 
-def test_a_closed_engine_says_so():
-    scoring = engine()
+def test_a_closed_pool_says_so():
+    scoring = pool()
     late = scoring.submit("odd", "sleep 5")
     scoring.close()
     scoring.close()
     for future in (late, scoring.submit("odd", "echo 1")):
-        with pytest.raises(RewardError, match="closed before this response was judged"):
+        with pytest.raises(RewardError, match="closed before this response was scored"):
             future.result(timeout=5)
-    with pytest.raises(RewardError, match="no scorer 'even' in this engine; it has odd"):
+    with pytest.raises(RewardError, match="no scorer 'even' in this pool; it has odd"):
         scoring.submit("even", "x")
 
 
 def test_a_worker_starts_without_torch():
-    code = "import sys, megatron_r1.rewards.workers.main, megatron_r1.rewards.code.scorer, megatron_r1.rewards.math.scorer, megatron_r1.rewards.language.scorer, megatron_r1.rewards.format; print({'torch', 'pydantic'} & set(sys.modules))"
+    code = "import sys, megatron_r1.rewards.workers.main, megatron_r1.rewards.code.scorer, megatron_r1.rewards.math.scorer, megatron_r1.rewards.language.scorer, megatron_r1.rewards.rules.format; print({'torch', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
 

@@ -17,7 +17,7 @@ class ChoiceScorer:
 
     name = "choice"
 
-    def judge(self, response: str, reference: Any) -> Verdict:
+    def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`; the reference is a letter."""
         if not isinstance(reference, str) or not re.fullmatch("[A-Z]", reference):
             return Verdict(None, "unscorable", "the reference is no letter")

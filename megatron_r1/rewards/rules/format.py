@@ -27,7 +27,7 @@ class FormatScorer:
             raise ValueError(f"template is {template!r}, expected one of {', '.join(get_args(FormatName))}")
         self._follows = _CHECKS[template]
 
-    def judge(self, response: str, reference: Any = None) -> Verdict:
+    def score(self, response: str, reference: Any = None) -> Verdict:
         """See `Scorer`; there is no reference."""
         if self._follows(response):
             return Verdict(1.0, "correct")
