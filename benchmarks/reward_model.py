@@ -29,7 +29,9 @@ import torch.nn.functional as F
 
 from benchmarks.measure import describe_machine, print_table, run, write_results
 from benchmarks.processes import run_watched
-from megatron_r1.config.schema import Config, ModelConfig, RuntimeConfig
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.prompt_templates import fixed_texts
 from megatron_r1.data.preferences import JudgedDialogues, read_pairs, split_heldout
 from megatron_r1.data.tokenizer import train_tokenizer

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.measure import Disagreement, describe_machine, positive, print_table, run, write_results
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.scorers import scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool

@@ -23,7 +23,11 @@ import torch
 
 from benchmarks.measure import Disagreement, compare, describe_machine, parser_of, positive, print_table, run, write_results
 from benchmarks.peer import describe_peer, load_peer
-from megatron_r1.config.schema import Config, DataConfig, MoeTrainingConfig, OptimizerConfig, RolloutConfig, RuntimeConfig
+from megatron_r1.config.data import DataConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import PromptStream
 from megatron_r1.data.tokenizer import Tokenizer

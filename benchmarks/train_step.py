@@ -30,7 +30,10 @@ from benchmarks.measure import (
     write_results,
 )
 from benchmarks.peer import describe_peer, load_peer
-from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, OptimizerConfig, RuntimeConfig
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import Session, open_session

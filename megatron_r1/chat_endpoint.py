@@ -34,7 +34,7 @@ class Completion:
     tokens: int | None = None  #: of the whole output, reasoning included; None: the server does not tell
 
 
-class NoAnswer(Exception):
+class NoCompletion(Exception):
     """All attempts failed. `outcome` is "timeout" where the last one was late, else "error"; the text is one line."""
 
     def __init__(self, outcome: str, reason: str) -> None:
@@ -55,9 +55,10 @@ class ChatEndpoint:
 
     Args:
         url: base URL, e.g. http://localhost:8000/v1.
+        timeout_seconds: for one attempt as a whole.
         retries: further attempts after the first.
+        section: the settings that messages name, e.g. "reward.judge".
         pause: for tests: how to wait.
-        section: of the settings that messages name.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class ChatEndpoint:
         api_key: str | None,
         timeout_seconds: float,
         retries: int,
+        section: str,
         pause: Callable[[float], object] | None = None,
-        section: str = "reward.judge",
     ) -> None:
         self.counts: Counter[str] = Counter()  #: "requests", "retries", "http_<status>", "late", "invalid", "unreachable", tokens
         self._url, self._timeout_seconds, self._retries, self._section = url.rstrip("/"), timeout_seconds, retries, section
@@ -86,7 +87,7 @@ class ChatEndpoint:
             read: raises ValueError on an output that is no answer, which counts as a failed attempt.
 
         Raises:
-            NoAnswer: every attempt failed.
+            NoCompletion: every attempt failed.
             RewardError: the endpoint refuses the key, the path or the model.
         """
 
@@ -109,10 +110,10 @@ class ChatEndpoint:
                     return take(completion)
                 except ValueError as error:
                     self._count("invalid")
-                    raise _Failed("error", f"the judge's output is no verdict: {error}") from None
+                    raise _Failed("error", f"the answer of the endpoint of {self._section} cannot be used: {error}") from None
             except _Failed as failed:
                 if attempt == self._retries or self._closing.is_set():
-                    raise NoAnswer(failed.outcome, f"{failed} ({attempt + 1} attempts)") from None
+                    raise NoCompletion(failed.outcome, f"{failed} ({attempt + 1} attempts)") from None
                 self._count("retries")
                 self._pause(max(failed.pause_seconds, _back_off(attempt)))
         raise AssertionError("the last attempt returns or raises")
@@ -141,7 +142,7 @@ class ChatEndpoint:
         if status in _PASSING:
             raise _Failed("error", f"HTTP {status}", _retry_after(headers))
         if status != 200:
-            raise NoAnswer("error", f"HTTP {status}: {content[:200]!r}")
+            raise NoCompletion("error", f"HTTP {status}: {content[:200]!r}")
         return self._completion(content)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:

@@ -6,6 +6,7 @@ torch and the rest are imported by the command that runs, not here: `--help` ans
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -31,30 +32,47 @@ CURATION = tuple(
 
 @dataclass(frozen=True)
 class Command:
-    """A command that takes a config: which function of `pipeline.commands` runs it, and what it reads."""
+    """A command that takes a config: which function runs it, and what it reads."""
 
-    function: str
+    target: str  #: "module:function", imported when the command runs
     summary: str
     sections: tuple[str, ...]  #: and settings by themselves
 
 
 COMMANDS = {
-    "pretrain": Command("pretrain", "train a base model on next tokens", (*COMMON, "pretrain", "evaluate", "checkpoint")),
-    "sft": Command("sft", "fine-tune on conversations", (*COMMON, "sft", "checkpoint")),
+    "pretrain": Command(
+        "megatron_r1.pipeline.commands:run_pretrain_command",
+        "train a base model on next tokens",
+        (*COMMON, "pretrain", "evaluate", "checkpoint"),
+    ),
+    "sft": Command("megatron_r1.pipeline.commands:run_sft_command", "fine-tune on conversations", (*COMMON, "sft", "checkpoint")),
     "reward-model": Command(
-        "reward_model", "train a reward model on preferences or on safety labels", (*COMMON, "reward_model", "checkpoint")
+        "megatron_r1.pipeline.commands:run_reward_model_command",
+        "train a reward model on preferences or on safety labels",
+        (*COMMON, "reward_model", "checkpoint"),
     ),
     "grpo": Command(
-        "grpo", "reinforcement learning with rule rewards", (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint")
+        "megatron_r1.pipeline.commands:run_grpo_command",
+        "reinforcement learning with rule rewards",
+        (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint"),
     ),
     "curate": Command(
-        "curate", "filter, deduplicate, decontaminate and mix files of conversations", ("run_dir", "seed", *CURATION)
+        "megatron_r1.pipeline.commands:run_curate_command",
+        "filter, deduplicate, decontaminate and mix files of conversations",
+        ("run_dir", "seed", *CURATION),
     ),
 }
-EVALUATE = Command("evaluate", "measure a model on benchmarks, or on held-out problems", (*COMMON, "rollout", "reward", "evaluate"))
+EVALUATE = Command(
+    "megatron_r1.pipeline.commands:run_evaluate_command",
+    "measure a model on benchmarks, or on held-out problems",
+    (*COMMON, "rollout", "reward", "evaluate"),
+)
+RESCORE = replace(EVALUATE, target="megatron_r1.pipeline.commands:run_rescore_command")
 PIPELINES = {
     "r1-zero": Command(
-        "pipeline_r1_zero", "base model, R1-Zero from it, and a table that compares them", tuple(Config.model_fields)
+        "megatron_r1.pipeline.commands:run_r1_zero_command",
+        "base model, R1-Zero from it, and a table that compares them",
+        tuple(Config.model_fields),
     ),
 }
 RECIPE_SUMMARIES = {
@@ -95,9 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
     config = load_config(path, overrides)
-    from megatron_r1.pipeline import commands
-
-    getattr(commands, command.function)(config)
+    module, _, function = command.target.partition(":")
+    getattr(importlib.import_module(module), function)(config)
     return 0
 
 
@@ -110,11 +127,10 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
 
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.table is None:
-        function = "rescore" if arguments.rescore else EVALUATE.function
-        return _run_command(replace(EVALUATE, function=function), arguments.config, arguments.overrides)
-    from megatron_r1.pipeline.commands import compare_evaluations
+        return _run_command(RESCORE if arguments.rescore else EVALUATE, arguments.config, arguments.overrides)
+    from megatron_r1.pipeline.commands import print_result_tables
 
-    compare_evaluations(arguments.table)
+    print_result_tables(arguments.table)
     return 0
 
 
@@ -130,14 +146,15 @@ def _run_score(arguments: argparse.Namespace) -> int:
 
 def _run_recipe(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    from megatron_r1.pipeline import commands
-    from megatron_r1.pipeline.recipe import plan as recipe
-
     first, last = arguments.first, arguments.last
     if arguments.dry_run:
-        print(recipe.describe_plan(config, first, last))
+        from megatron_r1.pipeline.recipe.plan import describe_plan
+
+        print(describe_plan(config, first, last))
     else:
-        commands.pipeline_recipe(config, first, last)
+        from megatron_r1.pipeline.commands import run_recipe_command
+
+        run_recipe_command(config, first, last)
     return 0
 
 
@@ -266,7 +283,9 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, command in PIPELINES.items():
         _add_command(pipelines, name, command)
     for name, summary in RECIPE_SUMMARIES.items():
-        recipe = _add_command(pipelines, name, Command("pipeline_recipe", summary, tuple(Config.model_fields)))
+        recipe = _add_command(
+            pipelines, name, Command("megatron_r1.pipeline.commands:run_recipe_command", summary, tuple(Config.model_fields))
+        )
         first, last = (None, None) if name == "r1" else ("student", "student_rl")
         recipe.add_argument(
             "--from", dest="first", metavar="STAGE", default=first, help="begin with this stage; the ones before are there"

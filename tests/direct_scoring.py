@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.rewards.compose import Composition, ModelReward, fill_rewards
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import build_scorer, scorer_specs

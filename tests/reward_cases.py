@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.data.reward_packing import ScoredExample
 from megatron_r1.training.reward_model import reward_loss_of
 from tests.random_weights import full_architecture, qwen2_architecture

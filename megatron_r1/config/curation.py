@@ -6,20 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.config.section import Section
 
 
-class WriterConfig(Section):
-    """A served model that writes or rewrites data (the recipe's is DeepSeek-V3), behind an OpenAI-compatible endpoint."""
+class WriterConfig(EndpointConfig):
+    """A served model that writes or rewrites data (the recipe's is DeepSeek-V3)."""
 
-    url: str | None = Field(None, description="base URL, e.g. http://localhost:8000/v1; needed where a model writes")
-    model: str | None = Field(None, description="name that the endpoint serves it under; needed where a model writes")
     temperature: float = Field(0.7, ge=0, description="not stated")
     max_tokens: int = Field(16384, gt=0, description="of one answer; one cut at the limit is no answer")
-    timeout_seconds: float = Field(600.0, gt=0, description="for one request")
-    retries: int = Field(4, ge=0, description="further requests after one that failed")
-    concurrency: int = Field(16, gt=0, description="requests at a time")
-    api_key_file: str | None = Field(None, description="file with the endpoint's key; null: none is sent")
 
 
 FilterName = Literal["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block", "markdown", "first_person"]

@@ -1,4 +1,4 @@
-"""Settings of the evaluation on published benchmarks: the section `evaluate.benchmarks`."""
+"""Settings of evaluation: the section `evaluate`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.config.section import Section
 
 Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  #: YAML reads 2024-08-01 as a date
 
 
-class EndpointConfig(Section):
-    """A served model to measure, behind an OpenAI-compatible endpoint, in place of `model.weights`."""
+class MeasuredEndpointConfig(EndpointConfig):
+    """A served model to measure, in place of `model.weights`."""
 
     url: str | None = Field(None, description="base URL, e.g. http://localhost:8000/v1; null: model.weights is measured")
-    model: str | None = Field(None, description="name that the endpoint serves it under; needed with url")
     timeout_seconds: float = Field(3600.0, gt=0, description="for one response")
-    retries: int = Field(4, ge=0, description="further requests after one that failed; then the evaluation stops, and can go on")
     concurrency: int = Field(32, gt=0, description="requests at a time")
-    api_key_file: str | None = Field(None, description="file with the endpoint's key; null: none is sent")
 
 
 class BenchmarksConfig(Section):
@@ -46,4 +44,16 @@ class BenchmarksConfig(Section):
         1024, gt=0, description="asked of the engine at a time; more keeps it busier, fewer are sampled again after a kill"
     )
     resamples: int = Field(10000, gt=0, description="of the bootstrap over problems")
-    endpoint: EndpointConfig = EndpointConfig()
+    endpoint: MeasuredEndpointConfig = MeasuredEndpointConfig()
+
+
+class EvaluateConfig(Section):
+    """Held-out evaluation, and in `benchmarks` that on published ones."""
+
+    interval: int = Field(0, ge=0, description="rollouts between evaluations during training; 0: only at the end")
+    problems: int = Field(64, gt=0)
+    samples: int = Field(8, gt=0, description="k: samples per problem for pass@1 and pass@k")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = 99
+    benchmarks: BenchmarksConfig = BenchmarksConfig()

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from megatron_r1.config.schema import Config
+from megatron_r1.config.section import may_change
 from megatron_r1.errors import ConfigError
 
 COMMAND_LINE = "on the command line"
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """YAML as people write it: `1e-4` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -34,7 +35,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -45,9 +46,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapp
     Raises ConfigError with one line that names the key and the layer: a missing or malformed file, an unknown key (with
     the nearest known one), a value of the wrong type or out of range.
     """
-    layers: list[tuple[str, list[tuple[str, Any]]]] = [("in the defaults", list(_flatten(defaults or {})))]
+    layers: list[tuple[str, list[tuple[str, Any]]]] = [("in the defaults", list(_flatten_settings(defaults or {})))]
     if path is not None:
-        layers.append((f"in {path}", list(_flatten(_read_yaml(path)))))
+        layers.append((f"in {path}", list(_flatten_settings(_read_yaml(path)))))
     layers.append((COMMAND_LINE, [setting for text in overrides for setting in _parse_override(text)]))
 
     tree = Config().model_dump()
@@ -60,7 +61,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapp
     try:
         return Config.model_validate(tree, strict=True)
     except ValidationError as error:
-        raise ConfigError(_describe(error, sources)) from None
+        raise ConfigError(_describe_problem(error, sources)) from None
 
 
 def override_config(config: Config, settings: Mapping[str, Any], source: str) -> Config:
@@ -73,13 +74,13 @@ def override_config(config: Config, settings: Mapping[str, Any], source: str) ->
         ConfigError: an unknown key, or a value of the wrong type or out of range.
     """
     tree = config.model_dump()
-    for key, value in _flatten(settings):
+    for key, value in _flatten_settings(settings):
         _check_key(key, value, source)
         _set(tree, key, value)
     try:
         return Config.model_validate(tree, strict=True)
     except ValidationError as error:
-        raise ConfigError(_describe(error, {key: source for key, _ in _flatten(settings)})) from None
+        raise ConfigError(_describe_problem(error, {key: source for key, _ in _flatten_settings(settings)})) from None
 
 
 def dump(config: Config) -> str:
@@ -96,12 +97,17 @@ def save_config(config: Config, path: Path) -> None:
 
 def flatten_config(config: Config) -> dict[str, Any]:
     """Dotted key -> value for every setting, in the order of the schema."""
-    return dict(_flatten(config.model_dump()))
+    return dict(_flatten_settings(config.model_dump()))
 
 
 def known_keys() -> dict[str, FieldInfo]:
     """Dotted key -> field for every setting of the schema, in its order; sections themselves are left out."""
     return {key: field for key, field in _walk(Config, "") if _section(field) is None}
+
+
+def keys_that_may_change() -> frozenset[str]:
+    """The settings that a run which goes on may have other values of: they do not change its result. See `section.MAY_CHANGE`."""
+    return frozenset(key for key, field in known_keys().items() if may_change(field))
 
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
@@ -122,18 +128,18 @@ _SECTIONS = {key for key, field in _FIELDS.items() if _section(field) is not Non
 _FREE_FORM = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}
 
 
-def _flatten(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten_settings(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if key in _SECTIONS and isinstance(value, Mapping):
-            yield from _flatten(value, f"{key}.")
+            yield from _flatten_settings(value, f"{key}.")
         elif key not in _SECTIONS or value is not None:  # a section whose lines are all commented out changes nothing
             yield key, value
 
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -150,11 +156,11 @@ def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
     if not equals or not key:
         raise ConfigError(f"'{text}' {COMMAND_LINE} is not of the form key.sub=value")
     try:
-        parsed = yaml.load(value, _Loader)
+        parsed = yaml.load(value, _YamlLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of '{key}' {COMMAND_LINE} is not valid YAML: {_one_line(error)}") from None
     if key in _SECTIONS and isinstance(parsed, Mapping):
-        return _flatten(parsed, f"{key}.")
+        return _flatten_settings(parsed, f"{key}.")
     return iter([(key, parsed)])
 
 
@@ -189,7 +195,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[name] = value
 
 
-def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
+def _describe_problem(error: ValidationError, sources: Mapping[str, str]) -> str:
     """The first problem of `error` on one line."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])

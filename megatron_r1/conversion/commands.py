@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.conversion.compare import compare_folders
 from megatron_r1.conversion.dry_run import dry_run
 from megatron_r1.conversion.dtypes import BY_NAME

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore.layout import smallest_layout
 from megatron_r1.mcore.pieces import shards_of_layout

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.conversion.dtypes import import_dtype
 from megatron_r1.conversion.megatron_folder import POLICY, copy_companions
 from megatron_r1.conversion.parts import cut, own_share, part_bytes, write_parts

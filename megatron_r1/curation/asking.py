@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
 
-from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
+from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, read_api_key
 from megatron_r1.config.curation import WriterConfig
 from megatron_r1.curation.ledger import Ledger
 from megatron_r1.errors import ConfigError, RolloutError
@@ -24,7 +24,7 @@ class Writer(Protocol):
     concurrency: int  #: questions that it takes at a time
 
     def ask(self, messages: Messages, seed: int) -> Future[Completion]:
-        """Start answering. The future raises NoAnswer where the model cannot be had."""
+        """Start answering. The future raises NoCompletion where the model cannot be had."""
 
 
 class ServedWriter:
@@ -43,7 +43,7 @@ class ServedWriter:
         key = read_api_key(config.api_key_file, f"{_SECTION}.api_key_file")
         self.concurrency = config.concurrency
         self._config = config
-        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, pause, _SECTION)
+        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, _SECTION, pause)
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="writer")
 
     def ask(self, messages: Messages, seed: int) -> Future[Completion]:
@@ -96,7 +96,7 @@ def ask_all(writer: Writer, requests: Mapping[str, Messages], ledger: Ledger, se
 def _ask(writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, ledger: Ledger) -> Iterable[list[dict[str, Any]]]:
     """Yield records as they come. After a request that fails for good no other is sent; what is under way is still taken."""
     left = iter(requests)
-    failure: NoAnswer | None = None
+    failure: NoCompletion | None = None
     under_way: dict[Future[Completion], str] = {}
     while True:
         while failure is None and len(under_way) < writer.concurrency:
@@ -111,7 +111,7 @@ def _ask(writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, le
             id = under_way.pop(future)
             try:
                 ready.append({"id": id, "answer": _whole_text(future.result())})
-            except NoAnswer as error:
+            except NoCompletion as error:
                 failure = failure or error
         yield ready
     if failure is not None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_r1.config.schema import DataConfig
+from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import shuffled
 from megatron_r1.data.records import read_records, read_text, take_text
 from megatron_r1.data.tally.arithmetic import pretraining_document

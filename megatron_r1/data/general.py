@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from megatron_r1.config.schema import DataConfig
+from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import FileProblems, Problem, ProblemSource, read_problems
 from megatron_r1.data.tally.requests import Request, draw_request
 from megatron_r1.errors import DataError

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_r1.config.schema import DataConfig, SftConfig, SftSource
+from megatron_r1.config.data import DataConfig
+from megatron_r1.config.sft import SftConfig, SftSource
 from megatron_r1.data.chat.template import describe_sample
 from megatron_r1.data.mixture import Mixture
 from megatron_r1.data.record_files import stream_records

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from megatron_r1.config.schema import EvaluateConfig
+from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.evaluation.passk import mean, pass_at_k, wilson_interval
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
 
-from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoAnswer, read_api_key
-from megatron_r1.config.evaluation import EndpointConfig
+from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, read_api_key
+from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.errors import ConfigError, RewardError, RolloutError
 from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.problems import BenchmarkProblem
@@ -99,7 +99,7 @@ class EndpointModel:
         key = read_api_key(config.api_key_file, "evaluate.benchmarks.endpoint.api_key_file")
         self._config = config
         section = "evaluate.benchmarks.endpoint"
-        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, pause, section)
+        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, section, pause)
 
     def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
         """See `Model.sample`."""
@@ -120,7 +120,7 @@ class EndpointModel:
                         key = under_way.pop(future)
                         try:
                             completion = future.result()
-                        except (NoAnswer, RewardError) as error:
+                        except (NoCompletion, RewardError) as error:
                             failure = failure or error
                             continue
                         kept.append([_line(*key, _whole_text(completion), completion.finished, completion.tokens)])

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.evaluation.benchmarks import Benchmark
 from megatron_r1.evaluation.ledger import Key, Ledger
 from megatron_r1.evaluation.models import Progress

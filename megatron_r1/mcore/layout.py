@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3

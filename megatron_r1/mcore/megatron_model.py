@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, RuntimeConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore import host, parallel, provider
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together

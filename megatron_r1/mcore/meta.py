@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_r1.config.schema import MoeTrainingConfig, RuntimeConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 

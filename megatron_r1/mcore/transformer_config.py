@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megatron_r1.config.schema import MoeTrainingConfig, RuntimeConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import Layout, stage_layers

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_r1.config.schema import Config
-from megatron_r1.curation.curate import curate as curate_files
+from megatron_r1.curation.curate import curate
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
-from megatron_r1.evaluation.evaluate import evaluate as evaluate_engine
+from megatron_r1.evaluation.evaluate import evaluate
 from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.results import named_results
 from megatron_r1.evaluation.table import render_table
@@ -32,61 +32,61 @@ from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 
 
-def pretrain(config: Config) -> None:
+def run_pretrain_command(config: Config) -> None:
     """Pretrain a base model."""
     with open_session(config.runtime) as session:
         run_pretrain(config, session)
 
 
-def sft(config: Config) -> None:
+def run_sft_command(config: Config) -> None:
     """Fine-tune on conversations."""
     with open_session(config.runtime) as session:
         run_sft(config, session)
 
 
-def reward_model(config: Config) -> None:
+def run_reward_model_command(config: Config) -> None:
     """Train a reward model."""
     with open_session(config.runtime) as session:
         run_reward_model(config, session)
 
 
-def grpo(config: Config) -> None:
+def run_grpo_command(config: Config) -> None:
     """Train with GRPO."""
     with open_session(config.runtime) as session:
         run_grpo(config, session)
 
 
-def pipeline_recipe(config: Config, first: str | None, last: str | None) -> None:
+def run_recipe_command(config: Config, first: str | None, last: str | None) -> None:
     """The R1 recipe's stages from `first` to `last`, and the table that compares them."""
     with open_session(config.runtime) as session:
         run_recipe(config, session, first, last)
 
 
-def pipeline_r1_zero(config: Config) -> None:
+def run_r1_zero_command(config: Config) -> None:
     """Pretrain, train with GRPO, compare."""
     with open_session(config.runtime) as session:
         run_r1_zero(config, session)
 
 
-def rescore(config: Config) -> None:
+def run_rescore_command(config: Config) -> None:
     """Judge the kept responses to benchmarks again."""
     if not config.evaluate.benchmarks.files:
         raise ConfigError("--rescore needs evaluate.benchmarks.files: responses to held-out problems are not kept")
     evaluate_benchmarks(config, rescore=True)
 
 
-def compare_evaluations(runs: Sequence[str]) -> None:
+def print_result_tables(runs: Sequence[str]) -> None:
     """Print the recipe's tables with what was measured in these run folders, each given as RUN or NAME=RUN."""
     pairs = [(name or None, Path(run)) for name, _, run in (text.rpartition("=") for text in runs)]
     print(render_recipe_table(named_results(pairs)), flush=True)
 
 
-def curate(config: Config) -> None:
+def run_curate_command(config: Config) -> None:
     """Make supervised data of `curation.inputs` in `run_dir`; print the counts."""
-    print(curate_files(config.curation, config.seed, Path(config.run_dir)), end="", flush=True)
+    print(curate(config.curation, config.seed, Path(config.run_dir)), end="", flush=True)
 
 
-def evaluate(config: Config) -> None:
+def run_evaluate_command(config: Config) -> None:
     """Measure a model on the benchmarks of `evaluate.benchmarks.files`, or where there are none on held-out problems of `data.source`.
 
     Held-out problems: prints the table and writes `evaluation.json` into `run_dir`.
@@ -114,7 +114,7 @@ def evaluate(config: Config) -> None:
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
             load_engine(engine, config)
-            result = evaluate_engine(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
+            result = evaluate(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
 
         def write() -> None:
             write_atomically(run_dir / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")

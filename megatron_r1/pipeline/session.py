@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from megatron_r1.config.schema import RuntimeConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.runtime import distributed, launch
 from megatron_r1.runtime.device import Device, resolve_device
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 import torch
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Grader, ScoringService, Verdict
 from megatron_r1.rewards.rules.penalties import length_penalty, repetition_penalty

@@ -12,7 +12,7 @@ from megatron_r1.rewards.protocol import Scorer
 from megatron_r1.tags import THINK_OPEN
 
 if TYPE_CHECKING:
-    from megatron_r1.config.schema import RewardConfig
+    from megatron_r1.config.rewards import RewardConfig
 
 #: name -> "module:class"; imported only where the scorer is built
 SCORERS = {

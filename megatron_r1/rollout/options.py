@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.dense import DenseArchitecture, Qwen2

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from megatron_r1.config.cluster import HeartbeatConfig
+from megatron_r1.config.runtime import HeartbeatConfig
 from megatron_r1.errors import StopRequested
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.job import record_outcome, write_once

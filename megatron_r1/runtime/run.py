@@ -21,7 +21,6 @@ import datetime
 import fcntl
 import json
 import os
-import re
 import socket
 import sys
 import time
@@ -32,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from megatron_r1.config.load import flatten_config, load_config, save_config
+from megatron_r1.config.load import flatten_config, keys_that_may_change, load_config, save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy, StopRequested
 from megatron_r1.runtime import interrupt
@@ -61,11 +60,6 @@ SHOWN = {
     "reward/format": "format",
     "grad_norm": "grad_norm",
 }
-FREE_TO_CHANGE = re.compile(
-    r"run_dir|checkpoint\..*|pretrain\.checkpoint_interval|runtime\.(threads|collective_timeout_seconds|heartbeat\..*)|parallel\..*"
-    r"|rollout\.(placement|engines_per_node|servers|transfer|.*_seconds|restarts)"
-    r"|sft\.workers|reward\.workers|reward\.judge\.(url|api_key_file|cache|concurrency|timeout_seconds|retries)"
-)
 
 
 class Run:
@@ -329,8 +323,9 @@ def _check_resumes(folder: Path, config: Config, command: str) -> None:
     if made_by != command:
         raise ConfigError(f"run_dir {folder} holds a run of '{made_by}', not of '{command}': choose another run_dir")
     before, now = flatten_config(load_config(folder / "config.yaml")), flatten_config(config)
+    free = keys_that_may_change()
     for key, value in before.items():
-        if value != now[key] and not FREE_TO_CHANGE.fullmatch(key):
+        if value != now[key] and key not in free:
             raise ConfigError(
                 f"run_dir {folder} was started with {key}={value}, now it is {now[key]}: keep the value, or choose another run_dir"
             )

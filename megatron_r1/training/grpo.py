@@ -9,7 +9,8 @@ import torch
 
 from megatron_r1.algorithms.advantage import group_advantages
 from megatron_r1.algorithms.grpo import grpo_loss
-from megatron_r1.config.schema import GrpoConfig, RolloutConfig
+from megatron_r1.config.grpo import GrpoConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run

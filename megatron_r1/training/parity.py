@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import WeightSyncError
 from megatron_r1.types import TrainingSample
 

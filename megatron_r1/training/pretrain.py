@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_r1.algorithms.sft import cross_entropy_loss
-from megatron_r1.config.schema import PretrainConfig
+from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from megatron_r1.algorithms.reward_loss import pairwise_loss, pointwise_loss
-from megatron_r1.config.schema import RewardModelConfig
+from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, last_token_values
 from megatron_r1.runtime.run import Run

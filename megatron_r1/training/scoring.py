@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.rewards.compose import Verdicts, fill_rewards
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.types import RolloutGroup

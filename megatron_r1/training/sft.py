@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from megatron_r1.config.schema import SftConfig
+from megatron_r1.config.sft import SftConfig
 from megatron_r1.data.sft import SftData
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write

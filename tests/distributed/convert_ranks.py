@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.conversion.compare import compare_folders
 from megatron_r1.conversion.export_hf import export_folder
 from megatron_r1.conversion.import_hf import import_folder

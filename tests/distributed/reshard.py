@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from train_layouts import ROWS, WIDTH, batch
 
-from megatron_r1.config.schema import MoeTrainingConfig, OptimizerConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore import parallel
 from megatron_r1.mcore.checkpoint import load_policy, load_policy_weights, save_policy
 from megatron_r1.mcore.policy import MegatronPolicy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.schema import RuntimeConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.pipeline.session import open_session
 from tests.ranks import run_ranks
 from tests.reward_cases import ARCHITECTURES, LAYOUTS, train_and_score

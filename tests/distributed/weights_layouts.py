@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_r1.config.schema import MoeTrainingConfig, ParallelConfig, RuntimeConfig
+from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConversionError
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def session():
-    from megatron_r1.config.schema import RuntimeConfig
+    from megatron_r1.config.runtime import RuntimeConfig
     from megatron_r1.pipeline.session import open_session
 
     with open_session(RuntimeConfig(device="cuda")) as opened:
@@ -22,7 +22,8 @@ def session():
 def test_policy_learns_a_batch_and_agrees_with_transformers(session, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
+    from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+    from megatron_r1.config.schema import Config
     from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
     from megatron_r1.pipeline.builders.export import export_policy
     from megatron_r1.pipeline.builders.models import build_architecture, build_policy

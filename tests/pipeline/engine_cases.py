@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture

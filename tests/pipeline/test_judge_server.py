@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.schema import JudgeConfig
+from megatron_r1.config.rewards import JudgeConfig
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.judge.preference import Judge

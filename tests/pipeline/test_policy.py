@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from megatron_r1.algorithms.grpo import grpo_loss
-from megatron_r1.config.schema import Config, GrpoConfig, ModelConfig, MoeTrainingConfig, OptimizerConfig, RuntimeConfig
+from megatron_r1.config.grpo import GrpoConfig
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import open_session

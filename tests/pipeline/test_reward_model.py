@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from megatron_r1 import cli
-from megatron_r1.config.schema import Config, ModelConfig, MoeTrainingConfig, RewardModelConfig, RuntimeConfig
+from megatron_r1.config.model import ModelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.config.reward_model import RewardModelConfig
+from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.prompt_templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer

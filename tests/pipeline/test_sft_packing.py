@@ -11,7 +11,8 @@ import random
 import pytest
 import torch
 
-from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.template import encode_conversation, load_chat_template
 from megatron_r1.data.packing import pack_samples

@@ -9,11 +9,21 @@ import types
 
 import pytest
 
-import megatron_r1.pipeline
 from megatron_r1 import cli
 from megatron_r1.errors import CheckpointError, WeightSyncError
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.launch import child_environment
+
+FUNCTIONS = {
+    "pretrain": "run_pretrain_command",
+    "sft": "run_sft_command",
+    "reward-model": "run_reward_model_command",
+    "grpo": "run_grpo_command",
+    "curate": "run_curate_command",
+    "evaluate": "run_evaluate_command",
+    "evaluate --rescore": "run_rescore_command",
+    "pipeline r1-zero": "run_r1_zero_command",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -24,34 +34,31 @@ def no_process_group(monkeypatch):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """In place of `pipeline.commands`: keeps the config that a command was called with."""
+    """In place of `pipeline.commands`: keeps the config that a function was called with."""
     seen = {}
     module = types.ModuleType("megatron_r1.pipeline.commands")
-    for name in ("pretrain", "sft", "reward_model", "grpo", "evaluate", "pipeline_r1_zero"):
+    for name in FUNCTIONS.values():
         setattr(module, name, lambda config, name=name: seen.update({name: config}))
     module.seen = seen
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(megatron_r1.pipeline, "commands", module, raising=False)
     return module
 
 
-@pytest.mark.parametrize(
-    ("arguments", "function"),
-    [
-        (["pretrain"], "pretrain"),
-        (["sft"], "sft"),
-        (["reward-model"], "reward_model"),
-        (["grpo"], "grpo"),
-        (["evaluate"], "evaluate"),
-        (["pipeline", "r1-zero"], "pipeline_r1_zero"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "function"), [(name.split(), function) for name, function in FUNCTIONS.items()])
 def test_each_command_gets_the_merged_config(commands, tmp_path, arguments, function):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\ngrpo: {group_size: 4}\n")
     assert cli.main([*arguments, "seed=5", "--config", str(path), "grpo.kl_coef=0"]) == 0
     config = commands.seen[function]
     assert (config.seed, config.grpo.group_size, config.grpo.kl_coef) == (5, 4, 0)
+
+
+def test_every_command_names_a_function_that_is_there():
+    from megatron_r1.pipeline import commands
+
+    for command in [*cli.COMMANDS.values(), cli.EVALUATE, cli.RESCORE, *cli.PIPELINES.values()]:
+        module, _, function = command.target.partition(":")
+        assert module == commands.__name__ and callable(getattr(commands, function))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,7 @@ def test_an_error_of_a_command_becomes_a_line_and_its_exit_code(commands, capsys
     def fail(config):
         raise error
 
-    commands.grpo = fail
+    commands.run_grpo_command = fail
     assert cli.main(["grpo"]) == code
     assert capsys.readouterr().err == line
 
@@ -101,7 +108,7 @@ def test_a_bug_keeps_its_traceback(commands):
     def fail(config):
         raise ZeroDivisionError
 
-    commands.grpo = fail
+    commands.run_grpo_command = fail
     with pytest.raises(ZeroDivisionError):
         cli.main(["grpo"])
 
@@ -172,9 +179,7 @@ WORKER = """
             distributed.shutdown()
 
     sys.modules["megatron_r1.pipeline.commands"] = module = types.ModuleType("commands")
-    module.grpo = grpo
-    import megatron_r1.pipeline
-    megatron_r1.pipeline.commands = module
+    module.run_grpo_command = grpo
     sys.exit(cli.main(["grpo", *sys.argv[1:]]))
 """
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_r1.config.schema import Config, MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, megatron_architecture
 from megatron_r1.data.tally.tokenizer import train_generated_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, check_tokenizer_fits

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rollout.channel.announcements import Announcement, find_servers
 from megatron_r1.runtime.launch import LaunchInfo, visible_gpus

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_r1.config.schema import Config, RewardModelConfig
+from megatron_r1.config.reward_model import RewardModelConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.template import encode_chat
 from megatron_r1.data.preferences import JudgedDialogues

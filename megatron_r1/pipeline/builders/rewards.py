@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_r1.config.schema import Config, RewardConfig
+from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer

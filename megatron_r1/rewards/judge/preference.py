@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from megatron_r1.chat_endpoint import ChatEndpoint, NoAnswer, read_api_key
-from megatron_r1.config.schema import JudgeConfig
+from megatron_r1.chat_endpoint import ChatEndpoint, NoCompletion, read_api_key
+from megatron_r1.config.rewards import JudgeConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.judge.cache import JudgeCache
 from megatron_r1.rewards.judge.prompts import (
@@ -30,6 +30,7 @@ from megatron_r1.rewards.judge.prompts import (
 from megatron_r1.rewards.protocol import Outcome, Verdict
 
 T = TypeVar("T")
+_SECTION = "reward.judge"
 VOTES = 4  #: judgements of one pair (v2 section 3.1)
 _DETAIL_CHARACTERS = 500
 
@@ -59,9 +60,8 @@ class Judge:
             raise ConfigError(f"reward.judge.url={config.url} does not begin with http:// or https://")
         self._config = config
         self._cache = JudgeCache(Path(config.cache)) if config.cache else None
-        self._endpoint = ChatEndpoint(
-            config.url, read_api_key(config.api_key_file, "reward.judge.api_key_file"), config.timeout_seconds, config.retries
-        )
+        key = read_api_key(config.api_key_file, f"{_SECTION}.api_key_file")
+        self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, _SECTION)
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -104,7 +104,7 @@ class Judge:
         constraint = {"response_format": GRADE_FORMAT} if self._config.json_schema else {}
         try:
             correct, analysis = self._ask(messages, self._config.seed, read_grade, **constraint)
-        except NoAnswer as error:
+        except NoCompletion as error:
             verdict = Verdict(None, error.outcome, str(error))
         else:
             detail = " ".join(analysis.split())[:_DETAIL_CHARACTERS]
@@ -115,7 +115,7 @@ class Judge:
     def _vote(self, messages: Messages, swapped: bool, vote: int) -> tuple[int | None, str, str]:
         try:
             difference = self._ask(messages, self._config.seed + vote * (self._config.retries + 1), read_comparison)
-        except NoAnswer as error:
+        except NoCompletion as error:
             self._count(f"vote_{error.outcome}")
             return None, error.outcome, str(error)
         self._count("vote_correct")

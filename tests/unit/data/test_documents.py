@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from megatron_r1.config.schema import DataConfig
+from megatron_r1.config.data import DataConfig
 from megatron_r1.data.documents import DocumentStream, TextDocuments, load_documents
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer

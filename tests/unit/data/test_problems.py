@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.schema import DataConfig
+from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import FileProblems, Problem, load_problems, read_problems
 from megatron_r1.data.split import is_heldout
 from megatron_r1.errors import DataError

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_r1.config.schema import DataConfig
+from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import FileProblems, Problem, ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts, make_prompt
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer

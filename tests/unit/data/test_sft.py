@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.config.data import DataConfig
 from megatron_r1.config.load import load_config
-from megatron_r1.config.schema import Config, DataConfig, SftConfig, SftSource
+from megatron_r1.config.schema import Config
+from megatron_r1.config.sft import SftConfig, SftSource
 from megatron_r1.data.chat.template import describe_sample
 from megatron_r1.data.sample_store import SampleStore, write_store
 from megatron_r1.data.sft import PREVIEW, SftData, prepare_sft

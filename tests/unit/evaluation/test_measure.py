@@ -4,7 +4,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from megatron_r1.config.schema import EvaluateConfig, RewardConfig
+from megatron_r1.config.evaluation import EvaluateConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.evaluation.evaluate import EvaluationResult, evaluate
 from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
 from megatron_r1.evaluation.table import render_table

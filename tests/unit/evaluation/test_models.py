@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron_r1.config.evaluation import EndpointConfig
+from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.errors import ConfigError, DataError, RolloutError
 from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.models import EndpointModel, EngineModel

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.benchmarks import BENCHMARKS
 from megatron_r1.evaluation.ledger import Ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.layout import Layout, resolve_layout, stage_layers
 from megatron_r1.model.presets import PRESETS, resolve_architecture

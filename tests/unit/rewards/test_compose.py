@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_r1.config.schema import CodeRewardConfig, MathRewardConfig, RewardConfig
+from megatron_r1.config.rewards import CodeRewardConfig, MathRewardConfig, RewardConfig
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.compose import Composition, describe_rewards, fill_rewards, judge_reward

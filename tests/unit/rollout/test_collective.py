@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError, EngineLost, RolloutError
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline.builders.placement import EnginePlace, place_engine

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError, WeightSyncError
 from megatron_r1.model.dense import Llama, Qwen2
 from megatron_r1.model.presets import PRESETS, resolve_architecture
@@ -102,7 +102,7 @@ COLLECTIVE = """
 import sys
 from types import SimpleNamespace
 import torch, torch.distributed as dist
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import ConversionError, RewardError, WeightSyncError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rollout.collective import CollectiveEngine

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.cluster import HeartbeatConfig
+from megatron_r1.config.runtime import HeartbeatConfig
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.heartbeat import ENDED, Heartbeat, clear_signs, read_sign, sign_path
 from megatron_r1.runtime.job import OUTCOME
@@ -20,7 +20,7 @@ from megatron_r1.runtime.job import OUTCOME
 RANK = """
 import re, sys, threading, time
 from pathlib import Path
-from megatron_r1.config.cluster import HeartbeatConfig
+from megatron_r1.config.runtime import HeartbeatConfig
 from megatron_r1.runtime.heartbeat import Heartbeat
 
 folder, rank, size, how = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

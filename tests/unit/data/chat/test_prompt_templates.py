@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, fixed_texts, render, split_prompt
 from megatron_r1.data.chat.template import load_chat_template

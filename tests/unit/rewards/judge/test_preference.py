@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from megatron_r1.config.schema import JudgeConfig
+from megatron_r1.config.rewards import JudgeConfig
 from megatron_r1.errors import ConfigError, RewardError
 from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rewards.judge.prompts import (
@@ -108,7 +108,11 @@ def test_what_may_pass_is_retried_with_back_off_and_another_seed(bad):
 
 @pytest.mark.parametrize(
     ("bad", "says"),
-    [(Reply(500, b""), "HTTP 500 (3 attempts)"), (completion("maybe"), "no verdict"), (completion("", "length"), "length")],
+    [
+        (Reply(500, b""), "HTTP 500 (3 attempts)"),
+        (completion("maybe"), "the answer of the endpoint of reward.judge cannot be used"),
+        (completion("", "length"), "length"),
+    ],
 )
 def test_a_judge_that_never_answers_is_an_error_and_no_zero(bad, says):
     with ChatServer(lambda *_: bad) as server, judge(server) as made:

@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from megatron_r1.config.schema import DataConfig, RewardConfig
+from megatron_r1.config.data import DataConfig
+from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, render
 from megatron_r1.rewards.rules.format import FormatScorer, follows_chat_format, follows_format
 from megatron_r1.rewards.scorers import FORMATS, OPENINGS, scorer_specs

@@ -1,0 +1,24 @@
+"""Fields that say that their value may change when a run goes on."""
+
+from __future__ import annotations
+
+from megatron_r1.config.load import keys_that_may_change
+
+
+def test_the_settings_that_may_change_on_resume_are_those_that_do_not_change_the_result():
+    """The set of before the fields said it themselves: a run folder of then resumes with the same freedom."""
+    assert keys_that_may_change() == set(FREE.split())
+
+
+FREE = """
+    run_dir
+    checkpoint.interval checkpoint.keep checkpoint.asynchronous pretrain.checkpoint_interval
+    runtime.threads runtime.collective_timeout_seconds
+    runtime.heartbeat.interval_seconds runtime.heartbeat.lost_seconds runtime.heartbeat.stall_seconds
+    parallel.tp parallel.pp parallel.vpp parallel.ep parallel.etp parallel.cp parallel.sequence_parallel
+    rollout.placement rollout.engines_per_node rollout.servers rollout.transfer
+    rollout.start_timeout_seconds rollout.step_timeout_seconds rollout.stall_seconds rollout.restarts
+    sft.workers reward.workers
+    reward.judge.url reward.judge.api_key_file reward.judge.cache reward.judge.concurrency
+    reward.judge.timeout_seconds reward.judge.retries
+"""
