@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from megatron_r1.curation.results import write_json_lines
+from megatron_r1.curation.outputs import write_json_lines
 from megatron_r1.data.tally.requests import draw_request
 
 COUNTS = {"pairs": 768, "labels": 1024, "conversations": 1024}

@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_r1.config.curation import CurationConfig
-from megatron_r1.curation.asking import Messages, Writer, ask_all, without_reasoning
-from megatron_r1.curation.checking import Check
+from megatron_r1.curation.accept_samples import Check
+from megatron_r1.curation.ask_model import Messages, Writer, ask_all, without_reasoning
 from megatron_r1.curation.cold_start_prompts import (
     built_in_examples,
     direct_messages,
@@ -30,9 +30,9 @@ from megatron_r1.curation.cold_start_prompts import (
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Answer, Form, read_sample
 from megatron_r1.curation.ledger import Ledger, settle
-from megatron_r1.curation.manifest import Tally
+from megatron_r1.curation.manifest import RecordCounts
+from megatron_r1.curation.outputs import StepOutputs, write_outputs
 from megatron_r1.curation.records import Conversation, read_file
-from megatron_r1.curation.results import Results, write_results
 from megatron_r1.data.problems import Problem
 from megatron_r1.errors import ConfigError, DataError
 
@@ -48,7 +48,7 @@ def write_cold_start(
     folder: Path,
     config: CurationConfig,
     seed: int,
-) -> Tally:
+) -> RecordCounts:
     """Make cold-start data; writes what `results.py` describes into `folder`. Started again after a kill, it goes on.
 
     Args:
@@ -76,7 +76,7 @@ def write_cold_start(
     }
     settle(folder, settings)
     made_from = settings | {"filters": cold.filters.model_dump()}
-    with Ledger(folder / "answers.jsonl") as ledger, write_results(folder, made_from) as results:
+    with Ledger(folder / "answers.jsonl") as ledger, write_outputs(folder, made_from) as results:
 
         def ask(requests: Mapping[str, Messages], description: str) -> dict[str, str]:
             return ask_all(writer, requests, ledger, seed, description)
@@ -86,13 +86,15 @@ def write_cold_start(
             readable = _readable([_in_think_form(trace, Form.of(config)) for trace in traces], config, results)
             written += readable if cold.refine == "rules" else _refine(readable, ask, config, results)
         _keep_good(written, check, config, results)
-    return results.tally
+    return results.counts
 
 
 Ask = Callable[[Mapping[str, Messages], str], dict[str, str]]  #: (id -> what is asked, description) -> id -> answer
 
 
-def _write_anew(way: str, problems: Sequence[Problem], ask: Ask, config: CurationConfig, results: Results) -> list[Conversation]:
+def _write_anew(
+    way: str, problems: Sequence[Problem], ask: Ask, config: CurationConfig, results: StepOutputs
+) -> list[Conversation]:
     """Answers to the problems by few_shot or direct."""
     asked = {
         f"{problem.id}/{way}/{number}": _question_of(problem, f"{problem.id}/{way}/{number}", way)
@@ -114,13 +116,13 @@ def _write_anew(way: str, problems: Sequence[Problem], ask: Ask, config: Curatio
     return written
 
 
-def _readable(traces: Sequence[Conversation], config: CurationConfig, results: Results) -> list[Conversation]:
+def _readable(traces: Sequence[Conversation], config: CurationConfig, results: StepOutputs) -> list[Conversation]:
     """The outputs of R1-Zero that are worth refining; the others are dropped."""
     filters = config.cold_start.filters.model_copy(update={"names": config.cold_start.zero_filters})
     kept = []
     for trace in (replace(trace, source="cold_start/zero") for trace in traces):
         rejection = first_failure(trace, filters, _THINK)
-        if rejection is None and _parts(trace).reasoning is None:
+        if rejection is None and _answer_parts(trace).reasoning is None:
             rejection = Rejection("well_formed", "no reasoning to refine")
         if rejection is None:
             kept.append(trace)
@@ -129,7 +131,7 @@ def _readable(traces: Sequence[Conversation], config: CurationConfig, results: R
     return kept
 
 
-def _refine(traces: Sequence[Conversation], ask: Ask, config: CurationConfig, results: Results) -> list[Conversation]:
+def _refine(traces: Sequence[Conversation], ask: Ask, config: CurationConfig, results: StepOutputs) -> list[Conversation]:
     """Translate what is not in the question's language, rewrite, summarise."""
     by_id = {trace.id: trace for trace in traces}
 
@@ -141,7 +143,7 @@ def _refine(traces: Sequence[Conversation], ask: Ask, config: CurationConfig, re
             del reworked[id]
         return reworked
 
-    thinking = {trace.id: _parts(trace).reasoning for trace in traces}
+    thinking = {trace.id: _answer_parts(trace).reasoning for trace in traces}
     one_language = config.cold_start.filters.model_copy(update={"names": ["language"]})
     mixed = {trace.id: thinking[trace.id] for trace in traces if first_failure(trace, one_language, _THINK) is not None}
     translated = rework("translate", mixed, translation_messages)
@@ -152,7 +154,7 @@ def _refine(traces: Sequence[Conversation], ask: Ask, config: CurationConfig, re
     return [by_id[id].answered(_THINK.join(Answer(thinking[id], summary))) for id, summary in summaries.items()]
 
 
-def _keep_good(written: Sequence[Conversation], check: Check, config: CurationConfig, results: Results) -> None:
+def _keep_good(written: Sequence[Conversation], check: Check, config: CurationConfig, results: StepOutputs) -> None:
     """Check every conversation, filter it, and write it in the form of the config."""
     form = Form.of(config)
     verdicts = [check(_problem_of(conversation), conversation.turns[-1][1]) for conversation in written]
@@ -161,7 +163,7 @@ def _keep_good(written: Sequence[Conversation], check: Check, config: CurationCo
         checked = conversation.with_fields(outcome=verdict.outcome, score=verdict.score, detail=verdict.detail)
         rejection = first_failure(checked, config.cold_start.filters, _THINK)
         if rejection is None:
-            results.keep(checked.answered(form.join(_parts(checked))))
+            results.keep(checked.answered(form.join(_answer_parts(checked))))
         else:
             results.drop(checked, rejection)
 
@@ -171,7 +173,7 @@ def _in_think_form(conversation: Conversation, form: Form) -> Conversation:
     return conversation if answer is None else conversation.answered(_THINK.join(answer))
 
 
-def _parts(conversation: Conversation) -> Answer:
+def _answer_parts(conversation: Conversation) -> Answer:
     """The parts of the last answer; one that is malformed, where no filter asks, is a summary alone."""
     content = conversation.turns[-1][1]
     return _THINK.split(content) or Answer(None, content)

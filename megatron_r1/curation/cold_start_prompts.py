@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from megatron_r1.curation.asking import Messages
+from megatron_r1.curation.ask_model import Messages
 from megatron_r1.curation.records import Conversation
 
 #: v2 Listing 1, verbatim.

@@ -21,19 +21,19 @@ from typing import Any, BinaryIO, TextIO
 from megatron_r1.config.curation import CurationConfig
 from megatron_r1.curation.decontaminate import EvaluationSets, load_evaluation_sets
 from megatron_r1.curation.dedup import NearDuplicates
-from megatron_r1.curation.examine import Examined, examine_all
+from megatron_r1.curation.inspect_records import Inspected, inspect_all
 from megatron_r1.curation.manifest import (
-    Tally,
-    describe_file,
+    RecordCounts,
+    count_fields,
+    fingerprint_file,
     read_manifest,
     remove_manifest,
-    render_tally,
-    tally_fields,
+    render_counts,
     write_manifest,
 )
-from megatron_r1.curation.mixing import draw, plan_mix
-from megatron_r1.curation.records import Line, check_id, parse_line, read_lines
-from megatron_r1.curation.results import REJECTED, describe_losses, make_folder
+from megatron_r1.curation.outputs import REJECTED, describe_losses, make_folder
+from megatron_r1.curation.proportions import draw, plan_mix
+from megatron_r1.curation.records import RawLine, check_id, parse_line, stream_lines
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.files import write_atomically, written_atomically
 from megatron_r1.runtime.progress import Progress
@@ -43,7 +43,7 @@ _SETTINGS = ("inputs", "form", "special_token", "filters", "dedup", "decontamina
 _EXAMPLES = 5  # n-grams named per evaluation set: a phrase that every question has shows itself there
 
 
-def curate(config: CurationConfig, seed: int, folder: Path) -> str:
+def curate_files(config: CurationConfig, seed: int, folder: Path) -> str:
     """Make `folder` from `config.inputs`; where it is finished and nothing has changed, leave it as it is.
 
     Returns:
@@ -59,54 +59,54 @@ def curate(config: CurationConfig, seed: int, folder: Path) -> str:
     made_from = {
         "seed": seed,
         "settings": config.model_dump(include=set(_SETTINGS)),
-        "inputs": [describe_file(path) for path in paths],
-        "evaluation_sets": {name: describe_file(Path(path)) for name, path in config.decontamination.evaluation_sets.items()},
+        "inputs": [fingerprint_file(path) for path in paths],
+        "evaluation_sets": {name: fingerprint_file(Path(path)) for name, path in config.decontamination.evaluation_sets.items()},
     }
     if _is_finished(folder, made_from):
         return (folder / SUMMARY).read_text(encoding="utf-8")
     make_folder(folder)
     remove_manifest(folder)
-    tally, matches = Tally(), {}
+    counts, matches = RecordCounts(), {}
     with written_atomically(folder / REJECTED) as rejected:
-        left = _choose(config, paths, load_evaluation_sets(config.decontamination), seed, tally, matches, rejected)
+        left = _choose_records(config, paths, load_evaluation_sets(config.decontamination), seed, counts, matches, rejected)
         if not left:
-            raise DataError(f"no record is left of {tally.read.total()}: {describe_losses(tally)}; see curation.filters")
+            raise DataError(f"no record is left of {counts.read.total()}: {describe_losses(counts)}; see curation.filters")
         domains = [record.domain for _, record in left]
-        tally.left = Counter(domains)
-        drawn = draw(domains, plan_mix(tally.left, config.mix), seed)
-        tally.mixed = Counter(domains[index] for index, _ in drawn)
+        counts.left = Counter(domains)
+        drawn = draw(domains, plan_mix(counts.left, config.mix), seed)
+        counts.mixed = Counter(domains[index] for index, _ in drawn)
     _write_mix(paths, [(*left[index], copy) for index, copy in drawn], folder / CURATED)
-    summary = render_tally(tally) + "\n"
+    summary = render_counts(counts) + "\n"
     write_atomically(folder / SUMMARY, summary)
-    outputs = {name: describe_file(folder / name) | {"path": name} for name in (CURATED, REJECTED, SUMMARY)}
-    write_manifest(folder, {**made_from, "counts": tally_fields(tally), "matches": matches, "outputs": outputs})
+    outputs = {name: fingerprint_file(folder / name) | {"path": name} for name in (CURATED, REJECTED, SUMMARY)}
+    write_manifest(folder, {**made_from, "counts": count_fields(counts), "matches": matches, "outputs": outputs})
     return summary
 
 
-def _choose(
+def _choose_records(
     config: CurationConfig,
     paths: Sequence[Path],
     sets: EvaluationSets,
     seed: int,
-    tally: Tally,
+    counts: RecordCounts,
     matches: dict[str, list[dict[str, Any]]],
     rejected: TextIO,
-) -> list[tuple[int, Examined]]:
-    """Examine every record: those that are left, each with the number of its file. Fills `tally`, `matches` and `rejected`."""
-    kept: list[tuple[int, Examined]] = []
+) -> list[tuple[int, Inspected]]:
+    """Examine every record: those that are left, each with the number of its file. Fills `counts`, `matches` and `rejected`."""
+    kept: list[tuple[int, Inspected]] = []
     seen: dict[str, str] = {}
     names: dict[int, str] = {}  # what the index of a kept text is called
     duplicates = NearDuplicates(config.dedup)
     phrases: dict[str, Counter[str]] = {}
 
-    def drop(record: Examined, step: str, name: str, detail: str) -> None:
-        tally.drop(step, name, record.domain)
+    def drop(record: Inspected, step: str, name: str, detail: str) -> None:
+        counts.drop(step, name, record.domain)
         line = {"id": record.id, "domain": record.domain, "where": record.where, "step": step, "name": name, "detail": detail}
         rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    for number, record in _examine_files(config, paths, sets, seed):
+    for number, record in _inspect_files(config, paths, sets, seed):
         check_id(record.id, record.where, seen)
-        tally.read[record.domain] += 1
+        counts.read[record.domain] += 1
         if record.rejection is not None:
             drop(record, "filter", record.rejection.name, record.rejection.detail)
             continue
@@ -126,27 +126,27 @@ def _choose(
     return kept
 
 
-def _examine_files(
+def _inspect_files(
     config: CurationConfig, paths: Sequence[Path], sets: EvaluationSets, seed: int
-) -> Iterator[tuple[int, Examined]]:
+) -> Iterator[tuple[int, Inspected]]:
     with Progress(sum(path.stat().st_size for path in paths), "examine", unit="B") as progress:
         for number, path in enumerate(paths):
             done = 0
-            for record in examine_all(read_lines(path), path.stem, config, sets, seed):
+            for record in inspect_all(stream_lines(path), path.stem, config, sets, seed):
                 progress.advance(record.offset - done)
                 done = record.offset
                 yield number, record
             progress.advance(path.stat().st_size - done)
 
 
-def _write_mix(paths: Sequence[Path], chosen: Sequence[tuple[int, Examined, int]], target: Path) -> None:
+def _write_mix(paths: Sequence[Path], chosen: Sequence[tuple[int, Inspected, int]], target: Path) -> None:
     """Write the chosen records, a second copy under an id of its own."""
     with ExitStack() as stack, Progress(len(chosen), "write") as progress:
         files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
         output = stack.enter_context(written_atomically(target))
         for number, record, copy in chosen:
             files[number].seek(record.offset)
-            conversation = parse_line(Line(record.where, record.offset, files[number].readline()), paths[number].stem)
+            conversation = parse_line(RawLine(record.where, record.offset, files[number].readline()), paths[number].stem)
             if conversation.id != record.id:
                 raise DataError(f"{record.where}: the file was changed while it was read; start again")
             named = conversation if copy == 1 else conversation.renamed(f"{conversation.id}#{copy}")
@@ -159,4 +159,6 @@ def _is_finished(folder: Path, made_from: dict[str, Any]) -> bool:
     if manifest is None or any(manifest.get(key) != value for key, value in made_from.items()):
         return False
     outputs = manifest["outputs"].items()
-    return all((folder / name).is_file() and describe_file(folder / name)["sha256"] == known["sha256"] for name, known in outputs)
+    return all(
+        (folder / name).is_file() and fingerprint_file(folder / name)["sha256"] == known["sha256"] for name, known in outputs
+    )

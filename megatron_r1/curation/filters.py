@@ -35,7 +35,7 @@ _FIRST_PERSON = {
 }
 
 
-class Turn(NamedTuple):
+class FilteredTurn(NamedTuple):
     """One answer of a conversation, as a filter sees it."""
 
     question: str
@@ -54,7 +54,7 @@ class Rejection:
     detail: str  #: one line
 
 
-Filter = Callable[[Turn, FilterConfig], str | None]  #: why a turn is dropped; None: it is not
+Filter = Callable[[FilteredTurn, FilterConfig], str | None]  #: why a turn is dropped; None: it is not
 
 
 def first_failure(conversation: Conversation, config: FilterConfig, form: Form) -> Rejection | None:
@@ -70,7 +70,7 @@ def first_failure(conversation: Conversation, config: FilterConfig, form: Form) 
                 return Rejection("well_formed", "the answer is not reasoning and summary in the form's marks")
             continue
         outcome = conversation.fields.get("outcome")
-        turns.append(Turn(question, *answer, conversation.domain, conversation.language, outcome))
+        turns.append(FilteredTurn(question, *answer, conversation.domain, conversation.language, outcome))
     for name, check in FILTERS.items():
         if name in config.names:
             detail = next((why for turn in turns if (why := check(turn, config)) is not None), None)
@@ -79,19 +79,19 @@ def first_failure(conversation: Conversation, config: FilterConfig, form: Form) 
     return None
 
 
-def _has_reasoning(turn: Turn, config: FilterConfig) -> str | None:
+def _has_reasoning(turn: FilteredTurn, config: FilterConfig) -> str | None:
     if turn.reasoning is None and turn.domain not in config.plain_domains:
         return f"no reasoning, and domain {turn.domain} is not in plain_domains"
     return None
 
 
-def _is_correct(turn: Turn, config: FilterConfig) -> str | None:
+def _is_correct(turn: FilteredTurn, config: FilterConfig) -> str | None:
     if turn.outcome is None:
         return f"no verdict, which domain {turn.domain} needs" if turn.domain in config.verdict_domains else None
     return None if turn.outcome == "correct" else f"the verdict is {turn.outcome}"
 
 
-def _is_one_language(turn: Turn, config: FilterConfig) -> str | None:
+def _is_one_language(turn: FilteredTurn, config: FilterConfig) -> str | None:
     """The language is the record's, else the question's, else the answer's own: the one that most of its words are in.
 
     A part without words (a formula, a number) is in no other language and passes. One word of another language in the same script may
@@ -119,7 +119,7 @@ def _foreign_latin_words(words: Counter[str], language: str) -> int:
     return 0 if language in _NOT_LATIN else sum(words[other] for other in words.keys() - _NOT_LATIN - {language})
 
 
-def _is_not_repetitive(turn: Turn, config: FilterConfig) -> str | None:
+def _is_not_repetitive(turn: FilteredTurn, config: FilterConfig) -> str | None:
     text = f"{turn.reasoning or ''}\n{turn.summary}"
     ngrams = hash_ngrams(words_of(text), config.repetition_ngram)
     share = 1 - np.unique(ngrams).size / ngrams.size if ngrams.size else 0.0
@@ -136,7 +136,7 @@ def _is_not_repetitive(turn: Turn, config: FilterConfig) -> str | None:
     return None
 
 
-def _has_short_paragraphs(turn: Turn, config: FilterConfig) -> str | None:
+def _has_short_paragraphs(turn: FilteredTurn, config: FilterConfig) -> str | None:
     for paragraph in _reasoning_lines(turn):
         if len(paragraph) > config.paragraph_words:  # there are no more words than characters
             words = len(words_of(paragraph))
@@ -145,18 +145,18 @@ def _has_short_paragraphs(turn: Turn, config: FilterConfig) -> str | None:
     return None
 
 
-def _has_no_code_block(turn: Turn, config: FilterConfig) -> str | None:
+def _has_no_code_block(turn: FilteredTurn, config: FilterConfig) -> str | None:
     return "a block of code in the reasoning" if _FENCE.search(turn.reasoning or "") else None
 
 
-def _has_no_markdown(turn: Turn, config: FilterConfig) -> str | None:
+def _has_no_markdown(turn: FilteredTurn, config: FilterConfig) -> str | None:
     for name, pattern in _MARKDOWN.items():
         if pattern.search(turn.reasoning or ""):
             return f"{name} in the reasoning"
     return None
 
 
-def _begins_in_first_person(turn: Turn, config: FilterConfig) -> str | None:
+def _begins_in_first_person(turn: FilteredTurn, config: FilterConfig) -> str | None:
     if turn.reasoning is None:
         return None
     words = words_of(turn.reasoning[: 20 * config.first_person_words])[: config.first_person_words]
@@ -166,7 +166,7 @@ def _begins_in_first_person(turn: Turn, config: FilterConfig) -> str | None:
     return None
 
 
-def _reasoning_lines(turn: Turn) -> Iterator[str]:
+def _reasoning_lines(turn: FilteredTurn) -> Iterator[str]:
     yield from (turn.reasoning or "").split("\n")
 
 

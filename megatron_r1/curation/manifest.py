@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass
-class Tally:
+class RecordCounts:
     """Records by domain, after each step and by what dropped them."""
 
     read: Counter[str] = field(default_factory=Counter)
@@ -36,7 +36,7 @@ class Tally:
             by_name.setdefault(name, Counter())[domain] += 1
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def fingerprint_file(path: Path) -> dict[str, Any]:
     """Path, size and SHA-256.
 
     Raises:
@@ -69,23 +69,23 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def tally_fields(tally: Tally) -> dict[str, Any]:
+def count_fields(counts: RecordCounts) -> dict[str, Any]:
     """The counts as the manifest holds them."""
-    return dict(vars(tally))  # counters are written as the objects they are
+    return dict(vars(counts))  # counters are written as the objects they are
 
 
-def render_tally(tally: Tally) -> str:
+def render_counts(counts: RecordCounts) -> str:
     """A markdown table, aligned for a terminal: one row a step, one column a domain."""
-    domains = sorted(tally.read)
-    rows = [("read", tally.read)]
-    rows += [(f"- filter: {name}", counts) for name, counts in tally.filtered.items()]
-    rows += [("- near-duplicate", tally.duplicates)] if tally.duplicates else []
-    rows += [(f"- in evaluation set: {name}", counts) for name, counts in tally.contaminated.items()]
-    rows += [("left", tally.left), ("in the mix", tally.mixed)]
-    total = tally.mixed.total()
+    domains = sorted(counts.read)
+    rows = [("read", counts.read)]
+    rows += [(f"- filter: {name}", by_domain) for name, by_domain in counts.filtered.items()]
+    rows += [("- near-duplicate", counts.duplicates)] if counts.duplicates else []
+    rows += [(f"- in evaluation set: {name}", by_domain) for name, by_domain in counts.contaminated.items()]
+    rows += [("left", counts.left), ("in the mix", counts.mixed)]
+    total = counts.mixed.total()
     cells = [["records", *domains, "all"]]
-    cells += [[label, *(f"{counts[domain]:,}" for domain in domains), f"{counts.total():,}"] for label, counts in rows]
-    shares = [f"{tally.mixed[domain] / total:.1%}" if total else "" for domain in domains]
+    cells += [[label, *(f"{row[domain]:,}" for domain in domains), f"{row.total():,}"] for label, row in rows]
+    shares = [f"{counts.mixed[domain] / total:.1%}" if total else "" for domain in domains]
     cells.append(["share of the mix", *shares, "100.0%" if total else ""])
     return align_table(cells)
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_r1.config.curation import CurationConfig, NonReasoningConfig
-from megatron_r1.curation.asking import Messages, Writer, ask_all, without_reasoning
+from megatron_r1.curation.ask_model import Messages, Writer, ask_all, without_reasoning
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Answer, Form
 from megatron_r1.curation.ledger import Ledger, settle
-from megatron_r1.curation.manifest import Tally, describe_file
+from megatron_r1.curation.manifest import RecordCounts, fingerprint_file
+from megatron_r1.curation.outputs import write_outputs
 from megatron_r1.curation.records import Conversation, read_file
-from megatron_r1.curation.results import write_results
 from megatron_r1.curation.words import words_of
 from megatron_r1.errors import ConfigError
 
@@ -31,7 +31,7 @@ Below are a request and the answer that you are about to give to it. Write what 
 {answer}"""
 
 
-def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, config: CurationConfig, seed: int) -> Tally:
+def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, config: CurationConfig, seed: int) -> RecordCounts:
     """Make supervised data of a file of conversations; writes what `results.py` describes. Started again after a kill, it goes on.
 
     Args:
@@ -47,7 +47,7 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
         raise ConfigError("curation.non_reasoning.cot_share is above 0: set curation.writer.url and model, or cot_share=0")
     settings = {
         "seed": seed,
-        "inputs": describe_file(source)["sha256"],
+        "inputs": fingerprint_file(source)["sha256"],
         "non_reasoning": config.non_reasoning.model_dump(),
         "writer": config.writer.model_dump(include={"model", "temperature", "max_tokens"}),
     }
@@ -56,7 +56,7 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
     with Ledger(folder / "answers.jsonl") as ledger:
         requests = {c.id: _cot_messages(*c.turns[0]) for c in read_file(source) if _gets_cot(c, config.non_reasoning, form, seed)}
         thoughts = ask_all(writer, requests, ledger, seed, "chain of thought") if writer is not None else {}
-        with write_results(folder, settings | {"filters": config.filters.model_dump()}) as results:
+        with write_outputs(folder, settings | {"filters": config.filters.model_dump()}) as results:
             for conversation in _answered(source, thoughts, form):
                 if conversation.id in requests and conversation.id not in thoughts:
                     results.drop(
@@ -68,8 +68,8 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
                     results.keep(conversation)
                 else:
                     results.drop(conversation, rejection)
-            results.counts["with_chain_of_thought"] = len(thoughts)
-    return results.tally
+            results.numbers["with_chain_of_thought"] = len(thoughts)
+    return results.counts
 
 
 def is_simple(query: str, config: NonReasoningConfig) -> bool:

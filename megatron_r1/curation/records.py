@@ -82,10 +82,10 @@ def read_file(path: Path) -> Iterator[Conversation]:
     """The conversations of a .jsonl file, one line at a time: the file need not fit into memory.
 
     Raises:
-        DataError: what `read_lines` and `parse_line` raise, and an id that comes twice.
+        DataError: what `stream_lines` and `parse_line` raise, and an id that comes twice.
     """
     seen: dict[str, str] = {}
-    for line in read_lines(path):
+    for line in stream_lines(path):
         conversation = parse_line(line, path.stem)
         check_id(conversation.id, line.where, seen)
         yield conversation
@@ -102,7 +102,7 @@ def check_id(id: str, where: str, seen: dict[str, str]) -> None:
     seen[id] = where
 
 
-class Line(NamedTuple):
+class RawLine(NamedTuple):
     """A line of a file."""
 
     where: str  #: "file:line"
@@ -110,7 +110,7 @@ class Line(NamedTuple):
     raw: bytes
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def stream_lines(path: Path) -> Iterator[RawLine]:
     """The lines that are not blank.
 
     Raises:
@@ -125,7 +125,7 @@ def read_lines(path: Path) -> Iterator[Line]:
             for number, raw in enumerate(file, start=1):
                 if raw.strip():
                     found = True
-                    yield Line(f"{path}:{number}", offset, raw)
+                    yield RawLine(f"{path}:{number}", offset, raw)
                 offset += len(raw)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
@@ -133,7 +133,7 @@ def read_lines(path: Path) -> Iterator[Line]:
         raise DataError(f"{path}: the file is empty")
 
 
-def parse_line(line: Line, source: str) -> Conversation:
+def parse_line(line: RawLine, source: str) -> Conversation:
     """One line.
 
     Args:

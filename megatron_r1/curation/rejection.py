@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.curation import CurationConfig, FilterConfig
-from megatron_r1.curation.checking import Check
+from megatron_r1.curation.accept_samples import Check
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Form, read_sample
+from megatron_r1.curation.outputs import StepOutputs, write_outputs
 from megatron_r1.curation.records import Conversation
-from megatron_r1.curation.results import Results, write_results
 from megatron_r1.curation.sampling import Engine, read_samples, sample
 from megatron_r1.types import Prompt
 
@@ -69,10 +69,10 @@ def select(
     filters = filters or config.filters
     made_from = {"seed": seed, "policy": policy, "rejection": config.rejection.model_dump(), "filters": filters.model_dump()}
     numbers = dict.fromkeys(("samples", "correct", "accepted", "kept", "empty_prompts", "unscored"), 0)
-    with write_results(folder, made_from) as results:
+    with write_outputs(folder, made_from) as results:
         for prompt, samples in read_samples(prompts, folder, config.rejection):
             accepted = _accept(prompt, samples, config, filters, results)
-            kept = _choose(prompt, accepted, config, seed)
+            kept = _pick_kept(prompt, accepted, config, seed)
             for conversation in accepted:
                 if conversation.id in kept:
                     results.keep(conversation)
@@ -86,12 +86,12 @@ def select(
             numbers["kept"] += len(kept)
             numbers["empty_prompts"] += not accepted
             numbers["unscored"] += sum(record["score"] is None for record in samples)
-        results.counts.update({"prompts": len(prompts), **numbers})
+        results.numbers.update({"prompts": len(prompts), **numbers})
     return Selection(prompts=len(prompts), **numbers)
 
 
 def _accept(
-    prompt: Prompt, samples: Sequence[dict[str, Any]], config: CurationConfig, filters: FilterConfig, results: Results
+    prompt: Prompt, samples: Sequence[dict[str, Any]], config: CurationConfig, filters: FilterConfig, results: StepOutputs
 ) -> list[Conversation]:
     """The samples of a prompt that pass every filter; the others are dropped."""
     form = Form.of(config)
@@ -110,7 +110,7 @@ def _accept(
     return accepted
 
 
-def _choose(prompt: Prompt, accepted: Sequence[Conversation], config: CurationConfig, seed: int) -> set[str]:
+def _pick_kept(prompt: Prompt, accepted: Sequence[Conversation], config: CurationConfig, seed: int) -> set[str]:
     """The ids of those that are kept."""
     count = min(config.rejection.keep_per_prompt, len(accepted))
     if config.rejection.choose == "shortest":

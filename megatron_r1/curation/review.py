@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megatron_r1.curation.forms import Answer, Form
-from megatron_r1.curation.records import Conversation, parse_object, read_lines
-from megatron_r1.curation.results import make_folder, write_json_lines
+from megatron_r1.curation.outputs import make_folder, write_json_lines
+from megatron_r1.curation.records import Conversation, parse_object, stream_lines
 from megatron_r1.curation.review_page import render_page
 from megatron_r1.data.records import take_text
 from megatron_r1.errors import DataError
@@ -63,7 +63,7 @@ def read_decisions(path: Path, ids: Sequence[str]) -> dict[str, Decision]:
     """
     known, first_seen = set(ids), {}
     decisions: dict[str, Decision] = {}
-    for line in read_lines(path):
+    for line in stream_lines(path):
         record = parse_object(line.raw, line.where)
         id = take_text(record, "id", line.where)
         if id not in known:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_r1.config.curation import RejectionConfig
-from megatron_r1.curation.checking import Check, done
+from megatron_r1.curation.accept_samples import Check, done
 from megatron_r1.curation.ledger import Ledger, settle, sync_folder
-from megatron_r1.curation.records import parse_object, read_lines
-from megatron_r1.curation.results import make_folder, write_json_lines
+from megatron_r1.curation.outputs import make_folder, write_json_lines
+from megatron_r1.curation.records import parse_object, stream_lines
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.progress import Progress
@@ -60,7 +60,7 @@ def sample(
     with Progress(len(prompts) * per_prompt, "sample", initial=done_already) as progress:
         for number, batch in batches:
             if not batch_path(folder, number).exists():
-                _fill(engine, check, batch, folder, number, config, seed, progress.advance)
+                _fill_batch(engine, check, batch, folder, number, config, seed, progress.advance)
             for path in _open_paths(folder, number):  # there if a kill came after the batch was finished
                 path.unlink(missing_ok=True)
 
@@ -75,7 +75,7 @@ def read_samples(prompts: Sequence[Prompt], folder: Path, config: RejectionConfi
     """
     for number, batch in _batches(prompts, config):
         by_prompt: dict[str, list[dict[str, Any]]] = {prompt.id: [] for prompt in batch}
-        for line in read_lines(batch_path(folder, number)):
+        for line in stream_lines(batch_path(folder, number)):
             record = parse_object(line.raw, line.where)
             if record.get("prompt_id") not in by_prompt:
                 raise DataError(f"{line.where}: no sample of this batch; remove the file, its samples are made again")
@@ -88,7 +88,7 @@ def batch_path(folder: Path, number: int) -> Path:
     return folder / "samples" / f"{number:06d}.jsonl"
 
 
-def _fill(
+def _fill_batch(
     engine: Engine,
     check: Check,
     prompts: Sequence[Prompt],
@@ -137,7 +137,7 @@ class _Batch:
 
     def keep(self, group: RolloutGroup) -> None:
         """Take the samples of a prompt, but those that are there, and start checking them."""
-        records = [record for record in _describe(group) if record["id"] not in self._responses.records]
+        records = [record for record in _sample_records(group) if record["id"] not in self._responses.records]
         self._responses.append(records)
         for record in records:
             self._start(record)
@@ -166,7 +166,7 @@ class _Batch:
         )
 
 
-def _describe(group: RolloutGroup) -> Iterator[dict[str, Any]]:
+def _sample_records(group: RolloutGroup) -> Iterator[dict[str, Any]]:
     for index, rollout in enumerate(group.rollouts):
         yield {
             "id": sample_id(group.prompt, index),

@@ -47,7 +47,7 @@ def pack_samples(
     )
     fields = [name for name in _LOGPROB_FIELDS if _has_field(samples, name)]
     longest = max(lengths)
-    return [[_fill(samples, chosen, size, longest, fields) for chosen in bins] for bins in bins_per_rank]
+    return [[_fill_row(samples, chosen, size, longest, fields) for chosen in bins] for bins in bins_per_rank]
 
 
 def assign_bins(
@@ -106,7 +106,7 @@ def _has_field(samples: list[TrainingSample], name: str) -> bool:
     return present.pop()
 
 
-def _fill(samples: list[TrainingSample], chosen: list[int], size: int, longest: int, fields: list[str]) -> MicroBatch:
+def _fill_row(samples: list[TrainingSample], chosen: list[int], size: int, longest: int, fields: list[str]) -> MicroBatch:
     row = MicroBatch(
         token_ids=torch.zeros(1, size, dtype=torch.int64),
         labels=torch.zeros(1, size, dtype=torch.int64),

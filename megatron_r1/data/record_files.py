@@ -87,7 +87,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
-        with _open(path) as file:
+        with _open_table(path) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -102,7 +102,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: cannot be read after line {number} ({error})") from error
 
 
-def _open(path: Path) -> BinaryIO:
+def _open_table(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 

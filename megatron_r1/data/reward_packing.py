@@ -51,7 +51,10 @@ def pack_examples(
         firsts.append(firsts[-1] + len(example.sequences))
     longest = max(len(sequence) for example in examples for sequence in example.sequences)
     return [
-        [_fill([(firsts[i] + k, s) for i in chosen for k, s in enumerate(examples[i].sequences)], size, longest) for chosen in bins]
+        [
+            _fill_scored_row([(firsts[i] + k, s) for i in chosen for k, s in enumerate(examples[i].sequences)], size, longest)
+            for chosen in bins
+        ]
         for bins in bins_per_rank
     ]
 
@@ -70,7 +73,7 @@ def unpack_last_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict
     return dict(zip(ids, last_token_values(micro_batch, values_1N).unbind(), strict=True))
 
 
-def _fill(sequences: list[tuple[int, list[int]]], size: int, longest: int) -> MicroBatch:
+def _fill_scored_row(sequences: list[tuple[int, list[int]]], size: int, longest: int) -> MicroBatch:
     row = MicroBatch(
         token_ids=torch.zeros(1, size, dtype=torch.int64),
         labels=torch.zeros(1, size, dtype=torch.int64),

@@ -55,7 +55,7 @@ def prepare_sft(
         ConfigError: settings that contradict each other.
         DataError: one line with file and line of what is missing, malformed or too long.
     """
-    sources, limit = _sources(config, data), token_limit(config)
+    sources, limit = _sft_sources(config, data), token_limit(config)
     every = [*sources, *([config.validation] if config.validation else [])]
     made_from: dict[str, Any] = {
         "template": data.template,
@@ -160,7 +160,7 @@ def token_limit(config: SftConfig) -> int:
     return limit
 
 
-def _sources(config: SftConfig, data: DataConfig) -> list[SftSource]:
+def _sft_sources(config: SftConfig, data: DataConfig) -> list[SftSource]:
     weighted = [source for source in config.sources if source.weight is not None]
     if weighted and len(weighted) < len(config.sources):
         raise ConfigError("sft.sources: give every source a weight, or none, which takes each sample once an epoch")

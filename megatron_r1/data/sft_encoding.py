@@ -55,7 +55,7 @@ def encode_records(records: Iterable[Record], encoder: Encoder, workers: int) ->
         yield from map(encoder.encode, records)
         return
     # Not forked: this process may hold a device and threads.
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker, initargs=(encoder,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_encoder, initargs=(encoder,)) as pool:
         records = iter(records)
         while window := list(islice(records, workers * _WINDOW * _PER_TASK)):
             yield from pool.map(_encode_in_worker, window, chunksize=_PER_TASK)
@@ -64,7 +64,7 @@ def encode_records(records: Iterable[Record], encoder: Encoder, workers: int) ->
 _of_worker: Encoder | None = None
 
 
-def _start_worker(encoder: Encoder) -> None:
+def _start_encoder(encoder: Encoder) -> None:
     global _of_worker
     _of_worker = encoder
 

@@ -14,7 +14,7 @@ from typing import Literal
 from megatron_r1.errors import ConfigError
 
 Form = Literal["answer", "choices", "contest", "completion", "asserts"]
-Judge = Literal["math", "choice", "code"]
+ScorerName = Literal["math", "choice", "code"]
 
 # v1 section 3, v2 D.1
 _BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -48,7 +48,7 @@ class Benchmark:
     samples: int  #: k
     samples_source: str  #: who says so
     form: Form  #: how a row becomes a problem, see `problems.py`
-    judge: Judge
+    scorer: ScorerName
     prompt: str
     question: tuple[str, ...]
     answer: tuple[str, ...]
@@ -60,7 +60,7 @@ class Benchmark:
     @property
     def votes(self) -> bool:
         """Whether answers can be counted: programs have no majority."""
-        return self.judge != "code"
+        return self.scorer != "code"
 
 
 _OURS = "not stated; of 4 to 64"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.passk import mean, pass_at_k
-from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.evaluation.vote import majority_score
 
 _AT_ONCE = 1 << 22  # draws held in memory
@@ -42,7 +42,7 @@ class BenchmarkResult:
     notes: tuple[str, ...] = ()
 
 
-def measure(
+def measure_benchmark(
     problems: Sequence[BenchmarkProblem],
     samples: int,
     responses: Ledger,

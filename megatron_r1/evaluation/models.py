@@ -11,8 +11,8 @@ from typing import Any, Protocol, Self
 from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, read_api_key
 from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.errors import ConfigError, RewardError, RolloutError
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.ledger import Ledger
-from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
@@ -65,7 +65,7 @@ class EngineModel:
 
         def keep(group: RolloutGroup) -> None:
             before = len(kept.lines)
-            kept.append(self._line(group, sample) for sample in range(sampling.n))
+            kept.append(self._response_line(group, sample) for sample in range(sampling.n))
             tell(len(kept.lines) - before)
 
         for start in range(0, len(problems), size):
@@ -78,10 +78,10 @@ class EngineModel:
                     there = _describe_kept(kept, len(problems) * sampling.n)
                     raise RolloutError(f"{error}; {there}") from error
 
-    def _line(self, group: RolloutGroup, sample: int) -> dict[str, Any]:
+    def _response_line(self, group: RolloutGroup, sample: int) -> dict[str, Any]:
         rollout = group.rollouts[sample]
         text = self._opening + rollout.text
-        return _line(group.prompt.id, sample, text, rollout.finished, len(rollout.token_ids))
+        return _response_line(group.prompt.id, sample, text, rollout.finished, len(rollout.token_ids))
 
 
 class EndpointModel:
@@ -123,7 +123,7 @@ class EndpointModel:
                         except (NoCompletion, RewardError) as error:
                             failure = failure or error
                             continue
-                        kept.append([_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
+                        kept.append([_response_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
                         tell(1)
             except BaseException:
                 self._endpoint.close()  # Ctrl-C, a full disk: nobody waits an hour for what is under way
@@ -166,5 +166,5 @@ def _whole_text(completion: Completion) -> str:
     return f"{THINK_OPEN}\n{completion.reasoning}{closing}"
 
 
-def _line(problem: str, sample: int, text: str, finished: bool, tokens: int | None) -> dict[str, Any]:
+def _response_line(problem: str, sample: int, text: str, finished: bool, tokens: int | None) -> dict[str, Any]:
     return {"problem": problem, "sample": sample, "response": text, "finished": finished, "tokens": tokens}

@@ -107,7 +107,7 @@ class Published:
     numbers: dict[str, float]  #: by the names of `METRICS`; what is not published is left out
 
 
-def _published() -> dict[str, Published]:
+def _collect_published() -> dict[str, Published]:
     stages = {
         stage: Published(STAGE_SOURCE, {m: row[i] for m, row in _STAGE_ROWS.items() if row[i] is not None})
         for i, stage in enumerate(STAGES)
@@ -119,4 +119,4 @@ def _published() -> dict[str, Published]:
     return stages | others
 
 
-PUBLISHED = _published()  #: by model, the stages first
+PUBLISHED = _collect_published()  #: by model, the stages first

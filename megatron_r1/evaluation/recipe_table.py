@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.published import METRICS, NOTES, OTHER_STAGE_SOURCES, PUBLISHED, REASONING, STAGE_SOURCE, STAGES, Metric
-from megatron_r1.evaluation.results import Results, show
+from megatron_r1.evaluation.result_files import ModelResults, show
 from megatron_r1.evaluation.table import align_table
 
 _LEGEND = (
@@ -15,7 +15,7 @@ _LEGEND = (
 )
 
 
-def render_recipe_table(measured: Sequence[Results]) -> str:
+def render_recipe_table(measured: Sequence[ModelResults]) -> str:
     """Two Markdown tables: the stages of the recipe (v2 Table 3), and all models on reasoning (v1 Tables 2, 5, 6).
 
     A measured model stands under the published one of the same name (case does not matter), else in a row of its own at the end.
@@ -23,10 +23,10 @@ def render_recipe_table(measured: Sequence[Results]) -> str:
     Raises:
         DataError: two results under one name.
     """
-    names = {_key(name): name for name in PUBLISHED}
-    by_name: dict[str, Results] = {}
+    names = {_spelling_key(name): name for name in PUBLISHED}
+    by_name: dict[str, ModelResults] = {}
     for results in measured:
-        name = names.get(_key(results.name), results.name)
+        name = names.get(_spelling_key(results.name), results.name)
         if name in by_name:
             raise DataError(f"two results are named {name!r} ({by_name[name].model}, {results.model}): give NAME=RUN")
         by_name[name] = results
@@ -36,12 +36,12 @@ def render_recipe_table(measured: Sequence[Results]) -> str:
     )
 
 
-def _stage_table(measured: dict[str, Results]) -> str:
+def _stage_table(measured: dict[str, ModelResults]) -> str:
     """A row a benchmark, a column a stage; where one was measured, a second row."""
     rows = [["benchmark", "", *STAGES]]
     for name in _used_metrics(STAGES, measured):
         title, source = METRICS[name].title, OTHER_STAGE_SOURCES.get(name, STAGE_SOURCE)
-        published = [_published(stage, name) for stage in STAGES]
+        published = [_published_cell(stage, name) for stage in STAGES]
         cells = [_measured(measured.get(stage), METRICS[name]) for stage in STAGES]
         if any(published):
             rows.append([title, f"published, {source}", *published])
@@ -51,7 +51,7 @@ def _stage_table(measured: dict[str, Results]) -> str:
     return align_table(rows)
 
 
-def _reasoning_table(measured: dict[str, Results]) -> str:
+def _reasoning_table(measured: dict[str, ModelResults]) -> str:
     """A row a model, a column a benchmark; a second row where it was measured."""
     extra = [name for name in _used_metrics((), measured) if name not in REASONING]
     columns = [*REASONING, *extra]
@@ -59,14 +59,14 @@ def _reasoning_table(measured: dict[str, Results]) -> str:
     for model in [*PUBLISHED, *(name for name in measured if name not in PUBLISHED)]:
         title = model
         if model in PUBLISHED:
-            rows.append([model, f"published, {PUBLISHED[model].source}", *(_published(model, name) for name in columns)])
+            rows.append([model, f"published, {PUBLISHED[model].source}", *(_published_cell(model, name) for name in columns)])
             title = ""
         if model in measured:
             rows.append([title, "**measured**", *(_measured(measured[model], METRICS[name]) for name in columns)])
     return align_table(rows)
 
 
-def _used_metrics(models: Iterable[str], measured: dict[str, Results]) -> list[str]:
+def _used_metrics(models: Iterable[str], measured: dict[str, ModelResults]) -> list[str]:
     """Metrics with a number, published for these models or measured for any."""
     published = {name for model in models for name in PUBLISHED[model].numbers}
     return [
@@ -76,12 +76,12 @@ def _used_metrics(models: Iterable[str], measured: dict[str, Results]) -> list[s
     ]
 
 
-def _published(model: str, metric: str) -> str:
+def _published_cell(model: str, metric: str) -> str:
     number = PUBLISHED[model].numbers.get(metric)
     return "" if number is None else f"{number:g}" if metric == "cf" else f"{number:.1f}"
 
 
-def _measured(results: Results | None, metric: Metric) -> str:
+def _measured(results: ModelResults | None, metric: Metric) -> str:
     result = results.benchmarks.get(metric.benchmark) if results and metric.benchmark else None
     if result is None or (metric.vote and result.cons is None):
         return ""
@@ -89,12 +89,12 @@ def _measured(results: Results | None, metric: Metric) -> str:
     return show(result.cons if metric.vote else result.pass_at_1, bold=True) + votes
 
 
-def _setting(results: Results) -> str:
+def _setting(results: ModelResults) -> str:
     counts = ", ".join(f"{name} {result.problems} problems, k={result.samples}" for name, result in results.benchmarks.items())
     return f" (temperature {results.sampling['temperature']:g}; {counts})"
 
 
-def _key(name: str) -> str:
+def _spelling_key(name: str) -> str:
     """Spelling that does not matter: DeepSeek-R1-Distill-Qwen-7B is Distill-Qwen-7B."""
     key = name.casefold().replace("_", "-").removeprefix("deepseek-")
     return key.removeprefix("r1-") if key.startswith(("r1-distill-", "r1-zero-qwen")) else key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from megatron_r1.evaluation.evaluate import EvaluationResult
+from megatron_r1.evaluation.heldout import EvaluationResult
 
 
 def render_table(results: Mapping[str, EvaluationResult]) -> str:
@@ -20,7 +20,7 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
     lines = [("pass@1", "pass_at_1"), (f"pass@{k}", "pass_at_k"), ("greedy accuracy", "greedy"), ("format", "format"),
              ("format, greedy", "format_greedy")]  # fmt: skip
     rows = [[f"{problems} held-out problems", *results]]
-    rows += [[label, *(_share(result, name) for result in results.values())] for label, name in lines]
+    rows += [[label, *(_share_with_interval(result, name) for result in results.values())] for label, name in lines]
     rows.append(["response length (tokens)", *(f"{result.response_length:.1f}" for result in results.values())])
     rows.append(["finished", *(f"{result.finished:.1%}" for result in results.values())])
     if any(result.unscored for result in results.values()):
@@ -32,15 +32,15 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
 def align_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first the header, as a Markdown table whose columns are aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    header, *body = (_line(row, widths) for row in rows)
+    header, *body = (_table_line(row, widths) for row in rows)
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([header, rule, *body])
 
 
-def _share(result: EvaluationResult, name: str) -> str:
+def _share_with_interval(result: EvaluationResult, name: str) -> str:
     low, high = result.intervals[name]
     return f"{getattr(result, name):.1%} [{low:.1%}, {high:.1%}]"
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"

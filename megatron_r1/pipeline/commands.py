@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_r1.config.schema import Config
-from megatron_r1.curation.curate import curate
+from megatron_r1.curation.curate import curate_files
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
-from megatron_r1.evaluation.evaluate import evaluate
+from megatron_r1.evaluation.heldout import evaluate_heldout
 from megatron_r1.evaluation.recipe_table import render_recipe_table
-from megatron_r1.evaluation.results import named_results
+from megatron_r1.evaluation.result_files import named_results
 from megatron_r1.evaluation.table import render_table
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
@@ -83,7 +83,7 @@ def print_result_tables(runs: Sequence[str]) -> None:
 
 def run_curate_command(config: Config) -> None:
     """Make supervised data of `curation.inputs` in `run_dir`; print the counts."""
-    print(curate(config.curation, config.seed, Path(config.run_dir)), end="", flush=True)
+    print(curate_files(config.curation, config.seed, Path(config.run_dir)), end="", flush=True)
 
 
 def run_evaluate_command(config: Config) -> None:
@@ -114,7 +114,7 @@ def run_evaluate_command(config: Config) -> None:
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
             load_engine(engine, config)
-            result = evaluate(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
+            result = evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
 
         def write() -> None:
             write_atomically(run_dir / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")

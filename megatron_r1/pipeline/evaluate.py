@@ -22,13 +22,13 @@ from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.template import OPENED, load_chat_template
 from megatron_r1.errors import ConfigError
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, digest, read_benchmark
 from megatron_r1.evaluation.benchmarks import Benchmark, find_benchmarks
 from megatron_r1.evaluation.ledger import Ledger
-from megatron_r1.evaluation.measure import BenchmarkResult, measure
+from megatron_r1.evaluation.measure import BenchmarkResult, measure_benchmark
 from megatron_r1.evaluation.models import EndpointModel, EngineModel, Model
-from megatron_r1.evaluation.problems import BenchmarkProblem, digest, read_benchmark
-from megatron_r1.evaluation.results import Results, write_results
-from megatron_r1.evaluation.scoring import evaluation_specs, score_responses, vote_classes
+from megatron_r1.evaluation.result_files import ModelResults, write_results
+from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
@@ -51,7 +51,7 @@ class Task:
     samples: int
 
 
-def evaluate_benchmarks(config: Config, session: Session | None = None, rescore: bool = False) -> Results:
+def evaluate_benchmarks(config: Config, session: Session | None = None, rescore: bool = False) -> ModelResults:
     """Measure the model on `evaluate.benchmarks.files`; print the table and write it into `run_dir`.
 
     Args:
@@ -87,7 +87,7 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
         results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
         sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
         name = settings.name or settings.endpoint.model or Path(model).name
-        measured = Results(name, model, sampled | {"template": config.data.template}, results)
+        measured = ModelResults(name, model, sampled | {"template": config.data.template}, results)
         print(write_results(run_dir, measured), flush=True)
     return measured
 
@@ -205,7 +205,7 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
         if task.benchmark.votes:
             classes, failed = vote_classes(task.benchmark, task.problems, task.samples, scores, scoring)
             notes += [f"answers to {failed} problems could not be compared, and were counted as written"] if failed else []
-        return measure(
+        return measure_benchmark(
             task.problems,
             task.samples,
             responses,

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from megatron_r1.config.schema import Config
-from megatron_r1.evaluation.evaluate import EvaluationResult
+from megatron_r1.evaluation.heldout import EvaluationResult
 from megatron_r1.evaluation.table import render_table
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.grpo import run_grpo

@@ -16,8 +16,8 @@ import torch
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.channel.announcements import Announcement
+from megatron_r1.rollout.channel.engine_channel import EngineChannel, OnPart
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
-from megatron_r1.rollout.channel.protocol import EngineChannel, OnPart
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.options import NODE_ADDRESS, EngineOptions, Part, engine_environment
 from megatron_r1.rollout.weight_buckets import SharedMemorySender

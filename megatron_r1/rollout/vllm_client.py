@@ -16,8 +16,8 @@ import torch
 
 from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.channel.announcements import Announcement
+from megatron_r1.rollout.channel.engine_channel import EngineChannel, OnPart
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
-from megatron_r1.rollout.channel.protocol import EngineChannel, OnPart
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.multi_node import ServedParts, SharedCall, take_part
 from megatron_r1.rollout.options import EngineOptions, engine_environment

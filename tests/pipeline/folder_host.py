@@ -11,7 +11,7 @@ import vllm
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from megatron_r1.rollout.vllm import engine as vllm_engine
-from megatron_r1.rollout.vllm import main as vllm_host
+from megatron_r1.rollout.vllm import main as vllm_main
 from tests.pipeline.engine_cases import FolderOptions
 
 
@@ -40,4 +40,4 @@ class FolderEngine(vllm_engine.VllmEngine):
 
 if __name__ == "__main__":
     vllm_engine.VllmEngine = FolderEngine
-    vllm_host.main(int(sys.argv[1]), int(sys.argv[2]))
+    vllm_main.run_engine(int(sys.argv[1]), int(sys.argv[2]))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.errors import RolloutError, WeightSyncError
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.models import EngineModel
-from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment

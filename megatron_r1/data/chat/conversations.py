@@ -46,9 +46,9 @@ def read_conversation(
     """
     form = _tell_form(record, where, prompt_field, response_field) if form == "auto" else form
     if form == "messages":
-        messages = _read_messages(_take(record, "messages", where), where)
+        messages = _read_messages(_take_field(record, "messages", where), where)
     elif form == "sharegpt":
-        messages = _read_messages(_take(record, "conversations", where), where)
+        messages = _read_messages(_take_field(record, "conversations", where), where)
     elif form == "pair":
         messages = [
             Message("user", take_text(record, prompt_field, where)),
@@ -80,7 +80,7 @@ def _tell_form(record: dict[str, Any], where: str, prompt_field: str, response_f
     )
 
 
-def _take(record: dict[str, Any], field: str, where: str) -> Any:
+def _take_field(record: dict[str, Any], field: str, where: str) -> Any:
     if field not in record:
         raise DataError(f"{where}: field {field!r} is missing; the record has {', '.join(map(repr, record)) or 'no fields'}")
     return record[field]
@@ -111,7 +111,7 @@ def _read_alpaca(record: dict[str, Any], where: str) -> list[Message]:
 
 
 def _read_chosen(record: dict[str, Any], where: str) -> list[Message]:
-    chosen = _take(record, "chosen", where)
+    chosen = _take_field(record, "chosen", where)
     context = record.get("conversations") or record.get("prompt") or []
     if isinstance(context, str):
         before = [Message("user", take_text(record, "prompt", where))]

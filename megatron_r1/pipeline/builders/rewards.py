@@ -12,7 +12,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.evaluation.evaluate import evaluate
+from megatron_r1.evaluation.heldout import evaluate_heldout
 from megatron_r1.rewards.compose import Composition, judge_reward
 from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rewards.scorers import ScorerSpec, needed_scorers, scorer_specs
@@ -91,7 +91,7 @@ def build_evaluation(
         interval = config.evaluate.interval
         if step not in (0, last) and not (interval and step % interval == 0):
             return {}
-        result = asdict(evaluate(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens))
+        result = asdict(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens))
         intervals = result.pop("intervals")
         low_high = {
             f"eval/{_metric_name(name)}/{end}": value

@@ -16,16 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_r1.config.schema import Config
-from megatron_r1.curation.asking import ServedWriter
-from megatron_r1.curation.checking import Check, answer_check
+from megatron_r1.curation.accept_samples import Check, answer_check
+from megatron_r1.curation.ask_model import ServedWriter
 from megatron_r1.curation.cold_start import write_cold_start
-from megatron_r1.curation.curate import CURATED, curate
+from megatron_r1.curation.curate import CURATED, curate_files
 from megatron_r1.curation.filters import FilterConfig
 from megatron_r1.curation.forms import Form
 from megatron_r1.curation.non_reasoning import write_non_reasoning
+from megatron_r1.curation.outputs import KEPT, write_json_lines
 from megatron_r1.curation.records import read_file
 from megatron_r1.curation.rejection import sample_and_keep
-from megatron_r1.curation.results import KEPT, write_json_lines
 from megatron_r1.curation.review import apply_decisions, export_review, read_decisions
 from megatron_r1.data.problems import Problem, ProblemSource, load_problems
 from megatron_r1.data.prompts import make_prompt
@@ -105,7 +105,10 @@ def _make_curated(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> 
         with _open_writer(config) as writer:
             write_non_reasoning(Path(settings.non_reasoning), writer, root / "non_reasoning", config.curation, config.seed)
         inputs.append(root / "non_reasoning" / KEPT)
-    print(curate(config.curation.model_copy(update={"inputs": list(map(str, inputs))}), config.seed, root / "curated"), flush=True)
+    print(
+        curate_files(config.curation.model_copy(update={"inputs": list(map(str, inputs))}), config.seed, root / "curated"),
+        flush=True,
+    )
     return curated_path(recipe)
 
 

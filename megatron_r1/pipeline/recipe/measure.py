@@ -18,8 +18,8 @@ from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.filters import first_failure
 from megatron_r1.curation.forms import Form, read_sample
+from megatron_r1.curation.outputs import write_json_lines
 from megatron_r1.curation.records import Conversation
-from megatron_r1.curation.results import write_json_lines
 from megatron_r1.data.general import load_general
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts

@@ -11,7 +11,7 @@ from megatron_r1.data.documents import DocumentStream, load_documents
 from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import force_thinking, heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.evaluation.evaluate import scores
+from megatron_r1.evaluation.heldout import scores
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer

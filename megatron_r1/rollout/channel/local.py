@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import EngineLost, RolloutError
-from megatron_r1.rollout.channel.protocol import NoAnswer, OnPart, wait_for_answer
+from megatron_r1.rollout.channel.engine_channel import EngineSilent, OnPart, wait_for_answer
 
 HOST_MODULE = "megatron_r1.rollout.vllm.main"  #: the engine process's program
 _CLOSE_SECONDS = 10.0
@@ -63,7 +63,7 @@ class EngineProcess:
         except (EOFError, ConnectionError):
             self.close()
             raise EngineLost(f"the rollout engine died in {name} ({self._exit_reason()}); {self._log_tail()}") from None
-        except NoAnswer as problem:
+        except EngineSilent as problem:
             self.close(patience=0)
             raise EngineLost(f"the rollout engine {problem}; {self._log_tail()}") from None
         if not succeeded:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.channel.announcements import Announcement, connect
-from megatron_r1.rollout.channel.protocol import NoAnswer, OnPart, wait_for_answer
+from megatron_r1.rollout.channel.engine_channel import EngineSilent, OnPart, wait_for_answer
 
 _GRACE_SECONDS = 30.0  # the server keeps the same limits and tells more of what it finds
 
@@ -41,7 +41,7 @@ class ServedEngine:
         except (EOFError, OSError):
             self.close()
             raise EngineLost(f"{self._where} is gone in {name}: its server, or the way to it, broke down") from None
-        except NoAnswer as problem:
+        except EngineSilent as problem:
             self.close()
             raise EngineLost(f"{self._where} {problem}") from None
         if not succeeded:

@@ -105,18 +105,20 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
         while True:
             name, args, timeout, stall = connection.recv()
             if name == "keep_weights":
-                _send(connection, (True, weights.keep(*args)))
+                _send_to_trainer(connection, (True, weights.keep(*args)))
                 continue
             if name == "update_weights" and "content" in args[0]:
                 args = (weights.keep_bucket(args[0]),)
             try:
                 answer = (
                     True,
-                    engine.call(name, *args, timeout=timeout, stall=stall, on_part=lambda part: _send(connection, (None, part))),
+                    engine.call(
+                        name, *args, timeout=timeout, stall=stall, on_part=lambda part: _send_to_trainer(connection, (None, part))
+                    ),
                 )
             except R1Error as error:
                 answer = (False, error)
-            _send(connection, answer)
+            _send_to_trainer(connection, answer)
     except (EOFError, OSError, _TrainerGone):
         pass  # it closed the connection, or was killed
     finally:
@@ -125,7 +127,7 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
         weights.close()
 
 
-def _send(connection: Connection, message: object) -> None:
+def _send_to_trainer(connection: Connection, message: object) -> None:
     """An error of this connection must not be taken for one of the engine's."""
     try:
         connection.send(message)

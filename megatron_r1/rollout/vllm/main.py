@@ -23,10 +23,10 @@ CALLS = (
 )  # fmt: skip
 
 
-def main(socket_fd: int, trainer_pid: int) -> None:
+def run_engine(socket_fd: int, trainer_pid: int) -> None:
     """Build the engine, or what this node has of it, as the first call wants, then serve calls: (True, result) or (False, error), and before it (None, part)s,
     of which None is a sign of life."""
-    _die_with(trainer_pid)
+    _die_with_trainer(trainer_pid)
     leave_to_rank()
     connection = Connection(socket_fd)
     engine = None
@@ -66,7 +66,7 @@ def main(socket_fd: int, trainer_pid: int) -> None:
             connection.send((True, reply))
 
 
-def _die_with(trainer_pid: int) -> None:
+def _die_with_trainer(trainer_pid: int) -> None:
     """Leave as soon as the trainer is gone, also from the middle of a long call and after a SIGKILL of the trainer."""
 
     def watch() -> None:
@@ -83,4 +83,4 @@ def _leave() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    run_engine(int(sys.argv[1]), int(sys.argv[2]))

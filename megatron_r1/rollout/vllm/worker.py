@@ -40,7 +40,7 @@ class HeldWeights:
         with torch.no_grad():
             for held in read_held(model):
                 explained.add(id(held.source))
-                _add(report, held, getattr(torch, sent_dtypes.get(held.name, "float32")))
+                _add_checksum(report, held, getattr(torch, sent_dtypes.get(held.name, "float32")))
             for name, held, expected in read_derived(model):
                 explained.add(id(held))
                 if held.shape != expected.shape or checksum(held) != checksum(expected.to(held.dtype)):
@@ -53,7 +53,7 @@ class HeldWeights:
         return report
 
 
-def _add(report: HeldReport, held: Held, sent_dtype: torch.dtype) -> None:
+def _add_checksum(report: HeldReport, held: Held, sent_dtype: torch.dtype) -> None:
     tensor = held.tensor
     if tensor.dtype != sent_dtype and tensor.dtype == torch.float32:
         narrowed = tensor.to(sent_dtype)

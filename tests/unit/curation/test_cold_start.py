@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.curation import CurationConfig, WriterConfig
-from megatron_r1.curation.asking import ServedWriter, ask_all
-from megatron_r1.curation.checking import done
+from megatron_r1.curation.accept_samples import done
+from megatron_r1.curation.ask_model import ServedWriter, ask_all
 from megatron_r1.curation.cold_start import write_cold_start
 from megatron_r1.curation.cold_start_prompts import SUMMARY_PROMPT, built_in_examples, summary_messages, translation_messages
 from megatron_r1.curation.filters import first_failure
@@ -107,11 +107,11 @@ def test_the_built_in_examples_are_what_the_filters_want():
 
 def test_all_ways_give_reasoning_and_summary_checked_and_filtered(tmp_path):
     with ChatServer(respond) as server, writer(server) as model:
-        tally = write(tmp_path, model, samples_per_problem=2)
+        counts = write(tmp_path, model, samples_per_problem=2)
         steps = [asked_for(request)[0] for request in server.requests]
         shown = [request["messages"][:-1] for request in server.requests if asked_for(request)[0] == "few_shot"]
-    counts = {"few_shot": 4, "direct": 4, "translate": 2, "rewrite": 3, "summarise": 3}
-    assert {step: steps.count(step) for step in counts} == counts, "only what is in another language is translated"
+    expected = {"few_shot": 4, "direct": 4, "translate": 2, "rewrite": 3, "summarise": 3}
+    assert {step: steps.count(step) for step in expected} == expected, "only what is in another language is translated"
     assert all(len(messages) == 2 and "</think>\n\n**" in messages[1]["content"] for messages in shown)
     kept = {line["id"]: line for line in lines(tmp_path / "conversations.jsonl")}
     assert set(kept) == {f"{p}/{way}/{k}" for p in ("p1", "p2") for way in ("few_shot", "direct") for k in (0, 1)} | {
@@ -119,19 +119,19 @@ def test_all_ways_give_reasoning_and_summary_checked_and_filtered(tmp_path):
     rewritten = kept["p2/0"]
     assert rewritten["messages"][1]["content"] == f"<think>\n{THINKING['zh'].format(n=8)}\n</think>\n\n{SUMMARY['zh'].format(n=8)}"
     assert (rewritten["source"], rewritten["outcome"], rewritten["language"]) == ("cold_start/zero", "correct", "zh")
-    assert tally.filtered == {"correct": {"math": 1}}, "R1-Zero's wrong output"
+    assert counts.filtered == {"correct": {"math": 1}}, "R1-Zero's wrong output"
 
 
 def test_rules_alone_ask_no_model_and_the_special_token_is_put_on_at_the_end(tmp_path):
     say = "I see three and four, and they make seven."
     first = trace("p1/9", PROBLEMS[0], say, "It is \\boxed{7}.")
     second = first.renamed("p1/8").answered(f"|special_token|{say}|special_token|So \\boxed{{7}}.")
-    tally = write(tmp_path, None, [first, second, *TRACES], form="special_token", ways=["zero"], refine="rules")
+    counts = write(tmp_path, None, [first, second, *TRACES], form="special_token", ways=["zero"], refine="rules")
     assert [line["messages"][1]["content"] for line in lines(tmp_path / "conversations.jsonl")] == [
         f"|special_token|{say}|special_token|It is \\boxed{{7}}.",
         f"|special_token|{say}|special_token|So \\boxed{{7}}.",
     ]
-    assert tally.left == {"math": 2} and sum(counts.total() for counts in tally.filtered.values()) == 4
+    assert counts.left == {"math": 2} and sum(by_domain.total() for by_domain in counts.filtered.values()) == 4
     with pytest.raises(ConfigError, match=r"ways=\[zero\] with refine=rules"):
         write(tmp_path / "x", None, ways=["zero"])
 
@@ -148,8 +148,8 @@ def test_what_the_model_spoils_is_dropped_and_counted(tmp_path):
         return "# Plan\n\n" + respond(request, 0) if step == "rewrite" else respond(request, 0)
 
     with ChatServer(spoil) as server, writer(server) as model:
-        tally = write(tmp_path, model)
-    assert {name: counts.total() for name, counts in tally.filtered.items()} == {
+        counts = write(tmp_path, model)
+    assert {name: by_domain.total() for name, by_domain in counts.filtered.items()} == {
         "no_answer": 3, "well_formed": 1, "correct": 2, "markdown": 1}  # fmt: skip
     assert [line["id"] for line in lines(tmp_path / "conversations.jsonl")] == ["p2/direct/0"]
 
@@ -212,14 +212,14 @@ def test_simple_queries_get_no_chain_of_thought_and_others_by_share(tmp_path):
     thought = "I should write about the sea, since this is what they want from me."
     config = CurationConfig(non_reasoning={"cot_share": 0.5}, filters={"names": ["well_formed", "language"]})
     with ChatServer(lambda *_: thought) as server, writer(server) as model:
-        tally = write_non_reasoning(source, model, tmp_path / "out", config, seed=0)
+        counts = write_non_reasoning(source, model, tmp_path / "out", config, seed=0)
         asked = len(server.requests)
         assert all("Write me a {question} number" in request["messages"][0]["content"] for request in server.requests)
         write_non_reasoning(source, model, tmp_path / "out", config, seed=0)
         assert len(server.requests) == asked, "a second run asks nothing again"
     kept = lines(tmp_path / "out/conversations.jsonl")
     thinking = [line for line in kept if "<think>" in line["messages"][1]["content"]]
-    assert tally.left == {"general": 41} and 12 <= len(thinking) == asked <= 28 and "c0" not in [line["id"] for line in thinking]
+    assert counts.left == {"general": 41} and 12 <= len(thinking) == asked <= 28 and "c0" not in [line["id"] for line in thinking]
     assert thinking[0]["messages"][1]["content"] == f"<think>\n{thought}\n</think>\n\n{records[1]['messages'][1]['content']}"
     with pytest.raises(ConfigError, match="cot_share is above 0"):
         write_non_reasoning(source, None, tmp_path / "x", config, seed=0)

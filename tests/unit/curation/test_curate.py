@@ -16,10 +16,10 @@ import pytest
 from megatron_r1 import cli
 from megatron_r1.config.curation import CurationConfig, DecontaminationConfig, DedupConfig, MixConfig
 from megatron_r1.config.load import load_config
-from megatron_r1.curation.curate import curate
+from megatron_r1.curation.curate import curate_files
 from megatron_r1.curation.decontaminate import EvaluationSets, Match
 from megatron_r1.curation.dedup import NearDuplicates, Signer
-from megatron_r1.curation.mixing import draw, plan_mix
+from megatron_r1.curation.proportions import draw, plan_mix
 from megatron_r1.curation.words import hash_ngrams, words_of
 from megatron_r1.errors import DataError
 from tests.paths import ROOT
@@ -246,7 +246,7 @@ def test_curate_does_all_of_it_counts_all_of_it_and_gives_the_same_with_more_pro
     source = write(tmp_path / "in.jsonl", *records, repeated)
     settings = {"inputs": [str(source)], "decontamination": {"evaluation_sets": {"aime": str(evaluation)}},
                 "mix": {"proportions": {"math": 2, "code": 1}}}  # fmt: skip
-    summary = curate(CurationConfig(**settings), 7, tmp_path / "out")
+    summary = curate_files(CurationConfig(**settings), 7, tmp_path / "out")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["counts"] == {
         "read": {"math": 31, "code": 10},
@@ -265,7 +265,7 @@ def test_curate_does_all_of_it_counts_all_of_it_and_gives_the_same_with_more_pro
     assert len(kept) == 27 and all(line == originals[line["id"]] for line in kept), "records pass unchanged"
     assert "| - filter: correct" in summary and "66.7%" in summary and summary == (tmp_path / "out/summary.md").read_text()
 
-    curate(CurationConfig(**settings, workers=2), 7, tmp_path / "two")
+    curate_files(CurationConfig(**settings, workers=2), 7, tmp_path / "two")
     assert (tmp_path / "two/curated.jsonl").read_bytes() == (tmp_path / "out/curated.jsonl").read_bytes()
     assert (tmp_path / "two/rejected.jsonl").read_bytes() == (tmp_path / "out/rejected.jsonl").read_bytes()
 
@@ -273,16 +273,16 @@ def test_curate_does_all_of_it_counts_all_of_it_and_gives_the_same_with_more_pro
 def test_a_finished_folder_is_left_alone_until_something_changes(tmp_path):
     source = write(tmp_path / "in.jsonl", *map(record, range(5)))
     config = CurationConfig(inputs=[str(source)], mix={"proportions": {"math": 1}, "total": 12, "sampling": "up"})
-    curate(config, 0, tmp_path / "out")
+    curate_files(config, 0, tmp_path / "out")
     ids = [json.loads(line)["id"] for line in (tmp_path / "out/curated.jsonl").open()]
     assert len(set(ids)) == 12 and {id.partition("#")[0] for id in ids} == {f"r{n}" for n in range(5)}, (
         "copies have ids of their own"
     )
     made = (tmp_path / "out/manifest.json").stat().st_mtime_ns
-    curate(config, 0, tmp_path / "out")
+    curate_files(config, 0, tmp_path / "out")
     assert (tmp_path / "out/manifest.json").stat().st_mtime_ns == made
     (tmp_path / "out/curated.jsonl").write_text("damaged")
-    curate(config, 0, tmp_path / "out")
+    curate_files(config, 0, tmp_path / "out")
     assert len((tmp_path / "out/curated.jsonl").read_text().splitlines()) == 12
 
 
@@ -301,7 +301,7 @@ def test_what_is_wrong_with_the_input_is_told_on_one_line(tmp_path, lines, says)
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=says) as caught:
-        curate(CurationConfig(inputs=[str(source)]), 0, tmp_path / "out")
+        curate_files(CurationConfig(inputs=[str(source)]), 0, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("*.json*")), "nothing half-made is left"
 
@@ -311,7 +311,7 @@ def test_an_item_of_an_evaluation_set_without_a_question_is_named(tmp_path):
     source = write(tmp_path / "in.jsonl", record(1))
     config = CurationConfig(inputs=[str(source)], decontamination=DecontaminationConfig(evaluation_sets={"s": str(evaluation)}))
     with pytest.raises(DataError, match=r"set.jsonl:2: none of the fields question, problem, prompt, text is there"):
-        curate(config, 0, tmp_path / "out")
+        curate_files(config, 0, tmp_path / "out")
 
 
 def test_the_command_reads_its_settings_and_prints_the_table(tmp_path, capsys):

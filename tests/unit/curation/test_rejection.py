@@ -15,7 +15,7 @@ import pytest
 
 from megatron_r1.config.curation import CurationConfig, FilterConfig
 from megatron_r1.config.rewards import RewardConfig
-from megatron_r1.curation.checking import Check, answer_check, done
+from megatron_r1.curation.accept_samples import Check, answer_check, done
 from megatron_r1.curation.ledger import Ledger
 from megatron_r1.curation.rejection import Selection, sample_and_keep
 from megatron_r1.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import torch
 
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.rewards import RewardConfig
-from megatron_r1.evaluation.evaluate import EvaluationResult, evaluate
+from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
 from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
 from megatron_r1.evaluation.table import render_table
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
@@ -73,7 +73,7 @@ def run(texts: list[list[str]]) -> tuple[EvaluationResult, ScriptedEngine]:
     prompts = [Prompt(f"p{n}", "q", "8", "text", (1,)) for n in range(len(texts))]
     engine = ScriptedEngine(texts)
     config = EvaluateConfig(samples=len(texts[0]), temperature=0.7, top_p=0.9, seed=11)
-    return evaluate(engine, prompts, lambda groups: score_groups(RewardConfig(), groups), config, max_tokens=50), engine
+    return evaluate_heldout(engine, prompts, lambda groups: score_groups(RewardConfig(), groups), config, max_tokens=50), engine
 
 
 def test_evaluation_counts_sampled_and_greedy_apart():
@@ -126,7 +126,7 @@ def test_what_could_not_be_judged_is_told():
             group.reward_parts = {"accuracy": scores, "format": [0.0] * len(scores)}
 
     prompts = [Prompt("p", "q", "8", "text", (1,))]
-    result = evaluate(ScriptedEngine([[RIGHT, LOOSE, RIGHT]]), prompts, reward_fn, EvaluateConfig(samples=3), max_tokens=50)
+    result = evaluate_heldout(ScriptedEngine([[RIGHT, LOOSE, RIGHT]]), prompts, reward_fn, EvaluateConfig(samples=3), max_tokens=50)
     assert (result.unscored, result.pass_at_1) == (0.25, pytest.approx(2 / 3))
     assert "| accuracy not judged      | 25.0%" in render_table({"base": result})
     assert "not judged" not in render_table({"base": run([[RIGHT]])[0]})

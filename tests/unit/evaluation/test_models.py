@@ -15,9 +15,9 @@ import pytest
 
 from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.errors import ConfigError, DataError, RolloutError
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.models import EndpointModel, EngineModel
-from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.chat_server import ChatServer, Reply, completion
 

@@ -15,8 +15,8 @@ import pytest
 
 from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, read_benchmark
 from megatron_r1.evaluation.benchmarks import BENCHMARKS, find_benchmarks
-from megatron_r1.evaluation.problems import BenchmarkProblem, read_benchmark
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.rules.choice import ChoiceScorer
 from tests.paths import ROOT

@@ -9,14 +9,14 @@ import pytest
 
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import DataError
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.benchmarks import BENCHMARKS
 from megatron_r1.evaluation.ledger import Ledger
-from megatron_r1.evaluation.measure import bootstrap_interval, measure
-from megatron_r1.evaluation.problems import BenchmarkProblem
+from megatron_r1.evaluation.measure import bootstrap_interval, measure_benchmark
 from megatron_r1.evaluation.published import METRICS, PUBLISHED, STAGES
 from megatron_r1.evaluation.recipe_table import render_recipe_table
-from megatron_r1.evaluation.results import Results, named_results, read_results, write_results
-from megatron_r1.evaluation.scoring import evaluation_specs, score_responses, vote_classes
+from megatron_r1.evaluation.result_files import ModelResults, named_results, read_results, write_results
+from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
 from megatron_r1.evaluation.vote import majority_score
 from megatron_r1.rewards.scorers import build_scorer
 
@@ -57,7 +57,7 @@ def measured(tmp_path):
         classes, failed = vote_classes(benchmark, PROBLEMS, 4, scores, scoring)
         assert classes == {"a": [0, 0, 1, 1], "b": [0, 0, 1, None], "c": [0, 0, 1, None]} and failed == 0
         assert scores.lines["c", 3]["detail"] == "cut at the length limit" and scores.lines["a", 1]["answer"] == "\\frac{1}{2}"
-        yield measure(
+        yield measure_benchmark(
             PROBLEMS, 4, responses, scores, classes=classes, greedy_scores=None, resamples=2000, seed=0, notes=["three problems"]
         )
 
@@ -96,9 +96,9 @@ def test_bootstrap_interval_is_the_normal_one_for_many_problems():
     assert bootstrap_interval([0.0] * 30, 100, seed=0) == (0.0, 0.0)
 
 
-def results(name: str, benchmark: str, result) -> Results:
+def results(name: str, benchmark: str, result) -> ModelResults:
     sampling = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768, "seed": 0, "template": "r1_chat"}
-    return Results(name, f"runs/{name}", sampling, {benchmark: result})
+    return ModelResults(name, f"runs/{name}", sampling, {benchmark: result})
 
 
 def test_results_are_read_back_and_shown(measured, tmp_path):

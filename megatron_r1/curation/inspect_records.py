@@ -17,7 +17,7 @@ from megatron_r1.curation.decontaminate import EvaluationSets, Match, compared_t
 from megatron_r1.curation.dedup import Signer
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Form
-from megatron_r1.curation.records import Line, parse_line
+from megatron_r1.curation.records import RawLine, parse_line
 from megatron_r1.errors import DataError
 
 _CHUNK = 32  # lines that a process takes at once
@@ -25,7 +25,7 @@ _AHEAD = 4  # chunks read ahead for each process
 
 
 @dataclass(frozen=True)
-class Examined:
+class Inspected:
     """What was found out about a record."""
 
     where: str
@@ -37,14 +37,14 @@ class Examined:
     match: Match | None = None  #: with an evaluation set
 
 
-class Examiner:
+class Inspector:
     """Examines records one at a time."""
 
     def __init__(self, config: CurationConfig, sets: EvaluationSets, seed: int) -> None:
         self._config, self._sets, self._form = config, sets, Form.of(config)
         self._signer = Signer(config.dedup, seed) if config.dedup.enabled else None
 
-    def examine(self, line: Line, source: str) -> Examined:
+    def inspect(self, line: RawLine, source: str) -> Inspected:
         """Examine one line.
 
         Raises:
@@ -54,31 +54,33 @@ class Examiner:
         named = (line.where, line.offset, conversation.id, conversation.domain)
         rejection = first_failure(conversation, self._config.filters, self._form)
         if rejection is not None:
-            return Examined(*named, rejection)
+            return Inspected(*named, rejection)
         signature = None
         if self._signer is not None:
             signature = self._signer.sign(compared_text(conversation, self._config.dedup.text))
         text = compared_text(conversation, self._config.decontamination.text)
-        return Examined(*named, None, signature, self._sets.match(text, conversation.prompt))
+        return Inspected(*named, None, signature, self._sets.match(text, conversation.prompt))
 
 
-def examine_all(lines: Iterable[Line], source: str, config: CurationConfig, sets: EvaluationSets, seed: int) -> Iterator[Examined]:
+def inspect_all(
+    lines: Iterable[RawLine], source: str, config: CurationConfig, sets: EvaluationSets, seed: int
+) -> Iterator[Inspected]:
     """Examine lines in their order, in `config.workers` processes; the result is the same for any number of them.
 
     Raises:
         DataError: a line is no conversation, or a process died.
     """
     if config.workers == 1:
-        examiner = Examiner(config, sets, seed)
-        yield from (examiner.examine(line, source) for line in lines)
+        inspector = Inspector(config, sets, seed)
+        yield from (inspector.inspect(line, source) for line in lines)
         return
     # Not forked: this process may hold threads and a device.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.workers, context, _start_worker, (config, sets, seed)) as pool:
-        waiting: deque[Future[list[Examined]]] = deque()
+    with ProcessPoolExecutor(config.workers, context, _start_inspector, (config, sets, seed)) as pool:
+        waiting: deque[Future[list[Inspected]]] = deque()
         try:
-            for chunk in _chunks(lines):
-                waiting.append(pool.submit(_examine_chunk, chunk, source))
+            for chunk in _line_chunks(lines):
+                waiting.append(pool.submit(_inspect_chunk, chunk, source))
                 if len(waiting) >= _AHEAD * config.workers:
                     yield from waiting.popleft().result()
             while waiting:
@@ -89,19 +91,19 @@ def examine_all(lines: Iterable[Line], source: str, config: CurationConfig, sets
             pool.shutdown(cancel_futures=True)
 
 
-def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def _line_chunks(lines: Iterable[RawLine]) -> Iterator[list[RawLine]]:
     iterator = iter(lines)
     while chunk := list(itertools.islice(iterator, _CHUNK)):
         yield chunk
 
 
-_examiner: Examiner | None = None  # of a worker process
+_inspector: Inspector | None = None  # of a worker process
 
 
-def _start_worker(config: CurationConfig, sets: EvaluationSets, seed: int) -> None:
-    global _examiner
-    _examiner = Examiner(config, sets, seed)
+def _start_inspector(config: CurationConfig, sets: EvaluationSets, seed: int) -> None:
+    global _inspector
+    _inspector = Inspector(config, sets, seed)
 
 
-def _examine_chunk(lines: list[Line], source: str) -> list[Examined]:
-    return [_examiner.examine(line, source) for line in lines]
+def _inspect_chunk(lines: list[RawLine], source: str) -> list[Inspected]:
+    return [_inspector.inspect(line, source) for line in lines]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_r1.curation.filters import Rejection
-from megatron_r1.curation.manifest import Tally, describe_file, remove_manifest, tally_fields, write_manifest
+from megatron_r1.curation.manifest import RecordCounts, count_fields, fingerprint_file, remove_manifest, write_manifest
 from megatron_r1.curation.records import Conversation
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.files import TEMPORARY, written_atomically
@@ -24,31 +24,31 @@ from megatron_r1.runtime.files import TEMPORARY, written_atomically
 KEPT, REJECTED = "conversations.jsonl", "rejected.jsonl"
 
 
-class Results:
+class StepOutputs:
     """Takes records one by one."""
 
     def __init__(self, kept: TextIO, rejected: TextIO) -> None:
-        """Use `write_results`."""
-        self.tally = Tally()
-        self.counts: dict[str, int] = {}  #: further numbers for the manifest
+        """Use `write_outputs`."""
+        self.counts = RecordCounts()
+        self.numbers: dict[str, int] = {}  #: further numbers for the manifest
         self._kept, self._rejected = kept, rejected
 
     def keep(self, conversation: Conversation) -> None:
         """Write a record as kept."""
-        self.tally.read[conversation.domain] += 1
-        self.tally.left[conversation.domain] += 1
+        self.counts.read[conversation.domain] += 1
+        self.counts.left[conversation.domain] += 1
         _write(self._kept, conversation.to_json())
 
     def drop(self, conversation: Conversation, rejection: Rejection) -> None:
         """Write a record as dropped."""
-        self.tally.read[conversation.domain] += 1
-        self.tally.drop("filter", rejection.name, conversation.domain)
+        self.counts.read[conversation.domain] += 1
+        self.counts.drop("filter", rejection.name, conversation.domain)
         _write(self._rejected, {**conversation.to_json(), "dropped_by": rejection.name, "why": rejection.detail})
 
 
 @contextmanager
-def write_results(folder: Path, made_from: Mapping[str, Any]) -> Iterator[Results]:
-    """Results whose files appear when the block ends well; what an earlier run left is replaced.
+def write_outputs(folder: Path, made_from: Mapping[str, Any]) -> Iterator[StepOutputs]:
+    """The outputs of a step, whose files appear when the block ends well; what an earlier run left is replaced.
 
     Args:
         made_from: what they depend on, for the manifest.
@@ -59,22 +59,22 @@ def write_results(folder: Path, made_from: Mapping[str, Any]) -> Iterator[Result
     """
     make_folder(folder)
     with written_atomically(folder / KEPT) as kept, written_atomically(folder / REJECTED) as rejected:
-        results = Results(kept, rejected)
+        results = StepOutputs(kept, rejected)
         yield results
-        tally = results.tally
-        if not tally.left:
-            raise DataError(f"{folder}: none of {tally.read.total()} samples is accepted: {describe_losses(tally)}")
+        counts = results.counts
+        if not counts.left:
+            raise DataError(f"{folder}: none of {counts.read.total()} samples is accepted: {describe_losses(counts)}")
         remove_manifest(folder)
-    tally.mixed = tally.left
-    outputs = {name: describe_file(folder / name) | {"path": name} for name in (KEPT, REJECTED)}
-    write_manifest(folder, {**made_from, "counts": tally_fields(tally) | results.counts, "outputs": outputs})
+    counts.mixed = counts.left
+    outputs = {name: fingerprint_file(folder / name) | {"path": name} for name in (KEPT, REJECTED)}
+    write_manifest(folder, {**made_from, "counts": count_fields(counts) | results.numbers, "outputs": outputs})
 
 
-def describe_losses(tally: Tally) -> str:
+def describe_losses(counts: RecordCounts) -> str:
     """What dropped how many, the most first, on one line."""
-    losses = Counter({f"filter {name}": counts.total() for name, counts in tally.filtered.items()})
-    losses.update({f"evaluation set {name}": counts.total() for name, counts in tally.contaminated.items()})
-    losses.update({"near-duplicates": tally.duplicates.total()} if tally.duplicates else {})
+    losses = Counter({f"filter {name}": by_domain.total() for name, by_domain in counts.filtered.items()})
+    losses.update({f"evaluation set {name}": by_domain.total() for name, by_domain in counts.contaminated.items()})
+    losses.update({"near-duplicates": counts.duplicates.total()} if counts.duplicates else {})
     return ", ".join(f"{name} dropped {count}" for name, count in losses.most_common()) or "there were none"
 
 

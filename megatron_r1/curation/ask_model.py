@@ -86,14 +86,16 @@ def ask_all(writer: Writer, requests: Mapping[str, Messages], ledger: Ledger, se
     """
     missing = [id for id in requests if id not in ledger.records]
     with Progress(len(requests), description, initial=len(requests) - len(missing)) as progress:
-        for answers in _ask(writer, ((id, requests[id]) for id in missing), seed, ledger):
+        for answers in _stream_answers(writer, ((id, requests[id]) for id in missing), seed, ledger):
             ledger.append(answers)
             progress.advance(len(answers))
     answers = {id: ledger.records[id]["answer"] for id in requests}
     return {id: answer for id, answer in answers.items() if answer is not None}
 
 
-def _ask(writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, ledger: Ledger) -> Iterable[list[dict[str, Any]]]:
+def _stream_answers(
+    writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, ledger: Ledger
+) -> Iterable[list[dict[str, Any]]]:
     """Yield records as they come. After a request that fails for good no other is sent; what is under way is still taken."""
     left = iter(requests)
     failure: NoCompletion | None = None
@@ -110,7 +112,7 @@ def _ask(writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, le
         for future in wait(under_way, return_when=FIRST_COMPLETED).done:
             id = under_way.pop(future)
             try:
-                ready.append({"id": id, "answer": _whole_text(future.result())})
+                ready.append({"id": id, "answer": _usable_answer(future.result())})
             except NoCompletion as error:
                 failure = failure or error
         yield ready
@@ -126,7 +128,7 @@ def without_reasoning(answer: str) -> str:
     return answer.partition(THINK_CLOSE)[2].strip() if answer.lstrip().startswith(THINK_OPEN) else answer.strip()
 
 
-def _whole_text(completion: Completion) -> str | None:
+def _usable_answer(completion: Completion) -> str | None:
     if not completion.finished or not completion.text.strip():
         return None
     reasoning = completion.reasoning.strip()

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.benchmarks import Benchmark
 from megatron_r1.evaluation.ledger import Key, Ledger
 from megatron_r1.evaluation.models import Progress
-from megatron_r1.evaluation.problems import BenchmarkProblem
 from megatron_r1.evaluation.vote import sort_into_classes
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.rules.choice import find_letter
@@ -32,10 +32,10 @@ class Scoring(Protocol):
 def evaluation_specs(benchmark: Benchmark, config: RewardConfig) -> dict[str, ScorerSpec]:
     """The scorers that a benchmark needs, with the settings of `reward`."""
     policy = config.math.model_dump()
-    if benchmark.judge == "code":
+    if benchmark.scorer == "code":
         return {"code": ScorerSpec(SCORERS["code"], config.code_time_limit_seconds, config.code.model_dump())}
     limit = config.time_limit_seconds
-    if benchmark.judge == "choice":
+    if benchmark.scorer == "choice":
         return {"choice": ScorerSpec("megatron_r1.rewards.rules.choice:ChoiceScorer", limit)}
     return {
         "math": ScorerSpec(SCORERS["math"], limit, {"answer_location": PLACE, "policy": policy}),
@@ -73,7 +73,7 @@ def score_responses(
     def to_judge() -> Iterator[tuple[str, str, Any]]:
         for key in finished:
             judged.append(key)
-            yield benchmark.judge, responses.lines[key]["response"], references[key[0]]
+            yield benchmark.scorer, responses.lines[key]["response"], references[key[0]]
 
     for key in set(left).difference(finished):
         keep(key, Verdict(0.0, "wrong", "cut at the length limit"), None)
@@ -85,9 +85,9 @@ def score_responses(
 
 def _find_answer(benchmark: Benchmark, response: str) -> str | None:
     """What a response votes for."""
-    if benchmark.judge == "choice":
+    if benchmark.scorer == "choice":
         return find_letter(response)
-    answers = find_answers(response, PLACE) if benchmark.judge == "math" else []
+    answers = find_answers(response, PLACE) if benchmark.scorer == "math" else []
     return answers[-1] if answers else None
 
 
@@ -101,7 +101,7 @@ def vote_classes(
     answers = {p.id: [scores.lines[p.id, sample]["answer"] for sample in range(samples)] for p in problems}
     given = {id: [answer for answer in row if answer is not None] for id, row in answers.items()}
     failed = 0
-    if benchmark.judge == "math":
+    if benchmark.scorer == "math":
         verdicts = scoring.stream(("classes", json.dumps(row), None) for row in given.values())
     else:
         verdicts = iter([None] * len(given))

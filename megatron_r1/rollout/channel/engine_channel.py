@@ -12,7 +12,7 @@ _POLL_SECONDS = 0.2
 OnPart = Callable[[Any], None]
 
 
-class NoAnswer(Exception):
+class EngineSilent(Exception):
     """The engine let a time limit pass. The message says which."""
 
 
@@ -51,7 +51,7 @@ def wait_for_answer(
 
     Raises:
         EOFError, ConnectionError: the other side is gone.
-        NoAnswer: see there.
+        EngineSilent: see there.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -59,9 +59,9 @@ def wait_for_answer(
         while not connection.poll(_POLL_SECONDS):
             now = time.monotonic()
             if now > deadline:
-                raise NoAnswer(f"did not answer {name} in {timeout:.0f} s")
+                raise EngineSilent(f"did not answer {name} in {timeout:.0f} s")
             if now > silent_at:
-                raise NoAnswer(f"gave no sign for {stall:.0f} s in {name}")
+                raise EngineSilent(f"gave no sign for {stall:.0f} s in {name}")
             if not is_alive() and not connection.poll(0):
                 raise EOFError
         succeeded, result = connection.recv()

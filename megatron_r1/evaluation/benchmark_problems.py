@@ -87,10 +87,10 @@ def _read_problem(benchmark: Benchmark, row: Row, number: str, seed: int) -> Ben
     id = take_text(record, ids[0], where) if ids else number
     category = next((take_text(record, name, where) for name in benchmark.category if record.get(name) not in (None, "")), "")
     parts, reference = _FORMS[benchmark.form](benchmark, row, f"{seed} {id}")
-    return BenchmarkProblem(id, _fill(benchmark.prompt, parts), reference, category, parts["question"])
+    return BenchmarkProblem(id, _fill_prompt(benchmark.prompt, parts), reference, category, parts["question"])
 
 
-def _fill(prompt: str, parts: Mapping[str, str]) -> str:
+def _fill_prompt(prompt: str, parts: Mapping[str, str]) -> str:
     """The prompt with its parts, in one pass: a question may hold braces."""
     return re.sub(r"\{(question|format|tests)\}", lambda found: parts[found[1]], prompt)
 

@@ -36,7 +36,7 @@ class EvaluationResult:
     intervals: dict[str, tuple[float, float]]  #: 95%, for pass_at_1, pass_at_k, greedy, format and format_greedy
 
 
-def evaluate(
+def evaluate_heldout(
     engine: Sampler,
     prompts: Sequence[Prompt],
     reward_fn: Callable[[Sequence[RolloutGroup]], None],

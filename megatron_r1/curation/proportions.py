@@ -23,7 +23,7 @@ def plan_mix(available: Mapping[str, int], config: MixConfig) -> dict[str, int]:
     if not config.proportions:
         return dict(available)
     weights = {domain: Fraction(weight) for domain, weight in config.proportions.items()}
-    _check(available, config)
+    _check_proportions(available, config)
     wanted = {domain: weight for domain, weight in weights.items() if weight}
     whole = sum(wanted.values())
     totals = {domain: available[domain] * whole / weight for domain, weight in wanted.items()}  # that use a domain up exactly
@@ -63,7 +63,7 @@ def draw(domains: Sequence[str], counts: Mapping[str, int], seed: int) -> list[t
     return chosen
 
 
-def _check(available: Mapping[str, int], config: MixConfig) -> None:
+def _check_proportions(available: Mapping[str, int], config: MixConfig) -> None:
     for domain, weight in config.proportions.items():
         if weight < 0:
             raise DataError(f"curation.mix.proportions.{domain} is {weight:g}, expected 0 or more")

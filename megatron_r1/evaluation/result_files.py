@@ -18,7 +18,7 @@ RESULTS, TABLE = "results.json", "results.md"
 
 
 @dataclass(frozen=True)
-class Results:
+class ModelResults:
     """One model on some benchmarks."""
 
     name: str  #: how tables call it
@@ -27,7 +27,7 @@ class Results:
     benchmarks: dict[str, BenchmarkResult]  #: by the names of `BENCHMARKS`
 
 
-def write_results(folder: Path, results: Results) -> str:
+def write_results(folder: Path, results: ModelResults) -> str:
     """Write results.json and results.md; each is whole or not there. Returns the table."""
     table = render_results(results)
     write_atomically(folder / RESULTS, json.dumps(asdict(results), indent=1, ensure_ascii=False) + "\n")
@@ -35,7 +35,7 @@ def write_results(folder: Path, results: Results) -> str:
     return table
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path) -> ModelResults:
     """What `write_results` wrote.
 
     Raises:
@@ -45,7 +45,7 @@ def read_results(folder: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         benchmarks = {name: _read_result(fields) for name, fields in content.pop("benchmarks").items()}
-        return Results(**content, benchmarks=benchmarks)
+        return ModelResults(**content, benchmarks=benchmarks)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `megatron-r1 evaluate` with evaluate.benchmarks.files writes it") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -59,7 +59,7 @@ def _read_result(fields: dict[str, Any]) -> BenchmarkResult:
     return BenchmarkResult(**fields | estimates | {"pass_at": pass_at, "categories": categories, "notes": tuple(fields["notes"])})
 
 
-def render_results(results: Results) -> str:
+def render_results(results: ModelResults) -> str:
     """A Markdown table, aligned for a terminal: one row a benchmark, shares in percent, 95% intervals in brackets."""
     with_greedy = any(result.greedy is not None for result in results.benchmarks.values())
     rows = [
@@ -105,6 +105,6 @@ def show(estimate: Estimate | None, bold: bool = False) -> str:
     return f"{'**' if bold else ''}{value}{'**' if bold else ''} [{low}, {high}]"
 
 
-def named_results(folders: Sequence[tuple[str | None, Path]]) -> list[Results]:
+def named_results(folders: Sequence[tuple[str | None, Path]]) -> list[ModelResults]:
     """The results of several folders, each under another name where one is given. Raises DataError as `read_results` does."""
     return [replace(found, name=name or found.name) for name, found in ((name, read_results(folder)) for name, folder in folders)]
