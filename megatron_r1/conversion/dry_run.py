@@ -14,8 +14,8 @@ import torch
 
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import CheckpointError
+from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import smallest_layout
-from megatron_r1.mcore.pieces import shards_of_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.runtime.files import write_atomically

@@ -17,8 +17,9 @@ from megatron_r1.conversion.parts import cut, own_share, part_bytes, write_parts
 from megatron_r1.conversion.torch_dist import Chunk, DataFile, write_metadata
 from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
+from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import Layout, smallest_layout
-from megatron_r1.mcore.pieces import Piece, Shards, shards_of_layout
+from megatron_r1.mcore.pieces import Piece, Shards
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.checkpoints import COMPLETE, STATE, manifest_entry, seal
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size

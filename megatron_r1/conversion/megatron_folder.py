@@ -11,8 +11,9 @@ import torch
 
 from megatron_r1.conversion.torch_dist import StoredTensors
 from megatron_r1.errors import CheckpointError, ConversionError
+from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import Layout
-from megatron_r1.mcore.pieces import Piece, shards_of_layout
+from megatron_r1.mcore.pieces import Piece
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_checkpoints

@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Any
 
 from megatron_r1.data.chat.conversations import Message, read_conversation
-from megatron_r1.data.chat.template import encode_conversation, load_chat_template
+from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.template import encode_conversation
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.types import TrainingSample

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.mcore import host, parallel
+from megatron_r1.mcore import parallel
+from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.checkpoint_files import join, plan_folder
 from megatron_r1.mcore.megatron_model import MegatronModel
 from megatron_r1.mcore.optimizer_state import load_optimizer_state, optimizer_state
@@ -18,7 +19,7 @@ from megatron_r1.mcore.policy import ReferencePolicy
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero, rank, world_size
 from megatron_r1.runtime.saving import Unwritten
 
-host.require_active()
+require_active()
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -136,7 +137,7 @@ def _reference_state(policy: MegatronModel, reference: ReferencePolicy) -> dict[
 
 def _rng_state() -> ShardedObject:
     states = {"torch": torch.get_rng_state(), "megatron": get_cuda_rng_tracker().get_states()}
-    if host.require_active() == "cuda":
+    if require_active() == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()
     return ShardedObject("rng", states, (world_size(),), (rank(),))
 

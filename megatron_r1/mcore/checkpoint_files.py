@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.saving import Unwritten
 
-host.require_active()
+require_active()
 
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess

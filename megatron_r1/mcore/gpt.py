@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 
-host.require_active()
+require_active()
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 

@@ -17,18 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Literal
 
-from megatron_r1.mcore import host_cuda
+from megatron_r1.mcore import active, host_cuda
+from megatron_r1.mcore.active import Device, have_transformer_engine
 from megatron_r1.mcore.host_fixes import FIXES, HostFix
 from megatron_r1.mcore.host_rewrite import EXPECTED_HITS, NAMESPACE, TO_DEVICE, count_hits, rewrite
 
 VERSION = "0.16.1"
 #: sha256 over all .py files of megatron/core in 0.16.1; equal: the slower named checks need not run
 FINGERPRINT = "e279d43b15d3f2a8799089621c72d673d0eb4e0b649dcb04e08c625f5274c6c1"
-
-Device = Literal["cpu", "cuda"]
-_active: Device | None = None
 
 
 def activate(device: Device) -> None:
@@ -38,11 +35,11 @@ def activate(device: Device) -> None:
         RuntimeError: megatron.core was imported before, another device is active, or Megatron-Core is not what the rules and
             fixes were written for (the message names what changed).
     """
-    global _active
-    if _active == device:
+    prepared = active.device()
+    if prepared == device:
         return
-    if _active is not None:
-        raise RuntimeError(f"megatron.core is already prepared for {_active}; one process serves one device")
+    if prepared is not None:
+        raise RuntimeError(f"megatron.core is already prepared for {prepared}; one process serves one device")
     imported = sorted(name for name in sys.modules if _is_megatron_core(name))
     if imported:
         raise RuntimeError(f"{imported[0]} was imported before mcore.host.activate({device!r}); call activate first")
@@ -50,23 +47,7 @@ def activate(device: Device) -> None:
     if fixes:
         check_source(_package_folder(), importlib.metadata.version("megatron-core"))
         sys.meta_path.insert(0, _Finder(fixes, retarget=device == "cpu"))
-    _active = device
-
-
-def require_active() -> Device:
-    """The active device.
-
-    Raises:
-        RuntimeError: `activate` was not called.
-    """
-    if _active is None:
-        raise RuntimeError("call megatron_r1.mcore.host.activate('cpu' or 'cuda') before importing megatron_r1.mcore modules")
-    return _active
-
-
-def have_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed."""
-    return importlib.util.find_spec("transformer_engine") is not None
+    active.set_device(device)
 
 
 def check_source(package: Path, version: str) -> None:

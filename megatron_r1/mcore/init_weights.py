@@ -7,9 +7,9 @@ import zlib
 
 import torch
 
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 
-host.require_active()
+require_active()
 
 from megatron.core import parallel_state
 

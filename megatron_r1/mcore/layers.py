@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.packing import RowGroup, group_rows, local_token_indices, packed_positions
 
-host.require_active()
+require_active()
 
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region

@@ -14,14 +14,15 @@ import torch.distributed as dist
 
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.mcore import host, parallel, provider
+from megatron_r1.mcore import parallel, provider
+from megatron_r1.mcore.active import require_active
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.types import MicroBatch
 from megatron_r1.weights.gather import GatheredWeights
 from megatron_r1.weights.load import load_weights
 
-host.require_active()
+require_active()
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig

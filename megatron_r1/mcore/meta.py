@@ -16,10 +16,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 from megatron_r1.model.architecture import Architecture
 
-host.require_active()
+require_active()
 
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import layers

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 
-host.require_active()
+require_active()
 
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.errors import ConfigError
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.mcore.packing import local_token_indices
 from megatron_r1.types import MicroBatch
 
-host.require_active()
+require_active()
 
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed

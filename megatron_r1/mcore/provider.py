@@ -6,12 +6,12 @@ import torch
 
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.dense import Llama, Llama3RopeScaling
 
-host.require_active()
+require_active()
 
 from megatron.core import parallel_state
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layers import ReplicatedLinear
 
-host.require_active()
+require_active()
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_r1.errors import ConversionError
-from megatron_r1.mcore import host, parallel
+from megatron_r1.mcore import parallel
+from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.meta import MetaRank, meta_ranks
 from megatron_r1.mcore.pieces import Piece, Shards
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.weights.local_weights import local_weights
 
-host.require_active()
+require_active()
 
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories, is_main_replica

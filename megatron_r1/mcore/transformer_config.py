@@ -7,13 +7,13 @@ import torch
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.mcore import host
+from megatron_r1.mcore.active import have_transformer_engine, require_active
 from megatron_r1.mcore.layout import Layout, stage_layers
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.deepseek_v3 import DeepseekV3
 from megatron_r1.model.dense import DenseArchitecture
 
-host.require_active()
+require_active()
 
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
@@ -33,7 +33,7 @@ def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfi
 
 
 def _common(arch: Architecture, runtime: RuntimeConfig) -> dict[str, object]:
-    on_cpu = host.require_active() == "cpu"
+    on_cpu = require_active() == "cpu"
     dtype = _dtype(runtime)
     return {
         "num_layers": arch.num_hidden_layers,
@@ -120,7 +120,7 @@ def _experts(arch: DeepseekV3, moe: MoeTrainingConfig) -> dict[str, object]:
         "moe_router_load_balancing_type": "seq_aux_loss" if moe.aux_loss_coeff else "none",
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
         "moe_token_dispatcher_type": "alltoall",
-        "moe_grouped_gemm": host.require_active() == "cuda" and host.have_transformer_engine(),
+        "moe_grouped_gemm": require_active() == "cuda" and have_transformer_engine(),
     }
 
 

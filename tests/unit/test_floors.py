@@ -1,10 +1,11 @@
-"""The house rules of the code: imports point down, a few modules own a dependency, files stay short."""
+"""The rules of the code: imports point down and make no circles, a few modules own a dependency, files and folders stay short."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.paths import ROOT
 
 PACKAGE = "megatron_r1"
 LONGEST_FILE = 400
+MOST_ENTRIES = 12  # at the top of the packages that have sub-packages
 FLOORS = [
     {"errors", "tags"},
     {"types", "config", "model", "chat_endpoint"},
@@ -75,6 +77,30 @@ def upward_imports(part: str, names: Iterator[str]) -> list[str]:
     return [name for name, other in others if other != part and FLOOR_OF.get(other, len(FLOORS)) >= FLOOR_OF[part]]
 
 
+def import_graph(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
+    """Which of these modules import which others, inside functions and for type checkers included."""
+
+    def find_module(name: str) -> str:
+        while name and name not in trees:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {module: {find_module(name) for name in imported_names(tree)} - {"", module} for module, tree in trees.items()}
+
+
+def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring, the first one again at the end; empty if there is no ring."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def test_the_layout_is_there():
     for part in set(FLOOR_OF) - {"errors", "types", "cli", "tags", "chat_endpoint"}:
         assert (ROOT / PACKAGE / part / "__init__.py").is_file(), part
@@ -96,6 +122,22 @@ def test_an_upward_import_would_be_found():
     sideways = ast.parse("from megatron_r1.mcore import policy")
     assert upward_imports("rollout", imported_names(sideways)) == ["megatron_r1.mcore.policy"]
     assert upward_imports("mcore", imported_names(sideways)) == []
+
+
+def test_no_modules_import_each_other():
+    assert find_circle(import_graph({module_name(path): parse(path) for path in MODULES})) == []
+
+
+def test_a_circle_would_be_found():
+    trees = {module_name(path): parse(path) for path in MODULES}
+    assert "megatron_r1.data.prompts" in import_graph(trees)["megatron_r1.pipeline.stages.grpo"]
+    for planted in (
+        "def f():\n    from megatron_r1.pipeline.stages import grpo",
+        "if TYPE_CHECKING:\n    from megatron_r1.pipeline.stages.grpo import run_grpo",
+        "import megatron_r1.pipeline.stages.grpo",
+    ):
+        circle = find_circle(import_graph(trees | {"megatron_r1.data.prompts": ast.parse(planted)}))
+        assert {"megatron_r1.data.prompts", "megatron_r1.pipeline.stages.grpo"} <= set(circle)
 
 
 def test_only_mcore_imports_megatron_core_and_nobody_megatron_training():
@@ -140,6 +182,12 @@ def test_what_a_part_may_not_know(part, forbidden):
 def test_no_file_is_long():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in EVERY_FILE}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("package", ["rollout", "pipeline"])
+def test_a_package_of_packages_is_short(package):
+    entries = sorted(path.name for path in (ROOT / PACKAGE / package).iterdir() if path.name != "__pycache__")
+    assert len(entries) <= MOST_ENTRIES, entries
 
 
 def test_the_product_knows_no_path_of_the_machine_it_was_written_on():

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megatron_r1.data.chat.conversations import Message
-from megatron_r1.data.chat.prompt_templates import TEMPLATES
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.errors import DataError
 from megatron_r1.types import TrainingSample
 
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -66,23 +65,6 @@ class ChatTemplate(Protocol):
         Raises:
             DataError: the template has no place for such messages.
         """
-
-
-def load_chat_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template that `data.template` names: "tokenizer" is the tokenizer's own.
-
-    Raises:
-        ConfigError: unknown name, or a tokenizer without a template.
-    """
-    if name == "tokenizer":
-        from megatron_r1.data.chat.tokenizer_template import TokenizerTemplate
-
-        return TokenizerTemplate(tokenizer)
-    if name == "r1_zero":
-        return R1Zero(tokenizer)
-    if name not in TEMPLATES:
-        raise ConfigError(f"data.template={name!r} is unknown; choose one of {', '.join(TEMPLATES)}, tokenizer")
-    return R1Chat(tokenizer, opened=name == "r1_chat_think")
 
 
 class R1Chat:

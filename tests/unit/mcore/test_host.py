@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from megatron_r1.mcore import host
+from megatron_r1.mcore.active import have_transformer_engine, require_active
 from megatron_r1.mcore.host_fixes import FIXES, HostFix
 from megatron_r1.mcore.host_rewrite import EXPECTED_HITS, RULES, count_hits, rewrite
 
@@ -46,7 +47,7 @@ def test_sibling_modules_say_what_to_call() -> None:
 
 def test_activation_is_idempotent_and_for_one_device() -> None:
     host.activate("cpu")
-    assert host.require_active() == "cpu"
+    assert require_active() == "cpu"
     with pytest.raises(RuntimeError, match="already prepared for cpu"):
         host.activate("cuda")
 
@@ -67,7 +68,7 @@ print("same")
 
 
 def test_with_cuda_only_the_gaps_of_a_missing_transformer_engine_are_filled() -> None:
-    if host.have_transformer_engine():
+    if have_transformer_engine():
         pytest.skip("Transformer Engine is installed")
     code = """
 from megatron_r1.mcore import host

@@ -2,8 +2,8 @@ import pytest
 
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.load import load_chat_template
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, fixed_texts, render, split_prompt
-from megatron_r1.data.chat.template import load_chat_template
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import ConfigError, RewardError
 from megatron_r1.rewards.scorers import scorer_specs
