@@ -1,6 +1,6 @@
 r"""How an assistant's answer holds its reasoning and its summary.
 
-    think:          "<think>\n{reasoning}\n</think>\n\n{summary}"                    (v2; FACTS: training text form)
+    think:          "<think>\n{reasoning}\n</think>\n\n{summary}"                    (R1 v2 listings 3 and 5 to 7)
     special_token:  "|special_token|{reasoning}|special_token|{summary}"            (v1 section 2.3.1)
 
 An answer without reasoning is its summary alone. Samples of a policy come in other forms too, see `read_sample`.

@@ -51,8 +51,9 @@ def follows_format(response: str) -> bool:
 
 
 def follows_chat_format(response: str, opened: bool = False) -> bool:
-    r"""Whether a response is "<think>\n{reasoning}\n</think>\n\n{summary}", both parts not blank (FACTS: training text form, A6).
+    r"""Whether a response is "<think>\n{reasoning}\n</think>\n\n{summary}", both parts not blank.
 
+    This is the text that R1 trains on (docs/paper_facts.md, "Tokenizer and chat template").
     The line breaks are exact, since the model is to write what its chat template cuts; more blank lines belong to the parts, and
     space may end the response. Neither part holds a think tag.
 

@@ -25,7 +25,7 @@ from megatron_r1.rewards.protocol import Verdict
 from tests.chat_server import ChatServer, Reply, completion
 from tests.paths import ROOT
 
-FACTS = ROOT.parent / "shared/FACTS.md"
+FACTS = ROOT / "docs/paper_facts.md"
 PROBLEMS = [Problem("p1", "What is three plus four?", "7", "en"), Problem("p2", "三加五等于几？", "8", "zh")]
 THINKING = {
     "en": "Let me see what is asked: the sum of both numbers.\n\nThey make {n}. I check it once more, and it is right.",
@@ -86,12 +86,9 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_the_summary_prompt_is_listing_1_and_translation_the_recipe_s_sentence():
-    if not FACTS.exists():
-        pytest.skip("needs shared/FACTS.md")
-    facts = FACTS.read_text(encoding="utf-8")
-    listing = facts[facts.index("## Question\\n{question}\\n\\n## Thought process") :].split(" - Code problems")[0]
-    words = " ".join(listing.replace("\\n", " ").split())
-    assert " ".join(SUMMARY_PROMPT.split()) == words
+    facts = " ".join(FACTS.read_text(encoding="utf-8").split())
+    listing = facts[facts.index("## Question {question} ## Thought process") :].partition(" - Code problems")[0]
+    assert " ".join(SUMMARY_PROMPT.split()) == listing
     assert "Translate the thinking process to the same language as the question." in facts
     filled = summary_messages("{thought_process} \\1", "think")[0]["content"]
     assert filled.startswith("## Question\n{thought_process} \\1\n\n## Thought process\nthink\n") and "\\boxed{}" in filled
