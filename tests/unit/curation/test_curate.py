@@ -225,7 +225,7 @@ def test_proportions_that_cannot_be_met_say_why(mix, says):
 
 
 def test_the_recipe_s_mix_is_its_table():
-    config = load_config(ROOT / "examples/v3_671b/curate.yaml").curation
+    config = load_config(ROOT / "examples/v3_671b/stage3_data.yaml").curation
     table = {"math": 395285, "code": 211129, "stem": 10124, "logic": 10395, "general": 177812}
     assert config.mix.proportions == table and config.mix.total == sum(table.values()) == 804745
     assert plan_mix(dict.fromkeys(table, 10**6), config.mix) == table and config.decontamination.ngram == 10

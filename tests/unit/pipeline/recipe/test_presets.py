@@ -10,24 +10,23 @@ from tests.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
 
-RL = {  # v2 sections 2.1, 3.2.1, 3.2.2
+RL = {  # R1 v2 sections 2.1, 3.2.1, 3.2.2
     "grpo.prompts_per_rollout": 512, "grpo.group_size": 16, "grpo.minibatch_size": 512, "grpo.kl_coef": 0.001,
     "grpo.reference_update_interval": 400, "grpo.optimizer.lr": 3e-6, "rollout.max_response_tokens": 32768,
     "rollout.temperature": 1.0, "rollout.top_p": 1.0, "reward.accuracy_weight": 1.0, "reward.format_weight": 1.0,
 }  # fmt: skip
-SFT = {  # v2 B.4.2
+SFT = {  # R1 v2 B.4.2
     "sft.epochs": 2, "sft.batch_size": 64, "sft.max_tokens": 32768, "sft.optimizer.lr": 5e-6, "sft.optimizer.schedule": "cosine",
     "sft.optimizer.min_lr_ratio": 0.1,
 }  # fmt: skip
-REWARD_MODEL = {  # v2 section 3.1
+REWARD_MODEL = {  # R1 v2 section 3.1
     "reward_model.epochs": 1, "reward_model.batch_size": 256, "reward_model.max_tokens": 8192, "reward_model.optimizer.lr": 6e-6,
 }  # fmt: skip
 STATED = {
     "v3_671b/r1_zero.yaml": RL | {"grpo.rollouts": 650, "data.template": "r1_zero", "reward.language_weight": 0.0},
     "v3_671b/stage1.yaml": SFT | {"data.template": "r1_chat"},
     "v3_671b/stage2.yaml": RL | {"grpo.clip_eps": 10.0, "reward.language_weight": 1.0, "data.template": "r1_chat"},
-    "v3_671b/stage3.yaml": SFT | {"data.template": "r1_chat", "curation.mix.total": 804745},
-    "v3_671b/sft.yaml": SFT,
+    "v3_671b/stage3.yaml": SFT | {"data.template": "r1_chat"},
     "v3_671b/stage4.yaml": RL
     | {
         "rollout.temperature": 0.7, "grpo.clip_eps": 10.0, "grpo.general_updates": 400, "reward.language_weight": 1.0,
@@ -36,7 +35,7 @@ STATED = {
     "v3_671b/reward_helpful.yaml": REWARD_MODEL | {"reward_model.kind": "helpful"},
     "v3_671b/reward_safety.yaml": REWARD_MODEL | {"reward_model.kind": "safety"},
     "distill_qwen/zero_qwen_32b.yaml": RL | {"grpo.optimizer.lr": 2e-6, "data.template": "r1_zero"},
-    # v2 B.4.3, table 6
+    # R1 v2 B.4.3, table 6
     **{
         f"distill_qwen/{name}.yaml": SFT | {"sft.optimizer.lr": lr}
         for name, lr in {
@@ -44,7 +43,7 @@ STATED = {
         }.items()
     },
 }  # fmt: skip
-PROPORTIONS = {"math": 395285, "code": 211129, "stem": 10124, "logic": 10395, "general": 177812}  # v2 B.3.3
+PROPORTIONS = {"math": 395285, "code": 211129, "stem": 10124, "logic": 10395, "general": 177812}  # R1 v2 B.3.3
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -57,13 +56,13 @@ def test_every_recipe_preset_is_looked_at():
     files = {
         f"{path.parent.name}/{path.name}" for folder in ("v3_671b", "distill_qwen") for path in (EXAMPLES / folder).glob("*.yaml")
     }
-    assert files == set(STATED) | {"v3_671b/curate.yaml", "v3_671b/r1.yaml"}
+    assert files == set(STATED) | {"v3_671b/stage3_data.yaml", "v3_671b/r1.yaml"}
 
 
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
-        ("zero", "v3_671b/r1_zero"), ("stage1", "v3_671b/stage1"), ("stage2", "v3_671b/stage2"), ("stage3", "v3_671b/sft"),
+        ("zero", "v3_671b/r1_zero"), ("stage1", "v3_671b/stage1"), ("stage2", "v3_671b/stage2"), ("stage3", "v3_671b/stage3"),
         ("stage4", "v3_671b/stage4"), ("helpful", "v3_671b/reward_helpful"), ("safety", "v3_671b/reward_safety"),
         ("distill", "distill_qwen/qwen_7b"),
     ],
@@ -71,7 +70,7 @@ def test_every_recipe_preset_is_looked_at():
 def test_the_recipe_as_one_file_says_what_the_single_files_say(stage, name):
     of_recipe = flatten_config(Recipe(load_config(EXAMPLES / "v3_671b/r1.yaml")).config_of(stage))
     single = flatten_config(load_config(EXAMPLES / f"{name}.yaml"))
-    sections = {"v3_671b/sft": ("sft",), "v3_671b/stage1": ("sft",), "distill_qwen/qwen_7b": ("sft",)}.get(
+    sections = {"v3_671b/stage3": ("sft",), "v3_671b/stage1": ("sft",), "distill_qwen/qwen_7b": ("sft",)}.get(
         name, ("reward_model",) if "reward_" in name else ("grpo", "rollout", "reward")
     )
     # folders that an earlier stage fills, and how the data are read, are the pipeline's
@@ -86,7 +85,7 @@ def test_the_steps_of_rl_are_those_of_the_paper():
     assert updates[0] == 10_400 and 1_700 <= updates[1] < 1_716
 
 
-@pytest.mark.parametrize("name", ["stage3", "curate"])
+@pytest.mark.parametrize("name", ["r1", "stage3_data"])
 def test_the_mix_is_the_published_one(name):
     mix = load_config(EXAMPLES / f"v3_671b/{name}.yaml").curation.mix
     assert mix.proportions == PROPORTIONS and mix.total == sum(PROPORTIONS.values()) == 804_745
