@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self
 
 from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, read_api_key
 from megatron_r1.config.curation import WriterConfig
-from megatron_r1.curation.ledger import Ledger
 from megatron_r1.errors import ConfigError, RolloutError
+from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 

@@ -29,12 +29,12 @@ from megatron_r1.curation.cold_start_prompts import (
 )
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Answer, Form, read_sample
-from megatron_r1.curation.ledger import Ledger, settle
 from megatron_r1.curation.manifest import RecordCounts
 from megatron_r1.curation.outputs import StepOutputs, write_outputs
 from megatron_r1.curation.records import Conversation, read_file
 from megatron_r1.data.problems import Problem
 from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.runtime.ledger import Ledger, settle
 
 _THINK = Form()  # what is worked on; `config.form` is put on at the end
 _NO_ANSWER = "no_answer"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import DataError
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.markdown_table import align_table
 
 MANIFEST = "manifest.json"
 
@@ -87,15 +88,4 @@ def render_counts(counts: RecordCounts) -> str:
     cells += [[label, *(f"{row[domain]:,}" for domain in domains), f"{row.total():,}"] for label, row in rows]
     shares = [f"{counts.mixed[domain] / total:.1%}" if total else "" for domain in domains]
     cells.append(["share of the mix", *shares, "100.0%" if total else ""])
-    return align_table(cells)
-
-
-def align_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a markdown table; the first row is its head, numbers stand at the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return align_table(cells, numbers=True)

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from megatron_r1.config.curation import RejectionConfig
 from megatron_r1.curation.accept_samples import Check, done
-from megatron_r1.curation.ledger import Ledger, settle, sync_folder
 from megatron_r1.curation.outputs import make_folder, write_json_lines
 from megatron_r1.curation.records import parse_object, stream_lines
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.runtime.ledger import Ledger, settle, sync_folder
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.passk import mean, pass_at_k
 from megatron_r1.evaluation.vote import majority_score
+from megatron_r1.runtime.ledger import Ledger
 
 _AT_ONCE = 1 << 22  # draws held in memory
 
@@ -62,7 +62,7 @@ def measure_benchmark(
         resamples, seed: of the bootstrap.
     """
     keys = [(problem.id, sample) for problem in problems for sample in range(samples)]
-    right = {p.id: [scores.lines[p.id, sample]["score"] == 1.0 for sample in range(samples)] for p in problems}
+    right = {p.id: [scores.records[p.id, sample]["score"] == 1.0 for sample in range(samples)] for p in problems}
 
     def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean(values), *bootstrap_interval(values, resamples, seed))
@@ -71,7 +71,7 @@ def measure_benchmark(
     by_category: dict[str, list[float]] = defaultdict(list)
     for problem in problems:
         by_category[problem.category].append(shares[problem.id])
-    tokens = [responses.lines[key]["tokens"] for key in keys]
+    tokens = [responses.records[key]["tokens"] for key in keys]
     sizes = sorted({samples, *(1 << power for power in range(samples.bit_length()))} - {1})
     return BenchmarkResult(
         problems=len(problems),
@@ -79,12 +79,12 @@ def measure_benchmark(
         pass_at_1=estimate(list(shares.values())),
         cons=estimate([majority_score(classes[p.id], right[p.id]) for p in problems]) if classes is not None else None,
         pass_at={k: estimate([pass_at_k(samples, sum(row), k) for row in right.values()]) for k in sizes},
-        greedy=estimate([float(greedy_scores.lines[p.id, 0]["score"] == 1.0) for p in problems])
+        greedy=estimate([float(greedy_scores.records[p.id, 0]["score"] == 1.0) for p in problems])
         if greedy_scores is not None
         else None,
         length=mean(tokens) if None not in tokens else None,
-        cut=mean([float(not responses.lines[key]["finished"]) for key in keys]),
-        unscorable=mean([float(scores.lines[key]["score"] is None) for key in keys]),
+        cut=mean([float(not responses.records[key]["finished"]) for key in keys]),
+        unscorable=mean([float(scores.records[key]["score"] is None) for key in keys]),
         categories={name: (len(row), mean(row)) for name, row in sorted(by_category.items())} if set(by_category) != {""} else {},
         notes=tuple(notes),
     )

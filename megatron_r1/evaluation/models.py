@@ -12,7 +12,7 @@ from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, re
 from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.errors import ConfigError, RewardError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.ledger import Ledger
+from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
@@ -64,13 +64,13 @@ class EngineModel:
         size = max(1, self._responses_per_call // sampling.n)
 
         def keep(group: RolloutGroup) -> None:
-            before = len(kept.lines)
+            before = len(kept.records)
             kept.append(self._response_line(group, sample) for sample in range(sampling.n))
-            tell(len(kept.lines) - before)
+            tell(len(kept.records) - before)
 
         for start in range(0, len(problems), size):
             asked = problems[start : start + size]
-            if any((problem.id, sample) not in kept.lines for problem in asked for sample in range(sampling.n)):
+            if any((problem.id, sample) not in kept.records for problem in asked for sample in range(sampling.n)):
                 prompts = [self._make_prompt(problem) for problem in asked]
                 try:
                     self._engine.generate(prompts, sampling, seed_of(seed, start), keep)
@@ -104,7 +104,7 @@ class EndpointModel:
     def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
         """See `Model.sample`."""
         wanted = [(problem, sample) for problem in problems for sample in range(sampling.n)]
-        missing = iter([(problem, sample) for problem, sample in wanted if (problem.id, sample) not in kept.lines])
+        missing = iter([(problem, sample) for problem, sample in wanted if (problem.id, sample) not in kept.records])
         failure: Exception | None = None
         under_way: dict[Future[Completion], tuple[str, int]] = {}
         with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as threads:
@@ -155,7 +155,7 @@ def seed_of(*parts: object) -> int:
 
 
 def _describe_kept(kept: Ledger, wanted: int) -> str:
-    return f"{len(kept.lines)} of {wanted} responses are kept in {kept.path}, and the same command goes on from there"
+    return f"{len(kept.records)} of {wanted} responses are kept in {kept.path}, and the same command goes on from there"
 
 
 def _whole_text(completion: Completion) -> str:

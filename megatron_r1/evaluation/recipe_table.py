@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.published import METRICS, NOTES, OTHER_STAGE_SOURCES, PUBLISHED, REASONING, STAGE_SOURCE, STAGES, Metric
 from megatron_r1.evaluation.result_files import ModelResults, show
-from megatron_r1.evaluation.table import align_table
+from megatron_r1.runtime.markdown_table import align_table
 
 _LEGEND = (
     "**Bold with an interval: measured** by this project (percent, pass@1 or as named, 95% bootstrap interval over problems). Plain: "

@@ -11,8 +11,8 @@ from typing import Any
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.benchmarks import BENCHMARKS
 from megatron_r1.evaluation.measure import BenchmarkResult, Estimate
-from megatron_r1.evaluation.table import align_table
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.markdown_table import align_table
 
 RESULTS, TABLE = "results.json", "results.md"
 

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.benchmarks import Benchmark
-from megatron_r1.evaluation.ledger import Key, Ledger
 from megatron_r1.evaluation.models import Progress
+from megatron_r1.evaluation.sample_ledger import SampleKey
 from megatron_r1.evaluation.vote import sort_into_classes
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.rules.choice import find_letter
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
+from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.tags import find_answers
 
 PLACE = "boxed"  #: where benchmarks of mathematics ask for the answer
@@ -54,12 +55,12 @@ def score_responses(
         RewardError: the scorer cannot work here.
     """
     references = {problem.id: problem.reference for problem in problems}
-    left = [key for key in responses.lines if key[0] in references and key not in scores.lines]
-    finished = [key for key in left if responses.lines[key]["finished"]]
-    judged: deque[Key] = deque()
+    left = [key for key in responses.records if key[0] in references and key not in scores.records]
+    finished = [key for key in left if responses.records[key]["finished"]]
+    judged: deque[SampleKey] = deque()
     lines: list[dict[str, Any]] = []
 
-    def keep(key: Key, verdict: Verdict, answer: str | None) -> None:
+    def keep(key: SampleKey, verdict: Verdict, answer: str | None) -> None:
         line = {"problem": key[0], "sample": key[1], "score": verdict.score, "outcome": verdict.outcome, "detail": verdict.detail}
         lines.append(line | ({"answer": answer} if benchmark.votes else {}))
         if len(lines) >= _WRITTEN_TOGETHER:
@@ -73,13 +74,13 @@ def score_responses(
     def to_judge() -> Iterator[tuple[str, str, Any]]:
         for key in finished:
             judged.append(key)
-            yield benchmark.scorer, responses.lines[key]["response"], references[key[0]]
+            yield benchmark.scorer, responses.records[key]["response"], references[key[0]]
 
     for key in set(left).difference(finished):
         keep(key, Verdict(0.0, "wrong", "cut at the length limit"), None)
     for verdict in scoring.stream(to_judge()):
         key = judged.popleft()
-        keep(key, verdict, _find_answer(benchmark, responses.lines[key]["response"]))
+        keep(key, verdict, _find_answer(benchmark, responses.records[key]["response"]))
     write()
 
 
@@ -98,7 +99,7 @@ def vote_classes(
 
     For those, answers are one where they are written the same.
     """
-    answers = {p.id: [scores.lines[p.id, sample]["answer"] for sample in range(samples)] for p in problems}
+    answers = {p.id: [scores.records[p.id, sample]["answer"] for sample in range(samples)] for p in problems}
     given = {id: [answer for answer in row if answer is not None] for id, row in answers.items()}
     failed = 0
     if benchmark.scorer == "math":

@@ -13,9 +13,9 @@ from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.heldout import evaluate_heldout
+from megatron_r1.evaluation.heldout_table import render_table
 from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.result_files import named_results
-from megatron_r1.evaluation.table import render_table
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer

@@ -25,10 +25,10 @@ from megatron_r1.data.chat.template import OPENED
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, digest, read_benchmark
 from megatron_r1.evaluation.benchmarks import Benchmark, find_benchmarks
-from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.measure import BenchmarkResult, measure_benchmark
 from megatron_r1.evaluation.models import EndpointModel, EngineModel, Model
 from megatron_r1.evaluation.result_files import ModelResults, write_results
+from megatron_r1.evaluation.sample_ledger import open_samples, read_settings, settings_path
 from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.builders.engines import open_engine
@@ -37,6 +37,7 @@ from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.launch import read_launch
+from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.run import lock_folder
 from megatron_r1.types import Prompt, Sampling
@@ -120,7 +121,7 @@ def _asked(task: Task, sampling: Sampling) -> dict[str, Any]:
 
 
 def _open_responses(config: Config, task: Task, prefix: str, settings: dict[str, Any] | None) -> Ledger:
-    return Ledger(Path(config.run_dir) / task.name / f"{prefix}responses.jsonl", settings)
+    return open_samples(Path(config.run_dir) / task.name / f"{prefix}responses.jsonl", settings)
 
 
 def _sample(config: Config, session: Session | None, tasks: list[Task]) -> None:
@@ -138,11 +139,11 @@ def _sample(config: Config, session: Session | None, tasks: list[Task]) -> None:
                 asked = _asked(task, sampling) | {"seed": settings.seed} | identity
                 with _open_responses(config, task, prefix, asked) as kept:
                     total = len(task.problems) * sampling.n
-                    if len(kept.lines) == total:
+                    if len(kept.records) == total:
                         continue
                     model = model or stack.enter_context(_open_model(config, session, tasks))
                     title = f"{task.benchmark.title}{', greedy' if prefix else ''}"
-                    with Progress(total, title, initial=len(kept.lines)) as progress:
+                    with Progress(total, title, initial=len(kept.records)) as progress:
                         model.sample(task.problems, sampling, f"{settings.seed} {task.name} {prefix}", kept, progress.advance)
 
 
@@ -195,10 +196,10 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
             _require_complete(task, sampling, responses)
             path = folder / f"{prefix}scores.jsonl"
             if rescore:
-                path.with_suffix(".settings.json").unlink(missing_ok=True)
-            scores = stack.enter_context(Ledger(path, judged_by, replace=True))
-            if len(scores.lines) < len(responses.lines):
-                with Progress(len(responses.lines), f"{task.benchmark.title}, judging", initial=len(scores.lines)) as progress:
+                settings_path(path).unlink(missing_ok=True)
+            scores = stack.enter_context(open_samples(path, judged_by, replace=True))
+            if len(scores.records) < len(responses.records):
+                with Progress(len(responses.records), f"{task.benchmark.title}, judging", initial=len(scores.records)) as progress:
                     score_responses(task.benchmark, task.problems, responses, scores, scoring, progress.advance)
             ledgers[prefix] = (responses, scores)
         responses, scores = ledgers[""]
@@ -221,12 +222,11 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
 
 def _require_complete(task: Task, sampling: Sampling, responses: Ledger) -> None:
     """With --rescore, the kept responses need not be those that the config asks for."""
+    known = read_settings(responses.path)
     for name, value in _asked(task, sampling).items():
-        if responses.settings[name] != value:
-            raise ConfigError(
-                f"{responses.path} was sampled with {name}={responses.settings[name]}, the config has {value}: restore it"
-            )
-    missing = len(task.problems) * sampling.n - len(responses.lines)
+        if known[name] != value:
+            raise ConfigError(f"{responses.path} was sampled with {name}={known[name]}, the config has {value}: restore it")
+    missing = len(task.problems) * sampling.n - len(responses.records)
     if missing:
         raise ConfigError(f"{responses.path} lacks {missing} responses; run the same command without --rescore to sample them")
 

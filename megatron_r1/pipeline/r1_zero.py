@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_r1.config.schema import Config
 from megatron_r1.evaluation.heldout import EvaluationResult
-from megatron_r1.evaluation.table import render_table
+from megatron_r1.evaluation.heldout_table import render_table
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.grpo import run_grpo
 from megatron_r1.pipeline.stages.pretrain import run_pretrain

@@ -11,8 +11,8 @@ import pytest
 
 from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.models import EngineModel
+from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
@@ -201,12 +201,12 @@ def test_an_evaluation_goes_on_after_a_kill_with_the_same_responses(loaded, tmp_
     by_id = {prompt.id: prompt for prompt in prompts(ARCH, 6)}
     model = EngineModel(loaded, lambda problem: by_id[problem.id], "", responses_per_call=8)
     sampling = replace(SAMPLING, n=2, temperature=0.6, top_p=0.95)
-    with Ledger(tmp_path / "a.jsonl", {}) as kept:
+    with open_samples(tmp_path / "a.jsonl", {}) as kept:
         model.sample(asked, sampling, "seed", kept, lambda _: None)
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert len(lines) == 12 and len({line.split('"response"')[1] for line in lines}) == 12
-    Ledger(tmp_path / "b.jsonl", {}).close()
+    open_samples(tmp_path / "b.jsonl", {}).close()
     (tmp_path / "b.jsonl").write_text("".join(f"{line}\n" for line in lines[:5]))  # killed in the first of two calls
-    with Ledger(tmp_path / "b.jsonl", {}) as kept:
+    with open_samples(tmp_path / "b.jsonl", {}) as kept:
         model.sample(asked, sampling, "seed", kept, lambda _: None)
     assert sorted((tmp_path / "b.jsonl").read_text().splitlines()) == sorted(lines)

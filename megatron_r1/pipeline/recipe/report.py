@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_r1.curation.manifest import align_table
 from megatron_r1.pipeline.recipe.measure import Measured, read_measured
 from megatron_r1.report.html import write_report
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.markdown_table import align_table
 
 _SHARES = ("pass_at_1", "format", "language", "readable", "helpful", "safe")
 

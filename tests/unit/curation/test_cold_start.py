@@ -16,12 +16,12 @@ from megatron_r1.curation.cold_start import write_cold_start
 from megatron_r1.curation.cold_start_prompts import SUMMARY_PROMPT, built_in_examples, summary_messages, translation_messages
 from megatron_r1.curation.filters import first_failure
 from megatron_r1.curation.forms import Form
-from megatron_r1.curation.ledger import Ledger
 from megatron_r1.curation.non_reasoning import write_non_reasoning
 from megatron_r1.curation.records import Conversation
 from megatron_r1.data.problems import Problem
 from megatron_r1.errors import ConfigError, DataError, RolloutError
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.runtime.ledger import Ledger
 from tests.chat_server import ChatServer, Reply, completion
 from tests.paths import ROOT
 

@@ -16,10 +16,10 @@ import pytest
 from megatron_r1.config.curation import CurationConfig, FilterConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.curation.accept_samples import Check, answer_check, done
-from megatron_r1.curation.ledger import Ledger
 from megatron_r1.curation.rejection import Selection, sample_and_keep
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.direct_scoring import DirectScoring
 
@@ -232,23 +232,6 @@ def test_a_torn_line_is_repaired_and_a_damaged_one_is_named(tmp_path):
         Ledger(damaged)
     run(tmp_path)
     assert (tmp_path / "conversations.jsonl").read_bytes() == (tmp_path / "whole/conversations.jsonl").read_bytes()
-
-
-def test_a_ledger_keeps_an_id_once_and_belongs_to_one_process(tmp_path):
-    path = tmp_path / "l.jsonl"
-    with Ledger(path) as ledger:
-        ledger.append([{"id": "a", "x": 1}, {"id": "b", "x": "\udcff"}])
-        ledger.append([{"id": "a", "x": 2}])
-        with pytest.raises(DataError, match="is being written by another process"):
-            Ledger(path)
-    with path.open("a") as file:
-        file.write('{"id": "c"}')  # whole, but its append had not returned
-    with Ledger(path) as ledger:
-        assert ledger.records == {"a": {"id": "a", "x": 1}, "b": {"id": "b", "x": "\udcff"}}
-    with path.open("a") as file:
-        file.write('{"id": "a"}\n')
-    with pytest.raises(DataError, match="l.jsonl:3: the id 'a' stands there twice"):
-        Ledger(path)
 
 
 # Rules and judges

@@ -7,8 +7,8 @@ import torch
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
+from megatron_r1.evaluation.heldout_table import render_table
 from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
-from megatron_r1.evaluation.table import render_table
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.direct_scoring import score_groups
 

@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 
 from megatron_r1.config.endpoint import EndpointConfig
-from megatron_r1.errors import ConfigError, DataError, RolloutError
+from megatron_r1.errors import ConfigError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.models import EndpointModel, EngineModel
+from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.chat_server import ChatServer, Reply, completion
 
 PROBLEMS = [BenchmarkProblem(f"p{n}", f"question {n}", "1") for n in range(10)]
 SAMPLING = Sampling(3, 0.6, 0.95, 100)
-LINE = {"problem": "p", "sample": 0, "response": "\ud800\u2028\n", "finished": True, "tokens": 3}
 
 
 class SeededEngine:
@@ -44,42 +43,9 @@ def make_prompt(problem: BenchmarkProblem) -> Prompt:
 
 
 def sample(path: Path, tell: Callable[[int], object] = lambda count: None) -> list[str]:
-    with Ledger(path, {"k": 3}) as kept:
+    with open_samples(path, {"k": 3}) as kept:
         EngineModel(SeededEngine(), make_prompt, "<think>\n", 9).sample(PROBLEMS, SAMPLING, "seed", kept, tell)
     return path.read_text().splitlines()
-
-
-def test_a_ledger_cuts_half_a_line_off_and_keeps_what_it_has(tmp_path):
-    path = tmp_path / "folder" / "lines.jsonl"
-    with Ledger(path, {"k": 1}) as ledger:
-        ledger.append([LINE, LINE | {"sample": 1}])
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"problem": "p", "sam')
-    with Ledger(path, {"k": 1}) as ledger:
-        assert ledger.lines == {("p", 0): LINE, ("p", 1): LINE | {"sample": 1}}
-        ledger.append([LINE | {"response": "another"}])  # is there already
-    assert path.read_bytes() == whole
-    path.write_bytes(whole + whole)
-    with pytest.raises(DataError, match=r"lines.jsonl:3: sample 0 of 'p' is there twice"):
-        Ledger(path, {"k": 1})
-    path.write_bytes(whole + b"[1]\n")
-    with pytest.raises(DataError, match="lines.jsonl:3: not a line of this file"):
-        Ledger(path, {"k": 1})
-
-
-def test_a_ledger_belongs_to_its_settings(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    with pytest.raises(ConfigError, match="there are no responses to score"):
-        Ledger(path, None)
-    Ledger(path, {"temperature": 0.3}).close()  # a model that did not start: nothing was sampled yet
-    with Ledger(path, {"temperature": 0.6, "k": 1}) as ledger:
-        ledger.append([LINE])
-    with pytest.raises(ConfigError, match="was begun with temperature=0.6, now it is 1.0: restore it, or choose another run_dir"):
-        Ledger(path, {"temperature": 1.0, "k": 1})
-    with Ledger(path, None) as ledger:
-        assert len(ledger.lines) == 1 and ledger.settings == {"temperature": 0.6, "k": 1}
-    with Ledger(path, {"temperature": 1.0}, replace=True) as ledger:
-        assert not ledger.lines
 
 
 def test_an_engine_is_asked_for_every_response_once(tmp_path):
@@ -100,7 +66,7 @@ def test_an_engine_that_dies_says_what_is_kept(tmp_path):
             return super().generate(prompts, *rest)
 
     with (
-        Ledger(tmp_path / "a.jsonl", {}) as kept,
+        open_samples(tmp_path / "a.jsonl", {}) as kept,
         pytest.raises(RolloutError, match="died in generate; 9 of 30 responses are kept"),
     ):
         EngineModel(Dying(), make_prompt, "", 9).sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
@@ -136,7 +102,7 @@ def endpoint(server: ChatServer, **settings: Any) -> EndpointModel:
 
 
 def ask(server: ChatServer, path: Path, **settings: Any) -> list[dict[str, Any]]:
-    with endpoint(server, **settings) as model, Ledger(path, {}) as kept:
+    with endpoint(server, **settings) as model, open_samples(path, {}) as kept:
         model.sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
     return [json.loads(line) for line in path.read_text().splitlines()]
 

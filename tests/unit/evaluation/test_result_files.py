@@ -11,11 +11,11 @@ from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.benchmarks import BENCHMARKS
-from megatron_r1.evaluation.ledger import Ledger
 from megatron_r1.evaluation.measure import bootstrap_interval, measure_benchmark
 from megatron_r1.evaluation.published import METRICS, PUBLISHED, STAGES
 from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.result_files import ModelResults, named_results, read_results, write_results
+from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
 from megatron_r1.evaluation.vote import majority_score
 from megatron_r1.rewards.scorers import build_scorer
@@ -43,7 +43,7 @@ class DirectScoring:
 @pytest.fixture
 def measured(tmp_path):
     """Three problems, four samples each; the last of problem c is cut, the last of b has no box."""
-    with Ledger(tmp_path / "r.jsonl", {}) as responses, Ledger(tmp_path / "s.jsonl", {}) as scores:
+    with open_samples(tmp_path / "r.jsonl", {}) as responses, open_samples(tmp_path / "s.jsonl", {}) as scores:
         responses.append(
             {"problem": id, "sample": n, "response": f"So \\boxed{{{x}}}" if x else "7", "finished": x != "...", "tokens": 10 * n}
             for id, row in ANSWERS.items()
@@ -56,7 +56,7 @@ def measured(tmp_path):
         assert sum(told) == 12, "nothing is judged twice"
         classes, failed = vote_classes(benchmark, PROBLEMS, 4, scores, scoring)
         assert classes == {"a": [0, 0, 1, 1], "b": [0, 0, 1, None], "c": [0, 0, 1, None]} and failed == 0
-        assert scores.lines["c", 3]["detail"] == "cut at the length limit" and scores.lines["a", 1]["answer"] == "\\frac{1}{2}"
+        assert scores.records["c", 3]["detail"] == "cut at the length limit" and scores.records["a", 1]["answer"] == "\\frac{1}{2}"
         yield measure_benchmark(
             PROBLEMS, 4, responses, scores, classes=classes, greedy_scores=None, resamples=2000, seed=0, notes=["three problems"]
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from megatron_r1.evaluation.heldout import EvaluationResult
+from megatron_r1.runtime.markdown_table import align_table
 
 
 def render_table(results: Mapping[str, EvaluationResult]) -> str:
@@ -29,18 +30,6 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
     return f"{align_table(rows)}\n\n{note}"
 
 
-def align_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the header, as a Markdown table whose columns are aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    header, *body = (_table_line(row, widths) for row in rows)
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([header, rule, *body])
-
-
 def _share_with_interval(result: EvaluationResult, name: str) -> str:
     low, high = result.intervals[name]
     return f"{getattr(result, name):.1%} [{low:.1%}, {high:.1%}]"
-
-
-def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
