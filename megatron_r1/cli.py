@@ -32,29 +32,38 @@ CURATION = tuple(
 
 @dataclass(frozen=True)
 class Command:
-    """A command that takes a config: which function runs it, and what it reads."""
+    """A command that takes a config: which function runs it, and what it reads. A new training stage is one more of `COMMANDS`."""
 
     target: str  #: "module:function", imported when the command runs
     summary: str
     sections: tuple[str, ...]  #: and settings by themselves
+    is_stage: bool = False  #: the function takes a session, too, and runs on every rank
 
 
 COMMANDS = {
     "pretrain": Command(
-        "megatron_r1.pipeline.commands:run_pretrain_command",
+        "megatron_r1.pipeline.stages.pretrain:run_pretrain",
         "train a base model on next tokens",
         (*COMMON, "pretrain", "evaluate", "checkpoint"),
+        is_stage=True,
     ),
-    "sft": Command("megatron_r1.pipeline.commands:run_sft_command", "fine-tune on conversations", (*COMMON, "sft", "checkpoint")),
+    "sft": Command(
+        "megatron_r1.pipeline.stages.sft:run_sft",
+        "fine-tune on conversations",
+        (*COMMON, "sft", "checkpoint"),
+        is_stage=True,
+    ),
     "reward-model": Command(
-        "megatron_r1.pipeline.commands:run_reward_model_command",
+        "megatron_r1.pipeline.stages.reward_model:run_reward_model",
         "train a reward model on preferences or on safety labels",
         (*COMMON, "reward_model", "checkpoint"),
+        is_stage=True,
     ),
     "grpo": Command(
-        "megatron_r1.pipeline.commands:run_grpo_command",
+        "megatron_r1.pipeline.stages.grpo:run_grpo",
         "reinforcement learning with rule rewards",
         (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint"),
+        is_stage=True,
     ),
     "curate": Command(
         "megatron_r1.pipeline.commands:run_curate_command",
@@ -70,9 +79,10 @@ EVALUATE = Command(
 RESCORE = replace(EVALUATE, target="megatron_r1.pipeline.commands:run_rescore_command")
 PIPELINES = {
     "r1-zero": Command(
-        "megatron_r1.pipeline.commands:run_r1_zero_command",
+        "megatron_r1.pipeline.r1_zero:run_r1_zero",
         "base model, R1-Zero from it, and a table that compares them",
         tuple(Config.model_fields),
+        is_stage=True,
     ),
 }
 RECIPE_SUMMARIES = {
@@ -114,7 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
     config = load_config(path, overrides)
     module, _, function = command.target.partition(":")
-    getattr(importlib.import_module(module), function)(config)
+    run = getattr(importlib.import_module(module), function)
+    if command.is_stage:
+        from megatron_r1.pipeline.session import open_session
+
+        with open_session(config.runtime) as session:
+            run(config, session)
+    else:
+        run(config)
     return 0
 
 

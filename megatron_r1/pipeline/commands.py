@@ -21,51 +21,16 @@ from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.builders.rewards import open_rewards
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
-from megatron_r1.pipeline.r1_zero import run_r1_zero
 from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.pipeline.stages.grpo import run_grpo
-from megatron_r1.pipeline.stages.pretrain import run_pretrain
-from megatron_r1.pipeline.stages.reward_model import run_reward_model
-from megatron_r1.pipeline.stages.sft import run_sft
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
-
-
-def run_pretrain_command(config: Config) -> None:
-    """Pretrain a base model."""
-    with open_session(config.runtime) as session:
-        run_pretrain(config, session)
-
-
-def run_sft_command(config: Config) -> None:
-    """Fine-tune on conversations."""
-    with open_session(config.runtime) as session:
-        run_sft(config, session)
-
-
-def run_reward_model_command(config: Config) -> None:
-    """Train a reward model."""
-    with open_session(config.runtime) as session:
-        run_reward_model(config, session)
-
-
-def run_grpo_command(config: Config) -> None:
-    """Train with GRPO."""
-    with open_session(config.runtime) as session:
-        run_grpo(config, session)
 
 
 def run_recipe_command(config: Config, first: str | None, last: str | None) -> None:
     """The R1 recipe's stages from `first` to `last`, and the table that compares them."""
     with open_session(config.runtime) as session:
         run_recipe(config, session, first, last)
-
-
-def run_r1_zero_command(config: Config) -> None:
-    """Pretrain, train with GRPO, compare."""
-    with open_session(config.runtime) as session:
-        run_r1_zero(config, session)
 
 
 def run_rescore_command(config: Config) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -14,15 +17,15 @@ from megatron_r1.errors import CheckpointError, WeightSyncError
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.launch import child_environment
 
-FUNCTIONS = {
-    "pretrain": "run_pretrain_command",
-    "sft": "run_sft_command",
-    "reward-model": "run_reward_model_command",
-    "grpo": "run_grpo_command",
-    "curate": "run_curate_command",
-    "evaluate": "run_evaluate_command",
-    "evaluate --rescore": "run_rescore_command",
-    "pipeline r1-zero": "run_r1_zero_command",
+TARGETS = {
+    "pretrain": "megatron_r1.pipeline.stages.pretrain:run_pretrain",
+    "sft": "megatron_r1.pipeline.stages.sft:run_sft",
+    "reward-model": "megatron_r1.pipeline.stages.reward_model:run_reward_model",
+    "grpo": "megatron_r1.pipeline.stages.grpo:run_grpo",
+    "curate": "megatron_r1.pipeline.commands:run_curate_command",
+    "evaluate": "megatron_r1.pipeline.commands:run_evaluate_command",
+    "evaluate --rescore": "megatron_r1.pipeline.commands:run_rescore_command",
+    "pipeline r1-zero": "megatron_r1.pipeline.r1_zero:run_r1_zero",
 }
 
 
@@ -34,31 +37,36 @@ def no_process_group(monkeypatch):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """In place of `pipeline.commands`: keeps the config that a function was called with."""
+    """In place of the functions that commands run: `seen` keeps the config that each was called with, stages with a session."""
     seen = {}
-    module = types.ModuleType("megatron_r1.pipeline.commands")
-    for name in FUNCTIONS.values():
-        setattr(module, name, lambda config, name=name: seen.update({name: config}))
-    module.seen = seen
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
+    modules = {name: types.ModuleType(name) for name in {target.partition(":")[0] for target in TARGETS.values()}}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for target in TARGETS.values():
+        module, _, function = target.partition(":")
+        keep = lambda config, *session, target=target: seen.update({target: (config, *session)})
+        setattr(modules[module], function, keep)
+    session = types.ModuleType("megatron_r1.pipeline.session")
+    session.open_session = lambda runtime: contextlib.nullcontext("the session")
+    monkeypatch.setitem(sys.modules, session.__name__, session)
+    return types.SimpleNamespace(seen=seen, modules=modules)
 
 
-@pytest.mark.parametrize(("arguments", "function"), [(name.split(), function) for name, function in FUNCTIONS.items()])
-def test_each_command_gets_the_merged_config(commands, tmp_path, arguments, function):
+@pytest.mark.parametrize(("arguments", "target"), [(name.split(), target) for name, target in TARGETS.items()])
+def test_each_command_gets_the_merged_config(commands, tmp_path, arguments, target):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\ngrpo: {group_size: 4}\n")
     assert cli.main([*arguments, "seed=5", "--config", str(path), "grpo.kl_coef=0"]) == 0
-    config = commands.seen[function]
+    config, *session = commands.seen[target]
     assert (config.seed, config.grpo.group_size, config.grpo.kl_coef) == (5, 4, 0)
+    assert session == ([] if target.startswith("megatron_r1.pipeline.commands:") else ["the session"])
 
 
 def test_every_command_names_a_function_that_is_there():
-    from megatron_r1.pipeline import commands
-
     for command in [*cli.COMMANDS.values(), cli.EVALUATE, cli.RESCORE, *cli.PIPELINES.values()]:
-        module, _, function = command.target.partition(":")
-        assert module == commands.__name__ and callable(getattr(commands, function))
+        module, _, name = command.target.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        assert len(inspect.signature(function).parameters) == (2 if command.is_stage else 1)
 
 
 @pytest.mark.parametrize(
@@ -96,19 +104,19 @@ def test_bad_input_is_one_line_and_exit_code_2(commands, capsys, arguments, says
     ],
 )
 def test_an_error_of_a_command_becomes_a_line_and_its_exit_code(commands, capsys, error, code, line):
-    def fail(config):
+    def fail(config, session):
         raise error
 
-    commands.run_grpo_command = fail
+    commands.modules["megatron_r1.pipeline.stages.grpo"].run_grpo = fail
     assert cli.main(["grpo"]) == code
     assert capsys.readouterr().err == line
 
 
 def test_a_bug_keeps_its_traceback(commands):
-    def fail(config):
+    def fail(config, session):
         raise ZeroDivisionError
 
-    commands.run_grpo_command = fail
+    commands.modules["megatron_r1.pipeline.stages.grpo"].run_grpo = fail
     with pytest.raises(ZeroDivisionError):
         cli.main(["grpo"])
 
@@ -161,26 +169,20 @@ WORKER = """
     from megatron_r1 import cli
     from megatron_r1.errors import DataError
 
-    def grpo(config):
+    def grpo(config, session):
         from megatron_r1.runtime import distributed
-        from megatron_r1.runtime.device import resolve_device
-        from megatron_r1.runtime.launch import read_launch
 
-        distributed.join_process_group(read_launch(), resolve_device("cpu"), timeout_seconds=60)
-        try:
-            if config.seed == 1:
-                with distributed.failing_together():
-                    if distributed.rank() == 1:
-                        raise DataError("prompts.jsonl is empty")
-            if distributed.rank() == 1:
-                raise DataError("only rank 1 failed")
-            distributed.barrier()
-        finally:
-            distributed.shutdown()
+        if config.seed == 1:
+            with distributed.failing_together():
+                if distributed.rank() == 1:
+                    raise DataError("prompts.jsonl is empty")
+        if distributed.rank() == 1:
+            raise DataError("only rank 1 failed")
+        distributed.barrier()
 
-    sys.modules["megatron_r1.pipeline.commands"] = module = types.ModuleType("commands")
-    module.run_grpo_command = grpo
-    sys.exit(cli.main(["grpo", *sys.argv[1:]]))
+    sys.modules["megatron_r1.pipeline.stages.grpo"] = module = types.ModuleType("grpo")
+    module.run_grpo = grpo
+    sys.exit(cli.main(["grpo", "runtime.device=cpu", "runtime.collective_timeout_seconds=60", *sys.argv[1:]]))
 """
 
 
