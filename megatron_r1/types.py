@@ -9,6 +9,7 @@ micro-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -111,8 +112,36 @@ class MicroBatch:
         """Positions of the micro-batch, padding included."""
         return self.token_ids.numel()
 
+    def sequence_numbers(self) -> torch.Tensor:
+        """[1, N] int64: which of the S packed sequences each position belongs to, padding sequences included."""
+        assert self.cu_seqlens is not None, "only packed micro-batches hold several sequences in a row"
+        lengths = self.cu_seqlens.diff().long()
+        return torch.repeat_interleave(lengths, output_size=self.num_tokens)[None]
+
     def to(self, device: torch.device) -> MicroBatch:
         """A copy with every tensor on `device`."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {
+            f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
         token_fields = {name: value.to(device) for name, value in self.token_fields.items()}
         return replace(self, **moved, token_fields=token_fields)
+
+
+#: How the values of micro-batches, ranks and minibatches become one number of a step: "sum" adds them; "token_mean" divides
+#: their sum by the step's trained tokens, "sample_mean" by its samples; "max" takes the largest.
+Reduction = Literal["sum", "token_mean", "sample_mean", "max"]
+Value = TypeVar("Value", torch.Tensor, float)
+
+
+@dataclass(frozen=True)
+class Metric(Generic[Value]):
+    """A number that a loss reports beside itself: a scalar tensor for one micro-batch, a float for a whole minibatch."""
+
+    value: Value  #: this part's sum, or its largest value
+    reduction: Reduction
+
+
+def filled(value: torch.Tensor | None) -> torch.Tensor:
+    """A field that an earlier step of the loop has filled."""
+    assert value is not None, "read before the step that fills it"
+    return value

@@ -60,6 +60,6 @@ def train_and_score(model: str, sizes: dict[str, int], world_size: int) -> dict[
     steps = [built.train_step(examples, reward_loss_of("helpful", examples)) for _ in range(UPDATES)]
     return {
         "before": before, "after": built.scores(sequences), "loss": [step.loss for step in steps],
-        "grad_norm": [step.grad_norm for step in steps], "margin": [step.sums["margin"] for step in steps],
-        "accuracy": [step.sums["accuracy"] for step in steps],
+        "grad_norm": [step.grad_norm for step in steps], "margin": [step.metrics["margin"].value for step in steps],
+        "accuracy": [step.metrics["accuracy"].value for step in steps],
     }  # fmt: skip

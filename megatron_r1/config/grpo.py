@@ -18,6 +18,11 @@ class GrpoConfig(Section):
     group_size: int = Field(16, gt=1)
     minibatch_size: int = Field(512, gt=0, description="outputs per policy update")
     micro_batch_tokens: int = Field(32768, gt=0, description="packed tokens per forward pass")
+    loss: str = Field(
+        "grpo",
+        min_length=1,
+        description="what a policy update minimises: grpo, or your own function as package.module:function (docs/how_to/loss.md)",
+    )
     clip_eps: float = Field(0.2, gt=0, description="not stated for R1-Zero; 10 for R1's first RL stage")
     kl_coef: float = Field(0.001, ge=0)
     normalization: Literal["sequence", "token"] = Field(

@@ -5,9 +5,10 @@ It knows no algorithm and no data: who calls it brings micro-batches and a loss 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from megatron_r1.mcore import parallel, provider
 from megatron_r1.mcore.active import require_active
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together
-from megatron_r1.types import MicroBatch
+from megatron_r1.types import Metric, MicroBatch
 from megatron_r1.weights.gather import GatheredWeights
 from megatron_r1.weights.load import load_weights
 
@@ -32,9 +33,10 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
-#: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a micro-batch; returns this
-#: micro-batch's part of the loss (already divided by the whole minibatch's denominator) and sums to be added up over the minibatch.
-LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+#: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a whole micro-batch, also
+#: under context parallelism; returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator)
+#: and metrics.
+LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Metric[torch.Tensor]]]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class StepStats:
     loss: float
     grad_norm: float  #: before clipping
     lr: float
-    sums: dict[str, float]  #: the loss callable's sums over the whole minibatch
+    metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch
     tokens: int  #: positions computed, padding included
 
 
@@ -141,8 +143,8 @@ class MegatronModel:
         self.scheduler.step(1)
         self.updates += 1
         _, grad_norm, _ = self.optimizer.step()
-        sums = self._reduce_sums(results)
-        return StepStats(sums.pop("loss"), float(grad_norm), self.scheduler.get_lr({}), sums, total_tokens)
+        metrics = self._reduce_metrics(results)
+        return StepStats(metrics.pop("loss").value, float(grad_norm), self.scheduler.get_lr({}), metrics, total_tokens)
 
     def evaluate(
         self, micro_batches: list[MicroBatch], unpack: Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]], count: int
@@ -156,8 +158,7 @@ class MegatronModel:
         """
 
         def keep(values: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            whole = parallel.gather_context_parallel(values.detach().float(), micro_batch.cu_seqlens)
-            return values.sum() * 0.0, {"values": whole.cpu()}
+            return values.sum() * 0.0, {"values": values.detach().float().cpu()}
 
         with torch.no_grad():
             results = self._run(micro_batches, keep, total_tokens=1, forward_only=True)
@@ -166,11 +167,18 @@ class MegatronModel:
             found.update(unpack(micro_batch, result["values"]))
         return self._share(found, count)
 
-    def _run(self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, forward_only: bool) -> list[dict]:
+    def _run(
+        self,
+        micro_batches: list[MicroBatch],
+        loss_fn: Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Any]]],
+        total_tokens: int,
+        forward_only: bool,
+    ) -> list[dict[str, Any]]:
         """Forward (and backward) over the pipeline; the loss callable's results of this rank's last stage, else empty."""
 
         def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module):
-            micro_batch = parallel.slice_context_parallel(next(batches)).to(self.device)
+            whole = next(batches).to(self.device)
+            micro_batch = parallel.slice_context_parallel(whole)
             output = model(
                 micro_batch.token_ids,
                 micro_batch.position_ids,
@@ -181,9 +189,10 @@ class MegatronModel:
             )
 
             def compute_loss(output: torch.Tensor):
-                loss, sums = loss_fn(self._per_token(output), micro_batch)
+                # Every context-parallel rank computes the whole loss and derives it by its own tokens.
+                loss, metrics = loss_fn(parallel.gather_context_parallel(self._per_token(output), whole.cu_seqlens), whole)
                 num_tokens = torch.tensor(micro_batch.num_tokens, dtype=torch.int, device=self.device)
-                return loss * total_tokens, num_tokens, {"loss": loss.detach(), **sums}
+                return loss * total_tokens, num_tokens, {"loss": Metric(loss.detach(), "sum"), **metrics}
 
             return output, compute_loss
 
@@ -204,17 +213,24 @@ class MegatronModel:
         """What a loss callable is given of the modules' output [B, N]."""
         return output
 
-    def _reduce_sums(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Add up the loss callable's sums over micro-batches and data-parallel ranks; give them to all pipeline stages."""
+    def _reduce_metrics(self, results: list[dict[str, Metric[torch.Tensor]]]) -> dict[str, Metric[float]]:
+        """Bring the metrics of micro-batches and data-parallel ranks together, and give them to all pipeline stages."""
         names = sorted(results[0]) if results else []
-        packed = [(names, [])]
-        if names:
-            sums = torch.stack([torch.stack([r[n].double() for r in results]).sum() for n in names])
-            dist.all_reduce(sums, group=self.groups.dp_cp)
-            packed = [(names, sums.tolist())]
+        largest = [name for name in names if results[0][name].reduction == "max"]
+        added = [name for name in names if name not in largest]
+        reduced: dict[str, Metric[float]] = {}
+        if added:
+            sums = torch.stack([torch.stack([r[n].value.double() for r in results]).sum() for n in added])
+            dist.all_reduce(sums, group=self.groups.dp)
+            reduced |= {n: Metric(value, results[0][n].reduction) for n, value in zip(added, sums.tolist(), strict=True)}
+        if largest:
+            maxima = torch.stack([torch.stack([r[n].value.double() for r in results]).max() for n in largest])
+            dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.groups.dp)
+            reduced |= {n: Metric(value, "max") for n, value in zip(largest, maxima.tolist(), strict=True)}
+        box = [{name: reduced[name] for name in names}]
         if self.layout.pp > 1:
-            dist.broadcast_object_list(packed, src=dist.get_process_group_ranks(self.groups.pp)[-1], group=self.groups.pp)
-        return dict(zip(*packed[0], strict=True))
+            dist.broadcast_object_list(box, src=dist.get_process_group_ranks(self.groups.pp)[-1], group=self.groups.pp)
+        return box[0]
 
     def _share(self, found: dict[int, torch.Tensor], count: int) -> list[torch.Tensor]:
         """Bring every data-parallel rank's values, which only the last pipeline stage has, to all ranks."""

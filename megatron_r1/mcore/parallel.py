@@ -110,12 +110,16 @@ def slice_context_parallel(micro_batch: MicroBatch) -> MicroBatch:
 
 
 def gather_context_parallel(values: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
-    """Per-token values [B, N / cp] of every context-parallel rank, put back into sequence order: [B, N]. No gradient."""
+    """Per-token values [B, N / cp] of every context-parallel rank, put back into sequence order: [B, N].
+
+    The gradient goes to this rank's own values only: each rank is to compute the same function of the whole.
+    """
     group = parallel_state.get_context_parallel_group()
     if group.size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(group.size())]
-    dist.all_gather(parts, values.contiguous(), group=group)
+    dist.all_gather(parts, values.detach().contiguous(), group=group)
+    parts[group.rank()] = values
     num_tokens = values.shape[1] * group.size()
     order = torch.cat([_indices(cu_seqlens, num_tokens, group.size(), rank) for rank in range(group.size())])
     return torch.cat(parts, dim=1)[:, order.argsort().to(values.device)]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from megatron_r1.algorithms.advantage import group_advantages
-from megatron_r1.algorithms.grpo import grpo_loss
+from megatron_r1.algorithms.losses.contract import Metrics, PolicyBatch, PolicySettings
+from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
+from megatron_r1.training.metrics import loss_metrics
 from megatron_r1.training.parity import check_parity, compare_logprobs
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
 from megatron_r1.training.samples import minibatches, to_training_samples, with_logprobs
-from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample
+from megatron_r1.types import Metric, MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
 
 
 def train_grpo(
@@ -61,7 +65,7 @@ def train_grpo(
             if stage.shuffle_rewards:
                 shuffle_rewards(groups, seed=f"{seed}/{step}")
             for group in groups:
-                group.advantages_G = group_advantages(group.rewards_G, std=stage.advantage_std)
+                group.advantages_G = group_advantages(filled(group.rewards_G), std=stage.advantage_std)
         with run.timer("logprob"):
             samples = with_logprobs(to_training_samples(groups), policy, reference)
         parity = compare_logprobs(samples)
@@ -83,25 +87,44 @@ def train_grpo(
 
 
 def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
-    """`grpo_loss` with the settings and the denominator of this minibatch."""
-    denominator = len(minibatch) if stage.normalization == "sequence" else sum(s.num_trained for s in minibatch)
+    """The loss that `stage.loss` names, with the settings of the stage and the denominators of this minibatch."""
+    loss = find_policy_loss(stage.loss)
+    settings = PolicySettings(stage.clip_eps, stage.kl_coef, stage.normalization)
+    tokens = sum(s.num_trained for s in minibatch)
 
-    def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
         fields = micro_batch.token_fields
-        return grpo_loss(
-            logprobs,
+        batch = PolicyBatch(
+            logprobs=logprobs,
             old_logprobs=fields["old_logprobs"],
+            rollout_logprobs=fields["rollout_logprobs"],
             ref_logprobs=fields.get("ref_logprobs"),
             advantages=fields["advantages"],
             loss_mask=micro_batch.loss_mask,
+            sequence_ids=micro_batch.sequence_numbers(),
             sequence_lengths=fields["sequence_lengths"],
-            denominator=denominator,
-            clip_eps=stage.clip_eps,
-            kl_coef=stage.kl_coef,
-            normalization=stage.normalization,
+            num_sequences=len(micro_batch.sample_ids),
+            minibatch_sequences=len(minibatch),
+            minibatch_tokens=tokens,
         )
+        return checked_result(loss(batch, settings), stage.loss)
 
     return compute
+
+
+def checked_result(result: Any, name: str) -> tuple[torch.Tensor, Metrics]:
+    """What a loss returned, if it keeps to the contract: a user's own may not, and would fail far from its cause.
+
+    Raises:
+        ConfigError: it is not a scalar with gradient and a dictionary of metrics.
+    """
+    match result:
+        case (torch.Tensor() as loss, dict() as metrics) if loss.ndim == 0 and loss.requires_grad:
+            wrong = [key for key, metric in metrics.items() if not (isinstance(metric, Metric) and metric.value.ndim == 0)]
+            if not wrong:
+                return loss, metrics
+            raise ConfigError(f"grpo.loss={name} returned a metric {wrong[0]} that is no Metric of a scalar tensor")
+    raise ConfigError(f"grpo.loss={name} must return a scalar tensor with gradient and a dictionary of metrics")
 
 
 def is_due(updates: int, new_updates: int, interval: int) -> bool:
@@ -111,7 +134,7 @@ def is_due(updates: int, new_updates: int, interval: int) -> bool:
 
 def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
     """Permute rewards over the whole batch: a control in which reward says nothing about the response."""
-    rewards = torch.cat([g.rewards_G for g in groups])
+    rewards = torch.cat([filled(g.rewards_G) for g in groups])
     order = list(range(len(rewards)))
     random.Random(seed).shuffle(order)
     for group, part in zip(groups, rewards[order].split([len(g.rollouts) for g in groups]), strict=True):
@@ -121,16 +144,15 @@ def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
 def batch_metrics(groups: list[RolloutGroup], samples: list[TrainingSample], stats: list[Stats]) -> dict[str, float]:
     """The step's metrics that come from the batch and its updates."""
     rollouts = [r for g in groups for r in g.rollouts]
-    trained = sum(s.num_trained for s in samples)
-    sums = {name: sum(s.sums[name] for s in stats) / trained for name in stats[0].sums}
+    reported = loss_metrics(stats, tokens=sum(s.num_trained for s in samples), samples=len(samples))
     return {
         **describe_rewards(groups),
-        "reward/zero_variance_groups": _average([float(not g.advantages_G.any()) for g in groups]),
+        "reward/zero_variance_groups": _average([float(not filled(g.advantages_G).any()) for g in groups]),
         "response_length/mean": _average([len(r.token_ids) for r in rollouts]),
         "response_length/max": max(len(r.token_ids) for r in rollouts),
         "response/finished": _average([float(r.finished) for r in rollouts]),
-        "kl/reference": sums.pop("kl/reference", 0.0),
-        **sums,
+        "kl/reference": reported.pop("kl/reference", 0.0),
+        **reported,
         "entropy/sampled": -_average([lp for r in rollouts for lp in r.rollout_logprobs]),
         "loss": _average([s.loss for s in stats]),
         "grad_norm": _average([s.grad_norm for s in stats]),

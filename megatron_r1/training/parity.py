@@ -6,12 +6,14 @@ import torch
 
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import WeightSyncError
-from megatron_r1.types import TrainingSample
+from megatron_r1.types import TrainingSample, filled
 
 
 def compare_logprobs(samples: list[TrainingSample]) -> dict[str, float]:
     """|trainer - engine| over the response tokens of an on-policy batch, in nats: "logprob_diff/mean" and "/max"."""
-    differences = torch.cat([(s.old_logprobs - s.rollout_logprobs)[torch.tensor(s.loss_mask) > 0] for s in samples]).abs()
+    differences = torch.cat(
+        [(filled(s.old_logprobs) - filled(s.rollout_logprobs))[torch.tensor(s.loss_mask) > 0] for s in samples]
+    ).abs()
     return {"logprob_diff/mean": differences.mean().item(), "logprob_diff/max": differences.max().item()}
 
 

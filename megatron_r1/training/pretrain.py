@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_r1.algorithms.sft import cross_entropy_loss
+from megatron_r1.algorithms.losses.contract import Metrics
+from megatron_r1.algorithms.losses.sft import cross_entropy_loss
 from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
@@ -94,7 +95,7 @@ def count_steps(stage: PretrainConfig, gated: bool) -> list[int]:
 def loss_over(num_targets: int) -> LossFn:
     """Mean negative log-likelihood over a batch of `num_targets` trained tokens."""
 
-    def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return cross_entropy_loss(logprobs, loss_mask=micro_batch.loss_mask, denominator=num_targets)
+    def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
+        return cross_entropy_loss(logprobs, loss_mask=micro_batch.loss_mask, denominator=num_targets), {}
 
     return compute

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from megatron_r1.types import MicroBatch, Prompt, RolloutGroup, TrainingSample
+from megatron_r1.types import Metric, MicroBatch, Prompt, RolloutGroup, TrainingSample
 
 
 class Stats(Protocol):
-    """What one policy update reports."""
+    """What one update reports; the same on every rank."""
 
-    loss: float
-    grad_norm: float
-    lr: float
-    sums: dict[str, float]
-    tokens: int
+    @property
+    def loss(self) -> float:
+        """Over the whole minibatch."""
+
+    @property
+    def grad_norm(self) -> float:
+        """Before clipping."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric[float]]:
+        """What the loss reported, over the whole minibatch."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions computed, padding included."""
 
 
-LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+#: Takes one number per token of a micro-batch [B, N] (a policy: log-probs of the labels; a reward model: scores), sequences
+#: whole, and returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator) and metrics.
+LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Metric[torch.Tensor]]]]
 
 
 class Policy(Protocol):
@@ -62,7 +78,7 @@ class Rewards(Protocol):
     """Scores groups, while others are still being sampled."""
 
     def submit(self, group: RolloutGroup) -> None:
-        """Start to score a group; returns at once. Called on rank 0 alone, on no rank where the group is only collected."""
+        """Start to score a group, on rank 0 alone, and return at once. A group that was not submitted is scored by `collect`."""
 
     def collect(self, groups: Sequence[RolloutGroup]) -> None:
-        """Wait for the scores, and fill `rewards_G` and `reward_parts`, `_outcomes` and `_details`. Called on every rank."""
+        """Wait for the scores and fill each group's `rewards_G` and its `reward_...` fields. Every rank calls this."""

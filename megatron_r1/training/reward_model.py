@@ -7,12 +7,14 @@ from typing import Protocol
 
 import torch
 
-from megatron_r1.algorithms.reward_loss import pairwise_loss, pointwise_loss
+from megatron_r1.algorithms.losses.contract import Metrics
+from megatron_r1.algorithms.losses.registry import REWARD_MODEL_LOSSES
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, last_token_values
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
+from megatron_r1.training.metrics import loss_metrics
 from megatron_r1.training.protocols import LossFn, Stats
 from megatron_r1.training.samples import minibatches
 from megatron_r1.types import MicroBatch
@@ -61,7 +63,7 @@ def train_reward_model(
             stats = model.train_step(batch, reward_loss_of(stage.kind, batch))
         run.count_tokens("train", sum(example.num_tokens for example in batch))
         metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "epoch": step / per_epoch}
-        metrics |= {name: total_of_batch / len(batch) for name, total_of_batch in stats.sums.items()}
+        metrics |= loss_metrics([stats], tokens=stats.tokens, samples=len(batch))
         if heldout and (step == total or (stage.validate_interval and step % stage.validate_interval == 0)):
             with run.timer("validate"):
                 metrics |= {f"validation/{name}": value for name, value in measure_reward_model(stage.kind, model, heldout).items()}
@@ -73,9 +75,9 @@ def train_reward_model(
 def reward_loss_of(kind: str, examples: list[ScoredExample]) -> LossFn:
     """The loss over a batch, given the score of every token of its micro-batches."""
 
-    def compute(scores_1N: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def compute(scores_1N: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
         numbers = [number for number in micro_batch.sample_ids if number != PADDING]
-        return _loss(kind, last_token_values(micro_batch, scores_1N), numbers, examples)
+        return _loss_of_scores(kind, last_token_values(micro_batch, scores_1N), numbers, examples)
 
     return compute
 
@@ -83,15 +85,13 @@ def reward_loss_of(kind: str, examples: list[ScoredExample]) -> LossFn:
 def measure_reward_model(kind: str, model: RewardModel, examples: list[ScoredExample]) -> dict[str, float]:
     """Loss, accuracy and, of pairs, margin: means over the examples."""
     sequences = [sequence for example in examples for sequence in example.sequences]
-    loss, sums = _loss(kind, torch.tensor(model.scores(sequences)), list(range(len(sequences))), examples)
-    return {"loss": loss.item()} | {name: value.item() / len(examples) for name, value in sums.items()}
+    loss, metrics = _loss_of_scores(kind, torch.tensor(model.scores(sequences)), list(range(len(sequences))), examples)
+    return {"loss": loss.item()} | {name: metric.value.item() / len(examples) for name, metric in metrics.items()}
 
 
-def _loss(
+def _loss_of_scores(
     kind: str, scores_S: torch.Tensor, numbers: list[int], examples: list[ScoredExample]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`numbers` tells which of the batch's sequences have the scores; the two of a pair are neighbours, the chosen one first."""
-    if kind == "helpful":
-        return pairwise_loss(scores_S[0::2], scores_S[1::2], denominator=len(examples))
-    safe = torch.tensor([float(examples[number].safe) for number in numbers], device=scores_S.device)
-    return pointwise_loss(scores_S, safe, denominator=len(examples))
+) -> tuple[torch.Tensor, Metrics]:
+    """The loss of some of the batch's sequences, `numbers` in order; the two of a pair are neighbours, the chosen one first."""
+    safe = [float(bool(examples[number].safe)) for number in numbers] if kind == "safety" else []
+    return REWARD_MODEL_LOSSES[kind](scores_S, torch.tensor(safe, device=scores_S.device), denominator=len(examples))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from megatron_r1.training.protocols import Policy, Reference
-from megatron_r1.types import RolloutGroup, TrainingSample
+from megatron_r1.types import RolloutGroup, TrainingSample, filled
+
+Sample = TypeVar("Sample")
 
 
 def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
@@ -17,7 +20,7 @@ def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
     samples = []
     for group in groups:
         prompt = group.prompt.token_ids
-        for rollout, advantage in zip(group.rollouts, group.advantages_G.tolist(), strict=True):
+        for rollout, advantage in zip(group.rollouts, filled(group.advantages_G).tolist(), strict=True):
             # Entry t of a [T-1] field belongs to token t + 1, so the prompt takes len(prompt) - 1 entries.
             before = len(prompt) - 1
             samples.append(
@@ -34,11 +37,11 @@ def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
 def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Reference | None) -> list[TrainingSample]:
     """Samples with the trainer's log-probs before any update on them, and the reference policy's where there is one."""
     old = policy.logprobs(samples)
-    ref = reference.logprobs(samples) if reference else [None] * len(samples)
+    ref: Sequence[torch.Tensor | None] = reference.logprobs(samples) if reference else [None] * len(samples)
     return [replace(s, old_logprobs=o, ref_logprobs=r) for s, o, r in zip(samples, old, ref, strict=True)]
 
 
-def minibatches(samples: list[TrainingSample], size: int, seed: str) -> Iterator[list[TrainingSample]]:
+def minibatches(samples: list[Sample], size: int, seed: str) -> Iterator[list[Sample]]:
     """Split the samples at random into minibatches of `size`, each used once (one inner epoch)."""
     order = list(range(len(samples)))
     random.Random(seed).shuffle(order)

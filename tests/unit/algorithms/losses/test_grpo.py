@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megatron_r1.algorithms.advantage import group_advantages
-from megatron_r1.algorithms.grpo import grpo_loss
+from megatron_r1.algorithms.losses.contract import Metrics, PolicyBatch, PolicySettings
+from megatron_r1.algorithms.losses.grpo import grpo_loss
 
 EPS, BETA = 0.2, 0.04
 
@@ -27,8 +28,19 @@ def make_batch(seed: int = 0, rows: int = 6, length: int = 9) -> dict[str, torch
     }
 
 
-def loss_of(batch: dict[str, torch.Tensor], normalization: str, denominator: float, clip_eps: float = EPS, kl_coef: float = BETA):
-    return grpo_loss(**batch, denominator=denominator, clip_eps=clip_eps, kl_coef=kl_coef, normalization=normalization)
+def loss_of(
+    batch: dict[str, torch.Tensor | None], normalization: str, denominator: int, clip_eps: float = EPS, kl_coef: float = BETA
+) -> tuple[torch.Tensor, Metrics]:
+    rows, length = batch["logprobs"].shape
+    given = PolicyBatch(
+        **batch,
+        rollout_logprobs=batch["old_logprobs"],
+        sequence_ids=torch.arange(rows)[:, None].expand(rows, length),
+        num_sequences=rows,
+        minibatch_sequences=denominator if normalization == "sequence" else 0,
+        minibatch_tokens=denominator if normalization == "token" else 0,
+    )
+    return grpo_loss(given, PolicySettings(clip_eps, kl_coef, normalization))
 
 
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
@@ -47,20 +59,21 @@ def test_closed_form_one_token_at_a_time(normalization):
             kl = math.exp(ref - lp) - (ref - lp) - 1
             total += min(ratio * a, clipped * a) - BETA * kl
         expected -= total / n if normalization == "sequence" else total
-    loss, sums = loss_of(batch, normalization, denominator)
+    loss, metrics = loss_of(batch, normalization, denominator)
     assert loss.item() == pytest.approx(expected / denominator, rel=1e-12)
     ratios = (batch["logprobs"] - batch["old_logprobs"]).exp()[batch["loss_mask"] > 0]
-    assert sums["ratio/clipped_fraction"].item() == ((ratios - 1).abs() > EPS).sum().item() > 0
+    assert metrics["ratio/clipped_fraction"].value.item() == ((ratios - 1).abs() > EPS).sum().item() > 0
+    assert metrics["ratio/max"].value.item() == ratios.max().item() and metrics["ratio/max"].reduction == "max"
 
 
 def test_gradient_at_ratio_one_is_the_policy_gradient():
     batch = make_batch()
     logprobs = batch["old_logprobs"].clone().requires_grad_()
-    loss, sums = loss_of({**batch, "logprobs": logprobs, "ref_logprobs": None}, "sequence", denominator=6, kl_coef=0.0)
+    loss, metrics = loss_of({**batch, "logprobs": logprobs, "ref_logprobs": None}, "sequence", denominator=6, kl_coef=0.0)
     loss.backward()
     policy_gradient = -batch["advantages"] * batch["loss_mask"] / batch["sequence_lengths"] / 6
     assert torch.allclose(logprobs.grad, policy_gradient, atol=1e-15)
-    assert sums["ratio/clipped_fraction"].item() == 0
+    assert metrics["ratio/clipped_fraction"].value.item() == 0 and metrics["ratio/max"].value.item() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -120,3 +133,10 @@ def test_prompt_and_padding_positions_never_matter():
     loss.backward()
     assert loss.item() == loss_of(batch, "sequence", 6)[0].item()
     assert poisoned["logprobs"].grad[outside].abs().max() == 0
+
+
+def test_a_micro_batch_that_is_all_padding_adds_nothing():
+    batch = make_batch()
+    empty = {**batch, "loss_mask": torch.zeros_like(batch["loss_mask"]), "sequence_lengths": torch.ones_like(batch["loss_mask"])}
+    loss, metrics = loss_of(empty, "sequence", 6)
+    assert loss.item() == 0 and {name: metric.value.item() for name, metric in metrics.items()} == dict.fromkeys(metrics, 0.0)

@@ -7,42 +7,47 @@ import math
 import pytest
 import torch
 
-from megatron_r1.algorithms.reward_loss import pairwise_loss, pointwise_loss
+from megatron_r1.algorithms.losses.pairwise import pairwise_loss
+from megatron_r1.algorithms.losses.safety import safety_loss
 from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, last_token_values, pack_examples, unpack_last_values
 from megatron_r1.errors import DataError
 from megatron_r1.training.reward_model import reward_loss_of
 
+NO_LABELS = torch.tensor([])
+
 
 def test_pairwise_loss_by_hand() -> None:
     chosen = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64, requires_grad=True)
-    loss, sums = pairwise_loss(chosen, rejected, denominator=3)
+    loss, metrics = pairwise_loss(torch.stack([chosen, rejected], dim=1).flatten(), NO_LABELS, denominator=3)
     margins = [1.0, -2.0, 0.0]
     assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 3, abs=1e-12)
-    assert sums["accuracy"].item() == 1.5 and sums["margin"].item() == -1.0
+    assert metrics["accuracy"].value.item() == 1.5 and metrics["margin"].value.item() == -1.0
     loss.backward()
     # d/dm -log sigmoid(m) = -sigmoid(-m)
     want = torch.tensor([-1 / (1 + math.exp(m)) / 3 for m in margins], dtype=torch.float64)
     assert torch.allclose(chosen.grad, want) and torch.allclose(rejected.grad, -want)
-    assert not sums["margin"].requires_grad
+    assert not metrics["margin"].value.requires_grad
 
 
-def test_pointwise_loss_by_hand() -> None:
+def test_safety_loss_by_hand() -> None:
     scores = torch.tensor([3.0, -0.5, 1.0], dtype=torch.float64, requires_grad=True)
     safe = torch.tensor([1.0, 1.0, 0.0])
-    loss, sums = pointwise_loss(scores, safe, denominator=3)
+    loss, metrics = safety_loss(scores, safe, denominator=3)
     probabilities = [1 / (1 + math.exp(-s)) for s in scores.tolist()]
     want = -(math.log(probabilities[0]) + math.log(probabilities[1]) + math.log(1 - probabilities[2])) / 3
-    assert loss.item() == pytest.approx(want, abs=1e-12) and sums["accuracy"].item() == 1
+    assert loss.item() == pytest.approx(want, abs=1e-12) and metrics["accuracy"].value.item() == 1
     loss.backward()
     assert torch.allclose(scores.grad, (torch.tensor(probabilities, dtype=torch.float64) - safe) / 3)
 
 
 def test_losses_stay_finite_at_the_ends() -> None:
     far = torch.tensor([1e4, -1e4])
-    assert pairwise_loss(far, -far, denominator=1)[0].item() == pytest.approx(2e4)
-    assert pointwise_loss(far, torch.tensor([0.0, 1.0]), denominator=1)[0].item() == pytest.approx(2e4)
+    assert pairwise_loss(far.repeat_interleave(2) * torch.tensor([1, -1, 1, -1]), NO_LABELS, denominator=1)[
+        0
+    ].item() == pytest.approx(2e4)
+    assert safety_loss(far, torch.tensor([0.0, 1.0]), denominator=1)[0].item() == pytest.approx(2e4)
 
 
 PAIRS = [ScoredExample((list(range(1, 1 + a)), list(range(50, 50 + b)))) for a, b in ((5, 2), (3, 3), (9, 1), (2, 6))]
@@ -85,5 +90,5 @@ def test_loss_over_micro_batches_is_that_of_the_whole_and_touches_last_tokens_on
         for values, batch in zip(scores, batches, strict=True):
             assert torch.equal(values.grad != 0, batch.loss_mask > 0)
             assert last_token_values(batch, values).requires_grad
-        found.append((total.item(), sum(sums["accuracy"].item() for _, sums in results)))
+        found.append((total.item(), sum(metrics["accuracy"].value.item() for _, metrics in results)))
     assert found[0] == pytest.approx(found[1])

@@ -5,17 +5,12 @@ from __future__ import annotations
 import torch
 
 
-def cross_entropy_loss(
-    logprobs: torch.Tensor, *, loss_mask: torch.Tensor, denominator: float
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Mean negative log-likelihood of the masked targets, in nats.
+def cross_entropy_loss(logprobs: torch.Tensor, *, loss_mask: torch.Tensor, denominator: float) -> torch.Tensor:
+    """Mean negative log-likelihood of the masked targets, in nats (scalar).
 
     Args:
         logprobs: [...] log pi_theta of the target tokens, with gradient.
         loss_mask: [...] 1 on trained targets.
         denominator: number of trained targets in the whole batch, so that parts of it add up.
-
-    Returns:
-        The loss (scalar) and no further sums.
     """
-    return -(logprobs * loss_mask).sum() / denominator, {}
+    return -(logprobs * loss_mask).sum() / denominator
