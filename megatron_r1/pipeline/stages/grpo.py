@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.schema import Config
 from megatron_r1.data.general import GeneralMix, load_general
 from megatron_r1.data.problems import ProblemSource, load_problems
@@ -41,6 +42,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut",
     )
     require_no_context_parallel(config)
+    find_policy_loss(stage.loss)  # a wrong name ends the run here, not after the model is built
     arch = build_architecture(config)
     tokenizer = build_tokenizer(config, arch)
     source = _training_problems(config)
