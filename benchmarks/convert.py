@@ -34,7 +34,7 @@ import torch
 from benchmarks.measure import Comparison, Side, describe_machine, parser_of, positive, print_table, run, write_results
 from benchmarks.processes import ROOT, Finished, python_command, run_watched
 from megatron_r1.errors import ConfigError
-from megatron_r1.model.deepseek_v3 import DeepseekV3
+from megatron_r1.model.families.deepseek_v3 import DeepseekV3
 from megatron_r1.weights.hf_export import hf_tensors, write_configs, write_index
 from megatron_r1.weights.mapping import hf_shapes
 from megatron_r1.weights.safetensors_file import HfTensor, plan_files

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.deepseek_v3 import DeepseekV3, RopeScaling
-from megatron_r1.model.dense import Llama, Llama3RopeScaling, Qwen2
+from megatron_r1.model.families.deepseek_v3 import DeepseekV3, RopeScaling
+from megatron_r1.model.families.llama import Llama, Llama3RopeScaling
+from megatron_r1.model.families.qwen2 import Qwen2
+from megatron_r1.model.registry import families
 from megatron_r1.weights.hf_export import export_hf
-from megatron_r1.weights.mapping import MTP_COPIES, hf_shapes
+from megatron_r1.weights.mapping import hf_shapes, model_entries
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter
 
 
@@ -43,6 +45,13 @@ def llama_architecture() -> Llama:
     )  # fmt: skip
 
 
+def further_families() -> dict[str, Architecture]:
+    """The first tiny preset of every family that has no function of its own above, by `model_type`."""
+    by_hand = {"deepseek_v3", "qwen2", "llama"}
+    others = {name: family for name, family in families().items() if name not in by_hand}
+    return {name: next(a for p, a in family.presets.items() if p.startswith("tiny")) for name, family in others.items()}
+
+
 def random_weights(
     arch: Architecture, seed: int, std: float = 0.1, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -52,8 +61,8 @@ def random_weights(
     for name, shape in hf_shapes(arch).items():
         tensor = torch.randn(shape, generator=generator) * std + ("norm" in name)
         made[name] = tensor if name.endswith("e_score_correction_bias") else tensor.to(dtype)
-    for original, copy in MTP_COPIES.items():
-        made.update({name: made[original] for name in made if name.endswith(copy) and name != original})
+    for entry in model_entries(arch):
+        made.update(dict.fromkeys(entry.copies, made[entry.name]))
     yield from made.items()
 
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
+from tests.random_weights import full_architecture, further_families, llama_architecture, qwen2_architecture, write_random_model
 from tests.ranks import run_ranks
 
 MODELS = {
@@ -18,6 +18,7 @@ MODELS = {
     "qwen2": qwen2_architecture(tied=False),
     "qwen2-tied": qwen2_architecture(tied=True),
     "llama": llama_architecture(),
+    **further_families(),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _EVERY = [{"tp": 2}, {"pp": 2}]
@@ -28,7 +29,7 @@ LAYOUTS: dict[int, dict[str, list[dict[str, int]]]] = {
     2: {name: _EVERY + ([{"ep": 2}] if name.startswith("v3") else []) for name in MODELS},
     4: {
         "v3": [{"tp": 2, "ep": 2, "etp": 2}, {"tp": 2, "pp": 2, "vpp": 2, "ep": 2}],
-        "qwen2": _DENSE_4, "qwen2-tied": _DENSE_4, "llama": _DENSE_4,
+        **{name: _DENSE_4 for name in MODELS if not name.startswith("v3")},
     },
 }  # fmt: skip
 

@@ -6,10 +6,9 @@ import torch
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.mapping import Entry
+from megatron_r1.weights.mapping import ROUTER_BIAS, Entry
 
 BY_NAME = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp32": torch.float32}
-ROUTER_BIAS = ".e_score_correction_bias"  #: stays in float32: it moves by 0.001 a step
 
 
 def import_dtype(entry: Entry, source: HfFolder, wanted: torch.dtype | None) -> torch.dtype:

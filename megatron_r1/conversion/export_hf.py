@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
-from megatron_r1.conversion.dtypes import ROUTER_BIAS
 from megatron_r1.conversion.megatron_folder import MegatronFolder, copy_companions, open_megatron
 from megatron_r1.conversion.parts import own_share, part_bytes, write_parts
 from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.deepseek_v3 import DeepseekV3
 from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
@@ -24,6 +22,7 @@ from megatron_r1.weights.fp8 import is_fp8_weight, quantize, scale_name, scale_s
 from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import CONFIG, FP8_CONFIG
 from megatron_r1.weights.hf_export import GENERATION_CONFIG, write_index
+from megatron_r1.weights.mapping import ROUTER_BIAS
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, plan_files
 
 FP8 = torch.float8_e4m3fn
@@ -38,7 +37,7 @@ def export_folder(megatron: Path, out: Path, dtype: torch.dtype | None, max_file
     """
     source, arch = open_megatron(megatron)
     verify_checkpoint(source.folder)
-    if dtype is FP8 and not isinstance(arch, DeepseekV3):
+    if dtype is FP8 and not arch.HAS_FP8:
         raise ConversionError(f"--dtype fp8: block-scaled FP8 is deepseek_v3's, {arch.model_type} has bf16 and fp32")
     tensors, entry_of = _plan_tensors(source, dtype)
     total = sum(tensor.nbytes for tensor in tensors)

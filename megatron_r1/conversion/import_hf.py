@@ -21,6 +21,7 @@ from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import Layout, smallest_layout
 from megatron_r1.mcore.pieces import Piece, Shards
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.rows import Split
 from megatron_r1.runtime.checkpoints import COMPLETE, STATE, manifest_entry, seal
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
@@ -28,7 +29,7 @@ from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import prepare_decoder
 from megatron_r1.weights.fused_tensors import fuse
 from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.mapping import Entry, Split, hf_shapes, model_entries
+from megatron_r1.weights.mapping import Entry, hf_shapes, model_entries
 
 _EMPTY_FILE = "__empty.distcp"
 _STRIPE = 1 << 22  # elements compared at a time

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.deepseek_v3 import DeepseekV3
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
         f"parallel.cp={cp} needs sequence lengths divisible by {2 * cp}, and packed sequences have any length: set parallel.cp=1",
     )
     _require_fit(
-        not mtp or arch.num_nextn_predict_layers > 0,
+        not mtp or arch.mtp_depth > 0,
         "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0",
     )
     return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size)
@@ -87,23 +86,13 @@ def stage_layers(num_layers: int, stages: int) -> list[int]:
 
 
 def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:
-    dimensions = [
-        (tp, "tp", "num_attention_heads", arch.num_attention_heads),
-        (tp, "tp", "num_key_value_heads", arch.num_key_value_heads),
-        (tp, "tp", "vocab_size", arch.vocab_size),
-        (tp, "tp", "intermediate_size", arch.intermediate_size),
-        (tp, "tp", "hidden_size", arch.hidden_size),
-    ]
-    if isinstance(arch, DeepseekV3):
-        dimensions += [
-            (tp, "tp", "the shared experts' width", arch.n_shared_experts * arch.moe_intermediate_size),
-            (ep, "ep", "n_routed_experts", arch.n_routed_experts),
-            (etp, "etp", "moe_intermediate_size", arch.moe_intermediate_size),
-        ]
-    else:
-        _require_fit(ep == 1, f"parallel.ep={ep} needs a model with experts, {arch.model_type} has none: leave it unset")
-    for size, key, what, dimension in dimensions:
-        _require_fit(dimension % size == 0, f"parallel.{key}={size} does not divide {what}={dimension} of the model")
+    _require_fit(
+        ep == 1 or arch.experts is not None,
+        f"parallel.ep={ep} needs a model with experts, {arch.model_type} has none: leave it unset",
+    )
+    for axis, size in (("tp", tp), ("ep", ep), ("etp", etp)):
+        for what, dimension in arch.split_sizes()[axis].items():
+            _require_fit(dimension % size == 0, f"parallel.{axis}={size} does not divide {what}={dimension} of the model")
 
 
 def _check_pipeline(arch: Architecture, pp: int, vpp: int) -> None:

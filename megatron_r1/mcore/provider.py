@@ -1,6 +1,8 @@
-"""Every architecture on Megatron-Core: deepseek_v3, qwen2 and llama, as language models and as reward models."""
+"""Every architecture on Megatron-Core, as language models and as reward models."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -9,7 +11,6 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.dense import Llama, Llama3RopeScaling
 
 require_active()
 
@@ -56,8 +57,9 @@ def build_model(
             mtp_block_spec=mtp,
             vp_stage=vp_stage,
         )
-        if isinstance(arch, Llama) and arch.rope_scaling is not None:
-            _scale_rope(module, arch.rope_scaling)
+        scaling = arch.rope_wavelength_scaling()
+        if scaling is not None:
+            _scale_rope(module, scaling)
         initialize_weights(module, std=arch.init_std, seed=seed)
         module.train_mtp = mtp is not None and moe.mtp_loss_scale > 0
         _freeze(module, mtp=not module.train_mtp, router=freeze_router)
@@ -65,16 +67,10 @@ def build_model(
     return modules
 
 
-def _scale_rope(module: R1GPTModel | RewardGPTModel, scaling: Llama3RopeScaling) -> None:
+def _scale_rope(module: R1GPTModel | RewardGPTModel, scaling: dict[str, Any]) -> None:
     # GPTModel(rope_scaling=True) would take 1, 4 and 8192 for all but the factor.
     rope = module.rotary_pos_emb
-    rope.inv_freq = rope._apply_scaling(
-        rope.inv_freq,
-        factor=scaling.factor,
-        low_freq_factor=scaling.low_freq_factor,
-        high_freq_factor=scaling.high_freq_factor,
-        original_max_position_embeddings=scaling.original_max_position_embeddings,
-    )
+    rope.inv_freq = rope._apply_scaling(rope.inv_freq, **scaling)
 
 
 def _freeze(module: torch.nn.Module, *, mtp: bool, router: bool) -> None:

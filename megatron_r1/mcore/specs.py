@@ -88,7 +88,9 @@ def _layer_spec(config: TransformerConfig, backend: TorchBackend, is_moe: bool) 
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
-            self_attention=_latent_attention_spec(backend) if config.multi_latent_attention else _grouped_query_spec(backend),
+            self_attention=_latent_attention_spec(backend)
+            if config.multi_latent_attention
+            else _grouped_query_spec(config, backend),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
@@ -112,10 +114,13 @@ def _latent_attention_spec(backend: TorchBackend) -> ModuleSpec:
     return ModuleSpec(MLASelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules)
 
 
-def _grouped_query_spec(backend: TorchBackend) -> ModuleSpec:
+def _grouped_query_spec(config: TransformerConfig, backend: TorchBackend) -> ModuleSpec:
+    norm = RMSNorm if config.qk_layernorm else None  # of every head's query and key
     submodules = SelfAttentionSubmodules(
         linear_qkv=backend.column_parallel_linear(),
         core_attention=CoreAttention,
         linear_proj=backend.row_parallel_linear(),
+        q_layernorm=norm,
+        k_layernorm=norm,
     )
     return ModuleSpec(SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules)

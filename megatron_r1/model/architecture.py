@@ -1,24 +1,48 @@
-"""What every architecture has, as plain data. Field names are those of the Hugging Face `config.json`."""
+"""What every architecture has, as plain data. Field names are those of the Hugging Face `config.json`.
+
+A family is one file in `families/`: a subclass of `Architecture` that says everything about a `model_type`. The other packages ask
+the architecture what they need to know, and none of them knows a family by name.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from megatron_r1.model.rows import Block, Row, Split, norm_row, swiglu_rows
+
+SCORE_HEAD = "score.weight"  #: a reward model's head in transformers' classifiers
 _LANGUAGE_MODEL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"  # how transformers' class names end
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a mixture-of-experts layer."""
+
+    count: int  #: routed ones
+    width: int  #: of the feed-forward of one
+    shared_width: int = 0  #: of all shared experts together; 0: there are none
 
 
 class Architecture(BaseModel):
     """Shape of a model; nothing about how it is trained or laid out over devices.
 
-    A subclass is one `model_type`. Dense ones answer the questions about experts and multi-token prediction with "none".
+    A subclass is one `model_type`. Where a family does not say otherwise, a model is dense and has no multi-token prediction, every
+    norm is an RMSNorm and every feed-forward a SwiGLU without biases.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     HF_CLASS: ClassVar[str]  #: "architectures" of config.json
     HF_FIXED: ClassVar[dict[str, Any]] = {}  #: fields of config.json that have one value only in what this project builds
+    ATTENTION: ClassVar[Literal["grouped_query", "latent"]]  #: which attention module Megatron-Core and vLLM build
+    HAS_FP8: ClassVar[bool] = False  #: whether folders with block-scaled FP8 weights are published (see `weights/fp8.py`)
+    #: Hugging Face tensors that vLLM keeps as one: last part of the name of vLLM's -> those of Hugging Face, in order
+    VLLM_FUSED: ClassVar[dict[str, tuple[str, ...]]] = {"gate_up_proj": ("gate_proj", "up_proj")}
+    NO_REWARD_MODEL_HAS: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False}  #: fields of a reward model and their values
 
     model_type: str
     vocab_size: int = Field(gt=0)
@@ -33,6 +57,101 @@ class Architecture(BaseModel):
     init_std: float = Field(0.006, gt=0, description="V3 section 4.2; the 0.02 in the published config.json is not it")
     score_label: str | None = Field(None, description="a reward model, and what its one number says; None: a language model")
 
+    # What a family says of its shape.
+
+    @property
+    def experts(self) -> Experts | None:
+        """None: every layer is dense."""
+        return None
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether the feed-forward of a layer, counted from 0, is made of experts."""
+        return False
+
+    @property
+    def query_groups(self) -> int:
+        """Key and value heads: as many as query heads, or fewer, each for a group of query heads."""
+        return self.num_attention_heads
+
+    @property
+    def mtp_depth(self) -> int:
+        """Layers of multi-token prediction."""
+        return 0
+
+    # For Megatron-Core.
+
+    @abstractmethod
+    def megatron_settings(self) -> dict[str, Any]:
+        """Fields of Megatron-Core's TransformerConfig that set this family apart; they replace those of `mcore/transformer_config.py`."""
+
+    def megatron_refusal(self) -> str | None:
+        """Why Megatron-Core does not compute this model, naming the field and what to do; None: it does."""
+        return None
+
+    def rope_wavelength_scaling(self) -> dict[str, Any] | None:
+        """Arguments of Megatron-Core's scaling of RoPE by wavelength, as Llama 3's; None: no such scaling."""
+        return None
+
+    def split_sizes(self) -> dict[str, dict[str, int]]:
+        """Sizes that a layout must divide: kind of parallelism ("tp", "ep", "etp") -> name in messages -> size."""
+        tensor = {
+            "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.query_groups,
+            "vocab_size": self.vocab_size, "intermediate_size": self.intermediate_size, "hidden_size": self.hidden_size,
+        }  # fmt: skip
+        return {"tp": tensor, "ep": {}, "etp": {}}
+
+    # Names and shapes of the weights.
+
+    @abstractmethod
+    def attention_rows(self) -> tuple[Row, ...]:
+        """The weights of a layer before its feed-forward, both norms included."""
+
+    def feed_forward_rows(self, layer: int) -> tuple[Row, ...]:
+        """The weights of a layer's feed-forward."""
+        return swiglu_rows(self.hidden_size, self.intermediate_size)
+
+    def mtp_blocks(self) -> Iterator[Block]:
+        """The weights of multi-token prediction."""
+        yield from ()
+
+    def embedding_copies(self, name: str) -> tuple[str, ...]:
+        """Names under which a folder repeats the embedding or the output layer `name`."""
+        return ()
+
+    def blocks(self) -> Iterator[Block]:
+        """Every weight of the model once, in streaming order."""
+        yield Block("", "", (self._vocabulary_row("embedding.word_embeddings.weight", "model.embed_tokens.weight"),))
+        attention = self.attention_rows()
+        for n in range(self.num_hidden_layers):
+            yield Block(f"decoder.layers.{n}.", f"model.layers.{n}.", attention + self.feed_forward_rows(n))
+        yield from self.mtp_blocks()
+        yield Block("", "", (norm_row("decoder.final_layernorm.weight", self.hidden_size, hf="model.norm.weight"),))
+        if self.is_reward_model:
+            yield Block("", "", (Row(("output_layer.weight",), (SCORE_HEAD,), ((1, self.hidden_size),)),))
+        elif not self.tie_word_embeddings:
+            yield Block("", "", (self._vocabulary_row("output_layer.weight", "lm_head.weight"),))
+
+    def _vocabulary_row(self, megatron: str, hf: str) -> Row:
+        # Tied models have no output layer in Hugging Face; Megatron's last pipeline stage, if it is not the first, holds a copy.
+        spellings = (megatron, "output_layer.weight") if self.tie_word_embeddings else (megatron,)
+        shape = (self.vocab_size, self.hidden_size)
+        return Row(spellings, (hf,), (shape,), Split.VOCAB, copies=self.embedding_copies(hf))
+
+    # For vLLM.
+
+    def vllm_split_sizes(self) -> dict[str, int]:
+        """Sizes that the number of devices of an engine must divide."""
+        return {
+            "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.query_groups,
+            "intermediate_size": self.intermediate_size, "vocab_size": self.vocab_size,
+        }  # fmt: skip
+
+    def vllm_refusal(self) -> str | None:
+        """Why vLLM would build another model than this one, naming the field; None: it does not."""
+        return None
+
+    # Reward models and config.json.
+
     @property
     def is_reward_model(self) -> bool:
         """A scalar head stands in place of the output layer."""
@@ -40,10 +159,7 @@ class Architecture(BaseModel):
 
     def as_reward_model(self, label: str) -> Self:
         """The same trunk under a scalar head: nothing to tie to the embedding, no multi-token prediction."""
-        without = {"tie_word_embeddings": False, "num_nextn_predict_layers": 0}
-        return self.model_copy(
-            update={"score_label": label} | {name: value for name, value in without.items() if name in type(self).model_fields}
-        )
+        return self.model_copy(update={"score_label": label} | self.NO_REWARD_MODEL_HAS)
 
     def to_hf_config(self, bos_token_id: int, eos_token_id: int, dtype: str) -> dict[str, Any]:
         """The `config.json` that transformers and vLLM load (dtype: "float32" or "bfloat16")."""
@@ -76,15 +192,16 @@ class Architecture(BaseModel):
         scaling = config.get("rope_scaling") or parameters
         kind = scaling.get("type", scaling.get("rope_type", "default"))
         if kind != "default":
-            fields["rope_scaling"] = cls._read_rope_scaling(kind, scaling)
+            fields["rope_scaling"] = cls.read_rope_scaling(kind, scaling)
         arch = cls(**{name: value for name, value in fields.items() if name != "score_label"})
         is_classifier = any(str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or [])
         return arch.as_reward_model(_only_label(config)) if is_classifier else arch
 
     @classmethod
-    @abstractmethod
-    def _read_rope_scaling(cls, kind: str, scaling: dict[str, Any]) -> dict[str, Any]:
-        """The value of the field `rope_scaling`. Raises ValueError for a kind that the architecture does not have."""
+    def read_rope_scaling(cls, kind: str, scaling: dict[str, Any]) -> dict[str, Any]:
+        """The value of the field `rope_scaling`. Raises ValueError for a kind that the family does not have."""
+        model_type = cls.model_fields["model_type"].default
+        raise ValueError(f"rope_scaling is of type {kind!r}, {model_type} is built without scaling only")
 
 
 def _only_label(config: dict[str, Any]) -> str:

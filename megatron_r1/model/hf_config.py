@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.deepseek_v3 import DeepseekV3
-from megatron_r1.model.dense import Llama, Qwen2
-
-ARCHITECTURES: dict[str, type[Architecture]] = {"deepseek_v3": DeepseekV3, "qwen2": Qwen2, "llama": Llama}
+from megatron_r1.model.registry import families
 
 
 def read_hf_config(config: dict[str, Any]) -> Architecture:
@@ -18,10 +15,11 @@ def read_hf_config(config: dict[str, Any]) -> Architecture:
         ValueError: an architecture that this project does not have, or a field that it cannot take; the message is one line.
     """
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"model_type is {model_type!r}, supported are {', '.join(ARCHITECTURES)}")
+    known = families()
+    if model_type not in known:
+        raise ValueError(f"model_type is {model_type!r}, supported are {', '.join(known)}")
     try:
-        return ARCHITECTURES[model_type].from_hf_config(config)
+        return known[model_type].architecture.from_hf_config(config)
     except ValueError as error:
         raise ValueError(describe_errors(error)) from error
 

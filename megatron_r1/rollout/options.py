@@ -8,11 +8,12 @@ from typing import Any, Literal
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.dense import DenseArchitecture, Qwen2
 
 #: Shapes that the attention kernels of vLLM 0.32 have on CPU; another one fails at the first token.
-CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-CPU_LATENT_DIMS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+CPU_SHAPES = {
+    "grouped_query": {"head_dim": (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)},
+    "latent": {"kv_lora_rank": (512,), "qk_rope_head_dim": (64,)},
+}
 
 NODE_ADDRESS = "VLLM_HOST_IP"  #: variable that tells vLLM under which address other nodes reach this one
 WORKER_EXTENSION = "megatron_r1.rollout.vllm.worker.HeldWeights"
@@ -23,6 +24,8 @@ class EngineOptions:
     """Settings of one engine; sent to the engine process as it starts."""
 
     hf_config: dict[str, Any]  #: the config.json of the model
+    attention: Literal["grouped_query", "latent"]
+    has_experts: bool
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     eos_token_id: int
@@ -89,6 +92,8 @@ def engine_options(
         )
     return EngineOptions(
         hf_config=arch.to_hf_config(bos_token_id, eos_token_id, dtype),
+        attention=arch.ATTENTION,
+        has_experts=arch.experts is not None,
         device=device,
         dtype=dtype,
         eos_token_id=eos_token_id,
@@ -120,24 +125,16 @@ def _transfer(rollout: RolloutConfig, device: Literal["cpu", "cuda"]) -> Literal
 
 def _check_shape(arch: Architecture, device: Literal["cpu", "cuda"], tensor_parallel_size: int) -> None:
     """Raises ConfigError for what vLLM would refuse late, or build otherwise than asked."""
-    for name in ("num_attention_heads", "num_key_value_heads", "moe_intermediate_size", "intermediate_size", "vocab_size"):
-        size = getattr(arch, name, 0)  # dense models have no experts
+    for name, size in arch.vllm_split_sizes().items():
         if size % tensor_parallel_size:
             raise ConfigError(f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the model's {name}={size}")
-    if isinstance(arch, Qwen2) and arch.head_dim * arch.num_attention_heads != arch.hidden_size:
-        raise ConfigError(
-            f"the model's head_dim={arch.head_dim} is not hidden_size / num_attention_heads = "
-            f"{arch.hidden_size / arch.num_attention_heads:g}, which vLLM builds qwen2 with"
-        )
-    if device == "cuda":
-        return
-    if isinstance(arch, DenseArchitecture):
-        if arch.head_dim not in CPU_HEAD_DIMS:
-            raise ConfigError(f"the model's head_dim={arch.head_dim} is not one that vLLM has on CPU: {CPU_HEAD_DIMS}")
-        return
-    for name, size in CPU_LATENT_DIMS.items():
-        if getattr(arch, name) != size:
-            raise ConfigError(f"the model's {name}={getattr(arch, name)} is not the one that vLLM has on CPU: {size}")
+    refusal = arch.vllm_refusal()
+    if refusal is not None:
+        raise ConfigError(refusal)
+    for name, sizes in CPU_SHAPES[arch.ATTENTION].items() if device == "cpu" else ():
+        if (size := getattr(arch, name)) not in sizes:
+            one = "the one" if len(sizes) == 1 else "one"
+            raise ConfigError(f"the model's {name}={size} is not {one} that vLLM has on CPU: {', '.join(map(str, sizes))}")
 
 
 def engine_environment(device: Literal["cpu", "cuda"], threads: int, address: str | None = None) -> dict[str, str]:

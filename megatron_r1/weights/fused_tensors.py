@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_r1.weights.mapping import Entry, Split
+from megatron_r1.model.rows import Split
+from megatron_r1.weights.mapping import Entry
 
 
 def fuse(entry: Entry, tensors: Sequence[torch.Tensor], parts: int = 1) -> torch.Tensor:

@@ -10,11 +10,12 @@ import torch.distributed as dist
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.rows import Split
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.local_weights import expert_owner, local_weights, name_some, tensor_group
-from megatron_r1.weights.mapping import Entry, Split
+from megatron_r1.weights.mapping import Entry
 
 
 @dataclass(frozen=True)

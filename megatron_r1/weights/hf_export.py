@@ -14,7 +14,7 @@ from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.weights.fp8 import is_fp8_weight, scale_name, scale_shape
 from megatron_r1.weights.hf import CONFIG, FP8_CONFIG, INDEX
-from megatron_r1.weights.mapping import hf_shapes
+from megatron_r1.weights.mapping import ROUTER_BIAS, hf_shapes
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, plan_files
 
 GENERATION_CONFIG = "generation_config.json"
@@ -29,7 +29,7 @@ def hf_tensors(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> list[H
     """
     tensors = []
     for name, shape in shapes.items():
-        if name.endswith(".e_score_correction_bias"):
+        if name.endswith(ROUTER_BIAS):
             tensors.append(HfTensor(name, shape, torch.float32))
         elif dtype is not torch.float8_e4m3fn:
             tensors.append(HfTensor(name, shape, dtype))

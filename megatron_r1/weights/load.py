@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from megatron_r1.errors import ConversionError
-from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.architecture import SCORE_HEAD, Architecture
+from megatron_r1.model.rows import Split
 from megatron_r1.weights.fused_tensors import fuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.local_weights import local_weights, tensor_group
-from megatron_r1.weights.mapping import SCORE_HEAD, Entry, Split, hf_shapes
+from megatron_r1.weights.mapping import Entry, hf_shapes
 
 
 @torch.no_grad()

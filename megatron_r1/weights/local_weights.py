@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.rows import Split
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
-from megatron_r1.weights.mapping import Entry, Split, model_entries
+from megatron_r1.weights.mapping import Entry, model_entries
 
 _NAMED = 5  # tensors named in one message
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
@@ -76,7 +77,11 @@ def tensor_group(entry: Entry, groups: WeightGroups) -> dist.ProcessGroup | None
 
 def expert_owner(entry: Entry, arch: Architecture, groups: WeightGroups) -> int:
     """Expert-parallel rank that holds the entry; 0 for what is no expert's."""
-    return 0 if entry.expert is None else entry.expert // (arch.n_routed_experts // group_size(groups.ep))
+    return 0 if entry.expert is None else entry.expert // _experts_per_rank(arch, groups)
+
+
+def _experts_per_rank(arch: Architecture, groups: WeightGroups) -> int:
+    return (arch.experts.count if arch.experts else 0) // group_size(groups.ep)
 
 
 def shard_shape(entry: Entry, groups: WeightGroups) -> tuple[int, ...]:
@@ -101,7 +106,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], entry: Entry) -> bool
 
 
 def _named_weights(module: torch.nn.Module, arch: Architecture, groups: WeightGroups) -> Iterator[tuple[str, torch.Tensor]]:
-    first_expert = group_rank(groups.ep) * (arch.n_routed_experts // group_size(groups.ep))
+    first_expert = group_rank(groups.ep) * _experts_per_rank(arch, groups)
     decoder = getattr(module, "decoder", None)
     layers = [layer.layer_number - 1 for layer in decoder.layers] if decoder is not None else []
     persistent = {id(b) for b in module.state_dict(keep_vars=True).values() if isinstance(b, torch.Tensor)}

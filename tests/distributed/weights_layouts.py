@@ -36,7 +36,7 @@ from megatron_r1.mcore import parallel, provider
 def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provider.R1GPTModel], Architecture]:
     """The model of a folder, loaded, and its architecture."""
     arch = HfFolder(folder).architecture()
-    mtp = arch.num_nextn_predict_layers > 0
+    mtp = arch.mtp_depth > 0
     layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, dist.get_world_size(), mtp=mtp, packed=False)
     parallel.build_process_groups(layout, seed=1)
     moe = MoeTrainingConfig(bias_update_rate=1e-3, mtp_loss_scale=0.3 if mtp else 0.0)

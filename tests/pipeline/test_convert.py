@@ -16,9 +16,9 @@ from megatron_r1 import cli
 from megatron_r1.runtime import distributed
 from megatron_r1.weights.hf import HfFolder
 from tests.paths import ROOT
-from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
+from tests.random_weights import full_architecture, further_families, llama_architecture, qwen2_architecture, write_random_model
 
-MODELS = {"v3": full_architecture(), "qwen2": qwen2_architecture(), "llama": llama_architecture()}
+MODELS = {"v3": full_architecture(), "qwen2": qwen2_architecture(), "llama": llama_architecture(), **further_families()}
 SMALL_FILES = ("--max-file-size", "0.0004")
 EXPERT = "model.layers.2.mlp.experts.3.up_proj.weight"
 
@@ -88,7 +88,12 @@ def rewrite(folder: Path, name: str, change: object) -> str:
 
 @pytest.mark.parametrize(
     ("model", "layout"),
-    [("v3", {}), ("v3", {"tp": 2, "pp": 2, "vpp": 2, "ep": 2, "etp": 1}), ("qwen2", {"tp": 2, "pp": 2}), ("llama", {"tp": 2})],
+    [
+        ("v3", {}),
+        ("v3", {"tp": 2, "pp": 2, "vpp": 2, "ep": 2, "etp": 1}),
+        ("llama", {"tp": 2}),
+        *((name, {"tp": 2, "pp": 2}) for name in ("qwen2", *further_families())),
+    ],
     ids=str,
 )
 def test_there_and_back_is_exact(models, tmp_path, capfd, model, layout):

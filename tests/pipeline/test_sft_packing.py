@@ -19,7 +19,7 @@ from megatron_r1.data.chat.template import encode_conversation
 from megatron_r1.data.packing import pack_samples
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.dense import Qwen2
+from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.builders.models import build_policy
 from megatron_r1.pipeline.session import open_session

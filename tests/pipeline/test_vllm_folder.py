@@ -11,7 +11,7 @@ import torch
 
 from megatron_r1.errors import DeviceError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.dense import Qwen2
+from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout import vllm_client as process
 from megatron_r1.rollout.channel.local import EngineProcess
@@ -26,7 +26,7 @@ from tests.pipeline.engine_cases import (
     prompts,
     sampled,
 )
-from tests.random_weights import llama_architecture, random_weights, write_random_model
+from tests.random_weights import further_families, llama_architecture, random_weights, write_random_model
 
 
 def qwen2(tied: bool) -> Qwen2:
@@ -42,6 +42,7 @@ ARCHITECTURES = {
     "qwen2 untied": qwen2(tied=False),
     "qwen2 tied": qwen2(tied=True),
     "llama": llama_architecture(),
+    **further_families(),
 }
 
 

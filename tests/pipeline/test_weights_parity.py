@@ -27,7 +27,7 @@ def expected_logits(model: str, folder: Path) -> torch.Tensor:
         ids = random_ids(arch)
         hidden = theirs.model(ids).last_hidden_state  # after the main final norm
         logits = [theirs.lm_head(hidden)]
-        for depth in range(arch.num_nextn_predict_layers):
+        for depth in range(arch.mtp_depth):
             hidden, further = predict_further(theirs, HfFolder(folder / model), depth, ids, hidden)
             logits.append(further)
     return torch.stack(logits)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from megatron_r1.config.schema import Config
-from megatron_r1.conversion.dtypes import ROUTER_BIAS
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, open_megatron
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.protocol import RolloutEngine
@@ -18,6 +17,7 @@ from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import new_checksum
 from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import CONFIG, HfFolder
+from megatron_r1.weights.mapping import ROUTER_BIAS
 
 _LOOKED_AT = 1 << 20  # bytes of each file
 

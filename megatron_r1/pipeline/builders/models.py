@@ -93,7 +93,7 @@ def build_policy(
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.policy import MegatronPolicy
 
-    mtp = moe.mtp_loss_scale > 0 and arch.num_nextn_predict_layers > 0
+    mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=mtp, packed=packed)
     parallel.build_process_groups(layout, config.seed)
     policy = MegatronPolicy(

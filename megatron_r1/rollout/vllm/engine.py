@@ -173,14 +173,14 @@ def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
             "distributed_executor_backend": "mp",
         }  # fmt: skip
     if options.device == "cuda":
-        if "n_routed_experts" in options.hf_config:
+        if options.has_experts:
             arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back
         return arguments
     arguments.update(
         enforce_eager=True,
         distributed_executor_backend="uni" if options.tensor_parallel_size == 1 else "mp",
     )
-    if "kv_lora_rank" in options.hf_config:
+    if options.attention == "latent":
         # vLLM's CPU operator for RoPE rotates the three-dimensional queries of MLA wrongly; its torch code is right. The
         # two-dimensional ones of grouped-query attention it rotates right.
         arguments.update(attention_backend="CPU_MLA", compilation_config={"custom_ops": ["-rotary_embedding"]})

@@ -22,11 +22,9 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-FUSED_PARTS = {
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
-}
+from megatron_r1.model.registry import vllm_fused_parts
+
+FUSED_PARTS = vllm_fused_parts()
 
 #: Buffers that follow from the config alone: no update may change them.
 CONSTANT_BUFFERS = ("cos_sin_cache", "_q_scale", "_k_scale", "_v_scale", "_prob_scale")

@@ -14,7 +14,7 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError, ConversionError
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.deepseek_v3 import RopeScaling
+from megatron_r1.model.families.deepseek_v3 import RopeScaling
 from megatron_r1.model.presets import resolve_architecture
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, random_weights
 

@@ -42,7 +42,7 @@ def test_rope_as_transformers_5_writes_it():
 @pytest.mark.parametrize(
     ("config", "change", "named"),
     [
-        (QWEN, {"model_type": "mixtral"}, "model_type is 'mixtral', supported are deepseek_v3, qwen2, llama"),
+        (QWEN, {"model_type": "mixtral"}, "model_type is 'mixtral', supported are deepseek_v3, llama, qwen2"),
         (QWEN, {"use_sliding_window": True}, "use_sliding_window is True"),
         (QWEN, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is of type 'yarn'"),
         (QWEN, {"num_key_value_heads": 5}, "num_key_value_heads=5 does not divide num_attention_heads=28"),

@@ -10,7 +10,8 @@ import pytest
 
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError, WeightSyncError
-from megatron_r1.model.dense import Llama, Qwen2
+from megatron_r1.model.families.llama import Llama
+from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.verify_weights import HeldReport, verify_held
