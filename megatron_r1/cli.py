@@ -348,8 +348,8 @@ def _format_default(value: object) -> str:
 
 def _explain(field: FieldInfo) -> str:
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
-    parts = [field.description or "", f"one of {', '.join(choices)}" if choices else ""]
-    return "; ".join(part for part in parts if part)
+    parts = [field.description or "", f"One of {', '.join(choices)}." if choices else ""]
+    return " ".join(part for part in parts if part)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Settings of data curation: the section `curation`."""
+"""Settings of data curation: the section `curation`. "R1 v1" and "R1 v2" are DeepSeek-R1, arXiv 2501.12948v1 and v2."""
 
 from __future__ import annotations
 
@@ -11,132 +11,253 @@ from megatron_r1.config.section import Section
 
 
 class WriterConfig(EndpointConfig):
-    """A served model that writes or rewrites data (the recipe's is DeepSeek-V3)."""
+    """A served model that writes or rewrites data. The paper's is DeepSeek-V3 (R1 v2 B.3.2)."""
 
-    temperature: float = Field(0.7, ge=0, description="not stated")
-    max_tokens: int = Field(16384, gt=0, description="of one answer; one cut at the limit is no answer")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the model that writes. The paper does not state it.")
+    max_tokens: int = Field(
+        16384, gt=0, description="Most tokens of one answer of the model that writes; an answer that is cut there is dropped."
+    )
 
 
 FilterName = Literal["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block", "markdown", "first_person"]
 
 
 class FilterConfig(Section):
-    """What data must be. The recipe names these filters (v1 section 2.3, v2 B.3); every threshold is ours: none is stated."""
+    """What data must be.
+
+    The paper names these filters (R1 v1 section 2.3.3, R1 v2 B.3). Every threshold is ours: the paper states none.
+    """
 
     names: list[FilterName] = Field(
         ["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block"],
-        description="those applied, always in the order of this list of all: well_formed, correct, language, repetition, "
-        "long_paragraph, code_block, markdown, first_person (the last two are for cold-start data)",
+        description="Filters that a record must pass, of well_formed, correct, language, repetition, long_paragraph, code_block, "
+        "markdown and first_person. They are applied in this order; the last two are for cold-start data (R1 v2 B.3.2).",
     )
     verdict_domains: list[str] = Field(
-        ["math", "code", "stem", "logic"], description="domains whose records must bring a verdict; elsewhere one may be missing"
+        ["math", "code", "stem", "logic"],
+        description="Domains whose records must bring a verdict for the filter correct; in the others a record without one passes.",
     )
-    plain_domains: list[str] = Field(["general"], description="domains whose answers may have no reasoning")
-    language_share: float = Field(0.9, gt=0, le=1, description="of the words, in the reasoning and in the summary each")
-    repetition_ngram: int = Field(10, gt=0, description="words of an n-gram")
-    repeated_ngram_share: float = Field(0.2, ge=0, le=1, description="most n-grams that stood in the text before")
-    repeated_line_share: float = Field(0.3, ge=0, le=1, description="most characters in lines that stood in the text before")
+    plain_domains: list[str] = Field(
+        ["general"], description="Domains whose answers may have no reasoning, for the filter well_formed."
+    )
+    language_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Least share of words in the record's language, in its reasoning and in its summary, for the filter language. "
+        "The paper does not state it.",
+    )
+    repetition_ngram: int = Field(
+        10, gt=0, description="Words of an n-gram for the filter repetition. The paper does not state it."
+    )
+    repeated_ngram_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of n-grams that stood in the answer before, for the filter repetition. The paper does not "
+        "state it.",
+    )
+    repeated_line_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Largest share of characters in lines that stood in the answer before, for the filter repetition. The paper "
+        "does not state it.",
+    )
     paragraph_words: int = Field(
-        300, gt=0, description="most words between two line breaks of the reasoning; a Chinese character counts"
+        300,
+        gt=0,
+        description="Most words between two line breaks of the reasoning, for the filter long_paragraph. A Chinese character "
+        "counts as a word. The paper does not state it.",
     )
     first_person_words: int = Field(
-        40, gt=0, description="words at the beginning of the reasoning of which one must be I, we, my, ..."
+        40,
+        gt=0,
+        description="Words at the beginning of the reasoning of which one must be in the first person (I, we, my), for the filter "
+        "first_person. The paper does not state it.",
     )
 
 
 class DedupConfig(Section):
-    """Near-duplicate removal by MinHash over word n-grams; the recipe names neither n-gram nor threshold."""
+    """Near-duplicate removal by MinHash over word n-grams. The paper names neither method nor threshold."""
 
-    enabled: bool = True
-    text: Literal["conversation", "prompt"] = Field("conversation", description="what is compared; prompt: the user's turns alone")
-    ngram: int = Field(5, gt=0, description="words of a shingle; a Chinese character counts as one")
-    permutations: int = Field(128, gt=0, description="hash functions; the similarity is known to about 1/(2 sqrt(of this))")
-    threshold: float = Field(0.8, gt=0, le=1, description="estimated Jaccard similarity from which the later one is dropped")
+    enabled: bool = Field(True, description="Whether near-duplicates are removed; the first record of several alike ones stays.")
+    text: Literal["conversation", "prompt"] = Field(
+        "conversation", description="What is compared to find near-duplicates: whole conversations, or the user's turns alone."
+    )
+    ngram: int = Field(
+        5, gt=0, description="Words of an n-gram of the comparison; a Chinese character counts as one. The paper does not state it."
+    )
+    permutations: int = Field(
+        128,
+        gt=0,
+        description="Number K of hash functions. The similarity is known to about 1 / (2 sqrt(K)). The paper does not state it.",
+    )
+    threshold: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Estimated Jaccard similarity from which the later record is dropped. The paper does not state it.",
+    )
 
 
 class DecontaminationConfig(Section):
-    """10-gram match against the evaluation sets (v2 D.1)."""
+    """n-gram match against the evaluation sets (R1 v2 D.1)."""
 
     evaluation_sets: dict[str, str] = Field(
-        {}, description="name: file of the set (.jsonl, .json, either gzipped, .parquet); none: nothing is compared"
+        {},
+        description="File of each evaluation set by the set's name: .jsonl or .json, either of them gzipped or not, or .parquet. "
+        "Empty: nothing is compared.",
     )
     fields: list[str] = Field(
-        ["question", "problem", "prompt", "text"], description="of an item: the first that it has holds its question"
+        ["question", "problem", "prompt", "text"],
+        description="Names of the field that holds the question in an item of a set; the first that the item has counts.",
     )
-    ngram: int = Field(10, gt=0, description="words that match; a Chinese character counts as one")
-    text: Literal["conversation", "prompt"] = Field("conversation", description="what is compared; prompt: the user's turns alone")
+    ngram: int = Field(
+        10,
+        gt=0,
+        description="Words in a row that must be alike for a match; a Chinese character counts as one. R1 v2 D.1 states 10.",
+    )
+    text: Literal["conversation", "prompt"] = Field(
+        "conversation", description="What is compared with evaluation sets: whole conversations, or the user's turns alone."
+    )
 
 
 class MixConfig(Section):
-    """Proportions of the domains. The recipe's 800K are math 395285, code 211129, stem 10124, logic 10395, general 177812."""
+    """Proportions of the domains.
 
-    proportions: dict[str, float] = Field({}, description="domain: weight; none: all records are taken, in a new order")
-    total: int | None = Field(None, gt=0, description="records of the mix; null: as many as `sampling` allows")
-    sampling: Literal["down", "up"] = Field(
-        "down", description="down: no record comes twice, the scarcest domain limits the mix; up: scarce domains are repeated"
+    The paper's 800K are math 395285, code 211129, stem 10124, logic 10395, general 177812 (R1 v2 B.3.3).
+    """
+
+    proportions: dict[str, float] = Field(
+        {},
+        description="Weight of each domain in the mix, by the domain's name. Empty: all records are taken, in a new order. R1 v2 "
+        "B.3.3 states numbers of samples, which serve as weights.",
     )
-    max_copies: int = Field(4, gt=0, description="of one record with sampling=up; a domain that needs more is an error")
+    total: int | None = Field(
+        None,
+        gt=0,
+        description="Number of records of the mix. null: as many as curation.mix.sampling allows. R1 v2 B.3.3 states 804,745.",
+    )
+    sampling: Literal["down", "up"] = Field(
+        "down",
+        description="How the proportions are met. down: no record comes twice, so that the scarcest domain limits the mix; up: "
+        "records of scarce domains are repeated. The paper does not state it.",
+    )
+    max_copies: int = Field(
+        4, gt=0, description="Most copies of one record with curation.mix.sampling=up. A domain that needs more is an error."
+    )
 
 
 class ColdStartConfig(Section):
-    """Long chains of thought for stage 1 (v1 section 2.3.1, v2 B.3.2)."""
+    """Long chains of thought for stage 1 (R1 v1 section 2.3.1, R1 v2 B.3.2)."""
 
     ways: list[Literal["few_shot", "direct", "zero"]] = Field(
         ["few_shot", "direct", "zero"],
-        description="few_shot: a model shown worked examples; direct: one asked for reflection and verification; zero: R1-Zero's outputs",
+        description="Where chains of thought come from. few_shot: a model that is shown worked examples; direct: a model that is "
+        "asked for reflection and verification; zero: outputs of R1-Zero (R1 v1 section 2.3.1).",
     )
-    samples_per_problem: int = Field(1, gt=0, description="of few_shot and of direct; not stated")
-    examples: str | None = Field(None, description="conversations shown for few_shot and rewrite, .jsonl; null: those built in")
+    samples_per_problem: int = Field(
+        1, gt=0, description="Answers to each problem by few_shot, and as many by direct. The paper does not state it."
+    )
+    examples: str | None = Field(
+        None, description="A .jsonl file of conversations that few_shot shows to the model. null: the built-in ones."
+    )
     refine: Literal["served", "rules"] = Field(
-        "served", description="how R1-Zero's outputs are cleaned; rules: only their tags are changed, no model is asked"
+        "served",
+        description="How outputs of R1-Zero are cleaned. served: the model of curation.writer translates, rewrites and summarises "
+        "them (R1 v2 B.3.2); rules: only their tags are changed.",
     )
-    rewrite: bool = Field(True, description="with refine=served: rewrite the reasoning in conversational first person")
+    rewrite: bool = Field(
+        True,
+        description="Whether curation.cold_start.refine=served also rewrites the reasoning as a conversation in the first person "
+        "(R1 v2 B.3.2).",
+    )
     filters: FilterConfig = FilterConfig(
         names=["well_formed", "correct", "language", "repetition", "long_paragraph", "code_block", "markdown", "first_person"]
     )
     zero_filters: list[FilterName] = Field(
         ["well_formed", "correct", "repetition"],
-        description="of `filters`, those that an output of R1-Zero must pass before a model refines it",
+        description="Names of those of curation.cold_start.filters that an output of R1-Zero must pass before a model refines it.",
     )
 
 
 class RejectionConfig(Section):
-    """Rejection sampling from a policy (v1 section 2.3.3, v2 B.3.3: "multiple responses", "only the correct ones")."""
+    """Rejection sampling from a policy (R1 v1 section 2.3.3, R1 v2 B.3.3: "multiple responses", "only the correct ones")."""
 
-    samples_per_prompt: int = Field(4, gt=0, description="not stated")
-    temperature: float = Field(1.0, gt=0, description="not stated")
-    top_p: float = Field(1.0, gt=0, le=1, description="not stated")
-    max_tokens: int = Field(32768, gt=0, description="of a response")
-    keep_per_prompt: int = Field(1, gt=0, description="accepted samples kept of one prompt, at most")
-    choose: Literal["random", "shortest"] = Field("random", description="which of the accepted are kept; random: by the seed")
-    batch_prompts: int = Field(64, gt=0, description="prompts asked of the engine at once")
+    samples_per_prompt: int = Field(
+        4, gt=0, description="Responses sampled for each prompt. The paper says several, and states no number."
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Sampling temperature of rejection sampling. The paper states 1.0 for cold-start data only (R1 v2 B.3.2).",
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Probability mass that tokens are sampled from in rejection sampling. The paper does not state it.",
+    )
+    max_tokens: int = Field(
+        32768, gt=0, description="Most tokens of a response in rejection sampling; a longer one is cut and dropped."
+    )
+    keep_per_prompt: int = Field(
+        1, gt=0, description="Most accepted responses that are kept for one prompt. The paper does not state it."
+    )
+    choose: Literal["random", "shortest"] = Field(
+        "random",
+        description="Which of more accepted responses are kept: some drawn by the seed, or those with the fewest tokens. The "
+        "paper does not state it.",
+    )
+    batch_prompts: int = Field(64, gt=0, description="Number of prompts that the engine is asked to answer in one call.")
     resample_batch: bool = Field(
         True,
-        description="after a kill, sample an unfinished batch again as a whole (what is kept of it stays), so that the result is that of "
-        "a run never killed; false: only its missing prompts, which saves time and gives other samples",
+        description="Whether an unfinished batch is sampled again as a whole after a kill, so that the result is that of a run "
+        "never killed; what was kept of it stays. false: only its missing prompts are sampled, which is faster and gives other "
+        "samples.",
     )
     answer_summary: str = Field(
-        "{answer}", description="the summary made of an <answer> element of R1-Zero's template; {answer} is what stands in it"
+        "{answer}",
+        description="Summary that is made of an <answer> element in R1-Zero's template; {answer} stands for the element's content.",
     )
 
 
 class NonReasoningConfig(Section):
-    """Writing, factual questions, translation, ...: a model writes a chain of thought for some (v1 section 2.3.3)."""
+    """Writing, factual questions, translation and the like: a model writes a chain of thought for some (R1 v1 section 2.3.3)."""
 
-    cot_share: float = Field(0.5, ge=0, le=1, description="of the queries that are not simple; not stated")
-    simple_words: int = Field(6, ge=0, description="a query of at most this many words, such as 'hello', gets no chain of thought")
+    cot_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the queries, without the simple ones, for which a model writes a chain of thought. The paper says "
+        "some, and states no number.",
+    )
+    simple_words: int = Field(
+        6,
+        ge=0,
+        description="Most words of a simple query such as 'hello', which gets no chain of thought. The paper does not state the "
+        "number.",
+    )
 
 
 class CurationConfig(Section):
     """From samples to supervised data: filters, near-duplicates, decontamination, mixing."""
 
-    inputs: list[str] = Field([], description=".jsonl files of conversations, e.g. [a.jsonl, b.jsonl]")
+    inputs: list[str] = Field(
+        [], description="Files of conversations to curate, .jsonl each, e.g. curation.inputs=[a.jsonl,b.jsonl]."
+    )
     form: Literal["think", "special_token"] = Field(
         "think",
-        description="of an answer: <think>, reasoning, </think>, summary; or reasoning and summary after special_token each (v1)",
+        description="How an answer holds its parts. think: <think>, reasoning, </think>, summary (R1 v2 B.3.2); special_token: "
+        "reasoning and summary, each behind curation.special_token (R1 v1 section 2.3.1).",
     )
-    special_token: str = Field("|special_token|", min_length=1, description="for form=special_token")
-    workers: int = Field(1, gt=0, description="processes that read and check records")
+    special_token: str = Field(
+        "|special_token|",
+        min_length=1,
+        description="Text that stands before reasoning and summary with curation.form=special_token.",
+    )
+    workers: int = Field(1, gt=0, description="Number of processes that read and check records.")
     filters: FilterConfig = FilterConfig()
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()

@@ -14,25 +14,42 @@ class DataConfig(Section):
 
     source: str = Field(
         "tally",
-        description="'tally' (generated arithmetic), 'tally_chat' (the same with small talk) or a path to a .jsonl / .json file of "
-        "problems or documents",
+        description="Problems or documents: 'tally' (generated arithmetic), 'tally_chat' (the same with small talk), or a path to "
+        "a .jsonl or .json file. Pretraining also reads .txt and .md files, a paragraph at a time.",
     )
-    question_field: str = "question"
-    answer_field: str = "answer"
-    text_field: str = Field("text", description="of the records of a .jsonl or .json file that is pretrained on")
-    answer_format: Literal["plain", "gsm8k"] = Field("plain", description="gsm8k: the answer is what follows '####'")
-    tokenizer: str | None = Field(None, description="folder with tokenizer.json; default: model.weights")
+    question_field: str = Field("question", description="Name of the field that holds the question in a problem of a file.")
+    answer_field: str = Field("answer", description="Name of the field that holds the reference answer in a problem of a file.")
+    text_field: str = Field("text", description="Name of the field that holds the text in a .jsonl or .json file for pretraining.")
+    answer_format: Literal["plain", "gsm8k"] = Field(
+        "plain", description="What the answer field holds. plain: the answer alone; gsm8k: a solution whose answer follows '####'."
+    )
+    tokenizer: str | None = Field(
+        None, description="Folder with tokenizer.json. null: that of model.weights, or one made for the generated data."
+    )
     template: Literal["r1_zero", "r1_chat", "r1_chat_think", "tokenizer"] = Field(
         "r1_zero",
-        description="r1_chat: DeepSeek-R1's; r1_chat_think: its later revision, whose prompts end in <think>; tokenizer: the "
-        "tokenizer's own chat_template",
+        description="How a prompt is written. r1_zero: the template of R1-Zero (R1 v1 Table 1); r1_chat: DeepSeek-R1's chat "
+        "template; r1_chat_think: its later revision, whose prompts end in <think>; tokenizer: the tokenizer's own chat_template.",
     )
     general_source: str | None = Field(
         None,
-        description="general prompts for RL over all scenarios: 'tally_chat' or a .jsonl / .json file of problems of kind general",
+        description="General prompts for reinforcement learning over all scenarios: 'tally_chat', or a path to a .jsonl or .json "
+        "file of problems of kind general. null: reasoning prompts alone.",
     )
     general_share: float = Field(
-        0.5, ge=0, le=1, description="of the prompts, while general ones come (not stated; see grpo.general_updates)"
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of general prompts among all prompts while general ones come, see grpo.general_updates. The paper does "
+        "not state it.",
     )
-    max_prompt_tokens: int = Field(1024, gt=0, description="longer prompts are refused by name, not cut")
-    heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of problems kept for evaluation, by a hash of the problem")
+    max_prompt_tokens: int = Field(
+        1024, gt=0, description="Most tokens of a prompt. A longer one is an error that names the problem; no prompt is cut."
+    )
+    heldout_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the problems that is kept for evaluation and never trained on, chosen by a hash of the question. "
+        "The paper does not state it.",
+    )

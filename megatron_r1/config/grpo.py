@@ -1,4 +1,4 @@
-"""Settings of reinforcement learning: the section `grpo`."""
+"""Settings of reinforcement learning: the section `grpo`. "R1 v2" is DeepSeek-R1 (arXiv 2501.12948v2)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,73 @@ from megatron_r1.config.section import Section
 
 
 class GrpoConfig(Section):
-    """GRPO. Defaults are R1-Zero's (arXiv 2501.12948v2 section 2.1): lr 3e-6, KL 0.001, G 16, 8,192 outputs in 16 minibatches."""
+    """GRPO. Defaults are R1-Zero's (R1 v2 section 2.1)."""
 
-    rollouts: int = Field(650, gt=0, description="rollout rounds; one round is prompts_per_rollout x group_size outputs")
-    prompts_per_rollout: int = Field(512, gt=0)
-    group_size: int = Field(16, gt=1)
-    minibatch_size: int = Field(512, gt=0, description="outputs per policy update")
-    micro_batch_tokens: int = Field(32768, gt=0, description="packed tokens per forward pass")
+    rollouts: int = Field(
+        650,
+        gt=0,
+        description="Number of rounds. A round samples grpo.prompts_per_rollout x grpo.group_size outputs and then updates the "
+        "policy on them. R1-Zero's 10,400 updates are 650 rounds of 16 (R1 v2 section 2.1).",
+    )
+    prompts_per_rollout: int = Field(
+        512, gt=0, description="Different prompts of a round. R1 v2 section 2.1 states 8,192 outputs a round, 16 of each prompt."
+    )
+    group_size: int = Field(
+        16,
+        gt=1,
+        description="Outputs sampled for each prompt, whose rewards are compared with each other. R1 v2 section 2.1 states 16.",
+    )
+    minibatch_size: int = Field(
+        512,
+        gt=0,
+        description="Outputs of one policy update. It must divide the outputs of a round. R1 v2 section 2.1 states 16 minibatches "
+        "of 8,192 outputs.",
+    )
+    micro_batch_tokens: int = Field(32768, gt=0, description="Most tokens of one forward pass, into which outputs are packed.")
     loss: str = Field(
         "grpo",
         min_length=1,
-        description="what a policy update minimises: grpo, or your own function as package.module:function (docs/how_to/loss.md)",
+        description="What a policy update minimises: grpo, or your own function as package.module:function (docs/how_to/loss.md).",
     )
-    clip_eps: float = Field(0.2, gt=0, description="not stated for R1-Zero; 10 for R1's first RL stage")
-    kl_coef: float = Field(0.001, ge=0)
+    clip_eps: float = Field(
+        0.2,
+        gt=0,
+        description="Epsilon of the clipped probability ratio, which counts only within 1 - epsilon and 1 + epsilon. For R1-Zero "
+        "the paper does not state it; for R1's first RL stage it states 10 (R1 v2 section 3.2.1).",
+    )
+    kl_coef: float = Field(
+        0.001,
+        ge=0,
+        description="Weight of the KL penalty against the reference policy, beta. R1 v2 section 2.1 states 0.001. 0: there is no "
+        "reference policy.",
+    )
     normalization: Literal["sequence", "token"] = Field(
         "sequence",
-        description="sequence: mean over a response's tokens, then over responses (DeepSeekMath eq 3); token: mean over all tokens",
+        description="Mean that the loss takes. sequence: over the tokens of a response, then over responses (DeepSeekMath "
+        "equation 3); token: over all tokens. R1 prints no form with tokens: the paper does not state it.",
     )
-    advantage_std: Literal["population", "sample"] = Field("population", description="not stated")
-    reference_update_interval: int = Field(400, ge=0, description="policy updates between reference refreshes; 0: never")
+    advantage_std: Literal["population", "sample"] = Field(
+        "population",
+        description="Standard deviation that a group's rewards are divided by: of G rewards over G, or over G - 1. The paper does "
+        "not state it.",
+    )
+    reference_update_interval: int = Field(
+        400,
+        ge=0,
+        description="Policy updates after which the reference policy becomes the latest policy. R1 v2 section 2.1 states 400. 0: "
+        "never.",
+    )
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-6, weight_decay=0.0)
     moe: MoeTrainingConfig = MoeTrainingConfig()
-    freeze_router: bool = Field(False, description="router weights get no gradient")
+    freeze_router: bool = Field(
+        False, description="Whether the weights of the experts' router get no gradient. The paper does not state it."
+    )
     general_updates: int = Field(
-        400, ge=0, description="the last policy updates, in which general prompts and preference rewards come (v2 section 3.2.2)"
+        400,
+        ge=0,
+        description="Number of policy updates at the end in which general prompts and their rewards come, if data.general_source "
+        "is set. R1 v2 section 3.2.2 states 400.",
     )
     shuffle_rewards: bool = Field(
-        False, description="control experiment: rewards are permuted over the batch, nothing can be learned"
+        False, description="Control experiment: rewards are permuted over the whole round, so that nothing can be learned. Ours."
     )

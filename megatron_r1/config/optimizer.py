@@ -1,4 +1,7 @@
-"""Settings that every training stage has: its sections `optimizer` and `moe`."""
+"""Settings that every training stage has: its sections `optimizer` and `moe`.
+
+"V3" is DeepSeek-V3 (arXiv 2412.19437), "R1 v2" is DeepSeek-R1 (arXiv 2501.12948v2).
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,72 @@ from megatron_r1.config.section import Section
 
 
 class OptimizerConfig(Section):
-    """AdamW (V3 section 4.2: betas 0.9/0.95, weight decay 0.1, clip 1.0); for RL these are not stated."""
+    """AdamW. V3 section 4.2 states it for pretraining; for reinforcement learning only the learning rate is stated."""
 
-    lr: float = Field(gt=0)
-    min_lr_ratio: float = Field(1.0, ge=0, le=1, description="final lr over lr")
-    warmup_steps: int = Field(0, ge=0, description="policy updates of linear warm-up")
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0: off")
+    lr: float = Field(
+        gt=0,
+        description="Learning rate after the warm-up, the highest one. Stated are 2.2e-4 for pretraining (V3 section 4.2), 3e-6 "
+        "for R1-Zero and R1's reinforcement learning (R1 v2 sections 2.1 and 3.2.1), 5e-6 for the 800K fine-tuning (R1 v2 B.4.2) "
+        "and 6e-6 for reward models (R1 v2 section 3.1).",
+    )
+    min_lr_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Final learning rate as a share of `lr`. The fine-tuning stages end at a tenth (R1 v2 B.4.2); for "
+        "reinforcement learning the paper does not state it.",
+    )
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="Policy updates in which the learning rate rises linearly from 0. V3 pretraining takes 2,000 (V3 section "
+        "4.2); for the other stages the paper does not state it.",
+    )
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant",
+        description="How the learning rate falls from `lr` to its final value between the warm-up and the last update. "
+        "Fine-tuning takes cosine (R1 v2 B.4.2); for reinforcement learning the paper does not state it.",
+    )
+    beta1: float = Field(
+        0.9, description="AdamW's decay rate of the mean of gradients, per update. V3 section 4.2 states 0.9 for pretraining."
+    )
+    beta2: float = Field(
+        0.95,
+        description="AdamW's decay rate of the mean of squared gradients, per update. V3 section 4.2 states 0.95 for pretraining.",
+    )
+    eps: float = Field(
+        1e-8, description="Small number that AdamW adds to the root of the mean of squared gradients. The paper does not state it."
+    )
+    weight_decay: float = Field(
+        0.1,
+        description="AdamW's decoupled weight decay, a factor of the learning rate. V3 section 4.2 states 0.1 for pretraining; "
+        "for the other stages the paper does not state it.",
+    )
+    clip_grad: float = Field(
+        1.0,
+        ge=0,
+        description="Largest norm of the gradient over all parameters; a longer gradient is scaled down to it. 0: off. V3 section "
+        "4.2 states 1.0 for pretraining.",
+    )
 
 
 class MoeTrainingConfig(Section):
-    """How the router and the multi-token-prediction head are trained."""
+    """How the router and the multi-token-prediction head are trained. For reinforcement learning the paper does not state it."""
 
-    bias_update_rate: float = Field(0.0, ge=0, description="gamma of auxiliary-loss-free balancing (V3: 0.001, then 0)")
-    aux_loss_coeff: float = Field(0.0, ge=0, description="alpha of the sequence-wise balance loss (V3: 1e-4)")
+    bias_update_rate: float = Field(
+        0.0,
+        ge=0,
+        description="Step of an expert's routing bias after each update, gamma of auxiliary-loss-free balancing. V3 section 4.2 "
+        "states 0.001, and 0 for the last 500B tokens.",
+    )
+    aux_loss_coeff: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the sequence-wise balance loss, alpha. V3 section 4.2 states 1e-4. 0: the loss is left out.",
+    )
     mtp_loss_scale: float = Field(
-        0.0, ge=0, description="lambda of multi-token prediction (V3: 0.3, then 0.1); 0: the head is not trained"
+        0.0,
+        ge=0,
+        description="Weight of the multi-token-prediction loss, lambda. V3 section 4.2 states 0.3 for the first 10T tokens, then "
+        "0.1. 0: the head is not trained.",
     )

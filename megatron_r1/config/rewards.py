@@ -1,4 +1,4 @@
-"""Settings of the rewards: the section `reward`."""
+"""Settings of the rewards: the section `reward`. "R1 v1" and "R1 v2" are DeepSeek-R1, arXiv 2501.12948v1 and v2."""
 
 from __future__ import annotations
 
@@ -11,93 +11,194 @@ from megatron_r1.config.section import MAY_CHANGE, Section
 
 
 class JudgeConfig(EndpointConfig):
-    """A served model that grades answers (v2 Listing 4)."""
+    """A served model that grades answers (R1 v2 Listing 4)."""
 
     url: str | None = Field(
-        None, description="base URL, e.g. http://localhost:8000/v1; needed where a judge is used", json_schema_extra=MAY_CHANGE
+        None,
+        description="Base URL of the judge's endpoint, e.g. http://localhost:8000/v1. It is needed if a judge grades anything.",
+        json_schema_extra=MAY_CHANGE,
     )
-    timeout_seconds: float = Field(120.0, gt=0, description="for one request", json_schema_extra=MAY_CHANGE)
+    timeout_seconds: float = Field(
+        120.0, gt=0, description="Seconds that one request to the judge may take as a whole.", json_schema_extra=MAY_CHANGE
+    )
     retries: int = Field(
-        4, ge=0, description="further requests after one that failed or gave no valid verdict", json_schema_extra=MAY_CHANGE
+        4,
+        ge=0,
+        description="Further requests to the judge after one that failed or gave no valid verdict.",
+        json_schema_extra=MAY_CHANGE,
     )
-    concurrency: int = Field(16, gt=0, description="requests at a time", json_schema_extra=MAY_CHANGE)
+    concurrency: int = Field(
+        16, gt=0, description="Most requests to the judge that are under way at the same time.", json_schema_extra=MAY_CHANGE
+    )
     api_key_file: str | None = Field(
-        None, description="file with the endpoint's key; null: none is sent", json_schema_extra=MAY_CHANGE
+        None,
+        description="File that holds the API key of the judge's endpoint. null: no key is sent.",
+        json_schema_extra=MAY_CHANGE,
     )
-    temperature: float = Field(0.0, ge=0, description="not stated; at 0, two of the four pairwise votes repeat the other two")
-    max_tokens: int = Field(4096, gt=0, description="of the judge's answer; one cut at the limit gives no verdict")
-    seed: int = Field(0, description="sent with every request; pairwise votes also draw their order from it")
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        description="Sampling temperature of the judge. At 0, two of the four votes on a pair repeat the other two. The paper "
+        "does not state it.",
+    )
+    max_tokens: int = Field(
+        4096,
+        gt=0,
+        description="Most tokens of the judge's answer; an answer that is cut there gives no verdict. The paper does not state it.",
+    )
+    seed: int = Field(
+        0, description="Seed that is sent with every request. Votes on a pair also draw from it which response comes first."
+    )
     json_schema: bool = Field(
         False,
-        description="have the endpoint constrain its answer to the JSON of a verdict; not for models that reason in the answer",
+        description="Whether the endpoint constrains the judge's answer to the JSON of a verdict. Leave it off for models that "
+        "reason in their answer.",
     )
     cache: str | None = Field(
-        None, description="file that keeps verdicts over runs; null: none are kept", json_schema_extra=MAY_CHANGE
+        None, description="File that keeps the judge's verdicts over runs. null: none are kept.", json_schema_extra=MAY_CHANGE
     )
 
 
 class MathRewardConfig(Section):
-    """What counts as the same answer where mathematics leaves it open; the recipe says only that the answer must be correct."""
+    """What counts as the same answer if mathematics leaves it open; the paper says only that the answer must be correct."""
 
-    percent: Literal["unit", "hundredth", "either"] = Field("unit", description="50% is 50 (as in GSM8K), 0.5, or either")
+    percent: Literal["unit", "hundredth", "either"] = Field(
+        "unit",
+        description="What 50% equals. unit: 50, as in the references of GSM8K; hundredth: 0.5; either: both. The paper does not "
+        "state it.",
+    )
     units: Literal["optional", "required", "ignored"] = Field(
-        "optional", description="optional: may be missing on one side, but two different ones disagree"
+        "optional",
+        description="How units are compared. optional: one side may lack its unit, but two different units disagree; required: "
+        "both sides have the same or none; ignored: units do not count. The paper does not state it.",
     )
     rounding: int = Field(
-        0, ge=0, description="digits from which a rounded decimal agrees with a reference like 1/3 or pi; 0: never"
+        0,
+        ge=0,
+        description="Significant digits from which a rounded decimal agrees with a reference that no decimal writes exactly, such "
+        "as 1/3 or pi. 0: never. The paper does not state it.",
     )
-    list_order: Literal["any", "same"] = Field("any", description="of bare lists; sets never have one")
+    list_order: Literal["any", "same"] = Field(
+        "any",
+        description="Whether the elements of a list without brackets may come in any order; those of a set always may. The paper "
+        "does not state it.",
+    )
     several_answers: Literal["agree", "last"] = Field(
-        "agree", description="several boxes: each must be correct, or the last counts"
+        "agree",
+        description="How a response with several boxes is judged. agree: each box must be correct; last: the last box counts. The "
+        "paper does not state it.",
     )
 
 
 class CodeRewardConfig(Section):
-    """How programs are run against their tests."""
+    """How programs are run against their tests.
+
+    The paper names a compiler and test cases (R1 v2 section 2.2); all limits are ours.
+    """
 
     isolation: Literal["bubblewrap", "none_i_accept_untrusted_code_on_this_machine"] = Field(
         "bubblewrap",
-        description="without namespaces programs are refused, unless the other value says in so many words to run them",
+        description="How programs are kept from the machine. bubblewrap: in namespaces of their own, and they are refused if the "
+        "machine has none; the other value runs them without isolation.",
     )
-    language: Literal["python", "cpp"] = Field("python", description="of a block of code without a tag")
-    python: str = Field("", description="interpreter for programs; empty: the trainer's own")
-    packages: list[str] = Field([], description="folders of packages that programs may import")
-    cpu_seconds: float = Field(5.0, gt=0, description="of one test")
-    wall_seconds: float = Field(15.0, gt=0, description="of one test")
-    memory_mb: int = Field(512, gt=0, description="of one test")
-    program_seconds: float = Field(60.0, gt=0, description="of all tests of a program; later ones are not run, and it fails")
-    float_tolerance: float | None = Field(None, description="within which numbers agree; null: exactly")
-    stop_at_first_failure: bool = Field(False, description="do not run the tests after it; the score is the same")
+    language: Literal["python", "cpp"] = Field("python", description="Programming language of a block of code that names none.")
+    python: str = Field("", description="Path of the Python interpreter that runs programs. Empty: the trainer's own.")
+    packages: list[str] = Field([], description="Folders of Python packages that programs may import, beside the standard library.")
+    cpu_seconds: float = Field(5.0, gt=0, description="CPU time in seconds that a program may use for one test.")
+    wall_seconds: float = Field(
+        15.0, gt=0, description="Time in seconds that one test may take by the clock, which catches programs that sleep."
+    )
+    memory_mb: int = Field(512, gt=0, description="Memory in MiB that a program may use in one test.")
+    program_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Time in seconds, by the clock, in which the tests of a program must start; later ones are not run, and the "
+        "program fails.",
+    )
+    float_tolerance: float | None = Field(
+        None,
+        description="Largest difference, absolute or relative to the expected value, at which two decimal numbers agree. null: "
+        "they must be equal.",
+    )
+    stop_at_first_failure: bool = Field(
+        False, description="Whether the tests after the first that fails are left out. The score is the same."
+    )
 
 
 class RewardConfig(Section):
-    """reasoning prompts: accuracy + format + language (v2 eq 4, 7); general ones: model + format + language (v2 eq 8, 10)."""
+    """Reasoning prompts: accuracy + format + language (R1 v2 equations 4, 7); general ones: model + format + language (8, 10)."""
 
-    accuracy_weight: float = 1.0
-    format_weight: float = 1.0
-    language_weight: float = Field(0.0, description='0: not measured; R1\'s RL stages: 1, "directly adding it"')
-    model_weight: float = Field(1.0, description="of the model's reward on general prompts")
+    accuracy_weight: float = Field(
+        1.0,
+        description="Weight of the accuracy reward, 1 for a correct answer and 0 for a wrong one. R1 v2 equation 4 gives accuracy "
+        "and format the same weight.",
+    )
+    format_weight: float = Field(
+        1.0, description="Weight of the format reward, 1 for a response in the form of its template, else 0 (R1 v2 section 2.2)."
+    )
+    language_weight: float = Field(
+        0.0,
+        description="Weight of the language reward, the share of the reasoning's words that are in the prompt's language (R1 v2 "
+        'equation 7). R1\'s RL stages take 1 ("directly adding it"). 0: it is not measured.',
+    )
+    model_weight: float = Field(
+        1.0, description="Weight of the model's reward on general prompts. R1 v2 equation 10 adds it to the format reward."
+    )
     model: Literal["none", "judge", "reward_models"] = Field(
-        "none", description="what scores general prompts; judge: see reward.judge; reward_models: the two below"
+        "none",
+        description="What scores general prompts. judge: the served model of reward.judge; reward_models: reward.helpful_model "
+        "and reward.safety_model (R1 v2 section 3.1); none: general prompts are an error.",
     )
-    helpful_model: str | None = Field(None, description="folder of the reward model for helpfulness, which reads the final summary")
-    safety_model: str | None = Field(None, description="folder of the reward model for safety, which reads the whole response")
+    helpful_model: str | None = Field(
+        None, description="Folder of the reward model for helpfulness, which scores the final summary (R1 v2 section 3.1)."
+    )
+    safety_model: str | None = Field(
+        None, description="Folder of the reward model for safety, which scores the whole response (R1 v2 section 3.1)."
+    )
     answer_location: Literal["answer_tag", "boxed", "hash"] = Field(
-        "answer_tag", description="the only place where an answer counts; hash: after ####"
+        "answer_tag",
+        description="The only place in which an answer to mathematics counts. answer_tag: inside <answer>; boxed: inside "
+        "\\boxed{}; hash: after ####.",
     )
-    length_penalty_weight: float = Field(0.0, ge=0, description="0: off; times 0 to -1 over the last cache tokens before the limit")
-    length_penalty_max_tokens: int = Field(32768, gt=0, description="length from which the whole penalty applies")
-    length_penalty_cache_tokens: int = Field(4096, gt=0, description="tokens before that over which it grows")
-    repetition_penalty_weight: float = Field(0.0, ge=0, description="0: off; times minus the share of n-grams that are repeated")
-    repetition_ngram: int = Field(20, gt=0, description="tokens of such an n-gram")
+    length_penalty_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the length penalty, which falls from 0 to -1 over the last tokens before "
+        "reward.length_penalty_max_tokens. 0: off. From DAPO (arXiv 2503.14476 equation 13), not from R1.",
+    )
+    length_penalty_max_tokens: int = Field(
+        32768, gt=0, description="Length of a response in tokens from which the whole length penalty applies."
+    )
+    length_penalty_cache_tokens: int = Field(
+        4096, gt=0, description="Tokens before reward.length_penalty_max_tokens over which the length penalty grows from nothing."
+    )
+    repetition_penalty_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the repetition penalty, minus the share of a response's n-grams that stood in it before. 0: off. "
+        "Ours.",
+    )
+    repetition_ngram: int = Field(20, gt=0, description="Tokens of an n-gram of the repetition penalty.")
     unscored_value: float = Field(
-        0.0, description="counts as the score where a grader failed (error, timeout, unscorable); such cases are logged apart"
+        0.0,
+        description="Score of a reward component whose scorer gave none (error, timeout, unscorable). Such cases are counted in "
+        "the metrics. The paper does not state it.",
     )
-    workers: int = Field(2, gt=0, description="scoring processes, beside rank 0", json_schema_extra=MAY_CHANGE)
-    time_limit_seconds: float = Field(20.0, gt=0, description="for one response by one scorer; then its worker is killed")
-    code_time_limit_seconds: float = Field(300.0, gt=0, description="the same for all tests of one program")
-    worker_memory_bytes: int = Field(4 << 30, gt=0, description="address space of a scoring process, and of each of its children")
-    worker_recycle_bytes: int = Field(1 << 30, gt=0, description="resident memory above which a scoring process is replaced")
+    workers: int = Field(2, gt=0, description="Number of scoring processes beside rank 0.", json_schema_extra=MAY_CHANGE)
+    time_limit_seconds: float = Field(
+        20.0, gt=0, description="Seconds that one scorer may take for one response, after which its process is killed."
+    )
+    code_time_limit_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that the code scorer may take for all tests of one program, in place of reward.time_limit_seconds.",
+    )
+    worker_memory_bytes: int = Field(
+        4 << 30, gt=0, description="Most address space in bytes of a scoring process, and of each of its children."
+    )
+    worker_recycle_bytes: int = Field(
+        1 << 30, gt=0, description="Resident memory in bytes above which a scoring process is replaced after its current response."
+    )
     math: MathRewardConfig = MathRewardConfig()
     code: CodeRewardConfig = CodeRewardConfig()
     judge: JudgeConfig = JudgeConfig()

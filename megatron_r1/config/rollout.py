@@ -1,4 +1,4 @@
-"""Settings of the rollout engines: the section `rollout`."""
+"""Settings of the rollout engines: the section `rollout`. "R1 v2" is DeepSeek-R1 (arXiv 2501.12948v2)."""
 
 from __future__ import annotations
 
@@ -14,46 +14,101 @@ class RolloutConfig(Section):
 
     placement: Literal["single", "colocated", "disaggregated"] = Field(
         "single",
-        description="single: one engine beside rank 0; colocated: engines_per_node beside the ranks of every node; disaggregated: "
-        "those of `megatron-r1 serve-rollouts` on other nodes, weights over the network",
+        description="Where engines run. single: one engine beside rank 0; colocated: rollout.engines_per_node engines beside the "
+        "ranks of every node; disaggregated: the engines of `megatron-r1 serve-rollouts` on other nodes, weights over the "
+        "network.",
         json_schema_extra=MAY_CHANGE,
     )
     engines_per_node: int = Field(
-        1, gt=0, description="colocated; on GPUs each takes its share of tensor_parallel_size", json_schema_extra=MAY_CHANGE
-    )
-    servers: str | None = Field(
-        None, description="folder in which serve-rollouts announces its engines; for disaggregated", json_schema_extra=MAY_CHANGE
-    )
-    tensor_parallel_size: int = Field(1, gt=0, description="devices of one engine, on all its nodes together")
-    nodes_per_engine: int = Field(
-        1, gt=0, description="nodes that one engine spans, each with the same share of its devices; colocated or disaggregated"
-    )
-    max_response_tokens: int = Field(32768, gt=0)
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    kv_cache_bytes: int | None = Field(None, description="KV cache size; default: vLLM's share of the device")
-    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
-    max_num_seqs: int = Field(256, gt=0)
-    transfer: Literal["auto", "shm", "nccl"] = Field(
-        "auto",
-        description="how weights travel: shm: through the memory of the node, to other nodes over TCP; nccl: between GPUs, for "
-        "disaggregated engines alone, since NCCL takes no two processes on one GPU; auto: nccl where that is possible",
+        1,
+        gt=0,
+        description="Engines on every node with rollout.placement=colocated. On GPUs each takes its share of "
+        "rollout.tensor_parallel_size.",
         json_schema_extra=MAY_CHANGE,
     )
-    verify_weights: bool = Field(True, description="compare a checksum of every tensor after every update")
-    max_logprob_diff_mean: float = Field(1e-4, gt=0, description="trainer against engine, on-policy; above it the run stops")
-    max_logprob_diff_max: float = Field(1e-2, gt=0)
-    start_timeout_seconds: float = Field(600.0, json_schema_extra=MAY_CHANGE)
-    step_timeout_seconds: float = Field(3600.0, json_schema_extra=MAY_CHANGE)
+    servers: str | None = Field(
+        None,
+        description="Folder in which `megatron-r1 serve-rollouts` announces its engines. Needed with "
+        "rollout.placement=disaggregated.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    tensor_parallel_size: int = Field(1, gt=0, description="Devices of one engine, on all its nodes together.")
+    nodes_per_engine: int = Field(
+        1,
+        gt=0,
+        description="Nodes that one engine spans, each with the same share of its devices. More than 1 needs "
+        "rollout.placement=colocated or disaggregated.",
+    )
+    max_response_tokens: int = Field(
+        32768,
+        gt=0,
+        description="Most tokens of a response; a longer one is cut and scores as a wrong answer. R1 v2 section 2.1 states "
+        "32,768, and 65,536 from update 8,200 on.",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Sampling temperature of rollouts, for engine and trainer alike. R1 v2 states 1 (section 2.1), and 0.7 for "
+        "the second RL stage (section 3.2.2).",
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Probability mass that tokens are sampled from. Training takes 1 only. The paper does not state it.",
+    )
+    kv_cache_bytes: int | None = Field(
+        None,
+        description="Size of an engine's KV cache in bytes. null: what rollout.gpu_memory_utilization leaves beside the weights.",
+    )
+    gpu_memory_utilization: float = Field(
+        0.5, gt=0, le=1, description="Share of a device's memory that an engine may take for weights, activations and KV cache."
+    )
+    max_num_seqs: int = Field(256, gt=0, description="Most sequences that an engine computes at the same time.")
+    transfer: Literal["auto", "shm", "nccl"] = Field(
+        "auto",
+        description="How weights travel to an engine. shm: through the memory of the node, and to other nodes over TCP; nccl: "
+        "between GPUs, only with rollout.placement=disaggregated, since NCCL takes no two processes on one GPU; auto: nccl if it "
+        "is possible.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    verify_weights: bool = Field(
+        True,
+        description="Whether a checksum of every tensor in the engine is compared with the trainer's after each update of weights.",
+    )
+    max_logprob_diff_mean: float = Field(
+        1e-4,
+        gt=0,
+        description="Largest mean difference in nats between the log-probabilities that trainer and engine give to sampled "
+        "tokens; above it the run stops. bf16 needs about 0.05. Ours.",
+    )
+    max_logprob_diff_max: float = Field(
+        1e-2,
+        gt=0,
+        description="Largest difference in nats between trainer and engine on any sampled token; above it the run stops. bf16 "
+        "needs about 2. Ours.",
+    )
+    start_timeout_seconds: float = Field(
+        600.0,
+        description="Seconds in which an engine must start, and in which the engines of rollout.servers must be announced.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    step_timeout_seconds: float = Field(
+        3600.0,
+        description="Seconds that one call of an engine may take, such as the sampling of a whole round.",
+        json_schema_extra=MAY_CHANGE,
+    )
     stall_seconds: float = Field(
         300.0,
         gt=0,
-        description="an engine that gives no sign for so long, sampling or taking weights, is replaced as a dead one is",
+        description="Seconds without a sign of life, in sampling or in taking weights, after which an engine is replaced as a "
+        "dead one.",
         json_schema_extra=MAY_CHANGE,
     )
     restarts: int = Field(
         3,
         ge=0,
-        description="in a row, after which a lost engine ends the run; only its unfinished groups are sampled anew",
+        description="Replacements of lost engines within one round of sampling or one transfer of weights, after which the next "
+        "loss ends the run. A new engine samples only the groups that were unfinished.",
         json_schema_extra=MAY_CHANGE,
     )

@@ -10,19 +10,25 @@ from megatron_r1.config.section import MAY_CHANGE, Section
 
 
 class HeartbeatConfig(Section):
-    """How ranks notice that one of them hangs. Each writes a sign of life into <run_dir>/health, and each watches the next one's."""
+    """How ranks notice that one of them hangs.
 
-    interval_seconds: float = Field(5.0, gt=0, description="between two signs of life of a rank", json_schema_extra=MAY_CHANGE)
+    Each rank writes a sign of life into <run_dir>/health, and watches that of the next rank.
+    """
+
+    interval_seconds: float = Field(
+        5.0, gt=0, description="Seconds between two signs of life of a rank.", json_schema_extra=MAY_CHANGE
+    )
     lost_seconds: float = Field(
         120.0,
         gt=0,
-        description="a rank without a sign of life for so long is lost: all write their stacks and leave",
+        description="Seconds without a sign of life after which a rank is lost: all ranks write their stacks and leave.",
         json_schema_extra=MAY_CHANGE,
     )
     stall_seconds: float = Field(
         10800.0,
         gt=0,
-        description="the same for a rank that lives but begins nothing new; above rollout.step_timeout_seconds",
+        description="Seconds after which a rank that lives but begins nothing new is lost, too. Set it above "
+        "rollout.step_timeout_seconds.",
         json_schema_extra=MAY_CHANGE,
     )
 
@@ -30,15 +36,30 @@ class HeartbeatConfig(Section):
 class RuntimeConfig(Section):
     """Device and numerics."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    threads: int = Field(1, gt=0, description="OpenMP threads per process on CPU", json_schema_extra=MAY_CHANGE)
-    recompute: Literal["none", "full", "selective"] = Field("none", description="activation recomputation")
-    recompute_modules: list[str] = Field(["layernorm", "mla_up_proj"], description="for selective (V3 section 3.2.3)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where tensors live and are computed. auto: CUDA if torch finds a CUDA device, else the CPU."
+    )
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Number format of weights and activations, in the trainer and in the rollout engine. bf16 keeps the "
+        "optimizer's master weights and the sums of gradients in fp32.",
+    )
+    threads: int = Field(1, gt=0, description="OpenMP threads of each process on the CPU.", json_schema_extra=MAY_CHANGE)
+    recompute: Literal["none", "full", "selective"] = Field(
+        "none",
+        description="Activations that the backward pass computes again instead of keeping them. full: those of every layer; "
+        "selective: those of runtime.recompute_modules.",
+    )
+    recompute_modules: list[str] = Field(
+        ["layernorm", "mla_up_proj"],
+        description="Megatron-Core's names of the modules to recompute with runtime.recompute=selective. The default is what "
+        "DeepSeek-V3 recomputes (V3 section 3.2.3).",
+    )
     collective_timeout_seconds: float = Field(
         7200.0,
         gt=0,
-        description="a rank waits so long for the others; above what any one of them does alone, as sampling",
+        description="Seconds that a rank waits for the others in a collective operation. Set it above the longest time that one "
+        "rank works alone, such as the sampling of a rollout.",
         json_schema_extra=MAY_CHANGE,
     )
     heartbeat: HeartbeatConfig = HeartbeatConfig()
@@ -47,8 +68,15 @@ class RuntimeConfig(Section):
 class CheckpointConfig(Section):
     """What is kept of a run."""
 
-    interval: int = Field(10, gt=0, description="steps between checkpoints", json_schema_extra=MAY_CHANGE)
-    keep: int = Field(2, gt=0, description="newest complete checkpoints kept", json_schema_extra=MAY_CHANGE)
+    interval: int = Field(
+        10,
+        gt=0,
+        description="Steps between two checkpoints. A step is one round of rollouts in grpo, and one update in the other stages.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    keep: int = Field(2, gt=0, description="Number of complete checkpoints to keep: the newest ones.", json_schema_extra=MAY_CHANGE)
     asynchronous: bool = Field(
-        True, description="a forked process writes them while training goes on", json_schema_extra=MAY_CHANGE
+        True,
+        description="Whether a forked process writes a checkpoint while training goes on. false: training waits for the disk.",
+        json_schema_extra=MAY_CHANGE,
     )

@@ -25,8 +25,14 @@ from megatron_r1.config.sft import SftConfig
 class Config(Section):
     """The whole tree."""
 
-    run_dir: str = Field("runs/default", description="folder of this run; started again, it resumes", json_schema_extra=MAY_CHANGE)
-    seed: int = 0
+    run_dir: str = Field(
+        "runs/default",
+        description="Folder of this run: its metrics, checkpoints and results. Started again with the same folder, a run goes on.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    seed: int = Field(
+        0, description="Seed of all random draws of a run: initial weights, order of the data, sampling of responses."
+    )
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()
     runtime: RuntimeConfig = RuntimeConfig()

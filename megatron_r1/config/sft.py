@@ -1,4 +1,4 @@
-"""Settings of supervised fine-tuning: the section `sft`."""
+"""Settings of supervised fine-tuning: the section `sft`. "R1 v2" is DeepSeek-R1 (arXiv 2501.12948v2)."""
 
 from __future__ import annotations
 
@@ -13,46 +13,75 @@ from megatron_r1.config.section import MAY_CHANGE, Section
 class SftSource(Section):
     """Conversations to learn from. On the command line a path alone will do."""
 
-    path: str = Field(description=".jsonl, .jsonl.gz, .json or .parquet file, a folder of these, or one made by save_to_disk")
+    path: str = Field(
+        description="Conversations: a .jsonl, .jsonl.gz, .json or .parquet file, a folder of such files, or a folder that the "
+        "datasets library wrote with save_to_disk."
+    )
     weight: float | None = Field(
-        None, gt=0, description="share of an epoch relative to the others'; null for all: each sample once"
+        None,
+        gt=0,
+        description="Share of an epoch that comes from this source, relative to the weights of the others. null, for all sources: "
+        "an epoch takes each sample once.",
     )
     format: Literal["auto", "messages", "sharegpt", "pair", "alpaca", "preference"] = Field(
-        "auto", description="of the records, see data/chat/conversations.py; auto: told by their fields"
+        "auto",
+        description="Form of the records, as data/chat/conversations.py describes it. auto: the fields of a record show its form.",
     )
-    split: str = Field("train", description="of a folder that holds several")
+    split: str = Field("train", description="Name of the split to read, if the folder holds several.")
 
 
 class SftConfig(Section):
-    """Supervised fine-tuning on conversations (R1: 2 epochs, batch 64, lr 5e-6, cosine to a tenth, 32,768 tokens)."""
+    """Supervised fine-tuning on conversations. Defaults are those of the 800K fine-tuning (R1 v2 B.4.2)."""
 
-    sources: list[SftSource] = Field([], description="paths, or {path, weight, format, split} each; empty: data.source")
-    epochs: int = Field(2, gt=0, description="an epoch has as many samples as all sources together")
-    batch_size: int = Field(64, gt=0, description="samples per update")
-    micro_batch_tokens: int = Field(4096, gt=0, description="packed tokens per forward pass")
-    max_tokens: int | None = Field(None, gt=0, description="longest sample; default: micro_batch_tokens")
+    sources: list[SftSource] = Field(
+        [],
+        description="Conversations to train on: a list of paths, or of {path, weight, format, split}. Empty: the file of "
+        "data.source.",
+    )
+    epochs: int = Field(
+        2, gt=0, description="Number of epochs, each with as many samples as all sources together have. R1 v2 B.4.2 states 2."
+    )
+    batch_size: int = Field(64, gt=0, description="Samples of one update, over all ranks. R1 v2 B.4.2 states 64.")
+    micro_batch_tokens: int = Field(4096, gt=0, description="Most tokens of one forward pass, into which samples are packed.")
+    max_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Most tokens of a sample, see sft.overlong. null: as many as sft.micro_batch_tokens. R1 v2 B.4.2 states "
+        "32,768.",
+    )
     overlong: Literal["error", "drop", "truncate"] = Field(
-        "error", description="what becomes of longer samples (not stated); dropped and truncated ones are counted"
+        "error",
+        description="What happens to a sample above sft.max_tokens: the run stops, the sample is left out, or its end is cut. "
+        "Dropped and truncated samples are counted. The paper does not state it.",
     )
     invalid: Literal["error", "skip"] = Field(
-        "error", description="what becomes of conversations with a blank message or an unknown role; skipped ones are counted"
+        "error",
+        description="What happens to a conversation with a blank message or an unknown role: the run stops, or the conversation "
+        "is left out. Skipped conversations are counted.",
     )
-    prompt_field: str = "prompt"
-    response_field: str = "response"
+    prompt_field: str = Field("prompt", description="Name of the field that holds the prompt in a record of format pair.")
+    response_field: str = Field("response", description="Name of the field that holds the response in a record of format pair.")
     workers: int = Field(
         0,
         ge=0,
-        description="processes that tokenise, before the first step, while all ranks but one wait; 0: that rank itself",
+        description="Processes that tokenise the conversations before the first step, while the other ranks wait. 0: rank 0 does "
+        "it itself.",
         json_schema_extra=MAY_CHANGE,
     )
-    validation: SftSource | None = Field(None, description="path, or {path, format, split}, to validate with")
+    validation: SftSource | None = Field(
+        None, description="Conversations to validate with: a path, or {path, format, split}. null: see sft.validation_fraction."
+    )
     validation_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of the sources that is validated with instead, by a hash of the first question"
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the sources that is validated with and not trained on, chosen by a hash of a conversation's first "
+        "question. Not together with sft.validation. The paper does not state it.",
     )
     validation_interval: int = Field(
-        0, ge=0, description="updates between validations; 0: only before the first and after the last"
+        0, ge=0, description="Updates between two validations. 0: one before the first update, and one after the last."
     )
-    validation_samples: int = Field(512, gt=0, description="at most this many, chosen by the seed")
+    validation_samples: int = Field(512, gt=0, description="Most samples of a validation, chosen by the seed.")
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, min_lr_ratio=0.1, schedule="cosine")
     moe: MoeTrainingConfig = MoeTrainingConfig()
 

@@ -153,8 +153,8 @@ def test_help_shows_the_settings_that_the_command_reads(capsys):
     with pytest.raises(SystemExit):
         cli.main(["grpo", "--help"])
     out = capsys.readouterr().out
-    assert "grpo.clip_eps=0.2\n      not stated for R1-Zero" in out
-    assert "runtime.device=auto\n      one of auto, cpu, cuda\n" in out
+    assert "grpo.clip_eps=0.2\n      Epsilon of the clipped probability ratio" in out
+    assert "else the CPU. One of auto, cpu, cuda." in " ".join(out.split())
     assert "sft.epochs" not in out
 
 
