@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, marker_texts
-from megatron_r1.data.records import read_records, read_text, take_text
+from megatron_r1.data.record_files import read_records, read_text, take_text
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import DataError, R1Error
 

@@ -33,7 +33,8 @@ from megatron_r1.curation.manifest import (
 )
 from megatron_r1.curation.outputs import REJECTED, describe_losses, make_folder
 from megatron_r1.curation.proportions import draw, plan_mix
-from megatron_r1.curation.records import RawLine, check_id, parse_line, stream_lines
+from megatron_r1.curation.records import check_id, parse_line
+from megatron_r1.data.record_files import RawLine, stream_lines
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.files import write_atomically, written_atomically
 from megatron_r1.runtime.progress import Progress
@@ -56,6 +57,9 @@ def curate_files(config: CurationConfig, seed: int, folder: Path) -> str:
     if not config.inputs:
         raise ConfigError("curation.inputs is empty: name the files, e.g. curation.inputs=[a.jsonl,b.jsonl]")
     paths = [Path(path) for path in config.inputs]
+    for path in paths:
+        if path.suffix != ".jsonl":  # lines are read again by their offsets
+            raise DataError(f"{path}: expected a .jsonl file, one object a line")
     made_from = {
         "seed": seed,
         "settings": config.model_dump(include=set(_SETTINGS)),

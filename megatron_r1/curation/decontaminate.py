@@ -14,8 +14,7 @@ from typing import Any
 from megatron_r1.config.curation import DecontaminationConfig
 from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.words import hash_ngrams, words_of
-from megatron_r1.data.record_files import stream_records
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import read_records, take_text
 from megatron_r1.errors import DataError
 
 
@@ -77,7 +76,7 @@ def read_questions(path: Path, fields: Sequence[str]) -> list[str]:
     Raises:
         DataError: see `load_evaluation_sets`.
     """
-    return [take_text(record, _question_field(record, fields, where), where) for where, record in stream_records(path)]
+    return [take_text(record, _question_field(record, fields, where), where) for where, record in read_records(path)]
 
 
 def compared_text(conversation: Conversation, text: str) -> str:

@@ -17,7 +17,8 @@ from megatron_r1.curation.decontaminate import EvaluationSets, Match, compared_t
 from megatron_r1.curation.dedup import Signer
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Form
-from megatron_r1.curation.records import RawLine, parse_line
+from megatron_r1.curation.records import parse_line
+from megatron_r1.data.record_files import RawLine
 from megatron_r1.errors import DataError
 
 _CHUNK = 32  # lines that a process takes at once

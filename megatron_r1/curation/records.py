@@ -7,14 +7,13 @@ Only the conversation is required, in any form that `data.conversations` reads. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from megatron_r1.data.chat.conversations import Message, read_conversation
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import RawLine, parse_object, stream_lines, take_text
 from megatron_r1.errors import DataError
 
 DEFAULT_DOMAIN = "general"
@@ -102,37 +101,6 @@ def check_id(id: str, where: str, seen: dict[str, str]) -> None:
     seen[id] = where
 
 
-class RawLine(NamedTuple):
-    """A line of a file."""
-
-    where: str  #: "file:line"
-    offset: int  #: bytes before it
-    raw: bytes
-
-
-def stream_lines(path: Path) -> Iterator[RawLine]:
-    """The lines that are not blank.
-
-    Raises:
-        DataError: another suffix than .jsonl, a file that cannot be read, or one without a line.
-    """
-    if path.suffix != ".jsonl":
-        raise DataError(f"{path}: expected a .jsonl file, one object a line")
-    offset = 0
-    found = False
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.strip():
-                    found = True
-                    yield RawLine(f"{path}:{number}", offset, raw)
-                offset += len(raw)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if not found:
-        raise DataError(f"{path}: the file is empty")
-
-
 def parse_line(line: RawLine, source: str) -> Conversation:
     """One line.
 
@@ -155,18 +123,3 @@ def parse_line(line: RawLine, source: str) -> Conversation:
         named["source"] or source,
         {name: value for name, value in record.items() if name not in (*_NAMED, *_FORMS)},
     )
-
-
-def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of one line.
-
-    Raises:
-        DataError: bad JSON, not UTF-8, or something that is no object.
-    """
-    try:
-        record = json.loads(raw.decode("utf-8-sig"))  # a byte order mark may begin the first line
-    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
-        raise DataError(f"{where}: bad JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected an object, found {type(record).__name__}")
-    return record

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 from megatron_r1.curation.forms import Answer, Form
 from megatron_r1.curation.outputs import make_folder, write_json_lines
-from megatron_r1.curation.records import Conversation, parse_object, stream_lines
+from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.review_page import render_page
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import read_records, take_text
 from megatron_r1.errors import DataError
 from megatron_r1.runtime.files import write_atomically
 
@@ -63,15 +63,14 @@ def read_decisions(path: Path, ids: Sequence[str]) -> dict[str, Decision]:
     """
     known, first_seen = set(ids), {}
     decisions: dict[str, Decision] = {}
-    for line in stream_lines(path):
-        record = parse_object(line.raw, line.where)
-        id = take_text(record, "id", line.where)
+    for where, record in read_records(path):
+        id = take_text(record, "id", where)
         if id not in known:
-            raise DataError(f"{line.where}: no record with the id {id!r} was exported for review")
+            raise DataError(f"{where}: no record with the id {id!r} was exported for review")
         if id in first_seen:
-            raise DataError(f"{line.where}: {id!r} is decided already at {first_seen[id]}; remove one of the two")
-        first_seen[id] = line.where
-        decisions[id] = _read_decision(record, line.where)
+            raise DataError(f"{where}: {id!r} is decided already at {first_seen[id]}; remove one of the two")
+        first_seen[id] = where
+        decisions[id] = _read_decision(record, where)
     return decisions
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from megatron_r1.config.curation import RejectionConfig
 from megatron_r1.curation.accept_samples import Check, done
 from megatron_r1.curation.outputs import make_folder, write_json_lines
-from megatron_r1.curation.records import parse_object, stream_lines
+from megatron_r1.data.record_files import read_records
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.ledger import Ledger, settle, sync_folder
@@ -75,10 +75,9 @@ def read_samples(prompts: Sequence[Prompt], folder: Path, config: RejectionConfi
     """
     for number, batch in _batches(prompts, config):
         by_prompt: dict[str, list[dict[str, Any]]] = {prompt.id: [] for prompt in batch}
-        for line in stream_lines(batch_path(folder, number)):
-            record = parse_object(line.raw, line.where)
+        for where, record in read_records(batch_path(folder, number)):
             if record.get("prompt_id") not in by_prompt:
-                raise DataError(f"{line.where}: no sample of this batch; remove the file, its samples are made again")
+                raise DataError(f"{where}: no sample of this batch; remove the file, its samples are made again")
             by_prompt[record["prompt_id"]].append(record)
         yield from ((prompt, by_prompt[prompt.id]) for prompt in batch)
 

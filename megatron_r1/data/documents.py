@@ -12,7 +12,7 @@ import torch
 
 from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import shuffled
-from megatron_r1.data.records import read_records, read_text, take_text
+from megatron_r1.data.record_files import read_records, read_text, take_text
 from megatron_r1.data.tally.arithmetic import pretraining_document
 from megatron_r1.data.tally.requests import tally_chat_document
 from megatron_r1.data.tokenizer import Tokenizer

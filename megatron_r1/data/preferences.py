@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.data.chat.conversations import Message, Role
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import read_records, take_text
 from megatron_r1.data.split import is_heldout
-from megatron_r1.data.tables import read_rows
 from megatron_r1.errors import DataError
 
 _ROLES: dict[str, Role] = {
@@ -48,12 +47,12 @@ class JudgedDialogues:
 
 
 def read_pairs(path: Path) -> list[JudgedDialogues]:
-    """Preference pairs of a .jsonl, .json (either also .gz) or .parquet file, or of a folder; see `tables.read_rows`.
+    """Preference pairs of a file or of all files of a folder; see `record_files`.
 
     Raises:
         DataError: file and line of what is missing, malformed or of no known shape.
     """
-    return [JudgedDialogues(where, _take_pair(record, where)) for where, record in read_rows(path)]
+    return [JudgedDialogues(where, _take_pair(record, where)) for where, record in read_records(path, split=None)]
 
 
 def read_labelled(path: Path) -> list[JudgedDialogues]:
@@ -63,7 +62,7 @@ def read_labelled(path: Path) -> list[JudgedDialogues]:
         DataError: file and line of what is missing or malformed.
     """
     examples = []
-    for where, record in read_rows(path):
+    for where, record in read_records(path, split=None):
         safe = record.get("safe")
         if not isinstance(safe, bool):
             raise DataError(f"{where}: field 'safe' is {'missing' if safe is None else repr(safe)}, it must be true or false")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_r1.config.data import DataConfig
-from megatron_r1.data.records import read_records, take_text
+from megatron_r1.data.record_files import read_records, take_text
 from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tally.arithmetic import TallyProblem, draw_problem
 from megatron_r1.errors import DataError

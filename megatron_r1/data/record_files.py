@@ -1,53 +1,74 @@
-"""Records of tables in any of the usual forms, one at a time, each with the place it stands at.
+"""Records of files in any of the usual forms, one at a time, each with the place where it stands.
 
-FILE.jsonl, FILE.jsonl.gz   one object a line, read line by line
-FILE.json                   one list of objects
-FILE.parquet                read a few rows at a time
-FOLDER                      a `datasets` folder made by save_to_disk, or a folder of such files
+    FILE.jsonl, FILE.jsonl.gz   one object a line, read line by line
+    FILE.json, FILE.json.gz     one list of objects
+    FILE.parquet                read a few rows at a time
+    FILE.csv                    a header and one record a row
+    FOLDER                      a `datasets` folder made by save_to_disk, or a folder of such files
+
+This is the only module that reads records: every error names the file and the line, item or row.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-from megatron_r1.data.records import parse_json, read_records
 from megatron_r1.errors import DataError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+Record = tuple[str, dict[str, Any]]  #: where it stands, for messages, and its fields
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|dev|test|eval)(?:[^a-z]|$)")
 _SAME_SPLIT = {"training": "train", "valid": "validation", "dev": "validation", "eval": "test"}
-_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_SPLITS, _STATE = "dataset_dict.json", "state.json"  # what save_to_disk writes beside the rows
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", _SPLITS, _STATE}
 _ROWS = 256  # of a parquet file in memory at a time
 
 
-def stream_records(path: Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+class RawLine(NamedTuple):
+    """A line of a file."""
+
+    where: str  #: "file:line"
+    offset: int  #: bytes before it
+    raw: bytes
+
+
+def read_records(path: Path, split: str | None = "train") -> Iterator[Record]:
     """Every record with where it stands ("file.jsonl:3", "file.json item 3", "file.parquet row 3"), in the order of the files.
 
     Args:
         path: see above.
-        split: of a folder that holds several.
+        split: of a folder that holds several; None: all files of a folder, and a folder of several saved datasets is an error.
 
     Raises:
         DataError: one line with file and line of what is missing, corrupt or empty, or no table at all.
     """
-    files = None if path.is_dir() and _is_saved_dataset(path) else table_files(path, split)
+    if path.is_dir() and _is_saved_dataset(path):
+        records = _read_saved_dataset(path, split)
+    elif path.is_dir():
+        records = (record for file in table_files(path, split) for record in _read_file(file))
+    else:
+        records = _read_file(path)
     empty = True
-    for item in _read_saved_dataset(path, split) if files is None else (item for file in files for item in _read_file(file)):
+    for record in records:
         empty = False
-        yield item
+        yield record
     if empty:
-        raise DataError(f"{path}: no record in it")
+        raise DataError(f"{path}: no record in it" if path.is_dir() else f"{path}: the file is empty")
 
 
-def table_files(path: Path, split: str = "train") -> list[Path]:
-    """The files that `stream_records` reads, but for a folder made by save_to_disk: the path itself, or a folder's tables by name.
+def table_files(path: Path, split: str | None = "train") -> list[Path]:
+    """The files that `read_records` reads: the path itself, or the tables of a folder by name.
 
-    Where names of files or of their folders tell splits apart (train-00000-of-00002.parquet, test/part.jsonl), only those of `split`.
+    If names of files or of their folders tell splits apart (train-00000-of-00002.parquet, test/part.jsonl), only those of `split`.
 
     Raises:
         DataError: there is none.
@@ -61,7 +82,7 @@ def table_files(path: Path, split: str = "train") -> list[Path]:
     if not tables:
         raise DataError(f"{path}: the folder holds no table ({', '.join(SUFFIXES)}) and was not made by datasets' save_to_disk")
     splits = {file: _split_of(str(file.relative_to(path)).lower()) for file in tables}
-    if not any(splits.values()):
+    if split is None or not any(splits.values()):
         return tables
     chosen = [file for file in tables if splits[file] == _SAME_SPLIT.get(split, split)]
     if not chosen:
@@ -69,51 +90,144 @@ def table_files(path: Path, split: str = "train") -> list[Path]:
     return chosen
 
 
+def stream_lines(path: Path) -> Iterator[RawLine]:
+    """The lines of a .jsonl or .jsonl.gz file that are not blank, one at a time. Offsets count the unpacked bytes.
+
+    Raises:
+        DataError: another suffix, a file that cannot be read, or one without a line.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"{path}: expected a .jsonl file, one object a line")
+    number = offset = 0
+    found = False
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    found = True
+                    yield RawLine(f"{path}:{number}", offset, raw)
+                offset += len(raw)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # gzip says EOFError of a cut file
+        raise DataError(f"{path}: cannot be read after line {number}: not a whole gzip file ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read after line {number} ({error.strerror})") from error
+    if not found:
+        raise DataError(f"{path}: the file is empty")
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        DataError: bad JSON, not UTF-8, or something that is no object.
+    """
+    try:
+        text = raw.decode("utf-8-sig")  # a byte order mark may begin the first line
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text (byte {error.start} of the line)") from error
+    return _check_object(_parse_json(text, where), where)
+
+
+def read_text(path: Path) -> str:
+    """The whole file, unpacked if its name ends in .gz.
+
+    Raises:
+        DataError: missing, unreadable, not UTF-8 or blank.
+    """
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    return text
+
+
+def take_text(record: dict[str, Any], field: str, where: str) -> str:
+    """The stripped text of a field; a number counts as its text.
+
+    Raises:
+        DataError: the field is missing, blank or neither text nor number.
+    """
+    if field not in record:
+        raise DataError(f"{where}: field {field!r} is missing; the record has {', '.join(map(repr, record)) or 'no fields'}")
+    value = record[field]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text")
+    text = str(value).strip()
+    if not text:
+        raise DataError(f"{where}: field {field!r} is blank")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{where}: field {field!r} has half a surrogate pair (\\ud800 to \\udfff alone), which is not text")
+    return text
+
+
 def _split_of(name: str) -> str | None:
     found = _SPLIT.search(name)
     return _SAME_SPLIT.get(found[1], found[1]) if found else None
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.name.endswith(".parquet"):
-        return _read_parquet(path)
+def _read_file(path: Path) -> Iterator[Record]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return _read_lines(path)
-    if path.name.endswith(".json"):
-        return read_records(path)
+        return ((line.where, parse_object(line.raw, line.where)) for line in stream_lines(path))
+    if path.name.endswith((".json", ".json.gz")):
+        return _read_json_list(path)
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    if path.suffix == ".csv":
+        return _read_csv(path)
     raise DataError(f"{path}: expected {', '.join(SUFFIXES)} or a folder")
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
+def _read_json_list(path: Path) -> Iterator[Record]:
+    entries = _parse_json(read_text(path), str(path))
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of objects")
+    if not entries:
+        raise DataError(f"{path}: the list is empty")
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path} item {number}"
+        yield where, _check_object(entry, where)
+
+
+def _parse_json(text: str, where: str) -> Any:
     try:
-        with _open_table(path) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                record = parse_json(_decode(line, where), where)
-                if not isinstance(record, dict):
-                    raise DataError(f"{where}: expected an object, found {type(record).__name__}")
-                yield where, record
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
+        raise DataError(f"{where}: bad JSON ({str(error).splitlines()[0]})") from error
+
+
+def _check_object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for record in reader:
+                if None in record or None in record.values():
+                    raise DataError(f"{path}:{reader.line_num}: {'more' if None in record else 'fewer'} cells than the header has")
+                yield f"{path}:{reader.line_num}", record
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:  # gzip tells a cut file with EOFError
-        raise DataError(f"{path}: cannot be read after line {number} ({error})") from error
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: not a readable CSV file ({error})") from error
 
 
-def _open_table(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-def _decode(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text (byte {error.start} of the line)") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -131,13 +245,16 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _is_saved_dataset(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return any((folder / name).is_file() for name in (_STATE, _SPLITS))
 
 
-def _read_saved_dataset(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_saved_dataset(folder: Path, split: str | None) -> Iterator[Record]:
     """The rows of a folder made by save_to_disk, which stays on the disk."""
     import datasets
 
+    if split is None and (folder / _SPLITS).is_file():
+        splits = sorted(child.name for child in folder.iterdir() if (child / _STATE).is_file())
+        raise DataError(f"{folder} holds the splits {', '.join(splits)}: give the folder of one of them")
     try:
         dataset = datasets.load_from_disk(str(folder))
     except Exception as error:  # whatever datasets and Arrow raise at a damaged folder

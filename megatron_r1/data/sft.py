@@ -14,7 +14,7 @@ from megatron_r1.config.data import DataConfig
 from megatron_r1.config.sft import SftConfig, SftSource
 from megatron_r1.data.chat.template import describe_sample
 from megatron_r1.data.mixture import Mixture
-from megatron_r1.data.record_files import stream_records
+from megatron_r1.data.record_files import read_records
 from megatron_r1.data.sample_store import SampleStore, read_description, write_store
 from megatron_r1.data.sft_encoding import Encoder, encode_records
 from megatron_r1.data.split import is_heldout
@@ -189,7 +189,7 @@ def _encode_sources(
     number = 0
     for group, (source, encoder) in enumerate(every):
         counts = SourceCounts(source.path)
-        for encoded in encode_records(stream_records(Path(source.path), source.split), encoder, config.workers):
+        for encoded in encode_records(read_records(Path(source.path), source.split), encoder, config.workers):
             number += 1
             if number % 1000 == 0:
                 tell(number)

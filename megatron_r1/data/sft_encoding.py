@@ -6,16 +6,15 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from megatron_r1.data.chat.conversations import Message, read_conversation
 from megatron_r1.data.chat.load import load_chat_template
 from megatron_r1.data.chat.template import encode_conversation
+from megatron_r1.data.record_files import Record
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.types import TrainingSample
 
-Record = tuple[str, dict[str, Any]]  #: where it stands, and what stands there
 _PER_TASK = 32
 _WINDOW = 8  # tasks of each worker in memory at a time: the records of a file are many more
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.evaluation import BenchmarksConfig
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import Record, read_records, take_text
 from megatron_r1.errors import DataError
 from megatron_r1.evaluation.benchmarks import Benchmark
 from megatron_r1.evaluation.contest_tests import contest_day, contest_tests
-from megatron_r1.evaluation.files import Row, read_rows
 from megatron_r1.tags import find_boxed_answers
 
 LETTERS = "ABCD"
@@ -47,7 +46,7 @@ def read_benchmark(benchmark: Benchmark, path: Path, config: BenchmarksConfig) -
         DataError: file and line of a missing or malformed field, an id that is there twice; no problem at all.
     """
     problems: dict[str, BenchmarkProblem] = {}
-    for number, row in enumerate(read_rows(path, benchmark.split), start=1):
+    for number, row in enumerate(read_records(path, benchmark.split), start=1):
         if not _is_asked(benchmark, row, config):
             continue
         problem = _read_problem(benchmark, row, str(number), config.seed)
@@ -63,7 +62,7 @@ def read_benchmark(benchmark: Benchmark, path: Path, config: BenchmarksConfig) -
     return chosen
 
 
-def _is_asked(benchmark: Benchmark, row: Row, config: BenchmarksConfig) -> bool:
+def _is_asked(benchmark: Benchmark, row: Record, config: BenchmarksConfig) -> bool:
     where, record = row
     if benchmark.form == "contest":
         return config.contests_from <= contest_day(record, where) <= config.contests_to
@@ -81,7 +80,7 @@ def _window(benchmark: Benchmark, config: BenchmarksConfig) -> str:
     return " with a task_id from 11 to 510, the test split" if benchmark.form == "asserts" else ""
 
 
-def _read_problem(benchmark: Benchmark, row: Row, number: str, seed: int) -> BenchmarkProblem:
+def _read_problem(benchmark: Benchmark, row: Record, number: str, seed: int) -> BenchmarkProblem:
     where, record = row
     ids = [name for name in benchmark.id if record.get(name) not in (None, "")]
     id = take_text(record, ids[0], where) if ids else number
@@ -95,7 +94,7 @@ def _fill_prompt(prompt: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{(question|format|tests)\}", lambda found: parts[found[1]], prompt)
 
 
-def _take_question(benchmark: Benchmark, row: Row) -> str:
+def _take_question(benchmark: Benchmark, row: Record) -> str:
     """As it stands: the leading space of a program matters."""
     where, record = row
     name = _first_name(benchmark.question, row)
@@ -103,7 +102,7 @@ def _take_question(benchmark: Benchmark, row: Row) -> str:
     return str(record[name]).strip("\n")
 
 
-def _first_name(names: Sequence[str], row: Row) -> str:
+def _first_name(names: Sequence[str], row: Record) -> str:
     """The first field of `names` that the record has."""
     where, record = row
     for name in names:
@@ -116,7 +115,7 @@ def _first_name(names: Sequence[str], row: Row) -> str:
 Parts = tuple[dict[str, str], Any]
 
 
-def _answer(benchmark: Benchmark, row: Row, _: str) -> Parts:
+def _answer(benchmark: Benchmark, row: Record, _: str) -> Parts:
     where, record = row
     name = _first_name(benchmark.answer, row)
     answer = take_text(record, name, where)
@@ -128,7 +127,7 @@ def _answer(benchmark: Benchmark, row: Row, _: str) -> Parts:
     return {"question": _take_question(benchmark, row)}, answer
 
 
-def _choices(benchmark: Benchmark, row: Row, key: str) -> Parts:
+def _choices(benchmark: Benchmark, row: Record, key: str) -> Parts:
     """Choices in an order that depends on the seed, the problem and themselves alone; the reference is the letter of the right one."""
     where, record = row
     right = take_text(record, benchmark.answer[0], where)
@@ -140,21 +139,21 @@ def _choices(benchmark: Benchmark, row: Row, key: str) -> Parts:
     return {"question": f"{_take_question(benchmark, row).strip()}\n\n{listed}"}, LETTERS[choices.index(right)]
 
 
-def _contest(benchmark: Benchmark, row: Row, _: str) -> Parts:
+def _contest(benchmark: Benchmark, row: Record, _: str) -> Parts:
     where, record = row
     starter = record.get("starter_code") or ""
     code = f"{_WITH_STARTER}\n```python\n{starter}\n```" if starter else f"{_WITHOUT_STARTER}\n```python\n# YOUR CODE HERE\n```"
     return {"question": _take_question(benchmark, row), "format": code}, contest_tests(record, where)
 
 
-def _completion(benchmark: Benchmark, row: Row, _: str) -> Parts:
+def _completion(benchmark: Benchmark, row: Record, _: str) -> Parts:
     where, record = row
     tests = {name: take_text(record, name, where) for name in ("test", "entry_point")}
     prompt = _take_question(benchmark, row)
     return {"question": prompt}, {"check": tests["test"], "entry_point": tests["entry_point"], "prelude": prompt}
 
 
-def _asserts(benchmark: Benchmark, row: Row, _: str) -> Parts:
+def _asserts(benchmark: Benchmark, row: Record, _: str) -> Parts:
     where, record = row
     asserts = record.get("test_list")
     if not isinstance(asserts, list) or not asserts or not all(isinstance(text, str) for text in asserts):
@@ -163,7 +162,7 @@ def _asserts(benchmark: Benchmark, row: Row, _: str) -> Parts:
     return {"question": _take_question(benchmark, row), "tests": "\n".join(asserts)}, {"asserts": asserts, "setup": setup}
 
 
-_FORMS: dict[str, Callable[[Benchmark, Row, str], Parts]] = {
+_FORMS: dict[str, Callable[[Benchmark, Record, str], Parts]] = {
     "answer": _answer, "choices": _choices, "contest": _contest, "completion": _completion, "asserts": _asserts,
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import pickle
 import zlib
 from typing import Any, NoReturn
 
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import take_text
 from megatron_r1.errors import DataError
 
 _MAX_BYTES = 1 << 30  # unpacked

@@ -13,7 +13,7 @@ from megatron_r1 import cli
 from megatron_r1.config.load import load_config
 from megatron_r1.data.chat.conversations import read_conversation
 from megatron_r1.data.chat.template import describe_sample, r1_chat_jinja
-from megatron_r1.data.record_files import stream_records
+from megatron_r1.data.record_files import read_records
 from megatron_r1.data.sft import PREVIEW, SftData
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
@@ -151,7 +151,7 @@ def test_a_packed_epoch_over_published_chat_with_the_right_mask(tmp_path: Path) 
     """A part of each file; what is trained on is exactly the assistant's text and its end."""
     parts, texts = [], []
     for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "identity.json"):
-        records = [record for _, record in stream_records(CHAT / name)][:6]
+        records = [record for _, record in read_records(CHAT / name)][:6]
         (tmp_path / name).write_text(json.dumps(records))
         parts.append(str(tmp_path / name))
         texts += [record[field] for record in records for field in ("instruction", "output")]
@@ -170,7 +170,7 @@ def test_a_packed_epoch_over_published_chat_with_the_right_mask(tmp_path: Path) 
 
     tokenizer = Tokenizer.load(tmp_path / "tokenizer")
     data = SftData(run / "data", load_config(run / "config.yaml").sft, seed=0)
-    conversations = [read_conversation(record, where) for part in parts for where, record in stream_records(Path(part))]
+    conversations = [read_conversation(record, where) for part in parts for where, record in read_records(Path(part))]
     assert data.epoch_size == len(conversations) == 18
     for (user, assistant), sample in zip(conversations, data.take(range(18)), strict=True):
         masked = describe_sample(sample, tokenizer)

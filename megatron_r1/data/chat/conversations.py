@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_r1.data.records import take_text
+from megatron_r1.data.record_files import take_text
 from megatron_r1.errors import DataError
 
 Role = Literal["system", "user", "assistant"]

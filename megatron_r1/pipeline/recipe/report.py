@@ -49,7 +49,7 @@ def _table(rows: list[dict]) -> str:
         return "-" if value is None else f"{value:.1%}" if name in _SHARES else f"{value:.1f}"
 
     head = [name.replace("_at_", "@") for name in names]
-    return align_table([head, *([row["name"], *(show(name, row[name]) for name in names[1:])] for row in rows)])
+    return align_table([head, *([row["name"], *(show(name, row[name]) for name in names[1:])] for row in rows)], numbers=True)
 
 
 def _hold(claim: tuple[str, str, str, str], measured: Mapping[str, Measured]) -> str | None:

@@ -306,6 +306,11 @@ def test_what_is_wrong_with_the_input_is_told_on_one_line(tmp_path, lines, says)
     assert not list((tmp_path / "out").glob("*.json*")), "nothing half-made is left"
 
 
+def test_an_input_that_cannot_be_read_by_offsets_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"in.jsonl.gz: expected a .jsonl file"):
+        curate_files(CurationConfig(inputs=[str(tmp_path / "in.jsonl.gz")]), 0, tmp_path / "out")
+
+
 def test_an_item_of_an_evaluation_set_without_a_question_is_named(tmp_path):
     evaluation = write(tmp_path / "set.jsonl", {"question": "fine"}, {"answer": "7"})
     source = write(tmp_path / "in.jsonl", record(1))

@@ -89,7 +89,7 @@ GOOD = '{"question": "a", "answer": "1"}\n'
         ("p.json", "{}", r"p.json: expected a list of objects"),
         ("p.json", "[]", r"p.json: the list is empty"),
         ("p.json", '[{"question": "b"}]', r"p.json item 1: field 'answer' is missing"),
-        ("p.csv", GOOD, r"p.csv: expected a .jsonl file"),
+        ("p.txt", GOOD, r"p.txt: expected .jsonl, "),
     ],
 )
 def test_a_bad_file_is_a_one_line_error_with_its_place(tmp_path, name, content, message):
@@ -104,7 +104,7 @@ def test_a_bad_file_is_a_one_line_error_with_its_place(tmp_path, name, content, 
 def test_a_folder_and_binary_data_are_errors(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("folder.jsonl", "cannot be read"), ("binary.jsonl", "not UTF-8")):
+    for name, message in (("folder.jsonl", "the folder holds no table"), ("binary.jsonl", "not UTF-8")):
         with pytest.raises(DataError, match=message):
             read_problems(DataConfig(source=str(tmp_path / name)))
 
