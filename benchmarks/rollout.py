@@ -132,7 +132,7 @@ def make_policy(config: Config, session: Session) -> MegatronPolicy:
     return build_policy(
         config,
         session,
-        build_architecture(config),
+        build_architecture(config.model),
         optimizer=OptimizerConfig(lr=1e-4),
         moe=MoeTrainingConfig(),
         total_updates=1,
@@ -153,7 +153,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     sampling = Sampling(arguments.group_size, 1.0, 1.0, arguments.tokens)
     with open_session(verified.runtime) as session, ExitStack() as stack:
         policy = make_policy(verified, session)
-        tokenizer = build_tokenizer(verified, policy.arch)
+        tokenizer = build_tokenizer(verified.data, verified.model, policy.arch)
         prompts = make_prompts(verified, tokenizer, arguments.prompts)
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-")))
         engine, plain_engine = (

@@ -147,7 +147,7 @@ def scaled_config(hidden: int, device: str, seed: int) -> Config:
 def measure(session: Session, hidden: int, workload: str, arguments: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     """Build both sides, check that they agree, and time them."""
     config = scaled_config(hidden, arguments.device, arguments.seed)
-    arch = build_architecture(config)
+    arch = build_architecture(config.model)
     packed = workload == "packed"
     lengths = [ROW_TOKENS] * ROWS
     if packed:

@@ -9,13 +9,13 @@ Device = Literal["cpu", "cuda"]
 _device: Device | None = None
 
 
-def device() -> Device | None:
+def prepared_device() -> Device | None:
     """The device that megatron.core is prepared for; None: it is not prepared yet."""
     return _device
 
 
-def set_device(device: Device) -> None:
-    """Remember what `host.activate` has prepared megatron.core for."""
+def mark_prepared(device: Device) -> None:
+    """Remember that `host.activate` has prepared megatron.core for this device."""
     global _device
     _device = device
 

@@ -35,7 +35,7 @@ def activate(device: Device) -> None:
         RuntimeError: megatron.core was imported before, another device is active, or Megatron-Core is not what the rules and
             fixes were written for (the message names what changed).
     """
-    prepared = active.device()
+    prepared = active.prepared_device()
     if prepared == device:
         return
     if prepared is not None:
@@ -47,7 +47,7 @@ def activate(device: Device) -> None:
     if fixes:
         check_source(_package_folder(), importlib.metadata.version("megatron-core"))
         sys.meta_path.insert(0, _Finder(fixes, retarget=device == "cpu"))
-    active.set_device(device)
+    active.mark_prepared(device)
 
 
 def check_source(package: Path, version: str) -> None:

@@ -29,8 +29,8 @@ class Artifact:
         """Write the manifest: which stage, with which config, from which inputs (by hash), and the hash of the result."""
         manifest = {
             "stage": stage,
-            "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
-            "sha256": fingerprint(self.folder),
+            "inputs": {name: {"path": str(path), "sha256": hash_files(path)} for name, path in inputs.items()},
+            "sha256": hash_files(self.folder),
             "config": config,
         }
         temporary = self.folder / f"{MANIFEST}.tmp-seal"
@@ -45,11 +45,11 @@ class Artifact:
         """
         if not self.exists:
             raise CheckpointError(f"{self.folder} is no finished stage: it has no {MANIFEST}")
-        if json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["sha256"] != fingerprint(self.folder):
+        if json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["sha256"] != hash_files(self.folder):
             raise CheckpointError(f"{self.folder} has changed since its stage finished: remove the folder to make it again")
 
 
-def fingerprint(path: Path) -> str:
+def hash_files(path: Path) -> str:
     """SHA-256 over names and contents of a file, or of a folder's weights, JSON files and tables (the manifest left out)."""
     if path.is_file():
         files = [path]

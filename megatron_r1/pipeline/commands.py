@@ -18,7 +18,7 @@ from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.result_files import named_results
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
 from megatron_r1.pipeline.builders.rewards import open_rewards
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.recipe.plan import run_recipe
@@ -47,23 +47,22 @@ def print_result_tables(runs: Sequence[str]) -> None:
 
 
 def run_curate_command(config: Config) -> None:
-    """Make supervised data of `curation.inputs` in `run_dir`; print the counts."""
+    """Make supervised data from `curation.inputs` in `run_dir`, and print the counts."""
     print(curate_files(config.curation, config.seed, Path(config.run_dir)), end="", flush=True)
 
 
 def run_evaluate_command(config: Config) -> None:
-    """Measure a model on the benchmarks of `evaluate.benchmarks.files`, or where there are none on held-out problems of `data.source`.
+    """Measure a model on the benchmarks of `evaluate.benchmarks.files`, or, if there are none, on held-out problems of `data.source`.
 
-    Held-out problems: prints the table and writes `evaluation.json` into `run_dir`.
+    With held-out problems it prints the table and writes `evaluation.json` into `run_dir`.
     """
     if config.evaluate.benchmarks.files:
         evaluate_benchmarks(config)
         return
-    if config.model.weights is None:
-        raise ConfigError("model.weights is not set: give the model to evaluate")
+    weights = require_weights(config.model, "the model to evaluate")
     with open_session(config.runtime) as session:
-        arch = build_architecture(config)
-        tokenizer = build_tokenizer(config, arch)
+        arch = build_architecture(config.model)
+        tokenizer = build_tokenizer(config.data, config.model, arch)
         source = load_problems(config.data)
         prompts = heldout_prompts(
             source,
@@ -78,11 +77,11 @@ def run_evaluate_command(config: Config) -> None:
             open_rewards(config, source, run_dir / "scoring.log") as rewards,
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
-            load_engine(engine, config)
+            load_engine(engine, weights, config.runtime)
             result = evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
 
         def write() -> None:
             write_atomically(run_dir / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")
-            print(render_table({config.model.weights: result}), flush=True)
+            print(render_table({str(config.model.weights): result}), flush=True)
 
         on_rank_zero(write)

@@ -1,12 +1,12 @@
-"""`evaluate` over published benchmarks: sample what is missing, judge what is not judged, measure, write the table.
+"""`evaluate` over published benchmarks: sample what is missing, score what is not scored, measure, write the table.
 
     run_dir/
-        <benchmark>/responses.jsonl   every response, appended as it comes, and beside it the settings it depends on
-        <benchmark>/scores.jsonl      its verdict, likewise
-        <benchmark>/greedy_*.jsonl    the same at temperature 0, where asked for
+        <benchmark>/responses.jsonl   every response, appended as it comes, and beside it the settings that it depends on
+        <benchmark>/scores.jsonl      every response's verdict, likewise
+        <benchmark>/greedy_*.jsonl    the same at temperature 0, if `greedy` is set
         results.json, results.md, config.yaml
 
-Killed at any moment, the same command goes on from what is kept.
+If it is killed at any moment, the same command goes on from what is kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from megatron_r1.evaluation.sample_ledger import open_samples, read_settings, se
 from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.builders.engines import open_engine
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
 from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.rewards.workers.pool import ScoringPool
@@ -57,14 +57,14 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
     """Measure the model on `evaluate.benchmarks.files`; print the table and write it into `run_dir`.
 
     Args:
-        session: of one process, where there is one already; None: opened where it is needed.
-        rescore: judge all kept responses again, with the rewards as they are now; nothing is sampled, and the model is not opened.
+        session: an open session of one process; None: one is opened if an engine is needed.
+        rescore: score all kept responses again with the present settings of the rewards; nothing is sampled, no model is opened.
 
     Raises:
-        ConfigError: settings that do not fit, or other ones than kept responses were sampled with.
-        DataError: a benchmark's file, or a kept one, by file and line.
-        RolloutError: the engine died or the endpoint gives no answer; what came is kept.
-        RewardError: the judge of a benchmark cannot work here, e.g. for want of a sandbox.
+        ConfigError: settings that do not fit, or that differ from those that kept responses were sampled with.
+        DataError: a malformed line of a benchmark's file or of a kept one, by file and line.
+        RolloutError: the engine died or the endpoint gives no answer; the responses that came are kept.
+        RewardError: the scorer of a benchmark cannot work here, e.g. because there is no sandbox.
     """
     settings = config.evaluate.benchmarks
     if read_launch().world_size != 1:
@@ -80,12 +80,12 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
         for name, benchmark in find_benchmarks(list(settings.files)).items()
     ]
     model, run_dir = _describe_model(config), Path(config.run_dir)
-    # Before hours of sampling: a judge that cannot work here says so as it starts.
+    # Opened before hours of sampling: a scorer that cannot work here says so as it starts.
     specs = {name: spec for task in tasks for name, spec in evaluation_specs(task.benchmark, config.reward).items()}
     with lock_folder(run_dir), open_scoring(config.reward, specs, run_dir / "scoring.log") as scoring:
         save_config(config, run_dir / "config.yaml")
         if not rescore:
-            _sample(config, session, tasks)
+            _sample_missing(config, session, tasks)
         results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
         sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
         name = settings.name or settings.endpoint.model or Path(model).name
@@ -102,15 +102,15 @@ def _describe_model(config: Config) -> str:
 
 
 def _passes(config: Config, task: Task) -> Iterator[tuple[str, Sampling]]:
-    """File names' prefix and sampling of the sampled pass, and of the greedy one where it is asked for."""
+    """The prefix of file names and the sampling of each pass: the sampled one and, if `greedy` is set, the greedy one."""
     settings = config.evaluate.benchmarks
     yield "", Sampling(task.samples, settings.temperature, settings.top_p, settings.max_tokens)
     if settings.greedy:
         yield "greedy_", Sampling(1, 0.0, 1.0, settings.max_tokens)
 
 
-def _asked(task: Task, sampling: Sampling) -> dict[str, Any]:
-    """What kept responses must have been asked for with."""
+def _settings_of(task: Task, sampling: Sampling) -> dict[str, Any]:
+    """The settings that kept responses must have been sampled with."""
     return {
         "problems": digest((problem.id, problem.question) for problem in task.problems),
         "samples": sampling.n,
@@ -124,20 +124,21 @@ def _open_responses(config: Config, task: Task, prefix: str, settings: dict[str,
     return open_samples(Path(config.run_dir) / task.name / f"{prefix}responses.jsonl", settings)
 
 
-def _sample(config: Config, session: Session | None, tasks: list[Task]) -> None:
-    """Bring every ledger of responses to its full length. The model is started only where one is not."""
+def _sample_missing(config: Config, session: Session | None, tasks: list[Task]) -> None:
+    """Bring every ledger of responses to its full length. The model is started only if one is incomplete."""
     settings = config.evaluate.benchmarks
+    identity: dict[str, Any]
     if settings.endpoint.url:
         identity = {"model": settings.endpoint.model, "template": "the endpoint's"}
     else:
-        fingerprint = weights_fingerprint(Path(config.model.weights))
+        fingerprint = weights_fingerprint(require_weights(config.model, "the model to evaluate"))
         identity = {"model": fingerprint, "template": config.data.template, "responses_per_call": settings.responses_per_call}
     with ExitStack() as stack:
         model: Model | None = None
         for task in tasks:
             for prefix, sampling in _passes(config, task):
-                asked = _asked(task, sampling) | {"seed": settings.seed} | identity
-                with _open_responses(config, task, prefix, asked) as kept:
+                sampled_with = _settings_of(task, sampling) | {"seed": settings.seed} | identity
+                with _open_responses(config, task, prefix, sampled_with) as kept:
                     total = len(task.problems) * sampling.n
                     if len(kept.records) == total:
                         continue
@@ -156,8 +157,8 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
             yield model
         return
     with nullcontext(session) if session else open_session(config.runtime) as opened:
-        arch = build_architecture(config)
-        tokenizer = build_tokenizer(config, arch)
+        arch = build_architecture(config.model)
+        tokenizer = build_tokenizer(config.data, config.model, arch)
         template = load_chat_template(config.data.template, tokenizer)
 
         def make_prompt(problem: BenchmarkProblem) -> Prompt:
@@ -176,13 +177,13 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
         data = config.data.model_copy(update={"max_prompt_tokens": length})
         fitting = config.model_copy(update={"rollout": rollout, "data": data})
         with open_engine(fitting, opened, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
-            load_engine(engine, config)
+            load_engine(engine, require_weights(config.model, "the model to evaluate"), config.runtime)
             opening = OPENED if longest.text.endswith(OPENED) else ""
             yield EngineModel(engine, make_prompt, opening, settings.responses_per_call)
 
 
 def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> BenchmarkResult:
-    """Judge what is not judged, or with `rescore` everything, and measure."""
+    """Score what is not scored yet, or with `rescore` everything, and measure."""
     settings, folder = config.evaluate.benchmarks, Path(config.run_dir) / task.name
     specs = evaluation_specs(task.benchmark, config.reward)
     judged_by = {
@@ -221,9 +222,9 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
 
 
 def _require_complete(task: Task, sampling: Sampling, responses: Ledger) -> None:
-    """With --rescore, the kept responses need not be those that the config asks for."""
+    """Refuse kept responses that the config does not ask for, or too few of them: --rescore samples none."""
     known = read_settings(responses.path)
-    for name, value in _asked(task, sampling).items():
+    for name, value in _settings_of(task, sampling).items():
         if known[name] != value:
             raise ConfigError(f"{responses.path} was sampled with {name}={known[name]}, the config has {value}: restore it")
     missing = len(task.problems) * sampling.n - len(responses.records)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.evaluation.heldout import EvaluationResult
 from megatron_r1.evaluation.heldout_table import render_table
+from megatron_r1.pipeline.builders.rewards import evaluation_metric
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.grpo import run_grpo
 from megatron_r1.pipeline.stages.pretrain import run_pretrain
@@ -22,7 +24,7 @@ from megatron_r1.runtime.metrics import read_metrics
 
 
 def run_r1_zero(config: Config, session: Session) -> None:
-    """Base, then GRPO from it, then the table; each part is skipped where it is finished already."""
+    """Pretrain the base, train it with GRPO, write the table. A part that is finished already is skipped."""
     root = Path(config.run_dir)
     base_config = config
     if config.model.weights is None:
@@ -30,13 +32,13 @@ def run_r1_zero(config: Config, session: Session) -> None:
         model = config.model.model_copy(update={"weights": str(base.folder), "overrides": {}})
         base_config = config.model_copy(update={"model": model})
     run_grpo(base_config.model_copy(update={"run_dir": str(root / "r1_zero")}), session)
-    on_rank_zero(lambda: compare(root))
+    on_rank_zero(lambda: compare_with_base(root))
 
 
-def compare(root: Path) -> None:
-    """Print base against R1-Zero, and keep it as summary.json and report.html."""
+def compare_with_base(root: Path) -> None:
+    """Print the base beside R1-Zero, and keep the table as summary.json, summary.md and report.html."""
     evaluated = [m for m in read_metrics(root / "r1_zero" / "metrics.jsonl") if "eval/pass@1" in m]
-    results = {"base": _result(evaluated[0]), "R1-Zero": _result(evaluated[-1])}
+    results = {"base": _read_evaluation(evaluated[0]), "R1-Zero": _read_evaluation(evaluated[-1])}
     table = render_table(results)
     shown = [f.name for f in fields(EvaluationResult) if f.name not in ("intervals", "temperature")]
     rows = [{"name": name, **{field: getattr(result, field) for field in shown}} for name, result in results.items()]
@@ -45,10 +47,9 @@ def compare(root: Path) -> None:
     print(f"\n{table}\n\nreport: {write_report(root)}\nmodel:  {root / 'r1_zero' / 'hf'}", flush=True)
 
 
-def _result(metrics: dict[str, float]) -> EvaluationResult:
+def _read_evaluation(metrics: dict[str, Any]) -> EvaluationResult:
     """The evaluation that a line of metrics.jsonl holds."""
-    key = {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}
-    values = {f.name: metrics[f"eval/{key.get(f.name, f.name)}"] for f in fields(EvaluationResult) if f.name != "intervals"}
-    shares = [n for n in values if f"eval/{key.get(n, n)}/low" in metrics]
-    intervals = {n: (metrics[f"eval/{key.get(n, n)}/low"], metrics[f"eval/{key.get(n, n)}/high"]) for n in shares}
+    values = {f.name: metrics[evaluation_metric(f.name)] for f in fields(EvaluationResult) if f.name != "intervals"}
+    shares = [name for name in values if f"{evaluation_metric(name)}/low" in metrics]
+    intervals = {name: (metrics[f"{evaluation_metric(name)}/low"], metrics[f"{evaluation_metric(name)}/high"]) for name in shares}
     return EvaluationResult(**values, intervals=intervals)

@@ -10,7 +10,7 @@ import torch
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.multi_node import FollowingPart
-from megatron_r1.rollout.protocol import OnGroup, RolloutEngine, SyncReport
+from megatron_r1.rollout.protocol import OnGroup, SingleEngine, SyncReport
 from megatron_r1.runtime.distributed import failing_together, gather_objects, rank
 from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
@@ -32,11 +32,11 @@ class CollectiveEngine:
     """
 
     def __init__(
-        self, start: Callable[[], RolloutEngine | FollowingPart] | None, restarts: int = 0, peers: Peers | None = None
+        self, start: Callable[[], SingleEngine | FollowingPart] | None, restarts: int = 0, peers: Peers | None = None
     ) -> None:
         self._start, self._restarts = start, restarts
         self._ranks = (rank(),) if peers is None else peers.ranks
-        self._engine: RolloutEngine | FollowingPart | None = None
+        self._engine: SingleEngine | FollowingPart | None = None
         self._weights: Iterable[tuple[str, torch.Tensor]] = ()
         self._version = 0
         samples = start is not None and rank() == self._ranks[0]

@@ -41,22 +41,13 @@ class RolloutEngine(Protocol):
         """
 
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seed: int,
-        on_group: OnGroup | None = None,
-        positions: Sequence[int] | None = None,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
         """Sample `sampling.n` responses to every prompt, in the order of `prompts`.
 
         `on_group` is called with every group, in the order in which they are finished; it should return at once.
 
         The same weights, prompts, sampling and seed give the same tokens and log-probs, also in another process.
-
-        Args:
-            positions: of these prompts among those of a whole batch, where several engines share it: a response depends on its
-                prompt's position and not on the engine. Default: they are the whole batch.
 
         Raises:
             RolloutError: a prompt that is too long or has token ids outside the vocabulary (the message names it).
@@ -65,3 +56,22 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Stop the engine and free what it holds. Safe to call twice."""
+
+
+class SingleEngine(RolloutEngine, Protocol):
+    """One of several engines that share a batch."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seed: int,
+        on_group: OnGroup | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> list[RolloutGroup]:
+        """See `RolloutEngine.generate`.
+
+        Args:
+            positions: of these prompts in the whole batch: a response depends on its prompt's position and not on the engine.
+                None: these prompts are the whole batch.
+        """

@@ -31,7 +31,7 @@ from megatron_r1.weights.checksum import checksum
 
 
 class VllmProcessEngine:
-    """A `RolloutEngine` on this machine, or on that of a server. Starting takes seconds; the first call must be `load_weights`.
+    """A `SingleEngine` on this machine, or on that of a server. Starting takes seconds; the first call must be `load_weights`.
 
     Args:
         options: from `engine_options`.

@@ -34,7 +34,7 @@ def test_policy_learns_a_batch_and_agrees_with_transformers(session, tmp_path: P
     policy = build_policy(
         config,
         session,
-        build_architecture(config),
+        build_architecture(config.model),
         optimizer=OptimizerConfig(lr=1e-3),
         moe=MoeTrainingConfig(),
         total_updates=20,

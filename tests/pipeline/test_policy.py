@@ -34,7 +34,7 @@ def make_policy(session, micro_batch_tokens: int = 4096, temperature: float = 1.
     return build_policy(
         config,
         session,
-        build_architecture(config),
+        build_architecture(config.model),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup_steps=3),
         moe=MoeTrainingConfig(),
         total_updates=10,

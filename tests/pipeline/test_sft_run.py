@@ -17,7 +17,7 @@ from megatron_r1.data.record_files import read_records
 from megatron_r1.data.sft import PREVIEW, SftData
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
-from megatron_r1.pipeline.artifact import fingerprint
+from megatron_r1.pipeline.artifact import hash_files
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.run import Run
 from tests.paths import ROOT
@@ -93,7 +93,7 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
         assert len(runs.read_metrics(folder)) == last + 1 and not (folder / "hf").exists()
     assert cli.main(["sft", f"run_dir={folder}", *settings]) == 0
     assert runs.read_metrics(folder) == runs.read_metrics(whole)
-    assert fingerprint(folder / "hf") == fingerprint(whole / "hf")
+    assert hash_files(folder / "hf") == hash_files(whole / "hf")
 
 
 def interrupt_after(last: int, record: Callable) -> Callable:

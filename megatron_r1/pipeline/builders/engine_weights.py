@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_r1.config.schema import Config
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, open_megatron
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.protocol import RolloutEngine
@@ -19,25 +19,24 @@ from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import CONFIG, HfFolder
 from megatron_r1.weights.mapping import ROUTER_BIAS
 
-_LOOKED_AT = 1 << 20  # bytes of each file
+_READ_BYTES = 1 << 20  # at the start and at the end of each file
 
 
-def load_engine(engine: RolloutEngine, config: Config) -> None:
-    """Give an engine the weights of `model.weights`, in the engine's dtype. All ranks call this together.
+def load_engine(engine: RolloutEngine, folder: Path, runtime: RuntimeConfig) -> None:
+    """Give an engine the weights of a model folder, in the engine's dtype. All ranks call this together.
 
     Raises:
         CheckpointError, ConversionError: see `read_hf_weights`.
     """
-    dtype = torch.bfloat16 if config.runtime.dtype == "bf16" else torch.float32
-    folder = Path(config.model.weights)
-    # A Hugging Face folder is read by each rank for itself: where there is no engine nobody needs it.
+    dtype = torch.bfloat16 if runtime.dtype == "bf16" else torch.float32
+    # Each rank reads a Hugging Face folder for itself: a rank without an engine need not.
     unneeded = isinstance(engine, CollectiveEngine) and not engine.takes_part and not holds_megatron(folder)
     engine.load_weights(() if unneeded else _FolderWeights(folder, dtype), version=0)
 
 
 @dataclass(frozen=True)
 class _FolderWeights:
-    """`read_hf_weights` as often as it is iterated."""
+    """Reads the folder again each time it is iterated."""
 
     folder: Path
     dtype: torch.dtype
@@ -49,10 +48,10 @@ class _FolderWeights:
 def read_hf_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a Hugging Face folder, a converted folder, a checkpoint or a run (its newest checkpoint), one at a time.
 
-    Nothing is written and no policy is built: Megatron's tensors are taken apart as they are read. All ranks call this together.
+    Nothing is written and no policy is built: Megatron's fused tensors are split as they are read. All ranks call this together.
 
     Args:
-        dtype: of the engine. fp32 tensors are rounded to bf16 for a bf16 engine, but for the router's bias, which stays as it is.
+        dtype: of the engine. For a bf16 engine, fp32 tensors are rounded to bf16, except the router's bias.
 
     Raises:
         CheckpointError, ConversionError: see `HfFolder` and `open_megatron`.
@@ -78,18 +77,18 @@ def _read_megatron(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Tells one set of weights from another without reading them all. All ranks call this.
+    """Identifies a set of weights without reading all of it. All ranks call this.
 
-    A checkpoint's own checksum; of a Hugging Face folder, config.json, and size, start and end of its files: an update changes every
-    tensor, and so the parts that are looked at.
+    For a checkpoint it is the checkpoint's own checksum. For a Hugging Face folder it covers config.json, and the size, start and end
+    of every weights file: an update changes every tensor, and so the parts that are read.
 
     Raises:
         CheckpointError: there is no such model.
     """
-    return on_rank_zero(lambda: _fingerprint(folder))
+    return on_rank_zero(lambda: _hash_folder(folder))
 
 
-def _fingerprint(folder: Path) -> str:
+def _hash_folder(folder: Path) -> str:
     if holds_megatron(folder):
         return (find_megatron_folder(folder) / COMPLETE).read_text().strip()
     total = new_checksum()
@@ -97,7 +96,7 @@ def _fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         total.update(f"{path.name}\0{size}\n".encode())
         with path.open("rb") as file:
-            total.update(file.read(_LOOKED_AT))
-            file.seek(max(0, size - _LOOKED_AT))
-            total.update(file.read(_LOOKED_AT))
+            total.update(file.read(_READ_BYTES))
+            file.seek(max(0, size - _READ_BYTES))
+            total.update(file.read(_READ_BYTES))
     return total.hexdigest()

@@ -16,7 +16,7 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.multi_node import FollowingPart
 from megatron_r1.rollout.options import engine_options
-from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.rollout.protocol import RolloutEngine, SingleEngine
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.launch import address_towards, child_environment
@@ -25,10 +25,10 @@ from megatron_r1.runtime.peers import Peers, find_peers
 
 @contextmanager
 def open_engine(config: Config, session: Session, arch: Architecture, tokenizer: Tokenizer, log: Path) -> Iterator[RolloutEngine]:
-    """The vLLM engines for the block, as `rollout.placement` says, used by all ranks.
+    """The vLLM engines for the block, placed as `rollout.placement` says and used by all ranks.
 
     Args:
-        log: takes all output of the engine process beside rank 0; those of other ranks have their number in the name.
+        log: takes all output of the engine process beside rank 0. The logs of other ranks have the rank in their name.
     """
     with failing_together():
         place = place_engine(config.rollout, session.launch, session.device.kind)
@@ -44,7 +44,7 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
 
 
 def _find_engine_peers(config: Config, session: Session, place: EnginePlace | None) -> Peers | None:
-    """Of this rank, where its engine spans the nodes of several ranks. All ranks call this."""
+    """The ranks that hold the other parts of this rank's engine, if it spans nodes. All ranks call this."""
     ranks = () if place is None else place.ranks
     with failing_together():
         address = address_towards(session.launch.master_address) if ranks else ""
@@ -59,7 +59,7 @@ def _start_engine(
     log: Path,
     place: EnginePlace,
     peers: Peers | None,
-) -> RolloutEngine | FollowingPart:
+) -> SingleEngine | FollowingPart:
     options = engine_options(
         arch,
         config.rollout,

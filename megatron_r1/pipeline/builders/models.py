@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_r1.config.data import DataConfig
+from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, megatron_architecture
@@ -27,43 +29,55 @@ if TYPE_CHECKING:
     from megatron_r1.mcore.reward_model import MegatronRewardModel
 
 
-def build_architecture(config: Config) -> Architecture:
+def build_architecture(model: ModelConfig) -> Architecture:
     """The shape of the language model in `model.weights`, else of the preset.
 
     Raises:
         ConfigError: unknown preset or fields, overrides that a folder would make meaningless, or a reward model.
         CheckpointError: no such folder, or one of another architecture.
     """
-    arch = find_architecture(config)
+    arch = find_architecture(model)
     if arch.is_reward_model:
-        raise ConfigError(f"model.weights={config.model.weights} is a reward model, which writes no text: give a language model")
+        raise ConfigError(f"model.weights={model.weights} is a reward model, which writes no text: give a language model")
     return arch
 
 
-def find_architecture(config: Config) -> Architecture:
-    """The same of a language model or a reward model, whichever it is."""
-    if config.model.weights is None:
-        return resolve_architecture(config.model.preset, config.model.overrides)
-    if config.model.overrides:
+def find_architecture(model: ModelConfig) -> Architecture:
+    """The shape of the language model or reward model in `model.weights`, else of the preset; see `build_architecture`."""
+    if model.weights is None:
+        return resolve_architecture(model.preset, model.overrides)
+    if model.overrides:
         raise ConfigError("model.overrides would have no effect on the folder in model.weights: drop one of the two")
-    megatron = _megatron_weights(config)
-    return megatron_architecture(megatron) if megatron is not None else HfFolder(Path(config.model.weights)).architecture()
+    megatron = _megatron_weights(model)
+    return megatron_architecture(megatron) if megatron is not None else HfFolder(Path(model.weights)).architecture()
 
 
-def build_tokenizer(config: Config, arch: Architecture) -> Tokenizer:
+def require_weights(model: ModelConfig, wanted: str) -> Path:
+    """The folder in `model.weights`.
+
+    Args:
+        wanted: completes the error message: what the setting should name.
+
+    Raises:
+        ConfigError: `model.weights` is not set.
+    """
+    if model.weights is None:
+        raise ConfigError(f"model.weights is not set: give {wanted}")
+    return Path(model.weights)
+
+
+def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) -> Tokenizer:
     """`data.tokenizer`, else the tokenizer beside `model.weights`, else, for generated data alone, one trained on the spot.
 
     Raises:
         ConfigError: there is none, or it is larger than the model's vocabulary.
         DataError: a folder without a readable tokenizer.
     """
-    folder = config.data.tokenizer or _megatron_weights(config) or config.model.weights
+    folder = data.tokenizer or _megatron_weights(model) or model.weights
     if folder is not None:
         tokenizer = Tokenizer.load(folder)
-    elif config.data.source in ("tally", "tally_chat"):
-        tokenizer = train_generated_tokenizer(
-            config.data.source, arch.vocab_size, config.data.template, config.data.heldout_fraction
-        )
+    elif data.source in ("tally", "tally_chat"):
+        tokenizer = train_generated_tokenizer(data.source, arch.vocab_size, data.template, data.heldout_fraction)
     else:
         raise ConfigError(
             "data.tokenizer is not set and no model.weights has one beside it: make one with tools/train_tokenizer.py"
@@ -109,26 +123,26 @@ def build_policy(
         temperature=temperature,
         freeze_router=freeze_router,
     )
-    _load_given_weights(config, policy)
+    _load_given_weights(config.model, policy)
     return policy
 
 
 def build_reward_model(
     config: Config, session: Session, *, label: str | None, optimizer: OptimizerConfig | None, total_updates: int
 ) -> MegatronRewardModel:
-    """A reward model on this job's layout: that of `model.weights`, or a fresh head on the language model that stands there.
+    """A reward model on this job's layout: the one in `model.weights`, or a fresh head on the language model there.
 
     Args:
-        label: what it says (`Architecture.score_label`); None: what that of `model.weights` says, which then must be one.
-        optimizer: None for one that only scores.
+        label: what its score means (`Architecture.score_label`). None: `model.weights` must be a reward model and says it.
+        optimizer: None if the model only scores.
 
     Raises:
-        ConfigError: no reward model where there must be one, or one that says something else; a layout that does not fit.
+        ConfigError: `model.weights` is no reward model but must be one, or its label is another; the layout does not fit.
     """
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.reward_model import MegatronRewardModel
 
-    found, weights = find_architecture(config), config.model.weights
+    found, weights = find_architecture(config.model), config.model.weights
     if label is None and not found.is_reward_model:
         raise ConfigError(f"model.weights={weights} is no reward model: make one of it with megatron-r1 reward-model")
     if found.is_reward_model and label not in (None, found.score_label):
@@ -147,23 +161,27 @@ def build_reward_model(
         device=session.device.torch_device,
         micro_batch_tokens=config.reward_model.micro_batch_tokens,
     )
-    _load_given_weights(config, model, trunk_of=None if found.is_reward_model else found)
+    _load_given_weights(config.model, model, trunk_of=None if found.is_reward_model else found)
     return model
 
 
-def _load_given_weights(config: Config, model: MegatronModel, trunk_of: Architecture | None = None) -> None:
-    """Take the weights of `model.weights`, where it is set. `trunk_of`: of this language model, for a reward model."""
+def _load_given_weights(config: ModelConfig, model: MegatronModel, trunk_of: Architecture | None = None) -> None:
+    """Load `model.weights` if it is set.
+
+    Args:
+        trunk_of: the language model that `model.weights` holds, if `model` is a reward model that shares its layers.
+    """
     if megatron := _megatron_weights(config):
         from megatron_r1.mcore.checkpoint import load_policy_weights
 
         verify_checkpoint(megatron)
         load_policy_weights(model, megatron, trunk_only=trunk_of is not None)
-    elif config.model.weights is not None:
-        model.load_hf(Path(config.model.weights), trunk_of)
+    elif config.weights is not None:
+        model.load_hf(Path(config.weights), trunk_of)
 
 
-def _megatron_weights(config: Config) -> Path | None:
-    """The checkpoint that `model.weights` is or holds; None where it is a Hugging Face folder or not set."""
-    if config.model.weights is None or not holds_megatron(Path(config.model.weights)):
+def _megatron_weights(model: ModelConfig) -> Path | None:
+    """The checkpoint that `model.weights` is or holds; None if it is a Hugging Face folder or not set."""
+    if model.weights is None or not holds_megatron(Path(model.weights)):
         return None
-    return find_megatron_folder(Path(config.model.weights))
+    return find_megatron_folder(Path(model.weights))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import Config
@@ -15,7 +14,7 @@ from megatron_r1.data.preferences import JudgedDialogues
 from megatron_r1.data.reward_packing import ScoredExample
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, find_architecture
+from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, find_architecture, require_weights
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Verdicts
 from megatron_r1.rewards.protocol import Verdict
@@ -102,13 +101,12 @@ def load_reward_scorer(config: Config, session: Session, kind: str | None = None
         ConfigError: it is no reward model, or one of another kind, or the layout does not fit.
         CheckpointError: it is missing, incomplete or corrupt.
     """
-    if config.model.weights is None:
-        raise ConfigError("model.weights is not set: give the folder of a reward model")
-    arch = find_architecture(config)
+    weights = require_weights(config.model, "the folder of a reward model")
+    arch = find_architecture(config.model)
     if kind is not None and arch.score_label not in (kind, None):
-        raise ConfigError(f"{config.model.weights} is a reward model for {arch.score_label}, {kind} is needed")
+        raise ConfigError(f"{weights} is a reward model for {arch.score_label}, {kind} is needed")
     model = build_reward_model(config, session, label=None, optimizer=None, total_updates=0)
-    return RewardScorer(model, build_tokenizer(config, arch), arch.score_label or Path(config.model.weights).name)
+    return RewardScorer(model, build_tokenizer(config.data, config.model, arch), arch.score_label or weights.name)
 
 
 class PreferenceRewards:

@@ -22,6 +22,8 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
 
+_SHORT_NAMES = {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}  # in metrics.jsonl
+
 
 def open_scoring(
     rewards: RewardConfig, specs: Mapping[str, ScorerSpec], log: Path | None = None, max_pending: int = 16384
@@ -61,7 +63,7 @@ def open_rewards(
     """The rewards for the block: scoring processes beside rank 0, used by all ranks.
 
     Args:
-        source: the problems whose responses will be scored; what none of them needs is not started.
+        source: the problems whose responses will be scored; a scorer that none of them needs is not started.
         log: takes all output of the scoring processes.
         preferences: reward models for general prompts.
     """
@@ -79,9 +81,9 @@ def open_rewards(
 def build_evaluation(
     config: Config, engine: RolloutEngine, rewards: CollectiveRewards, source: ProblemSource, tokenizer: Tokenizer
 ) -> Callable[[int, int], dict[str, float]]:
-    """A function of (step, last step) that measures the engine's weights on held-out problems where it is due, else nothing.
+    """A function of (step, last step) that measures the engine's weights on held-out problems and returns the metrics.
 
-    It is due before the first step, after the last, and every `evaluate.interval` steps.
+    It measures before the first step, after the last one and every `evaluate.interval` steps. After other steps it returns {}.
     """
     prompts = heldout_prompts(
         source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
@@ -93,15 +95,16 @@ def build_evaluation(
             return {}
         result = asdict(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens))
         intervals = result.pop("intervals")
-        low_high = {
-            f"eval/{_metric_name(name)}/{end}": value
+        bounds = {
+            f"{evaluation_metric(name)}/{end}": value
             for name, pair in intervals.items()
-            for end, value in zip(("low", "high"), pair)
+            for end, value in zip(("low", "high"), pair, strict=True)
         }
-        return {f"eval/{_metric_name(name)}": value for name, value in result.items()} | low_high
+        return {evaluation_metric(name): value for name, value in result.items()} | bounds
 
     return measure
 
 
-def _metric_name(name: str) -> str:
-    return {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}.get(name, name)
+def evaluation_metric(field: str) -> str:
+    """The name in metrics.jsonl of a field of `EvaluationResult`."""
+    return f"eval/{_SHORT_NAMES.get(field, field)}"

@@ -71,7 +71,7 @@ def _make_cold_start(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) 
     # What left the question's language is kept: a model translates it.
     readable = config.curation.filters.model_copy(update={"names": ["well_formed", "correct", "repetition"]})
     problems = draw_problems(source, settings.cold_start_prompts, config.seed + _SEEDS["cold_start"])
-    _sample(zero, fingerprint, open_engine, problems, root / "zero", config, readable)
+    _sample_stage(zero, fingerprint, open_engine, problems, root / "zero", config, readable)
     traces = list(read_file(root / "zero" / KEPT))
     asked = draw_problems(source, settings.cold_start_problems, config.seed + _SEEDS["direct"])
     with _open_writer(config) as writer, _open_check(config, source, root / "scoring.log") as check:
@@ -99,7 +99,7 @@ def _make_curated(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> 
     problems = draw_problems(load_problems(config.data), settings.rejection_prompts, config.seed + _SEEDS["rejection"])
     judged = round(settings.judged_share * len(problems))
     problems = [replace(problem, domain="logic") for problem in problems[:judged]] + problems[judged:]
-    _sample(config, fingerprint, open_engine, problems, root / "samples", config)
+    _sample_stage(config, fingerprint, open_engine, problems, root / "samples", config)
     inputs = [root / "samples" / KEPT]
     if settings.non_reasoning is not None:
         with _open_writer(config) as writer:
@@ -112,7 +112,7 @@ def _make_curated(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> 
     return curated_path(recipe)
 
 
-def _sample(
+def _sample_stage(
     policy: Config,
     fingerprint: str,
     open_engine: OpenEngine,
@@ -122,8 +122,8 @@ def _sample(
     filters: FilterConfig | None = None,
 ) -> None:
     """Sample the model in `policy.model.weights` on the problems and keep what `stage` asks for."""
-    arch = build_architecture(policy)
-    tokenizer = build_tokenizer(policy, arch)
+    arch = build_architecture(policy.model)
+    tokenizer = build_tokenizer(policy.data, policy.model, arch)
     prompts = [make_prompt(p, tokenizer, policy.data.template, policy.data.max_prompt_tokens) for p in problems]
     source = load_problems(policy.data)
     with (

@@ -1,4 +1,4 @@
-"""What every model of the R1 pipeline is measured by, on held-out problems and requests.
+"""How every model of the R1 pipeline is measured, on held-out problems and requests.
 
 stage/measured/
     responses.jsonl   every sampled response with its verdicts
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_r1.config.curation import CurationConfig
 from megatron_r1.config.recipe import RecipeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.filters import first_failure
@@ -40,22 +41,24 @@ MEASURED, RESPONSES = "measured.json", "responses.jsonl"
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over samples, in [0, 1] where nothing else is said. None: not measured."""
+    """Means over samples, in [0, 1] unless another unit is given. None: not measured."""
 
     GATED: ClassVar[tuple[str, ...]] = ("pass_at_1", "format", "language", "readable", "helpful", "safe")
 
-    model: str  #: tells its weights from others
+    model: str  #: fingerprint of the measured weights
     pass_at_1: float  #: share of samples with the right answer
     format: float  #: share in the format of the stage's template
     language: float  #: words of the reasoning in the question's language, over all words
-    readable: float  #: share that passes the filters of cold-start data but correctness: one language, no repetition, a clear form
+    readable: (
+        float  #: share that passes the filters of cold-start data, correctness aside: one language, no repetition, a clear form
+    )
     length: float  #: mean tokens of a response
     helpful: float | None = None  #: mean sigmoid of the reward model's score on held-out requests to be helpful with
     safe: float | None = None  #: share of responses to held-out requests to be careful with that the reward model calls safe
 
 
 def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
-    """Measure a stage's model, unless that is done. All ranks call this.
+    """Measure a stage's model unless it has been measured already. All ranks call this.
 
     Helpfulness and safety are measured as soon as the reward models are there.
     """
@@ -74,8 +77,8 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
         }
         | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if judged else {}),
     )  # fmt: skip
-    groups = _respond(config, recipe.config.recipe, session, folder, with_requests=judged)
-    measured = Measured(model, **_means(config, groups))
+    groups = _respond(config, weights, recipe.config.recipe, session, folder, with_requests=judged)
+    measured = _average_groups(model, config.curation, groups)
 
     def keep() -> None:
         write_json_lines(folder / RESPONSES, _lines(groups))
@@ -86,22 +89,24 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
 
 
 def lacks_requests(recipe: Recipe, measured: Measured) -> bool:
-    """Whether helpfulness and safety are wanted and not there: the reward models came later."""
+    """Whether helpfulness and safety should be measured and were not, because the reward models came later."""
     return measured.helpful is None and recipe.config.recipe.requests is not None
 
 
 def read_measured(root: Path, stage: str) -> Measured | None:
-    """What was measured of a stage; None where nothing was."""
+    """What was measured of a stage's model; None if nothing was."""
     path = root / stage / "measured" / MEASURED
     return Measured(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _respond(config: Config, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool) -> list[RolloutGroup]:
-    """Sample the model on held-out prompts, and have every response judged."""
+def _respond(
+    config: Config, weights: Path, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool
+) -> list[RolloutGroup]:
+    """Sample the model on held-out prompts, and score every response."""
     source = load_problems(config.data)
     general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
-    arch = build_architecture(config)
-    tokenizer = build_tokenizer(config, arch)
+    arch = build_architecture(config.model)
+    tokenizer = build_tokenizer(config.data, config.model, arch)
 
     def draw(problems: Any, count: int) -> list:
         return heldout_prompts(
@@ -118,13 +123,13 @@ def _respond(config: Config, settings: RecipeConfig, session: Session, folder: P
         preferences = stack.enter_context(open_preferences(config, session))
         rewards = stack.enter_context(open_rewards(config, source, folder / "scoring.log", preferences))
         engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
-        load_engine(engine, config)
+        load_engine(engine, weights, config.runtime)
         groups = engine.generate(prompts, sampling, config.evaluate.seed)
         rewards.collect(groups)
     return groups
 
 
-def _means(config: Config, groups: Sequence[RolloutGroup]) -> dict[str, float | None]:
+def _average_groups(model: str, curation: CurationConfig, groups: Sequence[RolloutGroup]) -> Measured:
     reasoning = [group for group in groups if group.prompt.kind == "reasoning"]
     rollouts = [rollout for group in reasoning for rollout in group.rollouts]
 
@@ -135,22 +140,24 @@ def _means(config: Config, groups: Sequence[RolloutGroup]) -> dict[str, float | 
         kind: [group for group in groups if group.prompt.kind == "general" and group.prompt.preference == kind]
         for kind in ("helpful", "safety")
     }
-    return {
-        "pass_at_1": mean(part("accuracy", reasoning)),
-        "format": mean(part("format", reasoning)),
-        "language": mean(part("language", reasoning)),
-        "readable": mean([float(_is_readable(config, group, rollout.text)) for group in reasoning for rollout in group.rollouts]),
-        "length": mean([float(len(rollout.token_ids)) for rollout in rollouts]),
-        "helpful": mean(part("model", by_set["helpful"])) if by_set["helpful"] else None,
-        "safe": mean([float(score > 0.5) for score in part("model", by_set["safety"])]) if by_set["safety"] else None,
-    }
+    readable = [float(_is_readable(curation, group, rollout.text)) for group in reasoning for rollout in group.rollouts]
+    return Measured(
+        model,
+        pass_at_1=mean(part("accuracy", reasoning)),
+        format=mean(part("format", reasoning)),
+        language=mean(part("language", reasoning)),
+        readable=mean(readable),
+        length=mean([float(len(rollout.token_ids)) for rollout in rollouts]),
+        helpful=mean(part("model", by_set["helpful"])) if by_set["helpful"] else None,
+        safe=mean([float(score > 0.5) for score in part("model", by_set["safety"])]) if by_set["safety"] else None,
+    )
 
 
-def _is_readable(config: Config, group: RolloutGroup, response: str) -> bool:
-    answer = read_sample(response, config.curation.rejection.answer_summary)
+def _is_readable(curation: CurationConfig, group: RolloutGroup, response: str) -> bool:
+    answer = read_sample(response, curation.rejection.answer_summary)
     if answer is None:
         return False
-    filters = config.curation.cold_start.filters
+    filters = curation.cold_start.filters
     names = [name for name in filters.names if name not in ("correct", "first_person")]
     conversation = Conversation.of_turn(
         group.prompt.id, group.prompt.question, Form().join(answer), domain="math", language=group.prompt.language

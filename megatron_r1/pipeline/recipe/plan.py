@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
@@ -53,12 +54,12 @@ STAGES: dict[str, Stage] = {
 
 
 def run_recipe(config: Config, session: Session, first: str | None = None, last: str | None = None) -> None:
-    """Run the stages from `first` to `last`, measure every model, hold it against its gate, and compare all.
+    """Run the stages from `first` to `last`, measure every model, check it against its gate, and compare all models.
 
     A finished stage is not run again.
 
     Raises:
-        ConfigError: an unknown stage, or one whose inputs are not there.
+        ConfigError: an unknown stage, or a stage whose inputs are not there.
         DataError: a stage misses its gate.
     """
     recipe, names = Recipe(config), chosen_stages(first, last)
@@ -66,7 +67,7 @@ def run_recipe(config: Config, session: Session, first: str | None = None, last:
     for name in names:
         stage = STAGES[name]
         for needed in stage.needs:
-            if not on_rank_zero(lambda needed=needed: recipe.is_finished(needed)):
+            if not on_rank_zero(partial(recipe.is_finished, needed)):
                 raise ConfigError(f"stage {name} needs {recipe.weights(needed)}, which is not there: run stage {needed} first")
         if is_rank_zero():
             print(f"== {name}: {stage.title}", flush=True)
@@ -80,7 +81,7 @@ def run_recipe(config: Config, session: Session, first: str | None = None, last:
 
 
 def _measured_early(recipe: Recipe, stages: Iterable[str]) -> list[str]:
-    """Stages that could not be measured for helpfulness and safety, and now can be."""
+    """Stages that were measured before the reward models for helpfulness and safety were there."""
     if not all(recipe.artifact(kind).exists for kind in ("helpful", "safety")):
         return []
     measured = {stage: read_measured(recipe.root, stage) for stage in stages if recipe.is_finished(stage)}
@@ -105,7 +106,7 @@ def chosen_stages(first: str | None, last: str | None) -> list[str]:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Look at every stage's settings before the first begins.
+    """Check every stage's settings before the first one begins.
 
     Raises:
         ConfigError: an unknown stage, key or measure, or a value that does not fit.
@@ -124,13 +125,14 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_gate(config: Config, name: str, measured: Measured) -> None:
-    """Raises DataError where a stage is below its bar."""
+    """Raises DataError if a measure of the stage's model is below its gate."""
     for measure, least in config.recipe.gates.get(name, {}).items():
         value = getattr(measured, measure)
         if value is None or value < least:
             found = "was not measured" if value is None else f"is {value:.3f}"
             raise DataError(
-                f"stage {name} misses its gate: {measure} {found}, recipe.gates.{name}.{measure} is {least}; train it longer or lower the gate"
+                f"stage {name} misses its gate: {measure} {found}, recipe.gates.{name}.{measure} is {least}; "
+                "train it longer or lower the gate"
             )
 
 

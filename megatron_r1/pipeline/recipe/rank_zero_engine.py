@@ -1,7 +1,7 @@
-"""The job's rollout engines for work that rank 0 does alone: it calls them, and the other ranks take part in its calls.
+"""The job's rollout engines for work that rank 0 does alone: rank 0 calls them, and the other ranks take part in each call.
 
-A collective engine wants every call on every rank, but what makes data decides on rank 0 what is sampled next. So rank 0 tells each
-call before it makes it, and the others, who wait for rank 0 to finish, make it too.
+Every call of a collective engine must be made on every rank, but rank 0 alone decides what is sampled for new data. So rank 0
+broadcasts each call before making it, and the other ranks, which wait for rank 0 to finish, make the same call.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_r1.config.schema import Config
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
-from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rollout.protocol import OnGroup, RolloutEngine
 from megatron_r1.runtime.distributed import broadcast_object, failing_together, is_rank_zero
@@ -25,28 +25,28 @@ T = TypeVar("T")
 
 
 class DrivenEngine:
-    """Rank 0's hold on all engines of the job. It samples, nothing else."""
+    """All engines of the job, as rank 0 calls them. They sample, nothing else."""
 
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine = engine
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup) -> list[RolloutGroup]:
-        """See `RolloutEngine.generate`. The groups of other ranks' engines come to `on_group` together, in the end."""
-        told: set[int] = set()
+        """See `RolloutEngine.generate`. `on_group` gets the groups of other ranks' engines at the end, all at once."""
+        passed_on: set[int] = set()
 
-        def tell(group: RolloutGroup) -> None:
-            told.add(id(group))
+        def pass_on(group: RolloutGroup) -> None:
+            passed_on.add(id(group))
             on_group(group)
 
-        _tell("generate", prompts, sampling, seed)
-        groups = self._engine.generate(prompts, sampling, seed, tell)
+        _announce_call("generate", prompts, sampling, seed)
+        groups = self._engine.generate(prompts, sampling, seed, pass_on)
         for group in groups:
-            if id(group) not in told:
+            if id(group) not in passed_on:
                 on_group(group)
         return groups
 
 
-#: Opens the engines, loaded with the weights of a config's `model.weights`; the path takes an engine's output.
+#: Opens the engines with the weights of a config's `model.weights`. The path is the log of the engines' output.
 OpenEngine = Callable[[Config, Path], AbstractContextManager[DrivenEngine]]
 
 
@@ -54,37 +54,39 @@ def with_engines(session: Session, work: Callable[[OpenEngine], T]) -> T:
     """Run `work` on rank 0, and return its result, or raise its error, on every rank. All ranks call this."""
     if not is_rank_zero():
         return _take_part(session)
-    result, error = None, None
     try:
         result = work(partial(_open_driven, session))
-    except Exception as caught:  # noqa: BLE001 - raised again below, on every rank
-        error = caught
-    _tell("done", result, error)
-    if error is not None:
-        raise error
+    except Exception as error:
+        _announce_call("done", None, error)
+        raise
+    _announce_call("done", result, None)
     return result
 
 
 @contextmanager
 def _open_driven(session: Session, config: Config, log: Path) -> Iterator[DrivenEngine]:
-    _tell("open", config, log)
+    _announce_call("open", config, log)
     with _open_loaded(session, config, log) as engine:
         try:
             yield DrivenEngine(engine)
         finally:
-            _tell("close")
+            _announce_call("close")
 
 
-def _tell(call: str, *arguments: object) -> None:
+def _announce_call(call: str, *arguments: object) -> None:
     broadcast_object((call, arguments))
 
 
-def _take_part(session: Session) -> object:
-    """Make every call that rank 0 tells of. An error in one is raised on rank 0 too, which tells of it when it is done."""
+def _receive_call() -> tuple[str, tuple]:
+    return broadcast_object(None)
+
+
+def _take_part(session: Session) -> Any:
+    """Make every call that rank 0 announces, until it is done. An error in a call is raised on rank 0 too, which announces it."""
+    engine: RolloutEngine
     with ExitStack() as opened:
-        engine = None
         while True:
-            call, arguments = broadcast_object(None)
+            call, arguments = _receive_call()
             if call == "done":
                 result, error = arguments
                 if error is not None:
@@ -104,8 +106,8 @@ def _take_part(session: Session) -> object:
 @contextmanager
 def _open_loaded(session: Session, config: Config, log: Path) -> Iterator[RolloutEngine]:
     with failing_together():
-        arch = build_architecture(config)
-        tokenizer = build_tokenizer(config, arch)
+        arch = build_architecture(config.model)
+        tokenizer = build_tokenizer(config.data, config.model, arch)
     with open_engine(config, session, arch, tokenizer, log) as engine:
-        load_engine(engine, config)
+        load_engine(engine, require_weights(config.model, "the model to sample"), config.runtime)
         yield engine

@@ -55,8 +55,9 @@ def _table(rows: list[dict]) -> str:
 def _hold(claim: tuple[str, str, str, str], measured: Mapping[str, Measured]) -> str | None:
     """One claim against what was measured here; None where a model or a measure is missing."""
     text, measure, better, worse = claim
-    values = [getattr(measured[stage], measure) if stage in measured else None for stage in (better, worse)]
-    if None in values:
+    values = [getattr(measured[stage], measure) for stage in (better, worse) if stage in measured]
+    found: list[float] = [value for value in values if value is not None]
+    if len(found) < 2:
         return None
-    verdict = "holds here" if values[0] > values[1] else "does NOT hold here"
-    return f"{text}: {verdict}: {measure} {values[0]:.1%} ({better}) against {values[1]:.1%} ({worse})"
+    verdict = "holds here" if found[0] > found[1] else "does NOT hold here"
+    return f"{text}: {verdict}: {measure} {found[0]:.1%} ({better}) against {found[1]:.1%} ({worse})"

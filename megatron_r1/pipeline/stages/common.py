@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
@@ -91,9 +92,9 @@ def finish_stage(
     return artifact
 
 
-def require_no_context_parallel(config: Config) -> None:
+def require_no_context_parallel(parallel: ParallelConfig) -> None:
     """Raises ConfigError if `parallel.cp` is above 1."""
-    require_setting(config.parallel.cp == 1, "parallel.cp above 1 works for pretraining only: packed responses are not cut for it")
+    require_setting(parallel.cp == 1, "parallel.cp above 1 works for pretraining only: packed responses are not cut for it")
 
 
 def require_setting(condition: bool, message: str) -> None:

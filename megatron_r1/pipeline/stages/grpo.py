@@ -41,10 +41,10 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         config.rollout.top_p == 1.0,
         "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut",
     )
-    require_no_context_parallel(config)
+    require_no_context_parallel(config.parallel)
     find_policy_loss(stage.loss)  # a wrong name ends the run here, not after the model is built
-    arch = build_architecture(config)
-    tokenizer = build_tokenizer(config, arch)
+    arch = build_architecture(config.model)
+    tokenizer = build_tokenizer(config.data, config.model, arch)
     source = _training_problems(config)
     prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
     folder = Path(config.run_dir)

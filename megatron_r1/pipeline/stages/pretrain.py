@@ -36,8 +36,8 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         stage.global_batch_size % stage.micro_batch_size == 0,
         "pretrain.micro_batch_size does not divide pretrain.global_batch_size",
     )
-    arch = build_architecture(config)
-    tokenizer = build_tokenizer(config, arch)
+    arch = build_architecture(config.model)
+    tokenizer = build_tokenizer(config.data, config.model, arch)
     documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
     checkpoint = config.checkpoint.model_copy(update={"interval": stage.checkpoint_interval})
     with Run.open(Path(config.run_dir), config.model_copy(update={"checkpoint": checkpoint}), "pretrain") as run:

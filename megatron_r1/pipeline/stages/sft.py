@@ -28,13 +28,13 @@ from megatron_r1.training.sft import count_sft_updates, train_sft
 def run_sft(config: Config, session: Session) -> Artifact:
     """Fine-tune on the conversations of `sft.sources`, else of `data.source`."""
     stage, folder = config.sft, Path(config.run_dir)
-    require_no_context_parallel(config)
+    require_no_context_parallel(config.parallel)
     require_setting(
         config.data.tokenizer is not None or config.model.weights is not None,
         "sft needs a tokenizer: set data.tokenizer, or model.weights to a folder that has one",
     )
-    arch = build_architecture(config)
-    tokenizer = build_tokenizer(config, arch)
+    arch = build_architecture(config.model)
+    tokenizer = build_tokenizer(config.data, config.model, arch)
     with Run.open(folder, config, "sft") as run:
         on_rank_zero(lambda: prepare_sft(stage, config.data, tokenizer, folder / "data", _show_tokenised))
         with failing_together():
