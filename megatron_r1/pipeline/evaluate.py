@@ -39,7 +39,7 @@ from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.launch import read_launch
 from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.runtime.progress import Progress
-from megatron_r1.runtime.run import lock_folder
+from megatron_r1.runtime.run_folder import lock_folder
 from megatron_r1.types import Prompt, Sampling
 
 

@@ -125,6 +125,17 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     return result
 
 
+def kept_on_rank_zero(work: Callable[[], T]) -> T | None:
+    """Run `work` on rank 0, whose result stays there (an open file cannot travel); None on the others, its error on all."""
+    kept: list[T] = []
+
+    def keep() -> None:
+        kept.append(work())
+
+    on_rank_zero(keep)
+    return kept[0] if kept else None
+
+
 @contextmanager
 def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Where any rank's block raises, every rank (of the `group`) raises: its own error, else that of the lowest rank that failed.

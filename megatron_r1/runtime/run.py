@@ -5,50 +5,47 @@
         run.json          which command made the run, and when
         metrics.jsonl     one JSON object a step
         tensorboard/      the same numbers as events
-        rollouts/         step_000001.jsonl: every response of the step with its rewards
+        rollouts/         step_000001.jsonl: every response of the step with its rewards, see rollout_files.py
         checkpoints/      see checkpoints.py
         health/           signs of life of every rank, see heartbeat.py
         ranks.jsonl       times of every rank, see stragglers.py
-        .lock             held while a process writes here
+        .lock             held while a process writes here, see run_folder.py
 
 A run killed at any moment resumes with the same command: what was recorded after the newest intact checkpoint is dropped and
-done again. Layout and number of processes may be others than before.
+done again. The layout and the number of processes may differ from those before.
 """
 
 from __future__ import annotations
 
-import datetime
-import fcntl
-import json
-import os
-import socket
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from megatron_r1.config.load import flatten_config, keys_that_may_change, load_config, save_config
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy, StopRequested
+from megatron_r1.errors import CheckpointError, StopRequested
 from megatron_r1.runtime import interrupt
-from megatron_r1.runtime.checkpoints import (
-    newest_intact,
-    prune_checkpoints,
-    read_state,
-    remove_leftovers,
-    step_of,
+from megatron_r1.runtime.checkpoints import newest_intact, prune_checkpoints, read_state, step_of
+from megatron_r1.runtime.distributed import (
+    any_rank,
+    broadcast_object,
+    is_rank_zero,
+    kept_on_rank_zero,
+    on_rank_zero,
+    rank,
+    world_size,
 )
-from megatron_r1.runtime.distributed import any_rank, broadcast_object, is_rank_zero, on_rank_zero, rank, world_size
-from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
-from megatron_r1.runtime.heartbeat import Heartbeat, clear_signs
+from megatron_r1.runtime.heartbeat import Heartbeat
 from megatron_r1.runtime.job import record_error, record_progress
 from megatron_r1.runtime.metrics import MetricsWriter
 from megatron_r1.runtime.progress import Progress
+from megatron_r1.runtime.rollout_files import drop_rollouts_after, write_rollouts
+from megatron_r1.runtime.run_folder import CHECKPOINTS, prepare_folder
 from megatron_r1.runtime.saving import PendingCheckpoint, Write
 from megatron_r1.runtime.stragglers import StragglerLog
 from megatron_r1.types import RolloutGroup
@@ -59,72 +56,74 @@ SHOWN = {
     "reward/accuracy": "accuracy",
     "reward/format": "format",
     "grad_norm": "grad_norm",
-}
+}  # metric -> its name behind the progress bar
 
 
 class Run:
-    """One run of one command. All ranks open it and call its methods; rank 0 alone writes, except into checkpoints."""
+    """One run of one command. All ranks open it and call its methods; rank 0 alone writes, except into checkpoints.
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        """Use `Run.open`."""
+    Attributes:
+        folder: the run folder.
+        step: the last step in the newest complete checkpoint; 0 if there is none.
+        resumed_from: the verified checkpoint to load from; None for a new run.
+        state: what was saved with that checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, resumed_from: Path | None, heartbeat: Heartbeat, metrics: MetricsWriter | None
+    ) -> None:
+        """Use `Run.open`. `metrics` is rank 0's alone."""
         self.folder = folder
-        self.step = 0  #: last step in the newest complete checkpoint; 0 where there is none
-        self.resumed_from: Path | None = None  #: the verified checkpoint to load from
-        self.state: dict[str, Any] | None = None  #: what was saved with it
+        self.resumed_from = resumed_from
+        self.step = step_of(resumed_from) if resumed_from else 0
+        self.state = on_rank_zero(lambda: read_state(resumed_from)) if resumed_from else None
         self._config = config
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._stragglers = StragglerLog(folder, last_step=self.step)
+        self._opened = ExitStack()  # what `close` closes
+        self._progress: Progress | None = None  # of `steps`
         self._pending: PendingCheckpoint | None = None
         self._last_step = 0
         self._stopping = False  # a signal has asked some rank to stop, and all know
-        self._problem: OSError | None = None  # rank 0 could not write something; told to all at the end of the step
-        self._heartbeat: Heartbeat | None = None
-        self._stragglers: StragglerLog | None = None
-        self._lock: TextIO | None = None
-        self._metrics: MetricsWriter | None = None
-        self._progress: Progress | None = None
+        self._problem: OSError | None = None  # rank 0 could not write something; all learn of it at the end of the step
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._tokens: defaultdict[str, int] = defaultdict(int)
         self._step_started = time.perf_counter()
 
     @classmethod
     def open(cls, folder: Path, config: Config, command: str) -> Run:
-        """Create the run, or resume it where `folder` holds one. All ranks call this.
+        """Create the run, or resume it if `folder` holds one. All ranks call this.
 
-        Raises ConfigError where another process writes there, where the run was made by another command, or where a setting
-        that changes the result differs from the run's; CheckpointError where all its checkpoints are corrupt.
+        Raises:
+            ConfigError: another process writes there, or another command or other settings began the run.
+            CheckpointError: all its checkpoints are corrupt, or the folder cannot be written.
         """
-        run = cls(folder, config)
-        try:
-            on_rank_zero(lambda: run._or_tell(lambda: run._prepare_folder(command)))
-            run._heartbeat = Heartbeat(folder / HEALTH, config.runtime.heartbeat, rank(), world_size())
-            run._heartbeat.start()
+        with ExitStack() as opened:
+            lock = kept_on_rank_zero(lambda: _writing(folder, lambda: prepare_folder(folder, config, command)))
+            if lock is not None:
+                opened.enter_context(lock)
+            heartbeat = Heartbeat(folder / HEALTH, config.runtime.heartbeat, rank(), world_size())
+            opened.callback(interrupt.unlisten)
+            opened.callback(heartbeat.close)
+            heartbeat.start()
             interrupt.listen()
-            run.resumed_from = newest_intact(folder / "checkpoints")
-            if run.resumed_from is not None:
-                run.step = step_of(run.resumed_from)
-                run.state = on_rank_zero(lambda: read_state(run.resumed_from))
-            on_rank_zero(lambda: run._or_tell(lambda: run._cut_back(command)))
-            run._stragglers = StragglerLog(folder, last_step=run.step)
-        except BaseException:
-            run.close()
-            raise
+            resumed_from = newest_intact(folder / CHECKPOINTS)
+            metrics = kept_on_rank_zero(lambda: _writing(folder, lambda: _cut_back(folder, resumed_from, command)))
+            if metrics is not None:
+                opened.callback(_close_quietly, metrics)
+            run = cls(folder, config, resumed_from, heartbeat, metrics)
+            run._opened = opened.pop_all()
         return run
 
     def close(self) -> None:
-        """Close the files and let another process have the folder. A checkpoint that is still being written is given up."""
+        """Close the files and release the folder. A checkpoint that is still being written is given up."""
         if self._pending is not None:
             self._pending.abandon()
             self._pending = None
         if self._progress is not None:
             self._progress.close()
-        if self._metrics is not None:
-            with suppress(OSError):  # a full disk, of which `record` has told
-                self._metrics.close()
-        if self._heartbeat is not None:
-            self._heartbeat.close()
-            self._heartbeat = None
-            interrupt.unlisten()
-        if self._lock is not None:
-            self._lock.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -142,13 +141,13 @@ class Run:
 
         Raises StopRequested, on every rank, after the step that was saved because a signal asked for it.
         """
-        self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
+        progress = self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
         self._step_started = time.perf_counter()
         self._last_step = total
         for step in range(self.step + 1, total + 1):
             self._heartbeat.begin("step", step, total)
             yield step
-            self._progress.advance()
+            progress.advance()
             if self._stopping and step < total:
                 raise StopRequested(
                     f"{interrupt.forget()}: stopped after step {step} of {total}, which is saved; the same command resumes"
@@ -157,7 +156,7 @@ class Run:
                 with self.timer("checkpoint"):
                     if self._pending.is_written():
                         self._seal_pending()
-        self._progress.close()
+        progress.close()
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
@@ -197,11 +196,10 @@ class Run:
         self._step_started = now
 
     def save_rollouts(self, step: int, groups: list[RolloutGroup]) -> None:
-        """Write every response of the step, one JSON object a line, into `rollouts/`. Call it before the step's checkpoint."""
+        """Write every response of the step into `rollouts/`. Call it before the step's checkpoint."""
         if is_rank_zero():
-            lines = [json.dumps(line, ensure_ascii=False) + "\n" for group in groups for line in _rollout_lines(step, group)]
             with self._keeping_problem():
-                write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", "".join(lines))
+                write_rollouts(self.folder, step, groups)
 
     def checkpoint_due(self, step: int, total: int) -> bool:
         """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective.
@@ -212,7 +210,7 @@ class Run:
             interrupt.stop_asked() is not None, self._stragglers.wants_to_measure(), self._problem is not None
         )
         if broken:
-            raise self._unwritable(broadcast_object(self._problem))
+            raise _unwritable(self.folder, broadcast_object(self._problem))
         return step % self._config.checkpoint.interval == 0 or step == total or self._stopping
 
     def checkpoint(self, step: int, write: Write, state: dict[str, Any]) -> None:
@@ -225,7 +223,7 @@ class Run:
         with self.timer("checkpoint"):
             self._seal_pending()
             later = self._config.checkpoint.asynchronous and step < self._last_step and not self._stopping
-            self._pending = PendingCheckpoint(self.folder / "checkpoints", step, write, state, asynchronous=later)
+            self._pending = PendingCheckpoint(self.folder / CHECKPOINTS, step, write, state, asynchronous=later)
             if not later:
                 self._seal_pending()
 
@@ -248,103 +246,30 @@ class Run:
         except OSError as error:
             self._problem = error
 
-    def _or_tell(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except OSError as error:
-            raise self._unwritable(error) from None
 
-    def _unwritable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.folder} cannot be written: {error.strerror}; the same command resumes when it can be")
-
-    def _prepare_folder(self, command: str) -> None:
-        """Lock the folder, check that the run may go on here, and remove what a kill left half-written. Rank 0 only."""
-        self._lock = lock_folder(self.folder)
-        _check_resumes(self.folder, self._config, command)
-        save_config(self._config, self.folder / "config.yaml")
-        if not (self.folder / "run.json").exists():
-            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-            write_atomically(self.folder / "run.json", json.dumps({"command": command, "started": started}) + "\n")
-        rollouts, checkpoints = self.folder / "rollouts", self.folder / "checkpoints"
-        rollouts.mkdir(exist_ok=True)
-        checkpoints.mkdir(exist_ok=True)
-        remove_leftovers(checkpoints)
-        clear_signs(self.folder / HEALTH)
-        for path in [*self.folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
-            if path.is_file():
-                path.unlink()
-
-    def _cut_back(self, command: str) -> None:
-        """Drop what was recorded after the checkpoint: it will be done again. Rank 0 only."""
-        for path in (self.folder / "rollouts").glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > self.step:
-                path.unlink()
-        # step 0 is recorded before the first update, so only a run with a checkpoint has it to keep
-        self._metrics = MetricsWriter(self.folder, last_step=self.step if self.resumed_from else -1)
-        if self.step:
-            print(f"{command}: resuming {self.folder} after step {self.step}", file=sys.stderr, flush=True)
+def _cut_back(folder: Path, resumed_from: Path | None, command: str) -> MetricsWriter:
+    """Drop what was recorded after the checkpoint, which will be done again, and open the metrics. Rank 0 only."""
+    step = step_of(resumed_from) if resumed_from else 0
+    drop_rollouts_after(folder, step)
+    # step 0 is recorded before the first update, so only a run with a checkpoint has it to keep
+    metrics = MetricsWriter(folder, last_step=step if resumed_from else -1)
+    if step:
+        print(f"{command}: resuming {folder} after step {step}", file=sys.stderr, flush=True)
+    return metrics
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Make the folder and lock it. The kernel lets go of the lock when the process ends, however it ends.
+def _close_quietly(metrics: MetricsWriter) -> None:
+    with suppress(OSError):  # a full disk, which the run has reported before
+        metrics.close()
 
-    Raises:
-        ConfigError: it cannot be written.
-        FolderBusy: another process has it.
-    """
+
+def _writing(folder: Path, work: Callable[[], Any]) -> Any:
+    """Do the work; an error of the operating system becomes the run's."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+", encoding="utf-8")
+        return work()
     except OSError as error:
-        raise ConfigError(f"run_dir {folder} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise FolderBusy(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
-    return lock
+        raise _unwritable(folder, error) from None
 
 
-def _check_resumes(folder: Path, config: Config, command: str) -> None:
-    metrics = folder / "metrics.jsonl"
-    if not (folder / "run.json").exists() or not metrics.exists() or metrics.stat().st_size == 0:
-        return  # a run that stopped before its first step holds nothing that another setting could contradict
-    try:
-        made_by = json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder / 'run.json'} does not name the command that made the run: choose another run_dir"
-        ) from None
-    if made_by != command:
-        raise ConfigError(f"run_dir {folder} holds a run of '{made_by}', not of '{command}': choose another run_dir")
-    before, now = flatten_config(load_config(folder / "config.yaml")), flatten_config(config)
-    free = keys_that_may_change()
-    for key, value in before.items():
-        if value != now[key] and key not in free:
-            raise ConfigError(
-                f"run_dir {folder} was started with {key}={value}, now it is {now[key]}: keep the value, or choose another run_dir"
-            )
-
-
-def _rollout_lines(step: int, group: RolloutGroup) -> Iterator[dict[str, Any]]:
-    for index, rollout in enumerate(group.rollouts):
-        yield {
-            "step": step,
-            "prompt_id": group.prompt.id,
-            "question": group.prompt.question,
-            "answer": group.prompt.answer,
-            "response": rollout.text,
-            "reward": None if group.rewards_G is None else float(group.rewards_G[index]),
-            "reward_parts": {name: values[index] for name, values in group.reward_parts.items()},
-            "reward_outcomes": {name: values[index] for name, values in group.reward_outcomes.items()},
-            "reward_details": {name: values[index] for name, values in group.reward_details.items() if values[index]},
-            "advantage": None if group.advantages_G is None else float(group.advantages_G[index]),
-            "finished": rollout.finished,
-            "length": len(rollout.token_ids),
-            "weights_version": group.weights_version,
-        }
+def _unwritable(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{folder} cannot be written: {error.strerror}; the same command resumes when it can be")

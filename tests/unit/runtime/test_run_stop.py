@@ -14,7 +14,7 @@ from megatron_r1.cli import main
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import CheckpointError, DataError, StopRequested
 from megatron_r1.report.status import describe_status
-from megatron_r1.runtime import run as run_module
+from megatron_r1.runtime import rollout_files
 from megatron_r1.runtime.heartbeat import FOLDER
 from megatron_r1.runtime.job import record_outcome
 from megatron_r1.runtime.metrics import MetricsWriter, read_metrics
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_outside_of_a_save_is_one_line_at_the_end_of_the_step(
     monkeypatch.setenv("MEGATRON_R1_JOB", str(tmp_path))
     message = f"{tmp_path / 'run'} cannot be written: No space left on device; the same command resumes when it can be"
     with pytest.raises(CheckpointError, match=message), Run.open(tmp_path / "run", CONFIG, "grpo") as run:
-        monkeypatch.setattr(*((MetricsWriter, "write") if what == "metrics" else (run_module, "write_atomically")), fill)
+        monkeypatch.setattr(*((MetricsWriter, "write") if what == "metrics" else (rollout_files, "write_atomically")), fill)
         for step in run.steps(3, "grpo"):
             run.save_rollouts(step, [])
             run.record(step, {"loss": 1.0})
