@@ -85,6 +85,12 @@ def find_summary(response: str) -> str | None:
     return summary.strip() or None
 
 
+def without_reasoning(answer: str) -> str:
+    """What a model that reasons first says after its reasoning. Only the first </think> ends it: one that is quoted later changes nothing."""
+    answer = answer.strip()
+    return answer.partition(THINK_CLOSE)[2].strip() if answer.startswith(THINK_OPEN) else answer
+
+
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
     for index in range(start, min(len(text), start + MAX_ANSWER_CHARACTERS + 1)):

@@ -8,8 +8,9 @@ micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
@@ -65,6 +66,19 @@ class RolloutGroup:
     advantages_G: torch.Tensor | None = None  #: [G] float64
     reward_outcomes: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], see `rewards.protocol.Outcome`
     reward_details: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], why; one line each
+
+
+class SamplingEngine(Protocol):
+    """The part of a rollout engine that samples: all that evaluation and curation need of it."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seed: int,
+        on_group: Callable[[RolloutGroup], None] | None = None,
+    ) -> list[RolloutGroup]:
+        """`sampling.n` responses to every prompt; `on_group` is called with every group as soon as it is there."""
 
 
 @dataclass

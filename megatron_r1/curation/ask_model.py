@@ -123,11 +123,6 @@ def _stream_answers(
         )
 
 
-def without_reasoning(answer: str) -> str:
-    """What a model that reasons before it answers says after its reasoning."""
-    return answer.partition(THINK_CLOSE)[2].strip() if answer.lstrip().startswith(THINK_OPEN) else answer.strip()
-
-
 def _usable_answer(completion: Completion) -> str | None:
     if not completion.finished or not completion.text.strip():
         return None

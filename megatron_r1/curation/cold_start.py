@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megatron_r1.config.curation import CurationConfig
 from megatron_r1.curation.accept_samples import Check
-from megatron_r1.curation.ask_model import Messages, Writer, ask_all, without_reasoning
+from megatron_r1.curation.ask_model import Messages, Writer, ask_all
 from megatron_r1.curation.cold_start_prompts import (
     built_in_examples,
     direct_messages,
@@ -35,6 +35,7 @@ from megatron_r1.curation.records import Conversation, read_file
 from megatron_r1.data.problems import Problem
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.ledger import Ledger, settle
+from megatron_r1.tags import without_reasoning
 
 _THINK = Form()  # what is worked on; `config.form` is put on at the end
 _NO_ANSWER = "no_answer"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_r1.config.curation import CurationConfig, NonReasoningConfig
-from megatron_r1.curation.ask_model import Messages, Writer, ask_all, without_reasoning
+from megatron_r1.curation.ask_model import Messages, Writer, ask_all
 from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Answer, Form
 from megatron_r1.curation.manifest import RecordCounts, fingerprint_file
@@ -19,6 +19,7 @@ from megatron_r1.curation.records import Conversation, read_file
 from megatron_r1.curation.words import words_of
 from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.ledger import Ledger, settle
+from megatron_r1.tags import without_reasoning
 
 #: Ours: the recipe says only that the model is prompted for "a potential chain-of-thought before answering the question".
 COT_PROMPT = """\

@@ -14,8 +14,8 @@ from megatron_r1.curation.filters import Rejection, first_failure
 from megatron_r1.curation.forms import Form, read_sample
 from megatron_r1.curation.outputs import StepOutputs, write_outputs
 from megatron_r1.curation.records import Conversation
-from megatron_r1.curation.sampling import Engine, read_samples, sample
-from megatron_r1.types import Prompt
+from megatron_r1.curation.sampling import read_samples, sample
+from megatron_r1.types import Prompt, SamplingEngine
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Selection:
 
 
 def sample_and_keep(
-    engine: Engine,
+    engine: SamplingEngine,
     check: Check,
     prompts: Sequence[Prompt],
     folder: Path,

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_r1.config.curation import RejectionConfig
 from megatron_r1.curation.accept_samples import Check, done
@@ -25,22 +25,13 @@ from megatron_r1.errors import DataError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.ledger import Ledger, settle, sync_folder
 from megatron_r1.runtime.progress import Progress
-from megatron_r1.types import Prompt, RolloutGroup, Sampling
+from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
 Tell = Callable[[int], None]  #: so many more samples are there
 
 
-class Engine(Protocol):
-    """The part of a rollout engine that sampling needs."""
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: Callable[[RolloutGroup], None]
-    ) -> list[RolloutGroup]:
-        """`sampling.n` responses to every prompt; `on_group` is called with every group as soon as it is there."""
-
-
 def sample(
-    engine: Engine, check: Check, prompts: Sequence[Prompt], folder: Path, config: RejectionConfig, seed: int, policy: str
+    engine: SamplingEngine, check: Check, prompts: Sequence[Prompt], folder: Path, config: RejectionConfig, seed: int, policy: str
 ) -> None:
     """Sample `config.samples_per_prompt` responses to every prompt, and check them; what is in `folder` already is not made again.
 
@@ -88,7 +79,7 @@ def batch_path(folder: Path, number: int) -> Path:
 
 
 def _fill_batch(
-    engine: Engine,
+    engine: SamplingEngine,
     check: Check,
     prompts: Sequence[Prompt],
     folder: Path,

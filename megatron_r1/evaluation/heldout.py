@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.evaluation.passk import mean, pass_at_k, wilson_interval
-from megatron_r1.types import Prompt, RolloutGroup, Sampling
-
-
-class Sampler(Protocol):
-    """The part of a rollout engine that evaluation needs."""
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
-        """`sampling.n` responses to every prompt."""
+from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class EvaluationResult:
 
 
 def evaluate_heldout(
-    engine: Sampler,
+    engine: SamplingEngine,
     prompts: Sequence[Prompt],
     reward_fn: Callable[[Sequence[RolloutGroup]], None],
     config: EvaluateConfig,

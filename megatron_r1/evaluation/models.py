@@ -14,15 +14,17 @@ from megatron_r1.errors import ConfigError, RewardError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
-from megatron_r1.types import Prompt, RolloutGroup, Sampling
+from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
-Progress = Callable[[int], object]  #: is told how many responses came
+OnResponses = Callable[[int], object]  #: is called with the number of responses that came
 
 
 class Model(Protocol):
     """Samples responses into a ledger."""
 
-    def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
+    def sample(
+        self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
+    ) -> None:
         """Ask for what `kept` does not have, and append every response as it comes.
 
         A line: problem, sample, response, finished (ended by itself), tokens (None where the server does not count them).
@@ -30,15 +32,6 @@ class Model(Protocol):
         Raises:
             RolloutError: the engine died, the endpoint does not answer. What came is kept.
         """
-
-
-class Engine(Protocol):
-    """The part of a rollout engine that is used here."""
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: Callable[[RolloutGroup], None]
-    ) -> list[RolloutGroup]:
-        """`sampling.n` responses to every prompt."""
 
 
 class EngineModel:
@@ -54,19 +47,21 @@ class EngineModel:
     """
 
     def __init__(
-        self, engine: Engine, make_prompt: Callable[[BenchmarkProblem], Prompt], opening: str, responses_per_call: int
+        self, engine: SamplingEngine, make_prompt: Callable[[BenchmarkProblem], Prompt], opening: str, responses_per_call: int
     ) -> None:
         self._engine, self._make_prompt, self._opening = engine, make_prompt, opening
         self._responses_per_call = responses_per_call
 
-    def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
+    def sample(
+        self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
+    ) -> None:
         """See `Model.sample`."""
         size = max(1, self._responses_per_call // sampling.n)
 
         def keep(group: RolloutGroup) -> None:
             before = len(kept.records)
             kept.append(self._response_line(group, sample) for sample in range(sampling.n))
-            tell(len(kept.records) - before)
+            on_responses(len(kept.records) - before)
 
         for start in range(0, len(problems), size):
             asked = problems[start : start + size]
@@ -101,7 +96,9 @@ class EndpointModel:
         section = "evaluate.benchmarks.endpoint"
         self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, section, pause)
 
-    def sample(self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, tell: Progress) -> None:
+    def sample(
+        self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
+    ) -> None:
         """See `Model.sample`."""
         wanted = [(problem, sample) for problem in problems for sample in range(sampling.n)]
         missing = iter([(problem, sample) for problem, sample in wanted if (problem.id, sample) not in kept.records])
@@ -124,7 +121,7 @@ class EndpointModel:
                             failure = failure or error
                             continue
                         kept.append([_response_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
-                        tell(1)
+                        on_responses(1)
             except BaseException:
                 self._endpoint.close()  # Ctrl-C, a full disk: nobody waits an hour for what is under way
                 raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Metric:
+class TableMetric:
     """One row or column of the recipe's tables."""
 
     title: str
@@ -18,32 +18,32 @@ class Metric:
 
 
 METRICS = {
-    "aime": Metric("AIME 2024", "aime2024"),
-    "aime_cons": Metric("AIME 2024 cons@64", "aime2024", vote=True),
-    "math500": Metric("MATH-500", "math500"),
-    "gpqa": Metric("GPQA Diamond", "gpqa_diamond"),
-    "lcb": Metric("LiveCodeBench", "livecodebench"),
-    "cf": Metric("Codeforces rating"),
-    "mmlu": Metric("MMLU"),
-    "mmlu_redux": Metric("MMLU-Redux"),
-    "mmlu_pro": Metric("MMLU-Pro"),
-    "drop": Metric("DROP"),
-    "if_eval": Metric("IF-Eval"),
-    "simpleqa": Metric("SimpleQA"),
-    "frames": Metric("FRAMES"),
-    "alpaca": Metric("AlpacaEval 2.0"),
-    "arena": Metric("ArenaHard"),
-    "cf_percentile": Metric("Codeforces percentile"),
-    "swe": Metric("SWE-bench Verified"),
-    "aider": Metric("Aider-Polyglot"),
-    "cnmo": Metric("CNMO 2024"),
-    "cluewsc": Metric("CLUEWSC"),
-    "ceval": Metric("C-Eval"),
-    "c_simpleqa": Metric("C-SimpleQA"),
-    "gsm8k": Metric("GSM8K", "gsm8k"),
-    "humaneval": Metric("HumanEval", "humaneval"),
-    "mbpp": Metric("MBPP", "mbpp"),
-    "cmath": Metric("CMATH", "cmath"),
+    "aime": TableMetric("AIME 2024", "aime2024"),
+    "aime_cons": TableMetric("AIME 2024 cons@64", "aime2024", vote=True),
+    "math500": TableMetric("MATH-500", "math500"),
+    "gpqa": TableMetric("GPQA Diamond", "gpqa_diamond"),
+    "lcb": TableMetric("LiveCodeBench", "livecodebench"),
+    "cf": TableMetric("Codeforces rating"),
+    "mmlu": TableMetric("MMLU"),
+    "mmlu_redux": TableMetric("MMLU-Redux"),
+    "mmlu_pro": TableMetric("MMLU-Pro"),
+    "drop": TableMetric("DROP"),
+    "if_eval": TableMetric("IF-Eval"),
+    "simpleqa": TableMetric("SimpleQA"),
+    "frames": TableMetric("FRAMES"),
+    "alpaca": TableMetric("AlpacaEval 2.0"),
+    "arena": TableMetric("ArenaHard"),
+    "cf_percentile": TableMetric("Codeforces percentile"),
+    "swe": TableMetric("SWE-bench Verified"),
+    "aider": TableMetric("Aider-Polyglot"),
+    "cnmo": TableMetric("CNMO 2024"),
+    "cluewsc": TableMetric("CLUEWSC"),
+    "ceval": TableMetric("C-Eval"),
+    "c_simpleqa": TableMetric("C-SimpleQA"),
+    "gsm8k": TableMetric("GSM8K", "gsm8k"),
+    "humaneval": TableMetric("HumanEval", "humaneval"),
+    "mbpp": TableMetric("MBPP", "mbpp"),
+    "cmath": TableMetric("CMATH", "cmath"),
 }
 
 #: v2 Table 3, in its order: every stage of the recipe

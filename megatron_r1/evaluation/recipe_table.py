@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from megatron_r1.errors import DataError
-from megatron_r1.evaluation.published import METRICS, NOTES, OTHER_STAGE_SOURCES, PUBLISHED, REASONING, STAGE_SOURCE, STAGES, Metric
+from megatron_r1.evaluation.published import (
+    METRICS,
+    NOTES,
+    OTHER_STAGE_SOURCES,
+    PUBLISHED,
+    REASONING,
+    STAGE_SOURCE,
+    STAGES,
+    TableMetric,
+)
 from megatron_r1.evaluation.result_files import ModelResults, show
 from megatron_r1.runtime.markdown_table import align_table
 
@@ -81,7 +90,7 @@ def _published_cell(model: str, metric: str) -> str:
     return "" if number is None else f"{number:g}" if metric == "cf" else f"{number:.1f}"
 
 
-def _measured(results: ModelResults | None, metric: Metric) -> str:
+def _measured(results: ModelResults | None, metric: TableMetric) -> str:
     result = results.benchmarks.get(metric.benchmark) if results and metric.benchmark else None
     if result is None or (metric.vote and result.cons is None):
         return ""

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.benchmarks import Benchmark
-from megatron_r1.evaluation.models import Progress
+from megatron_r1.evaluation.models import OnResponses
 from megatron_r1.evaluation.sample_ledger import SampleKey
 from megatron_r1.evaluation.vote import sort_into_classes
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.rules.choice import find_letter
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
+from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.tags import find_answers
 
 PLACE = "boxed"  #: where benchmarks of mathematics ask for the answer
 _WRITTEN_TOGETHER = 64
-
-
-class Scoring(Protocol):
-    """A `ScoringPool`."""
-
-    def stream(self, items: Iterable[tuple[str, str, Any]]) -> Iterator[Verdict]:
-        """The verdicts on (scorer, response, reference), in order."""
 
 
 def evaluation_specs(benchmark: Benchmark, config: RewardConfig) -> dict[str, ScorerSpec]:
@@ -45,7 +39,12 @@ def evaluation_specs(benchmark: Benchmark, config: RewardConfig) -> dict[str, Sc
 
 
 def score_responses(
-    benchmark: Benchmark, problems: Sequence[BenchmarkProblem], responses: Ledger, scores: Ledger, scoring: Scoring, tell: Progress
+    benchmark: Benchmark,
+    problems: Sequence[BenchmarkProblem],
+    responses: Ledger,
+    scores: Ledger,
+    scoring: ScoringPool,
+    on_responses: OnResponses,
 ) -> None:
     """Append a line for every response of `problems` that `scores` does not have: problem, sample, score, outcome, detail, answer.
 
@@ -68,7 +67,7 @@ def score_responses(
 
     def write() -> None:
         scores.append(lines)
-        tell(len(lines))
+        on_responses(len(lines))
         lines.clear()
 
     def to_judge() -> Iterator[tuple[str, str, Any]]:
@@ -93,7 +92,7 @@ def _find_answer(benchmark: Benchmark, response: str) -> str | None:
 
 
 def vote_classes(
-    benchmark: Benchmark, problems: Sequence[BenchmarkProblem], samples: int, scores: Ledger, scoring: Scoring
+    benchmark: Benchmark, problems: Sequence[BenchmarkProblem], samples: int, scores: Ledger, scoring: ScoringPool
 ) -> tuple[Mapping[str, list[int | None]], int]:
     """Every problem's classes of answers, by sample (None: no answer), and for how many problems the comparison failed.
 

@@ -89,10 +89,10 @@ def _samples(files: list[Path]) -> str:
         return ""
     count = min(SAMPLED_STEPS, len(files))
     chosen = [files[round(index * (len(files) - 1) / max(count - 1, 1))] for index in range(count)]
-    return "\n".join(["<h3>Sample rollouts, first to last</h3>", *(_sample(path) for path in chosen)])
+    return "\n".join(["<h3>Sample rollouts, first to last</h3>", *(_sampled_group(path) for path in chosen)])
 
 
-def _sample(path: Path) -> str:
+def _sampled_group(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     if not lines:

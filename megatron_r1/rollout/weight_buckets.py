@@ -99,7 +99,7 @@ class SharedMemorySender(BucketSender):
             os.ftruncate(self._fd, num_bytes)
             self._size = num_bytes
         with mmap.mmap(self._fd, self._size) as shared:
-            _copy_tensors(tensors, memoryview(shared))
+            _copy_into_bucket(tensors, memoryview(shared))
         return {"paths": [f"/proc/{os.getpid()}/fd/{self._fd}"]}
 
 
@@ -111,11 +111,11 @@ class NetworkSender(BucketSender):
 
     def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
         content = bytearray(num_bytes)
-        _copy_tensors(tensors, memoryview(content))
+        _copy_into_bucket(tensors, memoryview(content))
         return {"content": content}
 
 
-def _copy_tensors(tensors: list[tuple[torch.Tensor, int]], target: memoryview) -> None:
+def _copy_into_bucket(tensors: list[tuple[torch.Tensor, int]], target: memoryview) -> None:
     with target:
         for tensor, offset in tensors:
             target[offset : offset + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -138,16 +138,16 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def changed_settings(known: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, known value, value) of every setting that is new or has another value; None for a known value that is missing."""
-    before = dict(_flatten_settings(known))
-    for key, value in _flatten_settings(settings):
+    before = dict(_dotted_settings(known))
+    for key, value in _dotted_settings(settings):
         if key not in before or before[key] != value:
             yield key, before.get(key), value
 
 
-def _flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flatten_settings(value, f"{prefix}{name}.")
+            yield from _dotted_settings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

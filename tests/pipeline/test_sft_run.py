@@ -12,7 +12,8 @@ import pytest
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
 from megatron_r1.data.chat.conversations import read_conversation
-from megatron_r1.data.chat.template import describe_sample, r1_chat_jinja
+from megatron_r1.data.chat.prompt_templates import r1_chat_jinja
+from megatron_r1.data.chat.template import describe_sample
 from megatron_r1.data.record_files import read_records
 from megatron_r1.data.sft import PREVIEW, SftData
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer

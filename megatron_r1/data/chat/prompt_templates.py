@@ -1,24 +1,41 @@
-"""Prompt templates, word for word.
+"""The texts of the prompt templates, word for word, and R1's chat template as Jinja text for other programs.
 
-A template is fixed text, the question, fixed text. The three parts are kept apart because they are tokenised apart: a question
-is untrusted and must never turn into control tokens (see `Tokenizer.encode_prompt`).
+A template for questions is fixed text, the question, fixed text. The three parts are kept apart because they are tokenised apart: a
+question is untrusted and must never turn into control tokens (see `Tokenizer.encode_prompt`). Whole conversations: `template.py`.
 """
 
 from __future__ import annotations
 
 from megatron_r1.errors import ConfigError
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
-# arXiv 2501.12948v1 Table 1, where the word "prompt" stands for the question. v2 differs only in "<think>...</think>".
+# R1 v1 (arXiv 2501.12948v1) Table 1, in which the word "prompt" stands for the question. R1 v2 differs only in "<think>...</think>".
 _R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
     "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are "
     "enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
     "<answer> answer here </answer>. User: {question}. Assistant:"
 )
-# DeepSeek-R1's chat template (first published version), generation prompt included. Beginning-of-sequence is the tokenizer's.
-_R1_CHAT = "<｜User｜>{question}<｜Assistant｜>"
-# Its later revision opens the reasoning in the prompt, because R1 sometimes answered with an empty one.
-_R1_CHAT_THINK = _R1_CHAT + "<think>\n"
+# DeepSeek-R1's chat template. The tokenizer adds the beginning of sequence.
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+#: what the later revision of the template puts at the end of a prompt, because R1 sometimes answered with empty reasoning
+OPENED = f"{THINK_OPEN}\n"
+_R1_CHAT = USER + "{question}" + ASSISTANT  # the first published version, generation prompt included
+_R1_CHAT_THINK = _R1_CHAT + OPENED
+# The published Jinja text has branches for tools too; without tools this one renders the same.
+_R1_JINJA = (
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for message in messages if message['role'] == 'system' -%}"
+    "{%- set ns.system = ns.system + ('\\n\\n' if ns.system else '') + message['content'] -%}"
+    "{%- endfor -%}"
+    "{{- (bos_token or '') + ns.system -}}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{- '" + USER + "' + message['content'] -}}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{- '" + ASSISTANT + "' + message['content'].split('" + THINK_CLOSE + "')[-1] + eos_token -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)  # fmt: skip
 
 TEMPLATES = {"r1_zero": _R1_ZERO, "r1_chat": _R1_CHAT, "r1_chat_think": _R1_CHAT_THINK}
 
@@ -36,6 +53,12 @@ def split_prompt(template: str, question: str) -> tuple[str, str, str]:
     before, after = TEMPLATES[template].split("{question}")
     fixed = before.rstrip(" ")
     return fixed, before[len(fixed) :] + question, after
+
+
+def r1_chat_jinja(opened: bool = False) -> str:
+    """R1's chat template as the text that goes with a model; `opened`: its generation prompt ends with `OPENED`."""
+    opening = OPENED.replace("\n", "\\n") if opened else ""
+    return _R1_JINJA + "{%- if add_generation_prompt -%}{{- '" + ASSISTANT + opening + "' -}}{%- endif -%}"
 
 
 def render(template: str, question: str) -> str:

@@ -15,34 +15,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.prompt_templates import ASSISTANT, OPENED, USER
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
+from megatron_r1.tags import THINK_CLOSE
 from megatron_r1.types import TrainingSample
-
-USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-OPENED = "<think>\n"  #: what the later revision of R1's template puts at the end of a prompt
-_END_OF_REASONING = "</think>"
-
-# R1's template as Jinja text. The published one has branches for tools too; without tools it renders the same.
-_R1_JINJA = (
-    "{%- set ns = namespace(system='') -%}"
-    "{%- for message in messages if message['role'] == 'system' -%}"
-    "{%- set ns.system = ns.system + ('\\n\\n' if ns.system else '') + message['content'] -%}"
-    "{%- endfor -%}"
-    "{{- (bos_token or '') + ns.system -}}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{- '<｜User｜>' + message['content'] -}}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{- '<｜Assistant｜>' + message['content'].split('</think>')[-1] + eos_token -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-)
-
-
-def r1_chat_jinja(opened: bool = False) -> str:
-    """R1's chat template as the text that goes with a model; `opened`: its generation prompt ends in "<think>\\n"."""
-    opening = "<think>\\n" if opened else ""
-    return _R1_JINJA + "{%- if add_generation_prompt -%}{{- '<｜Assistant｜>" + opening + "' -}}{%- endif -%}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +74,7 @@ class R1Chat:
             if message.role == "user":
                 ids += user + tokenizer.encode_plain(message.content)
             elif message.role == "assistant":
-                kept = message.content.split(_END_OF_REASONING)[-1]
+                kept = message.content.split(THINK_CLOSE)[-1]
                 ids += [*assistant, *tokenizer.encode_response(kept), tokenizer.eos_id]
         return ids + assistant
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.template import r1_chat_jinja
+from megatron_r1.data.chat.prompt_templates import r1_chat_jinja
 from megatron_r1.data.sft import PREVIEW, SftData, prepare_sft
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer

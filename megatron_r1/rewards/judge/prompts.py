@@ -12,6 +12,8 @@ import json
 import re
 from collections.abc import Sequence
 
+from megatron_r1.tags import without_reasoning
+
 Messages = list[dict[str, str]]  #: as the chat completions protocol has them
 
 #: v2 Listing 4, verbatim. The papers do not say how the three texts are put in; here they are payloads, see `render_payload`.
@@ -104,7 +106,7 @@ def read_grade(output: str) -> tuple[bool, str]:
     Raises:
         ValueError: the output is not exactly one JSON object with exactly the keys 'analysis' and 'correctness'.
     """
-    text = _without_reasoning(output)
+    text = without_reasoning(output)
     fenced = _FENCE.fullmatch(text)
     try:
         # strict=False: a line break inside a string, as models write it, and xgrammar lets them
@@ -127,7 +129,7 @@ def read_comparison(output: str) -> int:
     Raises:
         ValueError: the output has not exactly one label, on its last line.
     """
-    text = _without_reasoning(output)
+    text = without_reasoning(output)
     labels = _LABEL.findall(text)
     if len(labels) != 1 or not _LABEL.search(text.splitlines()[-1]):
         raise ValueError(f"{len(labels)} labels, or not on the last line")
@@ -143,9 +145,3 @@ def _messages(prompt: str, **texts: str) -> Messages:
 def _nonce(texts: Sequence[str]) -> str:
     """Depends on every text, so that none can contain it; and on nothing else, so that a cache knows the prompt again."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def _without_reasoning(output: str) -> str:
-    """What a reasoning model says after its thoughts. Only the first </think> ends them: one that it quotes later changes nothing."""
-    output = output.strip()
-    return output.partition("</think>")[2].strip() if output.startswith("<think>") else output

@@ -9,8 +9,8 @@ import pytest
 
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.load import load_chat_template
-from megatron_r1.data.chat.prompt_templates import TEMPLATES
-from megatron_r1.data.chat.template import describe_sample, encode_conversation, r1_chat_jinja
+from megatron_r1.data.chat.prompt_templates import TEMPLATES, r1_chat_jinja
+from megatron_r1.data.chat.template import describe_sample, encode_conversation
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_r1.errors import ConfigError, DataError
 
