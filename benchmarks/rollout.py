@@ -34,6 +34,7 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.session import Session, open_session
+from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.rollout.protocol import RolloutEngine, SyncReport
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
@@ -143,7 +144,13 @@ def make_policy(config: Config, session: Session) -> MegatronPolicy:
 
 def make_prompts(config: Config, tokenizer: Tokenizer, count: int) -> list[Prompt]:
     """The first training prompts."""
-    stream = PromptStream(load_problems(config.data), tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
+    stream = PromptStream(
+        load_problems(config.data, accuracy_scorers(config.reward)),
+        tokenizer,
+        config.data.template,
+        config.seed,
+        config.data.max_prompt_tokens,
+    )
     return stream.next(count)
 
 

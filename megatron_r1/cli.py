@@ -245,10 +245,13 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog=_describe_settings(("reward",)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    score.add_argument("--reward", choices=("math", "code", "format", "language"), required=True)
+    score.add_argument(
+        "--reward", required=True, metavar="REWARD",
+        help="math, code, choice, format, language, the name of a reward in reward.custom, or package.module:function",
+    )  # fmt: skip
     score.add_argument(
         "--input", type=Path, required=True, metavar="FILE.jsonl",
-        help="lines with 'response' and 'answer' (math), 'tests' (code) or 'language'",
+        help="lines with 'response' and 'answer' (math, choice), 'tests' (code) or 'language'",
     )  # fmt: skip
     score.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="written whole or not at all")
     score.add_argument("--workers", type=int, metavar="N", help="scoring processes; default: reward.workers")

@@ -15,13 +15,17 @@ def is_import_path(name: str) -> bool:
     return ":" in name
 
 
-def import_function(path: str, key: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+def import_function(
+    path: str, key: str, arguments: tuple[str, ...], named: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+) -> Callable[..., Any]:
     """Import the function and check that it can be called.
 
     Args:
         path: "package.module:function". Python must find the module: it is installed, or its folder is on PYTHONPATH.
         key: the setting that holds the path, for the error.
         arguments: names of the arguments that the function is called with, by position.
+        named: arguments that the function is called with by name.
+        optional: further ones by name, for a function that has parameters of these names.
 
     Raises:
         ConfigError: the path is malformed, the module cannot be imported, it holds no such function, or the function does not
@@ -41,9 +45,11 @@ def import_function(path: str, key: str, arguments: tuple[str, ...]) -> Callable
     if not callable(function):
         raise ConfigError(f"{key}={path}: {module_name} holds no function {name}: correct the name")
     try:
-        inspect.signature(function).bind(*arguments)
+        signature = inspect.signature(function)
+        named += tuple(argument for argument in optional if argument in signature.parameters)
+        signature.bind(*arguments, **dict.fromkeys(named))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{key}={path} is called as {name}({', '.join(arguments)}), which its signature does not allow ({error}): change it"
+            f"{key}={path} is called as {name}({', '.join((*arguments, *(f'{a}=...' for a in named)))}), which its signature does not allow ({error}): change it"
         ) from None
     return function

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 
 KINDS = ("reasoning", "general")  #: of prompts
-DOMAINS = ("math", "code")  #: of reasoning prompts
+DOMAINS = ("math", "code", "choice")  #: of reasoning prompts; `reward.domains` adds to these
 PREFERENCES = ("helpful", "safety")  #: of general prompts
 
 
@@ -29,7 +29,7 @@ class Prompt:
     text: str  #: the rendered template, exactly what `token_ids` encode
     token_ids: tuple[int, ...]  #: [T] prompt tokens, beginning-of-sequence included
     language: str = ""  #: "en", "zh", or "" where unknown
-    domain: str = "math"  #: what judges accuracy: "math" or "code", whose `answer` is its tests as JSON
+    domain: str = "math"  #: the subject, which names the scorer of accuracy; the `answer` of "code" is its tests as JSON
     kind: str = "reasoning"  #: which rewards apply: "reasoning" has a rule, "general" needs a model
     preference: str = "helpful"  #: of a general prompt: which reward model judges it, "helpful" or "safety" (v2 section 3.1)
 

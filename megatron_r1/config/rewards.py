@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.config.section import MAY_CHANGE, Section
+from megatron_r1.errors import ConfigError
+
+SCORERS_OF_ACCURACY = ("math", "code", "choice")  #: the built-in scorers that a domain can name
+#: names of metrics reward/<name> and of scorers, which no custom reward may have
+RESERVED_NAMES = frozenset(
+    {*SCORERS_OF_ACCURACY, "accuracy", "format", "language", "model", "length", "repetition", "mean", "outcome"}
+)
 
 
 class JudgeConfig(EndpointConfig):
@@ -125,6 +132,28 @@ class CodeRewardConfig(Section):
     )
 
 
+class CustomRewardConfig(Section):
+    """A reward of one's own: a Python function that scores one response, see docs/how_to/reward.md."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$",
+        description="name of the reward: its metrics are reward/NAME and reward/outcome/NAME/...",
+    )
+    function: str = Field(
+        description="the function as package.module:function; Python must find the module in the folder where the command is run, "
+        "on PYTHONPATH or among the installed packages"
+    )
+    weight: float = Field(1.0, description="the score times this weight is added to the total; 0: the score is measured only")
+    prompts: Literal["all", "reasoning", "general"] = Field("all", description="kind of the prompts whose responses are scored")
+    json_reference: bool = Field(
+        False, description="whether the function gets the problem's answer parsed from JSON; false: as text"
+    )
+    time_limit_seconds: float | None = Field(
+        None, gt=0, description="seconds for one response, after which its worker is killed; null: reward.time_limit_seconds"
+    )
+    settings: dict[str, Any] = Field({}, description="further arguments that the function is called with, by name")
+
+
 class RewardConfig(Section):
     """Reasoning prompts: accuracy + format + language (R1 v2 equations 4, 7); general ones: model + format + language (8, 10)."""
 
@@ -202,3 +231,36 @@ class RewardConfig(Section):
     math: MathRewardConfig = MathRewardConfig()
     code: CodeRewardConfig = CodeRewardConfig()
     judge: JudgeConfig = JudgeConfig()
+    custom: list[CustomRewardConfig] = Field(
+        [], description="rewards of one's own, each with name, function, weight and more; see docs/how_to/reward.md"
+    )
+    domains: dict[str, str] = Field(
+        {},
+        description="domain of problems: the scorer of their accuracy, which is math, code, choice (a letter) or the name of one in "
+        "reward.custom; the domains math, code and choice need no entry",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        names = [custom.name for custom in self.custom]
+        for custom in self.custom:
+            key = f"reward.custom.{custom.name}"
+            if custom.name in RESERVED_NAMES:
+                raise ConfigError(f"{key}: the name is that of a built-in reward or scorer: choose another one")
+            if names.count(custom.name) > 1:
+                raise ConfigError(f"{key}: two custom rewards have this name: rename one")
+            module, colon, function = custom.function.partition(":")
+            if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+                raise ConfigError(f"{key}.function={custom.function} is no import path: write package.module:function")
+            if taken := {"prompt", "response", "reference", "cut"} & set(custom.settings):
+                raise ConfigError(f"{key}.settings.{min(taken)} is an argument that every custom reward gets: rename it")
+            if custom.name in self.domains.values() and "weight" in custom.model_fields_set and custom.weight != 1.0:
+                raise ConfigError(
+                    f"{key}.weight={custom.weight:g} has no effect, since reward.domains makes this reward the accuracy of a domain:"
+                    " set reward.accuracy_weight"
+                )
+        for domain, scorer in self.domains.items():
+            if scorer not in (*SCORERS_OF_ACCURACY, *names):
+                known = ", ".join((*SCORERS_OF_ACCURACY, *names))
+                raise ConfigError(f"reward.domains.{domain}={scorer} is no scorer of accuracy; there are {known}")
+        return self

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
 
-from megatron_r1.rewards.protocol import Grader, ScoringService, Verdict
-from megatron_r1.rewards.scorers import ACCURACY_SCORERS
-from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
-
-
-class Asked(Protocol):
-    """A `Problem` or a `Prompt`."""
-
-    question: str
-    answer: str  #: the reference
-    domain: str
-    kind: str
-
+from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.rewards.protocol import Asked, Grader, ScoringService, Verdict
+from megatron_r1.rewards.scorers import accuracy_reference, accuracy_scorers
+from megatron_r1.tags import find_summary
 
 Check = Callable[[Asked, str], Future[Verdict]]  #: starts checking one finished response and returns at once
 
 
-def answer_check(scoring: ScoringService | None, judge: Grader | None = None, rules: Mapping[str, str] = ACCURACY_SCORERS) -> Check:
+def answer_check(scoring: ScoringService | None, judge: Grader | None = None, rewards: RewardConfig | None = None) -> Check:
     """The check of responses.
 
     A reasoning problem is checked by the rule of its domain, where there is one. Where there is none, and where the rule's verdict has
     no score (error, timeout, unscorable), the judge compares what follows the reasoning with the reference (v1 section 2.3.3).
 
     Args:
-        rules: domain -> scorer of `scoring`.
+        rewards: say which scorer of `scoring` checks which domain; None: the built-in ones.
     """
+
+    rewards = rewards or RewardConfig()
+    rules = accuracy_scorers(rewards)
 
     def check(asked: Asked, response: str) -> Future[Verdict]:
         rule = rules.get(asked.domain) if asked.kind == "reasoning" and scoring is not None else None
         if rule is None:
             return _grade(judge, asked, response)
-        reference = json.loads(asked.answer) if rule == "code" else asked.answer
-        by_rule = scoring.submit(rule, response, reference)
+        by_rule = scoring.submit(rule, response, accuracy_reference(rewards, rule, asked))
         return by_rule if judge is None else _unless_scored(by_rule, lambda: _grade(judge, asked, response))
 
     return check
@@ -50,10 +41,10 @@ def _grade(judge: Grader | None, asked: Asked, response: str) -> Future[Verdict]
         return done(Verdict(None, "unscorable", f"no rule checks domain {asked.domain!r} and there is no judge"))
     if not asked.answer.strip():
         return done(Verdict(None, "unscorable", "there is no reference answer to judge by"))
-    _, closed, summary = response.rpartition(THINK_CLOSE)
-    if (THINK_OPEN in response and not closed) or THINK_OPEN in summary or not summary.strip():
+    summary = find_summary(response)
+    if summary is None:
         return done(Verdict(0.0, "wrong", "nothing follows the reasoning"))
-    return judge.grade(asked.question, asked.answer, summary.strip())
+    return judge.grade(asked.question, asked.answer, summary)
 
 
 def _unless_scored(first: Future[Verdict], second: Callable[[], Future[Verdict]]) -> Future[Verdict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from megatron_r1.data.tally.arithmetic import TallyProblem, draw_problem
 from megatron_r1.errors import DataError
 from megatron_r1.types import DOMAINS, KINDS, PREFERENCES
 
+_OTHER_DOMAIN = ", or name the scorer of this domain in reward.domains"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -26,7 +29,7 @@ class Problem:
     question: str
     answer: str  #: as the reward function wants it
     language: str = ""  #: "en", "zh", or "" where unknown
-    domain: str = "math"  #: "math" or "code", whose answer is its tests as JSON
+    domain: str = "math"  #: the subject, which names the scorer of accuracy; the answer of "code" is its tests as JSON
     kind: str = "reasoning"  #: "reasoning" or "general"
     preference: str = "helpful"  #: of a general problem: "helpful" or "safety"
 
@@ -49,15 +52,18 @@ class ProblemSource(Protocol):
         """The domains of its reasoning problems."""
 
 
-def load_problems(config: DataConfig) -> ProblemSource:
+def load_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> ProblemSource:
     """The generated tally, or the problems of a file.
+
+    Args:
+        domains: those that have a scorer; a problem of another one is refused.
 
     Raises:
         DataError: a file that is missing, empty or malformed, with the line.
     """
     if config.source in ("tally", "tally_chat"):
         return TallyProblems(config.heldout_fraction)
-    return FileProblems(read_problems(config), config.heldout_fraction, config.source)
+    return FileProblems(read_problems(config, domains), config.heldout_fraction, config.source)
 
 
 class TallyProblems:
@@ -147,8 +153,11 @@ def shuffled(size: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def read_problems(config: DataConfig) -> list[Problem]:
+def read_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> list[Problem]:
     """The problems of `config.source`, a .jsonl file (one object a line) or a .json file (a list of objects).
+
+    Args:
+        domains: see `load_problems`.
 
     Raises:
         DataError: file and line of what is missing, malformed or there twice.
@@ -159,7 +168,7 @@ def read_problems(config: DataConfig) -> list[Problem]:
         question = take_text(record, config.question_field, where)
         kind = _take_choice(record, "kind", KINDS, "reasoning", where)
         preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)
-        domain = _take_choice(record, "domain", DOMAINS, "code" if "tests" in record else "math", where)
+        domain = _take_choice(record, "domain", domains, "code" if "tests" in record else "math", where, _OTHER_DOMAIN)
         if question in first_seen:
             raise DataError(f"{where}: the same question stands at {first_seen[question]}; remove one of the two")
         first_seen[question] = where
@@ -169,21 +178,25 @@ def read_problems(config: DataConfig) -> list[Problem]:
     return problems
 
 
-def _take_choice(record: dict[str, Any], field: str, choices: tuple[str, ...], default: str, where: str) -> str:
+def _take_choice(
+    record: dict[str, Any], field: str, choices: Collection[str], default: str, where: str, otherwise: str = ""
+) -> str:
     value = take_text(record, field, where) if field in record else default
     if value not in choices:
-        raise DataError(f"{where}: {field} {value!r} is unknown; choose one of {', '.join(choices)}")
+        raise DataError(f"{where}: {field} {value!r} is unknown; choose one of {', '.join(choices)}{otherwise}")
     return value
 
 
 def _take_answer(record: dict[str, Any], config: DataConfig, kind: str, domain: str, where: str) -> str:
-    """The reference as text: tests as JSON; for a general problem it may be missing."""
+    """The reference as text: tests, and the objects and lists of further domains, as JSON. A general problem may have none."""
     if kind == "general":
         return take_text(record, config.answer_field, where) if record.get(config.answer_field) else ""
     if domain == "code":
         if not record.get("tests"):
             raise DataError(f"{where}: a problem of domain code needs the field 'tests'")
         return json.dumps(record["tests"])
+    if domain not in DOMAINS and isinstance(record.get(config.answer_field), (dict, list)):
+        return json.dumps(record[config.answer_field])
     answer = take_text(record, config.answer_field, where)
     return _gsm8k_answer(answer, where) if config.answer_format == "gsm8k" else answer
 

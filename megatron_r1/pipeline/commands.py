@@ -19,10 +19,11 @@ from megatron_r1.evaluation.result_files import named_results
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
-from megatron_r1.pipeline.builders.rewards import open_rewards
+from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
+from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 
@@ -30,6 +31,7 @@ from megatron_r1.runtime.files import write_atomically
 def run_recipe_command(config: Config, first: str | None, last: str | None) -> None:
     """The R1 recipe's stages from `first` to `last`, and the table that compares them."""
     with open_session(config.runtime) as session:
+        check_custom_rewards(config.reward)
         run_recipe(config, session, first, last)
 
 
@@ -61,9 +63,10 @@ def run_evaluate_command(config: Config) -> None:
         return
     weights = require_weights(config.model, "the model to evaluate")
     with open_session(config.runtime) as session:
+        check_custom_rewards(config.reward)
         arch = build_architecture(config.model)
         tokenizer = build_tokenizer(config.data, config.model, arch)
-        source = load_problems(config.data)
+        source = load_problems(config.data, accuracy_scorers(config.reward))
         prompts = heldout_prompts(
             source,
             tokenizer,

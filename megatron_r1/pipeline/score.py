@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.rewards import CustomRewardConfig, RewardConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import DataError
-from megatron_r1.pipeline.builders.rewards import open_scoring
+from megatron_r1.data.problems import Problem
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.import_path import is_import_path
+from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_scoring
+from megatron_r1.rewards.custom import custom_reference
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
-from megatron_r1.rewards.scorers import scorer_specs
+from megatron_r1.rewards.scorers import is_custom, scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.progress import Progress
 
-#: scorer -> the field of a line that holds what responses are held against
-REFERENCE_FIELDS = {"math": "answer", "code": "tests", "format": None, "language": "language"}
+#: built-in scorer -> the field of a line that holds what responses are held against; a custom one may use any field `answer`
+REFERENCE_FIELDS = {"math": "answer", "code": "tests", "choice": "answer", "format": None, "language": "language"}
+_NAME_OF_FUNCTION = "function"  #: of a custom reward that is given by its import path
+_PROMPT_DEFAULTS = {"question": "", "domain": "math", "language": "", "kind": "reasoning"}  #: fields that a custom reward may use
 
 
 @dataclass(frozen=True)
@@ -40,22 +46,25 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
     not there. Lines keep their order; blank ones are left out.
 
     Args:
-        reward: "math", "code", "format" or "language".
+        reward: a built-in scorer of `REFERENCE_FIELDS`, the name of a reward in `reward.custom`, or "package.module:function".
         mark_malformed: malformed lines become "unscorable" instead of refusing the file.
 
     Returns:
         Number of lines by outcome.
 
     Raises:
+        ConfigError: there is no such reward, or its function cannot be called.
         DataError: a malformed line, by file and line, or a file that cannot be read or written.
         RewardError: the scorer cannot work here.
     """
-    total = _check(source, reward, mark_malformed)
+    rewards, reward = _find_reward(config.reward, reward)
+    check_custom_rewards(rewards)
+    total = _check_lines(source, reward, mark_malformed)
     if target.exists() and target.samefile(source):
         raise DataError(f"{target}: --output is the input file: name another one")
     counts: Counter[str] = Counter()
     with (
-        open_scoring(config.reward, scorer_specs(config.reward, [reward], config.data.template)) as scoring,
+        open_scoring(rewards, scorer_specs(rewards, [reward], config.data.template)) as scoring,
         Progress(total, f"score {reward}") as progress,
         written_atomically(target) as output,
     ):
@@ -68,6 +77,19 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
 
         _stream(scoring, reward, read_lines(source, reward), keep)
     return counts
+
+
+def _find_reward(rewards: RewardConfig, reward: str) -> tuple[RewardConfig, str]:
+    """The rewards with the one that is asked for, and its name."""
+    if reward in REFERENCE_FIELDS or is_custom(rewards, reward):
+        return rewards, reward
+    if not is_import_path(reward):
+        choices = ", ".join((*REFERENCE_FIELDS, *(custom.name for custom in rewards.custom)))
+        raise ConfigError(
+            f"argument --reward: invalid choice: {reward!r} (choose from {choices}, or write package.module:function)"
+        )
+    custom = CustomRewardConfig(name=_NAME_OF_FUNCTION, function=reward)
+    return rewards.model_copy(update={"custom": [custom]}), custom.name
 
 
 def read_lines(path: Path, reward: str) -> Iterator[Line]:
@@ -95,6 +117,8 @@ def _read_line(where: str, raw: bytes, reward: str) -> Line:
     response = record.get("response")
     if not isinstance(response, str):
         return Line(where, record, problem="field 'response' is missing or not text")
+    if reward not in REFERENCE_FIELDS:
+        return Line(where, record, response, _reference_of(record, where))
     field = REFERENCE_FIELDS[reward]
     reference = None if field is None else record.get(field)
     if field == "answer" and isinstance(reference, (int, float)) and not isinstance(reference, bool):
@@ -106,7 +130,14 @@ def _read_line(where: str, raw: bytes, reward: str) -> Line:
     return Line(where, record, response, reference)
 
 
-def _check(source: Path, reward: str, mark_malformed: bool) -> int:
+def _reference_of(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a custom reward is given beside the response."""
+    known = {name: str(record.get(name) or default) for name, default in _PROMPT_DEFAULTS.items()}
+    problem = Problem(str(record.get("id", where)), answer="", **known)
+    return custom_reference(problem, record.get("answer"), cut=record.get("finished") is False)
+
+
+def _check_lines(source: Path, reward: str, mark_malformed: bool) -> int:
     """The number of lines to score."""
     total = malformed = 0
     first = None

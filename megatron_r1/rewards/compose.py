@@ -1,15 +1,14 @@
 """The total reward of a response: a weighted sum of named components, chosen by the prompt's kind.
 
-    reasoning: accuracy + format + language     (v2 equations 4 and 7: Reward_rule, and the language reward "directly added")
-    general:   model + format + language        (v2 equations 8 and 10: a reward model or a judge in place of a rule)
+    reasoning: accuracy + format + language   (R1 v2 (arXiv) equations 4 and 7: Reward_rule, the language reward "directly added")
+    general:   model + format + language      (R1 v2 equations 8 and 10: a reward model or a judge in place of a rule)
 
-and on both, where they are switched on, `length` and `repetition` (see `penalties.py`). Accuracy is the math scorer's or the code
-scorer's, by the prompt's domain.
+Both may have further components: the rewards of `reward.custom`, and `length` and `repetition` if they are switched on (see
+`rules/penalties.py`). The prompt's domain names the scorer of its accuracy.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -19,7 +18,7 @@ from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Grader, ScoringService, Verdict
 from megatron_r1.rewards.rules.penalties import length_penalty, repetition_penalty
-from megatron_r1.rewards.scorers import ACCURACY_SCORERS
+from megatron_r1.rewards.scorers import accuracy_reference, accuracy_scorer, custom_components, is_custom
 from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
@@ -44,14 +43,14 @@ class Composition:
         """Start scoring a group; returns at once.
 
         Raises:
-            RewardError: a prompt of a kind or domain that no reward is made for.
+            RewardError: no reward is made for the prompt's kind, or no scorer is set for its domain.
         """
-        components = [name for name in _components(group.prompt) if self._is_measured(name)]
+        components = [name for name in _components(self._config, group.prompt) if self._is_measured(name)]
         futures = {name: [self._start(name, group.prompt, rollout) for rollout in group.rollouts] for name in components}
         self._started[id(group)] = (group, futures)
 
     def collect(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
-        """The verdicts on these groups, in their order, waiting for them; those that were not submitted are now."""
+        """Wait for the verdicts on these groups and return them in the order of the groups. Groups not yet submitted are submitted."""
         for group in groups:
             if id(group) not in self._started:
                 self.submit(group)
@@ -59,12 +58,16 @@ class Composition:
         return [{name: [future.result() for future in row] for name, row in futures.items()} for futures in started]
 
     def _is_measured(self, component: str) -> bool:
-        """Accuracy and format are measured even where they do not count; the language reward only where it does."""
+        """Accuracy, format and custom rewards are measured at any weight, the language reward only at a weight other than 0."""
         if component == "model":
             return self._config.model != "reward_models"
         return component != "language" or self._config.language_weight != 0
 
     def _start(self, component: str, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
+        scorer = accuracy_scorer(self._config, prompt) if component == "accuracy" else component
+        if is_custom(self._config, scorer):  # which decides itself what a response is worth that was cut
+            reference = accuracy_reference(self._config, scorer, prompt, cut=not rollout.finished)
+            return self._scoring.submit(scorer, rollout.text, reference)
         if not rollout.finished:
             return _now(Verdict(0.0, "wrong", "cut at the length limit"))
         if component == "model":
@@ -74,8 +77,7 @@ class Composition:
                 )
             return self._model_reward(prompt, rollout)
         if component == "accuracy":
-            reference = json.loads(prompt.answer) if prompt.domain == "code" else prompt.answer
-            return self._scoring.submit(ACCURACY_SCORERS[prompt.domain], rollout.text, reference)
+            return self._scoring.submit(scorer, rollout.text, accuracy_reference(self._config, scorer, prompt))
         if component == "language" and not prompt.language:
             return _now(Verdict(None, "unscorable", "the prompt names no language"))
         return self._scoring.submit(component, rollout.text, prompt.language if component == "language" else None)
@@ -110,7 +112,7 @@ def fill_rewards(config: RewardConfig, group: RolloutGroup, verdicts: Verdicts) 
         "model": config.model_weight,
         "length": config.length_penalty_weight,
         "repetition": config.repetition_penalty_weight,
-    }
+    } | {custom.name: custom.weight for custom in config.custom}
     group.reward_parts = {name: [verdict.score for verdict in row] for name, row in verdicts.items()} | _penalties(config, group)
     group.reward_outcomes = {name: [verdict.outcome for verdict in row] for name, row in verdicts.items()}
     group.reward_details = {name: [verdict.detail for verdict in row] for name, row in verdicts.items()}
@@ -138,14 +140,12 @@ def describe_rewards(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return metrics
 
 
-def _components(prompt: Prompt) -> tuple[str, ...]:
+def _components(config: RewardConfig, prompt: Prompt) -> list[str]:
     if prompt.kind not in COMPONENTS:
         raise RewardError(f"prompt {prompt.id!r} is of kind {prompt.kind!r}; rewards are made for {', '.join(COMPONENTS)}")
-    if prompt.kind == "reasoning" and prompt.domain not in ACCURACY_SCORERS:
-        raise RewardError(
-            f"prompt {prompt.id!r} is of domain {prompt.domain!r}; accuracy is judged for {', '.join(ACCURACY_SCORERS)}"
-        )
-    return COMPONENTS[prompt.kind]
+    if prompt.kind == "reasoning":
+        accuracy_scorer(config, prompt)  # raises RewardError for an unknown domain
+    return [*COMPONENTS[prompt.kind], *(custom.name for custom in custom_components(config, prompt.kind))]
 
 
 def _penalties(config: RewardConfig, group: RolloutGroup) -> dict[str, list[float]]:

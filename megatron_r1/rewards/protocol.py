@@ -66,6 +66,17 @@ class Scorer(Protocol):
         """
 
 
+class Asked(Protocol):
+    """A `Problem` or a `Prompt`."""
+
+    id: str
+    question: str
+    answer: str  #: the reference
+    domain: str
+    kind: str
+    language: str
+
+
 class ScoringService(Protocol):
     """Where scorers run: a `ScoringPool`."""
 

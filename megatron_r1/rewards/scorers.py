@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from megatron_r1.errors import RewardError
-from megatron_r1.rewards.protocol import Scorer
+from megatron_r1.errors import R1Error, RewardError
+from megatron_r1.rewards.custom import custom_reference
+from megatron_r1.rewards.protocol import Asked, Scorer
 from megatron_r1.tags import THINK_OPEN
 
 if TYPE_CHECKING:
-    from megatron_r1.config.rewards import RewardConfig
+    from megatron_r1.config.rewards import CustomRewardConfig, RewardConfig
 
-#: name -> "module:class"; imported only where the scorer is built
+#: the built-in scorers: name -> "module:class"; imported only where the scorer is built
 SCORERS = {
     "math": "megatron_r1.rewards.math.scorer:MathScorer",
     "code": "megatron_r1.rewards.code.scorer:CodeScorer",
     "format": "megatron_r1.rewards.rules.format:FormatScorer",
+    "choice": "megatron_r1.rewards.rules.choice:ChoiceScorer",
     "language": "megatron_r1.rewards.language.scorer:LanguageScorer",
 }
-ACCURACY_SCORERS = {"math": "math", "code": "code"}  #: a prompt's domain -> the scorer of its accuracy
+CUSTOM_TARGET = "megatron_r1.rewards.custom:CustomScorer"  #: the scorer that calls a user's function
+JSON_REFERENCES = frozenset({"code"})  #: scorers whose reference is the parsed JSON of a problem's answer
+#: a problem's domain -> the scorer of its accuracy; `reward.domains` adds to these
+ACCURACY_SCORERS = {"math": "math", "code": "code", "choice": "choice"}
 #: a prompt's template -> the format that its responses must have
 FORMATS = {"r1_zero": "zero", "r1_chat": "chat", "r1_chat_think": "chat_opened"}
 OPENINGS = {"r1_chat_think": f"{THINK_OPEN}\n"}  #: a prompt's template -> what it already holds of the response
@@ -32,39 +38,82 @@ class ScorerSpec:
     """A scorer to build in a worker process, and how long it may take over one response."""
 
     target: str  #: "module:class", from `SCORERS`
-    time_limit_seconds: float  #: wall time of one `score` call, from the start of the work
+    time_limit_seconds: float  #: wall time of one `score` call, from its start
     settings: Mapping[str, Any] = field(default_factory=dict)  #: keyword arguments of the class; must fit JSON
-    opening: str = ""  #: set before every response: without it, reasoning that the prompt opened and nobody closed were an answer
+    opening: str = (
+        ""  #: put before every response: else reasoning that the prompt opened and nobody closed would pass for an answer
+    )
 
 
 def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
     """Import and build one scorer.
 
     Raises:
-        RewardError: it cannot be built here; the message is one line.
+        R1Error: it cannot be built here; the message is one line.
     """
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)(**settings)
-    except RewardError:
+    except R1Error:
         raise
     except Exception as error:  # whatever a library raises at import, the user reads one line
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RewardError(f"the scorer {target} cannot be built: {reason}") from error
 
 
-def needed_scorers(config: RewardConfig, domains: Iterable[str]) -> list[str]:
-    """The scorers that prompts of these domains need: a sandbox is not asked for where there is no code.
+def accuracy_scorers(config: RewardConfig) -> dict[str, str]:
+    """Domain -> the scorer of its accuracy, built in or custom."""
+    return ACCURACY_SCORERS | config.domains
+
+
+def accuracy_scorer(config: RewardConfig, asked: Asked) -> str:
+    """The scorer of a problem's accuracy.
 
     Raises:
-        RewardError: no accuracy is judged for a domain.
+        RewardError: none is set for its domain.
     """
-    names = []
+    scorer = accuracy_scorers(config).get(asked.domain)
+    if scorer is None:
+        raise RewardError(f"problem {asked.id!r} is of domain {asked.domain!r}; {_known_domains(config)}")
+    return scorer
+
+
+def accuracy_reference(config: RewardConfig, scorer: str, asked: Asked, cut: bool = False) -> Any:
+    """A problem's answer as the scorer of its accuracy takes it.
+
+    Args:
+        cut: the response was cut at the length limit.
+    """
+    if is_custom(config, scorer):
+        return custom_reference(asked, asked.answer, cut)
+    return json.loads(asked.answer) if scorer in JSON_REFERENCES else asked.answer
+
+
+def is_custom(config: RewardConfig, scorer: str) -> bool:
+    """Whether a scorer calls a user's function."""
+    return any(custom.name == scorer for custom in config.custom)
+
+
+def custom_components(config: RewardConfig, kind: str) -> list[CustomRewardConfig]:
+    """The custom rewards that are components of their own for prompts of this kind: not those that score a domain's accuracy."""
+    accuracy = set(config.domains.values())
+    return [custom for custom in config.custom if custom.name not in accuracy and custom.prompts in ("all", kind)]
+
+
+def needed_scorers(config: RewardConfig, domains: Iterable[str]) -> list[str]:
+    """The scorers that prompts of these domains need: no sandbox is asked for if there is no code.
+
+    Raises:
+        RewardError: no scorer is set for a domain.
+    """
+    known, names = accuracy_scorers(config), []
     for domain in sorted(domains):
-        if domain not in ACCURACY_SCORERS:
-            raise RewardError(f"no accuracy is judged for problems of domain {domain!r}; there are {', '.join(ACCURACY_SCORERS)}")
-        names.append(ACCURACY_SCORERS[domain])
-    return [*dict.fromkeys(names), "format", *(["language"] if config.language_weight else [])]
+        if domain not in known:
+            raise RewardError(f"there are problems of domain {domain!r}; {_known_domains(config)}")
+        names.append(known[domain])
+    names += ["format", *(["language"] if config.language_weight else [])]
+    names += [custom.name for kind in ("reasoning", "general") for custom in custom_components(config, kind)]
+    return list(dict.fromkeys(names))
 
 
 def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> dict[str, ScorerSpec]:
@@ -78,17 +127,30 @@ def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> d
     """
     if template not in FORMATS:
         raise RewardError(f"data.template={template} has no format to reward; choose one of {', '.join(FORMATS)}")
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "math": {"answer_location": config.answer_location, "policy": config.math.model_dump()},
         "code": config.code.model_dump(),
         "format": {"template": FORMATS[template]},
-        "language": {},
     }
+    customs = {custom.name: custom for custom in config.custom}
     specs = {}
     for name in names:
-        if name not in SCORERS:
-            raise RewardError(f"no scorer {name!r}; there are {', '.join(SCORERS)}")
-        limit = config.code_time_limit_seconds if name == "code" else config.time_limit_seconds
         opening = "" if name == "format" else OPENINGS.get(template, "")
-        specs[name] = ScorerSpec(SCORERS[name], limit, settings[name], opening)
+        if name in customs:
+            specs[name] = _custom_spec(config, customs[name], opening)
+            continue
+        if name not in SCORERS:
+            raise RewardError(f"no scorer {name!r}; there are {', '.join((*SCORERS, *customs))}")
+        limit = config.code_time_limit_seconds if name == "code" else config.time_limit_seconds
+        specs[name] = ScorerSpec(SCORERS[name], limit, settings.get(name, {}), opening)
     return specs
+
+
+def _custom_spec(config: RewardConfig, custom: CustomRewardConfig, opening: str) -> ScorerSpec:
+    limit = custom.time_limit_seconds or config.time_limit_seconds
+    return ScorerSpec(CUSTOM_TARGET, limit, custom.model_dump(include={"name", "function", "settings", "json_reference"}), opening)
+
+
+def _known_domains(config: RewardConfig) -> str:
+    known = ", ".join(accuracy_scorers(config))
+    return f"accuracy is scored for {known}: correct the domain, or set reward.domains.DOMAIN=SCORER"

@@ -12,13 +12,15 @@ from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import ConfigError, RewardError
 from megatron_r1.evaluation.heldout import evaluate_heldout
 from megatron_r1.rewards.compose import Composition, judge_reward
 from megatron_r1.rewards.judge.preference import Judge
-from megatron_r1.rewards.scorers import ScorerSpec, needed_scorers, scorer_specs
+from megatron_r1.rewards.scorers import FORMATS, ScorerSpec, needed_scorers, scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.rewards.workers.process import WorkerLimits
 from megatron_r1.rollout.protocol import RolloutEngine
+from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
 
@@ -47,6 +49,24 @@ def open_scoring(
         environment=child_environment(),
         log=log,
     )
+
+
+def check_custom_rewards(rewards: RewardConfig) -> None:
+    """Find the functions of `reward.custom` as a scoring process will, before a run builds its models. All ranks call it.
+
+    Raises:
+        ConfigError: a function is not there or cannot be called as it must be.
+    """
+
+    def check() -> None:
+        specs = scorer_specs(rewards, [custom.name for custom in rewards.custom], next(iter(FORMATS)))
+        try:
+            open_scoring(rewards.model_copy(update={"workers": 1}), specs).close()
+        except RewardError as error:
+            raise ConfigError(str(error)) from None
+
+    if rewards.custom:
+        on_rank_zero(check)
 
 
 def open_domain_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringPool:

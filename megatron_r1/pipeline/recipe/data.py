@@ -37,6 +37,7 @@ from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.recipe.rank_zero_engine import OpenEngine, with_engines
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.judge.preference import Judge
+from megatron_r1.rewards.scorers import accuracy_scorers
 
 DECISIONS = "decisions.jsonl"
 _SEEDS = {"cold_start": 1, "direct": 2, "rejection": 3}  # added to the run's: other problems than in RL, where there are enough
@@ -66,7 +67,7 @@ def curated_path(recipe: Recipe) -> Path:
 
 def _make_cold_start(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> Path:
     config, root = recipe.config_of("stage1"), recipe.root / "stage1"
-    source, settings = load_problems(config.data), recipe.config.recipe
+    source, settings = load_problems(config.data, accuracy_scorers(config.reward)), recipe.config.recipe
     zero = recipe.config_of("zero", {"model.weights": str(recipe.weights("zero")), "model.overrides": {}})
     # What left the question's language is kept: a model translates it.
     readable = config.curation.filters.model_copy(update={"names": ["well_formed", "correct", "repetition"]})
@@ -96,7 +97,9 @@ def _review(root: Path, config: Config) -> Path:
 def _make_curated(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> Path:
     root, settings = recipe.root / "stage3", recipe.config.recipe
     config = recipe.config_of("stage3", {"model.weights": str(recipe.weights("stage2")), "model.overrides": {}})
-    problems = draw_problems(load_problems(config.data), settings.rejection_prompts, config.seed + _SEEDS["rejection"])
+    problems = draw_problems(
+        load_problems(config.data, accuracy_scorers(config.reward)), settings.rejection_prompts, config.seed + _SEEDS["rejection"]
+    )
     judged = round(settings.judged_share * len(problems))
     problems = [replace(problem, domain="logic") for problem in problems[:judged]] + problems[judged:]
     _sample_stage(config, fingerprint, open_engine, problems, root / "samples", config)
@@ -125,7 +128,7 @@ def _sample_stage(
     arch = build_architecture(policy.model)
     tokenizer = build_tokenizer(policy.data, policy.model, arch)
     prompts = [make_prompt(p, tokenizer, policy.data.template, policy.data.max_prompt_tokens) for p in problems]
-    source = load_problems(policy.data)
+    source = load_problems(policy.data, accuracy_scorers(policy.reward))
     with (
         _open_check(policy, source, folder.with_suffix(".scoring.log")) as check,
         open_engine(policy, folder.with_suffix(".engine.log")) as engine,
@@ -153,7 +156,7 @@ def _open_check(config: Config, source: ProblemSource, log: Path) -> Iterator[Ch
     with ExitStack() as stack:
         scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
         judge = stack.enter_context(Judge(config.reward.judge)) if config.reward.judge.url else None
-        yield answer_check(scoring, judge)
+        yield answer_check(scoring, judge, config.reward)
 
 
 @contextmanager

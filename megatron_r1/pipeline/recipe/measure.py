@@ -32,6 +32,7 @@ from megatron_r1.pipeline.builders.preferences import open_preferences
 from megatron_r1.pipeline.builders.rewards import open_rewards
 from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.session import Session
+from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.types import RolloutGroup, Sampling
@@ -103,7 +104,7 @@ def _respond(
     config: Config, weights: Path, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool
 ) -> list[RolloutGroup]:
     """Sample the model on held-out prompts, and score every response."""
-    source = load_problems(config.data)
+    source = load_problems(config.data, accuracy_scorers(config.reward))
     general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)

@@ -14,7 +14,7 @@ from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
-from megatron_r1.pipeline.builders.rewards import build_evaluation, open_rewards
+from megatron_r1.pipeline.builders.rewards import build_evaluation, check_custom_rewards, open_rewards
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import (
     checkpoint_writer,
@@ -24,6 +24,7 @@ from megatron_r1.pipeline.stages.common import (
     resume_run,
     unless_finished,
 )
+from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.grpo import train_grpo
 
@@ -43,6 +44,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     )
     require_no_context_parallel(config.parallel)
     find_policy_loss(stage.loss)  # a wrong name ends the run here, not after the model is built
+    check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
     source = _training_problems(config)
@@ -90,7 +92,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
 
 def _training_problems(config: Config) -> ProblemSource:
     """The problems of `data.source`, and general ones between them towards the end where `data.general_source` is set."""
-    stage, reasoning, general = config.grpo, load_problems(config.data), load_general(config.data)
+    stage, reasoning, general = config.grpo, load_problems(config.data, accuracy_scorers(config.reward)), load_general(config.data)
     if general is None:
         return reasoning
     updates_per_rollout = math.ceil(stage.prompts_per_rollout * stage.group_size / stage.minibatch_size)

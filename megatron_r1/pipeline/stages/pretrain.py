@@ -15,9 +15,10 @@ from megatron_r1.evaluation.heldout import scores
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
-from megatron_r1.pipeline.builders.rewards import open_rewards
+from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import checkpoint_writer, finish_stage, require_setting, resume_run, unless_finished
+from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.pretrain import train_base
@@ -36,6 +37,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         stage.global_batch_size % stage.micro_batch_size == 0,
         "pretrain.micro_batch_size does not divide pretrain.global_batch_size",
     )
+    check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
     documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
@@ -78,7 +80,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         if not stage.gate_accuracy:
             train(None)
         elif not state or not state["gate_passed"]:
-            folder, problems = Path(config.run_dir), load_problems(config.data)
+            folder, problems = Path(config.run_dir), load_problems(config.data, accuracy_scorers(config.reward))
             with (
                 open_rewards(config, problems, folder / "scoring.log") as rewards,
                 open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,

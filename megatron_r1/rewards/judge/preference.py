@@ -80,7 +80,7 @@ class Judge:
             )
             for vote, swap in enumerate(votes)
         ]
-        return _when_done(futures, _average)
+        return _when_done(futures, _mean_vote)
 
     def statistics(self) -> dict[str, int]:
         """Counts so far: verdicts by outcome, cache hits, requests, retries, failures by kind, tokens."""
@@ -144,7 +144,7 @@ class Judge:
             self._counts[name] += 1
 
 
-def _average(votes: list[tuple[int | None, str, str]]) -> Preference:
+def _mean_vote(votes: list[tuple[int | None, str, str]]) -> Preference:
     values = tuple(value for value, _, _ in votes)
     missing = next(((outcome, reason) for value, outcome, reason in votes if value is None), None)
     if missing is not None:

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from megatron_r1.errors import RewardError
+from megatron_r1.errors import R1Error, RewardError
 from megatron_r1.rewards.protocol import Scorer, Verdict
 from megatron_r1.rewards.scorers import build_scorer
 
@@ -40,7 +40,7 @@ def work(socket_fd: int, parent_pid: int) -> None:
         limit_memory(start["memory_bytes"])
         try:
             scorers = {name: build_scorer(target, settings) for name, (target, settings) in start["scorers"].items()}
-        except RewardError as error:
+        except R1Error as error:
             _send_message(connection, ["broken", str(error)])
             return
         _send_message(connection, ["ready"])

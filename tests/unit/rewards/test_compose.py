@@ -110,7 +110,10 @@ def test_general_prompts_take_a_models_reward_in_place_of_accuracy():
     [
         (GENERAL, "prompt 'p' is of kind 'general' and reward.model is none"),
         (replace(MATH, kind="creative"), "prompt 'p' is of kind 'creative'; rewards are made for reasoning, general"),
-        (replace(MATH, domain="law"), "prompt 'p' is of domain 'law'; accuracy is judged for math, code"),
+        (
+            replace(MATH, domain="law"),
+            "problem 'p' is of domain 'law'; accuracy is scored for math, code, choice: correct the domain, or set reward.domains",
+        ),
     ],
 )
 def test_what_no_reward_is_made_for_is_refused_by_name(prompt, says):
@@ -122,7 +125,7 @@ def test_only_what_the_problems_need_is_started():
     assert needed_scorers(RewardConfig(), {"math"}) == ["math", "format"]
     assert needed_scorers(RewardConfig(language_weight=1.0), {"math", "code"}) == ["code", "math", "format", "language"]
     assert needed_scorers(RewardConfig(), set()) == ["format"]
-    with pytest.raises(RewardError, match="no accuracy is judged for problems of domain 'law'; there are math, code"):
+    with pytest.raises(RewardError, match="there are problems of domain 'law'; accuracy is scored for math, code, choice: correct"):
         needed_scorers(RewardConfig(), {"law"})
 
 
