@@ -58,7 +58,6 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
         RewardError: the scorer cannot work here.
     """
     rewards, reward = _find_reward(config.reward, reward)
-    check_custom_rewards(rewards)
     total = _check_lines(source, reward, mark_malformed)
     if target.exists() and target.samefile(source):
         raise DataError(f"{target}: --output is the input file: name another one")
@@ -80,8 +79,9 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
 
 
 def _find_reward(rewards: RewardConfig, reward: str) -> tuple[RewardConfig, str]:
-    """The rewards with the one that is asked for, and its name."""
+    """The rewards with the one that is asked for, and its name. Raises ConfigError if there is no such reward or function."""
     if reward in REFERENCE_FIELDS or is_custom(rewards, reward):
+        check_custom_rewards(rewards)
         return rewards, reward
     if not is_import_path(reward):
         choices = ", ".join((*REFERENCE_FIELDS, *(custom.name for custom in rewards.custom)))
@@ -89,7 +89,12 @@ def _find_reward(rewards: RewardConfig, reward: str) -> tuple[RewardConfig, str]
             f"argument --reward: invalid choice: {reward!r} (choose from {choices}, or write package.module:function)"
         )
     custom = CustomRewardConfig(name=_NAME_OF_FUNCTION, function=reward)
-    return rewards.model_copy(update={"custom": [custom]}), custom.name
+    rewards = rewards.model_copy(update={"custom": [custom]})
+    try:
+        check_custom_rewards(rewards)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"reward.custom.{custom.name}.function=", "--reward ")) from None
+    return rewards, custom.name
 
 
 def read_lines(path: Path, reward: str) -> Iterator[Line]:
