@@ -1,0 +1,133 @@
+"""The documents name what is there: links, paths, commands, and the floors of the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from tests.unit.test_floors import FLOORS
+
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md", "benchmarks/README.md")),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").rglob("README.md"),
+    ]
+)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+FOLDERS = ("megatron_r1", "tests", "examples", "slurm", "benchmarks", "docs", "tools", ".github")
+SUFFIXES = (".py", ".md", ".yaml", ".yml", ".sh", ".sbatch", ".hpp", ".toml", ".png")
+MADE_BY_RUNS = re.compile(r"^(runs|slurm/logs)/")
+OUTSIDE = re.compile(r"\bDESIGN\.md|\bFACTS\.md|shared/|(?<![\w.])\.\./\.\./\.\./")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Relative links of `text`, which stands on `page`, that lead nowhere."""
+    broken = []
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or ROOT not in target.parents or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@cache
+def file_names() -> set[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name.rpartition("/")[2] for name in listed.stdout.splitlines()}
+
+
+def missing_paths(page: Path, text: str) -> list[str]:
+    """Paths in backticks that look like files or folders of this repository and are not there."""
+    missing = []
+    for code in CODE.findall(text):
+        if not re.fullmatch(r"[\w./-]+", code) or MADE_BY_RUNS.match(code):
+            continue
+        if "/" in code and (code.split("/")[0] in FOLDERS or code.endswith(SUFFIXES)):
+            if not (ROOT / code).exists() and not (page.parent / code).exists():
+                missing.append(code)
+        elif code.endswith((".py", ".hpp", ".sh", ".sbatch")) and code not in file_names():
+            missing.append(code)
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_and_paths_resolve(page):
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+    assert missing_paths(page, prose(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_names_nothing_outside_the_repository(page):
+    assert OUTSIDE.findall(page.read_text(encoding="utf-8")) == []
+
+
+def test_what_is_not_there_would_be_found():
+    page = ROOT / "docs/README.md"
+    text = "[a](nowhere.md) [b](../README.md) [c](../README.md#no-such-heading) `tests/unit/nowhere.py` `nowhere.sbatch` `setup.py`"
+    assert broken_links(page, text) == ["nowhere.md", "../README.md#no-such-heading"]
+    assert missing_paths(page, text) == ["tests/unit/nowhere.py", "nowhere.sbatch"]
+
+
+def test_the_code_cites_no_document_outside_the_repository():
+    for folder in ("megatron_r1", "tools", "benchmarks", "examples", "slurm"):
+        for path in (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".sh", ".sbatch")):
+            assert re.findall(r"\bDESIGN\b|\bFACTS\b", path.read_text(encoding="utf-8")) == [], path
+
+
+def test_every_page_is_reached_from_the_readme():
+    start = ROOT / "README.md"
+    found, todo = {start}, [start]
+    while todo:
+        page = todo.pop()
+        links = {(page.parent / link.partition("#")[0]).resolve() for link in LINK.findall(page.read_text(encoding="utf-8"))}
+        new = {path for path in links if path.suffix == ".md" and path.is_file()} - found
+        found |= new
+        todo += new
+    assert [named(page) for page in PAGES if page not in found] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+def test_the_floors_in_the_text_are_those_of_the_test():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    written = {int(floor): set(re.findall(r"`(\w+)`", names)) for floor, names in rows}
+    assert written == dict(enumerate(FLOORS))
+
+
+def test_every_make_target_in_the_text_is_there():
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    sources = [*PAGES, *(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"]
+    for path in sources:
+        named_targets = re.findall(r"(?:`|^    |run: )make ([a-z][\w-]*)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert set(named_targets) <= targets, path
