@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 from functools import cache
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.config.load import known_keys
+from megatron_r1.config.schema import Config
 from tests.paths import ROOT
 from tests.unit.test_floors import FLOORS
 
@@ -131,3 +134,19 @@ def test_every_make_target_in_the_text_is_there():
     for path in sources:
         named_targets = re.findall(r"(?:`|^    |run: )make ([a-z][\w-]*)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(named_targets) <= targets, path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_settings_in_the_text_are_there(page):
+    sections = "|".join(Config.model_fields)
+    written = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_0-9.]*[a-z0-9_])", page.read_text(encoding="utf-8"))
+    keys = set(known_keys())
+    groups = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    assert [key for key in written if key not in keys | groups and not key.endswith((*SUFFIXES, ".json"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_imports_in_the_text_resolve(page):
+    for module, names in re.findall(r"^ *from (megatron_r1[\w.]*) import ([\w, ]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), f"{module} has no {name}"
