@@ -147,6 +147,8 @@ def test_settings_in_the_text_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_imports_in_the_text_resolve(page):
-    for module, names in re.findall(r"^ *from (megatron_r1[\w.]*) import ([\w, ]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+    for module, names in re.findall(
+        r"^ *from (megatron_r1[\w.]*) import ([\w, ]+)$", page.read_text(encoding="utf-8"), re.MULTILINE
+    ):
         for name in names.split(","):
             assert hasattr(importlib.import_module(module), name.strip()), f"{module} has no {name}"
