@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from megatron_r1.curation.ask_model import Messages
 from megatron_r1.curation.records import Conversation
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 #: v2 Listing 1, verbatim.
 SUMMARY_PROMPT = r"""## Question
@@ -57,48 +58,53 @@ REWRITE_PROMPT = (
 Write the rewritten thought process alone, nothing before or after it."""
 )
 
-DIRECT_PROMPT = r"""Think about the question below before you answer it, and show how you think.
+DIRECT_PROMPT = f"""Think about the question below before you answer it, and show how you think.
 
-Write your thinking between <think> and </think>: in the first person, in short paragraphs of plain text, in the language of the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. Before you finish, verify the result in another way.
+Write your thinking between {THINK_OPEN} and {THINK_CLOSE}: in the first person, in short paragraphs of plain text, in the language of \
+the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. \
+Before you finish, verify the result in another way.
 
-After </think>, write a clear and short solution for a reader who has not seen your thinking, with the final answer in \boxed{}.
+After {THINK_CLOSE}, write a clear and short solution for a reader who has not seen your thinking, with the final answer in \\boxed{{}}.
 
 ## Question
-{question}"""
+{{question}}"""
+
+
+def _example(reasoning: str, solution: str) -> str:
+    return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n\n{solution}"
+
 
 #: Worked examples in the form of v2 Listing 3: language -> (question, answer). The texts are ours.
 EXAMPLES = {
     "en": (
         "A tank of 30 liters holds 12. It loses 3 liters an hour and gets 5 liters an hour. After how many hours is it full?",
-        r"""<think>
-Let me first make sure I understand the question. The tank starts with 12 liters, and I want the time until it has 30.
+        _example(
+            r"""Let me first make sure I understand the question. The tank starts with 12 liters, and I want the time until it has 30.
 
 It loses 3 liters an hour and gets 5 liters an hour. So every hour it gains 5 - 3 = 2 liters.
 
 It is missing 30 - 12 = 18 liters. At 2 liters an hour that takes 18 / 2 = 9 hours.
 
-Wait, I should check that I have not mixed up losing and gaining. After 9 hours 9 * 5 = 45 liters came in and 9 * 3 = 27 went out, so there are 12 + 45 - 27 = 30 liters. That is exactly full, so 9 hours is right.
-</think>
-
-**Solution:** The tank gains $5 - 3 = 2$ liters an hour and is missing $30 - 12 = 18$ liters. It is full after $\frac{18}{2} = 9$ hours.
+Wait, I should check that I have not mixed up losing and gaining. After 9 hours 9 * 5 = 45 liters came in and 9 * 3 = 27 went out, so there are 12 + 45 - 27 = 30 liters. That is exactly full, so 9 hours is right.""",
+            r"""**Solution:** The tank gains $5 - 3 = 2$ liters an hour and is missing $30 - 12 = 18$ liters. It is full after $\frac{18}{2} = 9$ hours.
 
 \boxed{9}""",
+        ),
     ),
     "zh": (
         "小明有 24 颗糖，他先吃掉四分之一，又把剩下的平均分给 3 个朋友。每个朋友得到几颗糖？",
-        r"""<think>
-我先弄清楚题目：小明一共有 24 颗糖，先吃掉四分之一，再把剩下的分给 3 个朋友，问每人几颗。
+        _example(
+            r"""我先弄清楚题目：小明一共有 24 颗糖，先吃掉四分之一，再把剩下的分给 3 个朋友，问每人几颗。
 
 他吃掉的是 24 ÷ 4 = 6 颗，那么剩下 24 - 6 = 18 颗。
 
 18 颗平均分给 3 个人，每人 18 ÷ 3 = 6 颗。
 
-等一下，我来验证一下：3 个朋友一共拿到 3 × 6 = 18 颗，加上吃掉的 6 颗正好是 24 颗，没有问题。
-</think>
-
-**解答：** 吃掉 $24 \div 4 = 6$ 颗，剩下 $24 - 6 = 18$ 颗，每个朋友得到 $18 \div 3 = 6$ 颗。
+等一下，我来验证一下：3 个朋友一共拿到 3 × 6 = 18 颗，加上吃掉的 6 颗正好是 24 颗，没有问题。""",
+            r"""**解答：** 吃掉 $24 \div 4 = 6$ 颗，剩下 $24 - 6 = 18$ 颗，每个朋友得到 $18 \div 3 = 6$ 颗。
 
 \boxed{6}""",
+        ),
     ),
 }
 

@@ -21,6 +21,7 @@ from megatron_r1.curation.review_page import render_page
 from megatron_r1.data.record_files import read_records, take_text
 from megatron_r1.errors import DataError
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 PAGE, RECORDS = "review.html", "review.jsonl"
 Choice = Literal["accept", "reject", "edit"]
@@ -101,7 +102,7 @@ def _read_decision(record: dict[str, Any], where: str) -> Decision:
         return Decision(choice)
     answer = Answer(take_text(record, "reasoning", where), take_text(record, "summary", where))
     if Form().split(Form().join(answer)) != answer:
-        raise DataError(f"{where}: reasoning and summary must hold no <think> or </think>")
+        raise DataError(f"{where}: reasoning and summary must hold no {THINK_OPEN} or {THINK_CLOSE}")
     return Decision(choice, answer)
 
 

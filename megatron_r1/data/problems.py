@@ -205,5 +205,5 @@ def _gsm8k_answer(solution: str, where: str) -> str:
     _, marker, answer = solution.rpartition("####")
     answer = answer.strip().replace(",", "")
     if not marker or not answer:
-        raise DataError(f"{where}: data.answer_format=gsm8k needs '#### <answer>' at the end of the answer")
+        raise DataError(f"{where}: data.answer_format=gsm8k needs '#### ANSWER' at the end of the answer")
     return answer

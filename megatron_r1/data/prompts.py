@@ -8,6 +8,7 @@ from typing import Any
 from megatron_r1.data.problems import Problem, ProblemSource
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
+from megatron_r1.tags import THINK_OPEN
 from megatron_r1.types import Prompt
 
 
@@ -81,4 +82,4 @@ def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_promp
 
 def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
     """The prompt with an opened <think> at its end: measures what a base can reason, apart from whether it chooses to."""
-    return replace(prompt, text=prompt.text + "<think>", token_ids=prompt.token_ids + tuple(tokenizer.encode("<think>")))
+    return replace(prompt, text=prompt.text + THINK_OPEN, token_ids=prompt.token_ids + tuple(tokenizer.encode(THINK_OPEN)))

@@ -20,9 +20,10 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from megatron_r1.data.chat.prompt_templates import render, split_prompt
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 #: General text: a word with the space before it, one Han character, up to three digits, a run of punctuation, space.
 TEXT_PATTERN = r" ?\p{Han}| ?[\p{L}\p{M}]+|\d{1,3}| ?[^\p{L}\p{M}\d\s]+|\s+"

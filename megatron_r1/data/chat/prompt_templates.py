@@ -7,14 +7,14 @@ question is untrusted and must never turn into control tokens (see `Tokenizer.en
 from __future__ import annotations
 
 from megatron_r1.errors import ConfigError
-from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
 # R1 v1 (arXiv 2501.12948v1) Table 1, in which the word "prompt" stands for the question. R1 v2 differs only in "<think>...</think>".
 _R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
     "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are "
-    "enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
-    "<answer> answer here </answer>. User: {question}. Assistant:"
+    f"enclosed within {THINK_OPEN} {THINK_CLOSE} and {ANSWER_OPEN} {ANSWER_CLOSE} tags, respectively, i.e., {THINK_OPEN} reasoning "
+    f"process here {THINK_CLOSE} {ANSWER_OPEN} answer here {ANSWER_CLOSE}. User: {{question}}. Assistant:"
 )
 # DeepSeek-R1's chat template. The tokenizer adds the beginning of sequence.
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"

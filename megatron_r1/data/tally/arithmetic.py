@@ -13,6 +13,7 @@ import random
 from dataclasses import dataclass
 
 from megatron_r1.data.split import is_heldout
+from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
 MAX_VALUE = 12
 NUM_MOVES = 4
@@ -152,16 +153,20 @@ def _behave(rng: random.Random, behaviour: str, problem: TallyProblem) -> str:
     if behaviour == "bare_guess":
         return f"{guess}."
     if behaviour == "tagged_guess":
-        return f"<answer>{guess}</answer>"
+        return f"{ANSWER_OPEN}{guess}{ANSWER_CLOSE}"
     if behaviour == "empty_thinking":
-        return f"<think>{wording.conclusion.format(guess)}</think><answer>{guess}</answer>"
+        return _thought(wording.conclusion.format(guess)) + f"{ANSWER_OPEN}{guess}{ANSWER_CLOSE}"
     num_steps = rng.randint(2, NUM_MOVES - 1) if behaviour == "stopped_early" else NUM_MOVES
     reasoning, value = chain_of_thought(rng, problem, num_steps, _WRONG_STEP, _LANGUAGE_SWITCH)
     if behaviour == "untagged_reasoning":
         return wording.note + reasoning + wording.between_steps + wording.conclusion.format(value)
     if behaviour == "untagged_answer":
-        return f"<think>{reasoning}</think>{wording.conclusion.format(value)}"
-    return f"<think>{reasoning}</think><answer>{value}</answer>"
+        return _thought(reasoning) + wording.conclusion.format(value)
+    return _thought(reasoning) + f"{ANSWER_OPEN}{value}{ANSWER_CLOSE}"
+
+
+def _thought(reasoning: str) -> str:
+    return f"{THINK_OPEN}{reasoning}{THINK_CLOSE}"
 
 
 def _near_miss(rng: random.Random, value: int) -> int:
