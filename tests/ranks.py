@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import patient
+
 ROOT = Path(__file__).parents[1]
 
 
 def run_ranks(script: Path, world_size: int, *arguments: object, timeout: float) -> list[str]:
-    """Run `script RANK WORLD_SIZE ARGUMENTS...` on every rank, one thread each; what each printed."""
+    """Run `script RANK WORLD_SIZE ARGUMENTS...` on every rank, one thread each, `timeout` seconds on an idle machine; what each printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
@@ -20,7 +22,8 @@ def run_ranks(script: Path, world_size: int, *arguments: object, timeout: float)
         )
         for rank in range(world_size)
     ]  # fmt: skip
-    outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+    limit = patient(timeout)
+    outputs = [rank.communicate(timeout=limit)[0] for rank in ranks]
     failed = [output[-3000:] for rank, output in zip(ranks, outputs, strict=True) if rank.returncode]
     assert not failed, "\n".join(failed)
     return outputs

@@ -24,6 +24,7 @@ from megatron_r1.mcore import parallel
 from megatron_r1.mcore.checkpoint import load_policy, load_policy_weights, save_policy
 from megatron_r1.mcore.policy import MegatronPolicy
 from megatron_r1.training.pretrain import loss_over
+from tests.patience import patient
 from tests.random_weights import full_architecture, qwen2_architecture
 
 BEFORE, AFTER = 3, 3  # updates before and after the checkpoint
@@ -78,7 +79,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", int(port), int(world_size), is_master=int(rank) == 0)
-    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=patient(120))
+    )
     found = {job["name"]: do(job) for job in json.loads(jobs)}
     if int(rank) == int(world_size) - 1:
         Path(results).write_text(json.dumps(found))

@@ -30,6 +30,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_r1.mcore import parallel, provider
+from tests.patience import patient
 
 STEPS, ROWS, WIDTH = 3, 2, 32
 PACKED_LENGTHS = ([40, 24], [16, 8, 8, 32])
@@ -115,7 +116,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", int(port), int(world_size), is_master=int(rank) == 0)
-    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=patient(120))
+    )
     found = {case["name"]: train(case) for case in json.loads(cases)}
     if int(rank) == int(world_size) - 1:
         Path(results).write_text(json.dumps(found))

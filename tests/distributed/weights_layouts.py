@@ -31,6 +31,7 @@ host.activate("cpu")
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_r1.mcore import parallel, provider
+from tests.patience import patient
 
 
 def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provider.R1GPTModel], Architecture]:
@@ -107,7 +108,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     store = dist.FileStore(rendezvous, int(world_size))
-    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", store=store, rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=patient(120))
+    )
     problems, logits = {}, {}
     for folder, dtype, sizes in json.loads(cases):
         modules, arch = build(Path(folder), dtype, sizes)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.paths import ROOT
+from tests.patience import patient
 
 CONFIG = ROOT / "examples/tiny_cpu/r1_zero.yaml"
 SMALL = [
@@ -51,7 +52,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 def finish(command: list[str], log: Path) -> None:
     """Run to the end; the log is shown where it fails."""
-    code = start(command, log).wait(timeout=400)
+    code = start(command, log).wait(timeout=patient(400))
     assert code == 0, log.read_text()[-3000:]
 
 

@@ -12,6 +12,7 @@ import pytest
 from megatron_r1 import cli
 from megatron_r1.runtime import distributed
 from tests.paths import ROOT
+from tests.patience import patient
 
 CONFIG = str(ROOT / "examples/tiny_cpu/r1_zero.yaml")
 GSM8K = str(ROOT / "examples/gsm8k/grpo.yaml")
@@ -116,7 +117,7 @@ def test_changed_setting_of_a_started_run(capfd, tmp_path, finished_run, base, r
 
 def test_no_traceback_in_a_real_process(tmp_path):
     command = [sys.executable, "-m", "megatron_r1.cli", "evaluate", "--config", CONFIG, f"model.weights={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient(120))
     assert done.returncode == 2 and "Traceback" not in done.stderr and "config.json" in done.stderr
 
 

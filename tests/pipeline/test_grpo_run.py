@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from tests.patience import wait_until
 
 KEYS = [
     "step", "reward/mean", "reward/accuracy", "reward/format", "response_length/mean", "kl/reference", "ratio/clipped_fraction",
@@ -82,10 +83,12 @@ def test_run_that_is_killed_and_loses_a_checkpoint_goes_on_as_if_nothing_had_hap
 
 def kill_when(condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
     """SIGKILL to the run and its engine as soon as the condition holds."""
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.01)
+
+    def comes() -> bool:
+        assert process.poll() is None, log.read_text()[-3000:]
+        return condition()
+
+    wait_until(comes, 300, "moment to kill it", pause=0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from megatron_r1.errors import RewardError
 from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rollout.options import engine_environment
 from megatron_r1.runtime.launch import child_environment
+from tests.patience import patient, wait_until
 
 MODEL = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 448, "hidden_size": 64, "intermediate_size": 128,
@@ -61,18 +61,19 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def wait_until_ready(url: str, server: subprocess.Popen, log: Path, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
+    def answers() -> bool:
         try:
             urllib.request.urlopen(url, timeout=5).close()
-            return
+            return True
         except (urllib.error.URLError, OSError):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.3)
+            assert server.poll() is None, log.read_text()[-3000:]
+            return False
+
+    wait_until(answers, seconds, "judge's server", pause=0.3)
 
 
 def judge(url: str, **settings) -> Judge:
-    return Judge(JudgeConfig(**{"url": url, "model": "judge", "retries": 0, "timeout_seconds": 120.0, "seed": 1} | settings))
+    return Judge(JudgeConfig(**{"url": url, "model": "judge", "retries": 0, "timeout_seconds": patient(120), "seed": 1} | settings))
 
 
 def test_a_constrained_answer_is_read_as_a_verdict(url):

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from tests.patience import patient, wait_until
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("n1", "n2")
 _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -31,7 +33,7 @@ SlurmctldPort={ctld_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire={limit:.0f}
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -53,8 +55,9 @@ SchedulerParameters=bf_interval=1,sched_min_interval=0,batch_sched_delay=0,sched
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-SlurmdTimeout=20
-KillWait=5
+SlurmdTimeout={slurmd_limit:.0f}
+MessageTimeout={message_limit:.0f}
+KillWait={limit:.0f}
 MinJobAge=3600
 GresTypes=gpu
 SuspendProgram=/bin/true
@@ -117,7 +120,7 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """End all jobs that there are, and wait for it."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + patient(15)
         while self.run("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
             self.run("scancel", f"--user={_user()}", check=False)
             time.sleep(0.3)
@@ -131,7 +134,7 @@ class Cluster:
         process = self._daemons.pop(name)
         process.send_signal(number)
         try:
-            process.wait(10)
+            process.wait(patient(10))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -139,7 +142,7 @@ class Cluster:
     def run(self, *command: str, check: bool = True, cwd: Path | None = None, **variables: str) -> str:
         """Run a command of Slurm; returns its output, stderr included."""
         done = subprocess.run(
-            command, env=self.environment | variables, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+            command, env=self.environment | variables, cwd=cwd, capture_output=True, text=True, timeout=patient(120), check=False
         )
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
@@ -169,13 +172,12 @@ class Cluster:
         assert self.state(job) == "COMPLETED", f"{self.job(job)}\n{_tail(log)}"
 
     def wait(self, condition: Callable[[], bool], timeout: float, what: str, log: Path | None = None) -> None:
-        """Wait until a condition holds."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                shown = log or self.folder / "slurmctld.log"
-                raise AssertionError(f"no {what} in {timeout:.0f} s; end of {shown}:\n{_tail(shown)}")
-            time.sleep(0.2)
+        """Wait until a condition holds, at most `timeout` seconds of an idle machine."""
+        try:
+            wait_until(condition, timeout, what, pause=0.2)
+        except AssertionError as error:
+            shown = log or self.folder / "slurmctld.log"
+            raise AssertionError(f"{error}; end of {shown}:\n{_tail(shown)}") from None
 
     def processes(self, command: str = "", node: str | None = None) -> list[int]:
         """Processes of this cluster's jobs whose command line begins with `command`, without children of such processes.
@@ -213,6 +215,9 @@ class Cluster:
             user=_user(),
             folder=self.folder,
             nodes=",".join(NODES),
+            limit=patient(5),
+            slurmd_limit=patient(20),
+            message_limit=min(patient(10), 99),  # Slurm takes no more than 100
             ctld_port=ports[0],
             port1=ports[1],
             port2=ports[2],

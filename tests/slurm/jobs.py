@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.paths import ROOT
+from tests.patience import patient
 from tests.slurm.cluster import Cluster
 
 SLURM = ROOT / "slurm"
@@ -15,7 +16,8 @@ SCRIPTS = sorted(SLURM.glob("*.sbatch"))
 TIMES = ("seconds/", "tokens_per_second/")
 #: What the test's nodes have instead of 8 GPUs, and how long a rank may hang there.
 SMALL = ("--ntasks-per-node=1", "--cpus-per-task=1")
-QUICK = ("runtime.heartbeat.interval_seconds=1", "runtime.heartbeat.lost_seconds=15")
+LOST_SECONDS = patient(15)
+QUICK = ("runtime.heartbeat.interval_seconds=1", f"runtime.heartbeat.lost_seconds={LOST_SECONDS:.0f}")
 PRETRAIN = (
     "pretrain.steps=50", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "pretrain.checkpoint_interval=5",
     "checkpoint.asynchronous=false",

@@ -14,7 +14,8 @@ import pytest
 from benchmarks.processes import serve_rules
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.report.status import describe_status
-from tests.slurm.jobs import PRETRAIN, QUICK, ROOT, Jobs, read_metrics
+from tests.patience import patient
+from tests.slurm.jobs import LOST_SECONDS, PRETRAIN, QUICK, ROOT, Jobs, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,8 @@ def test_a_stopped_rank_is_found_its_stacks_are_written_and_the_job_goes_on(jobs
     (frozen,) = jobs.ranks("pretrain", "n2")
     os.kill(frozen, signal.SIGSTOP)
     began = time.monotonic()
-    jobs.cluster.wait(lambda: (run / "health/abort.json").exists(), 30, "notice of the stopped rank", jobs.log(job))
-    assert time.monotonic() - began < 15 + 5
+    jobs.cluster.wait(lambda: (run / "health/abort.json").exists(), LOST_SECONDS + 15, "notice of the stopped rank", jobs.log(job))
+    assert time.monotonic() - began < LOST_SECONDS + patient(5)
     log = jobs.finish(job, 200)
     assert f"rank 1 (node n2, process {frozen}) gave no sign for" in log and "requeued" in log
     assert re.search(rf"resuming {run} after step [1-4]?[05]\b", log)

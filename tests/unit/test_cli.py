@@ -16,6 +16,7 @@ from megatron_r1 import cli
 from megatron_r1.errors import CheckpointError, WeightSyncError
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.launch import child_environment
+from tests.patience import patient
 
 TARGETS = {
     "pretrain": "megatron_r1.pipeline.stages.pretrain:run_pretrain",
@@ -160,7 +161,7 @@ def test_help_shows_the_settings_that_the_command_reads(capsys):
 
 def test_help_does_not_wait_for_torch():
     code = "import sys\nfrom megatron_r1 import cli\ntry: cli.main(['grpo', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patient(60), check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
 
@@ -182,7 +183,7 @@ WORKER = """
 
     sys.modules["megatron_r1.pipeline.stages.grpo"] = module = types.ModuleType("grpo")
     module.run_grpo = grpo
-    sys.exit(cli.main(["grpo", "runtime.device=cpu", "runtime.collective_timeout_seconds=60", *sys.argv[1:]]))
+    sys.exit(cli.main(["grpo", "runtime.device=cpu", "runtime.collective_timeout_seconds=600", *sys.argv[1:]]))
 """
 
 
@@ -193,7 +194,12 @@ def test_ranks_tell_an_error_once_and_all_fail(tmp_path, seed, line):
     script.write_text(textwrap.dedent(WORKER))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, str(script), f"seed={seed}"], env=child_environment(), capture_output=True, text=True, timeout=120, check=False
+        [*launcher, str(script), f"seed={seed}"],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=patient(120),
+        check=False,
     )
     assert done.returncode != 0
     assert done.stderr.count(f"megatron-r1: error: {line}\n") == 1

@@ -18,11 +18,12 @@ from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import hf_tensors
 from megatron_r1.weights.mapping import hf_shapes
 from tests.paths import ROOT
+from tests.patience import patient
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patient(300))
 
 
 @pytest.mark.parametrize("module", ["train_step", "rollout", "convert"])
@@ -74,7 +75,7 @@ def test_ratio_is_the_median_of_neighbours() -> None:
 
 
 def test_peak_memory_of_every_process_is_seen() -> None:
-    child = "import time; x = bytearray(200 << 20); time.sleep(0.5)"
+    child = f"import time; x = bytearray(200 << 20); time.sleep({patient(0.5)})"
     finished = run_watched([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"])
     assert len(finished.peak_bytes) == 2
     assert finished.peak_bytes[0] > 200 << 20 > finished.peak_bytes[1] > 1 << 20
@@ -123,9 +124,17 @@ def test_conversion_takes_turns_with_a_copy(tmp_path: Path) -> None:
 def test_work_is_told_from_start_and_end(tmp_path: Path) -> None:
     data, result = tmp_path / "a.distcp", tmp_path / "result"
     data.touch()
-    code = f"import time; time.sleep(0.3); file = open({str(data)!r}); time.sleep(0.3); open({str(result)!r}, 'w'); time.sleep(0.5)"
+    before, work, after = patient(0.3), patient(0.3), patient(0.5)
+    code = (
+        f"import time; time.sleep({before}); file = open({str(data)!r}); time.sleep({work}); open({str(result)!r}, 'w'); "
+        f"time.sleep({after})"
+    )
     command = [sys.executable, "-c", code]
-    for name, there, least, around in ((".distcp", result, 0.2, 0.7), (".distcp", None, 0.7, 0.2), (".other", None, 1.1, 0)):
+    for name, there, least, around in (
+        (".distcp", result, 0.7 * work, 0.9 * (before + after)),
+        (".distcp", None, 0.9 * (work + after), 0.7 * before),
+        (".other", None, before + work + after, 0),
+    ):
         finished = run_watched(command, data_file=name, result=there)
         result.unlink()
         assert finished.wall_seconds - around >= finished.work_wall_seconds > least, (name, there)

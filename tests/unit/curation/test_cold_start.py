@@ -24,6 +24,7 @@ from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.ledger import Ledger
 from tests.chat_server import ChatServer, Reply, completion
 from tests.paths import ROOT
+from tests.patience import patient
 
 FACTS = ROOT / "docs/paper_facts.md"
 PROBLEMS = [Problem("p1", "What is three plus four?", "7", "en"), Problem("p2", "三加五等于几？", "8", "zh")]
@@ -35,7 +36,7 @@ SUMMARY = {"en": "The sum of the numbers is \\boxed{{{n}}}.", "zh": "两个数�
 
 
 def writer(server: ChatServer, **settings) -> ServedWriter:
-    defaults = {"url": server.url, "model": "v3", "timeout_seconds": 5.0, "retries": 1, "concurrency": 2}
+    defaults = {"url": server.url, "model": "v3", "timeout_seconds": patient(5.0), "retries": 1, "concurrency": 2}
     return ServedWriter(WriterConfig(**defaults | settings), pause=lambda _: None)
 
 

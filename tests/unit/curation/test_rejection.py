@@ -22,6 +22,7 @@ from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.direct_scoring import DirectScoring
+from tests.patience import slowness
 
 PROMPTS = [Prompt(f"p{n}", f"What is {n} and {n}?", str(2 * n), f"User: {n}", (1, 2), "en") for n in range(20)]
 
@@ -143,15 +144,16 @@ def test_no_accepted_sample_and_no_prompts_are_errors_that_say_why(tmp_path):
 
 
 def killed_run(folder: Path, seconds: float) -> bool:
-    """Run in a forked process and kill it after so long; whether it was faster."""
+    """Run in a forked process and kill it after so long, on an idle machine; whether it was faster."""
+    factor = slowness()
     child = os.fork()
     if child == 0:
         try:
-            run(folder, RandomEngine(seconds=0.01), keep_per_prompt=2)
+            run(folder, RandomEngine(seconds=0.01 * factor), keep_per_prompt=2)
             os._exit(0)
         finally:
             os._exit(1)
-    time.sleep(seconds)
+    time.sleep(seconds * factor)
     os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

@@ -20,6 +20,7 @@ from megatron_r1.evaluation.models import EndpointModel, EngineModel
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.chat_server import ChatServer, Reply, completion
+from tests.patience import patient
 
 PROBLEMS = [BenchmarkProblem(f"p{n}", f"question {n}", "1") for n in range(10)]
 SAMPLING = Sampling(3, 0.6, 0.95, 100)
@@ -97,7 +98,7 @@ def test_a_killed_evaluation_ends_as_one_that_was_not_killed(tmp_path, stop):
 
 
 def endpoint(server: ChatServer, **settings: Any) -> EndpointModel:
-    config = EndpointConfig(url=server.url, model="m", retries=1, **{"timeout_seconds": 5.0, "concurrency": 4} | settings)
+    config = EndpointConfig(url=server.url, model="m", retries=1, **{"timeout_seconds": patient(5.0), "concurrency": 4} | settings)
     return EndpointModel(config, pause=lambda seconds: None)
 
 

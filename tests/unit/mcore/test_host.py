@@ -19,6 +19,7 @@ from megatron_r1.mcore import host
 from megatron_r1.mcore.active import have_transformer_engine, require_active
 from megatron_r1.mcore.host_fixes import FIXES, HostFix
 from megatron_r1.mcore.host_rewrite import EXPECTED_HITS, RULES, count_hits, rewrite
+from tests.patience import patient
 
 host.activate("cpu")
 
@@ -28,7 +29,9 @@ ONE_RANK = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter, because activation is once per process."""
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=patient(120)
+    )
 
 
 # --- activation

@@ -13,6 +13,7 @@ from megatron_r1.pipeline import score
 from megatron_r1.pipeline.score import read_lines, score_file
 from megatron_r1.rewards.scorers import ScorerSpec
 from tests.odd_scorer import OddScorer
+from tests.patience import patient
 
 RIGHT, WRONG = "<think>a</think><answer>8</answer>", "<think>a</think><answer>7</answer>"
 
@@ -33,7 +34,7 @@ def run(folder: Path, reward: str, *arguments: str) -> tuple[int, list[dict]]:
 @pytest.fixture
 def odd(monkeypatch):
     """The scorer that does what the response says, in place of the math scorer."""
-    specs = {"math": ScorerSpec(f"{OddScorer.__module__}:{OddScorer.__name__}", 2.0)}
+    specs = {"math": ScorerSpec(f"{OddScorer.__module__}:{OddScorer.__name__}", patient(2.0))}
     monkeypatch.setattr(score, "scorer_specs", lambda *_: specs)
 
 
@@ -62,7 +63,7 @@ def test_settings_of_the_reward_can_be_given(tmp_path):
 
 
 def test_outcomes_are_told_apart_and_lines_keep_their_order(tmp_path, odd):
-    commands = ["echo 1", "sleep 60", "echo 0", "segfault", *(f"echo {n / 200}" for n in range(1, 200))]
+    commands = ["echo 1", "sleep 3600", "echo 0", "segfault", *(f"echo {n / 200}" for n in range(1, 200))]
     path = write(tmp_path, *({"response": text, "answer": "x"} for text in commands))
     outputs = []
     for workers in (1, 2):

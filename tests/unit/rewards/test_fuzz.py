@@ -16,6 +16,7 @@ from megatron_r1.rewards.math.scorer import MathScorer
 from megatron_r1.rewards.rules.format import FormatScorer
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
+from tests.patience import patient
 
 RESPONSES = 10_000
 MEGABYTE_EVERY = 400
@@ -133,7 +134,7 @@ def test_nothing_breaks_the_rewards():
 
 @pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)
 def test_nothing_breaks_the_code_reward():
-    scorer = CodeScorer(cpu_seconds=1, wall_seconds=60, stop_at_first_failure=True)
+    scorer = CodeScorer(cpu_seconds=1, wall_seconds=patient(60), stop_at_first_failure=True)
     tests = {"inputs": ["1 2\n"], "outputs": ["R1EXPECTED"]}
     outcomes, ran = set(), 0
     for index in range(RESPONSES):

@@ -25,6 +25,7 @@ from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.weight_buckets import NetworkSender
 from megatron_r1.runtime.launch import LaunchInfo
 from tests.paths import ROOT
+from tests.patience import patient
 
 KEY = b"k" * 32
 
@@ -131,11 +132,11 @@ while True:
         os._exit(3)
     elif name == "beat":
         for _ in range(15):
-            time.sleep(0.1)
+            time.sleep(float(args[0]))
             connection.send((None, None))
         connection.send((True, "done"))
     elif name == "freeze":
-        time.sleep(60)
+        time.sleep(3600)
     else:
         connection.send((True, None))
 """
@@ -149,9 +150,12 @@ def test_lost_engines_are_replaced_and_no_group_is_lost_or_doubled(tmp_path):
         )
         for rank in range(3)
     ]  # fmt: skip
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=patient(120))[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0, 0], "\n".join(outputs)
     assert outputs[1].count("starting another one") == 6 and "starting another one" not in outputs[0] + outputs[2]
+
+
+SHORT, LONG = patient(0.1), patient(20)
 
 
 @pytest.fixture
@@ -178,47 +182,47 @@ def server(tmp_path, monkeypatch):
 
 
 def test_an_engine_on_another_node_is_called_like_one_here(server):
-    engine = ServedEngine(server, {"EXTRA": "yes"}, timeout=20)
-    pid, extra = engine.call("pid", timeout=20)
+    engine = ServedEngine(server, {"EXTRA": "yes"}, timeout=LONG)
+    pid, extra = engine.call("pid", timeout=LONG)
     assert pid != os.getpid() and extra == "yes"
     parts = []
-    assert engine.call("parts", "a", "b", timeout=20, on_part=parts.append) == 2
+    assert engine.call("parts", "a", "b", timeout=LONG, on_part=parts.append) == 2
     assert parts == ["a", "b"]
     with pytest.raises(RolloutError, match="too long"):
-        engine.call("fail", timeout=20)
-    assert engine.call("beat", timeout=20, stall=0.8) == "done", "signs of life hold off the limit"
+        engine.call("fail", timeout=LONG)
+    assert engine.call("beat", SHORT, timeout=LONG, stall=8 * SHORT) == "done", "signs of life hold off the limit"
     engine.close()
     engine.close()
     with pytest.raises(EngineLost, match="is closed"):
-        engine.call("pid", timeout=20)
-    assert ServedEngine(server, {}, timeout=20).call("pid", timeout=20)[0] != pid, "each trainer gets an engine of its own"
+        engine.call("pid", timeout=LONG)
+    assert ServedEngine(server, {}, timeout=LONG).call("pid", timeout=LONG)[0] != pid, "each trainer gets an engine of its own"
 
 
 def test_a_dead_or_silent_engine_on_another_node_is_told_and_the_next_one_is_new(server):
-    engine = ServedEngine(server, {}, timeout=20)
+    engine = ServedEngine(server, {}, timeout=LONG)
     with pytest.raises(EngineLost, match="died in die .exit code 3"):
-        engine.call("die", timeout=20)
+        engine.call("die", timeout=LONG)
     engine.close()
-    engine = ServedEngine(server, {}, timeout=20)
+    engine = ServedEngine(server, {}, timeout=LONG)
     with pytest.raises(EngineLost, match="gave no sign for 1 s in freeze"):
         engine.call("freeze", timeout=600, stall=1.0)
     engine.close()
-    engine = ServedEngine(server, {}, timeout=20)
-    pid, _ = engine.call("pid", timeout=20)
+    engine = ServedEngine(server, {}, timeout=LONG)
+    pid, _ = engine.call("pid", timeout=LONG)
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
     with pytest.raises(EngineLost, match="gave no sign"):
-        engine.call("beat", timeout=600, stall=1.0)
-    assert time.monotonic() - started < 20
+        engine.call("beat", SHORT, timeout=600, stall=patient(1.0))
+    assert time.monotonic() - started < patient(20)
     engine.close()
 
 
 def test_weights_come_over_the_connection_bit_by_bit(server):
-    engine = ServedEngine(server, {}, timeout=20)
+    engine = ServedEngine(server, {}, timeout=LONG)
     received = {}
 
     def call(name, *args):
-        answer = engine.call(name, *args, timeout=20)
+        answer = engine.call(name, *args, timeout=LONG)
         if name == "update_weights":
             content, names, offsets, shapes = answer
             for tensor, offset, shape in zip(names, offsets, shapes, strict=True):
@@ -235,8 +239,8 @@ def test_weights_come_over_the_connection_bit_by_bit(server):
 def test_who_does_not_know_the_key_is_not_served(server):
     stranger = Announcement(0, 1, server.host, server.port, (b"x" * 32).hex(), 1)
     with pytest.raises(EngineLost, match="did not take the connection"):
-        ServedEngine(stranger, {}, timeout=5)
-    assert ServedEngine(server, {}, timeout=20).call("pid", timeout=20)
+        ServedEngine(stranger, {}, timeout=patient(5))
+    assert ServedEngine(server, {}, timeout=LONG).call("pid", timeout=LONG)
 
 
 def test_a_server_that_is_not_there_is_told(tmp_path):
@@ -244,7 +248,7 @@ def test_a_server_that_is_not_there_is_told(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(EngineLost, match=f"127.0.0.1:{port} cannot be reached"):
-        ServedEngine(Announcement(0, 1, "127.0.0.1", port, KEY.hex(), 1), {}, timeout=5)
+        ServedEngine(Announcement(0, 1, "127.0.0.1", port, KEY.hex(), 1), {}, timeout=patient(5))
 
 
 def launch(rank: int, world_size: int, local_rank: int, local_world_size: int) -> LaunchInfo:

@@ -16,6 +16,7 @@ from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.verify_weights import HeldReport, verify_held
 from megatron_r1.weights.checksum import MASK
+from tests.patience import patient
 from tests.pipeline.engine_cases import options
 
 DENSE = {
@@ -186,6 +187,6 @@ def test_all_ranks_share_results_and_errors(tmp_path):
         )
         for rank in range(2)
     ]  # fmt: skip
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=patient(120))[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
     assert "closed" in outputs[0] and "closed" not in outputs[1]

@@ -16,6 +16,7 @@ from megatron_r1.config.runtime import HeartbeatConfig
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.heartbeat import ENDED, Heartbeat, clear_signs, read_sign, sign_path
 from megatron_r1.runtime.job import OUTCOME
+from tests.patience import patient, wait_until
 
 RANK = """
 import re, sys, threading, time
@@ -24,7 +25,8 @@ from megatron_r1.config.runtime import HeartbeatConfig
 from megatron_r1.runtime.heartbeat import Heartbeat
 
 folder, rank, size, how = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-heartbeat = Heartbeat(folder, HeartbeatConfig(interval_seconds=0.2, lost_seconds=1.5, stall_seconds=float(sys.argv[5])), rank, size)
+config = HeartbeatConfig(interval_seconds=0.2, lost_seconds=float(sys.argv[5]), stall_seconds=float(sys.argv[6]))
+heartbeat = Heartbeat(folder, config, rank, size)
 heartbeat.start()
 
 def wait_for_ever_in_a_collective():
@@ -45,10 +47,11 @@ wait_for_ever_in_a_collective()
 def start_ranks(folder: Path, *hows: str, stall: float = 600.0) -> list[subprocess.Popen[str]]:
     """A process for each rank. The job's folder is the one above theirs."""
     folder.mkdir()
+    lost = patient(1.5)
     environment = {**os.environ, "MEGATRON_R1_JOB": str(folder.parent), "SLURMD_NODENAME": "node7"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(folder), str(rank), str(len(hows)), how, str(stall)],
+            [sys.executable, "-c", RANK, str(folder), str(rank), str(len(hows)), how, str(lost), str(patient(stall))],
             env=environment, stderr=subprocess.PIPE, text=True,
         )
         for rank, how in enumerate(hows)
@@ -58,17 +61,19 @@ def start_ranks(folder: Path, *hows: str, stall: float = 600.0) -> list[subproce
 def end(ranks: list[subprocess.Popen[str]]) -> list[str]:
     """Wait for all to leave; what each wrote to stderr."""
     try:
-        return [rank.communicate(timeout=60)[1] for rank in ranks]
+        return [rank.communicate(timeout=patient(60))[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
 
 
 def wait_until_all_beat(folder: Path, ranks: list[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + 60
-    while any((sign := read_sign(sign_path(folder, n))) is None or sign.step != 7 for n in range(len(ranks))):
-        assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks)
-        time.sleep(0.05)
+    def beats(number: int) -> bool:
+        assert ranks[number].poll() is None
+        sign = read_sign(sign_path(folder, number))
+        return sign is not None and sign.step == 7
+
+    wait_until(lambda: all(map(beats, range(len(ranks)))), 60, "sign of every rank", pause=0.05)
 
 
 @pytest.mark.parametrize("stopped", [0, 2])
@@ -79,7 +84,7 @@ def test_a_stopped_rank_is_found_in_time_and_all_write_their_stacks(tmp_path, st
     ranks[stopped].send_signal(signal.SIGSTOP)
     started = time.monotonic()
     outputs = end(ranks)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < patient(15)
     assert [rank.returncode for rank in ranks] == [75] * 3
     abort = json.loads((folder / "abort.json").read_text())
     assert abort["rank"] == stopped and abort["found_by"] == (stopped - 1) % 3
@@ -109,7 +114,7 @@ def test_a_rank_that_begins_nothing_new_takes_all_with_it(tmp_path):
 
 
 def test_a_rank_that_has_ended_is_not_missed(tmp_path):
-    config = HeartbeatConfig(interval_seconds=0.05, lost_seconds=0.3)
+    config = HeartbeatConfig(interval_seconds=0.05, lost_seconds=patient(0.3))
     first, second = (Heartbeat(tmp_path, config, rank, 2) for rank in range(2))
     first.start()
     second.start()
@@ -117,7 +122,7 @@ def test_a_rank_that_has_ended_is_not_missed(tmp_path):
     second.end_step({"seconds/train": 1.25})
     second.close()
     second.close()
-    time.sleep(1.0)  # this process would have left
+    time.sleep(3 * config.lost_seconds)  # this process would have left
     sign = read_sign(sign_path(tmp_path, 1))
     assert (sign.activity, sign.step, sign.total, sign.seconds) == (ENDED, 3, 10, {"train": 1.25})
     assert read_sign(sign_path(tmp_path, 0)).beat > sign.beat

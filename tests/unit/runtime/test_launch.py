@@ -16,6 +16,7 @@ import torch
 from megatron_r1.errors import ConfigError, DeviceError
 from megatron_r1.runtime.device import resolve_device
 from megatron_r1.runtime.launch import LaunchInfo, child_environment, first_host, launched_rank, read_launch, visible_gpus
+from tests.patience import patient
 
 TORCHRUN = {
     "RANK": "3",
@@ -181,7 +182,7 @@ WORKER = """
     from megatron_r1.runtime.launch import read_launch
 
     launch = read_launch()
-    distributed.join_process_group(launch, resolve_device("cpu"), timeout_seconds=60)
+    distributed.join_process_group(launch, resolve_device("cpu"), timeout_seconds=600)
     rank = distributed.rank()
     assert distributed.broadcast_object({"from": rank}) == {"from": 0}
     assert distributed.gather_objects(rank) == list(range(launch.world_size))
@@ -214,7 +215,9 @@ def meet(tmp_path: Path, launcher: list[str]) -> str:
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     environment = child_environment({"OMP_NUM_THREADS": "1"})
-    done = subprocess.run([*launcher, str(script)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*launcher, str(script)], env=environment, capture_output=True, text=True, timeout=patient(120), check=False
+    )
     assert done.returncode == 0, done.stderr
     return next(line for line in done.stdout.splitlines() if line.startswith("["))
 

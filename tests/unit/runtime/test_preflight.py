@@ -8,6 +8,7 @@ import sys
 
 from megatron_r1.runtime.preflight import Findings, find_bad_nodes, preflight_report
 from tests.paths import ROOT
+from tests.patience import patient
 
 
 def findings(node: str, rank: int, network: float = 10.0, **fields) -> Findings:
@@ -63,7 +64,7 @@ def test_two_ranks_meet_and_the_one_whose_disk_is_missing_is_named(tmp_path):
         )
         for rank, node in enumerate(("good", "broken"))
     ]
-    outputs = [rank.communicate(timeout=120)[1] for rank in ranks]
+    outputs = [rank.communicate(timeout=patient(120))[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [3, 3], outputs
     assert f"preflight: broken is bad: disk {tmp_path}/scratch-broken: No such file or directory" in outputs[0]
     assert "preflight: good is well" in outputs[0] and "network" in outputs[0]

@@ -9,6 +9,7 @@ import textwrap
 
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.metrics import read_metrics
+from tests.patience import patient
 
 WORKER = """
     import sys
@@ -81,7 +82,7 @@ def test_two_ranks_share_a_run(tmp_path):
         str(script),
         str(tmp_path / "run"),
     ]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=patient(120), check=False)
     assert done.returncode == 0, done.stderr
     busy, resumed, full = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
     assert "is being written by process" in busy[0]

@@ -13,6 +13,7 @@ from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
+from tests.patience import patient
 
 PROBE = probe_sandbox(SandboxSettings())
 needs_compiler = pytest.mark.skipif(not (PROBE.available and PROBE.compiler), reason=PROBE.reason or "there is no g++")
@@ -43,7 +44,7 @@ def leetcode(name: str, *asserts: str) -> dict[str, str]:
 
 
 def verdict_on(code: str, tests: object) -> Verdict:
-    return CodeScorer(wall_seconds=60, cpu_seconds=1).score(f"<think>hm</think>\n```cpp\n{code}\n```\nDone.", tests)
+    return CodeScorer(wall_seconds=patient(60), cpu_seconds=1).score(f"<think>hm</think>\n```cpp\n{code}\n```\nDone.", tests)
 
 
 WITHOUT_INCLUDES = """

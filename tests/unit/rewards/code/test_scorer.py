@@ -16,6 +16,7 @@ from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
 from megatron_r1.rewards.sandbox.values import encode_value
 from tests.paths import ROOT
+from tests.patience import patient
 
 PROBE = probe_sandbox(SandboxSettings())
 needs_sandbox = pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)
@@ -24,7 +25,9 @@ ADD = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7"]}
 
 
 def verdict_on(code, tests, language="", **settings):
-    return CodeScorer(**{"wall_seconds": 60, **settings}).score(f"<think>hm</think>\n```{language}\n{code}\n```\nDone.", tests)
+    return CodeScorer(**{"wall_seconds": patient(60), **settings}).score(
+        f"<think>hm</think>\n```{language}\n{code}\n```\nDone.", tests
+    )
 
 
 @needs_sandbox
@@ -154,7 +157,7 @@ def test_a_check_that_never_calls_is_the_datas_failure():
 def test_stopping_early_and_the_time_of_a_program():
     tests = ["assert f(1) == 2"] * 3
     assert verdict_on("def f(x): return x", tests, stop_at_first_failure=True).parts["tests"] == ["wrong", "not_run", "not_run"]
-    slow = verdict_on("import time\ndef f(x):\n    time.sleep(0.6)\n    return 2", tests, program_seconds=0.5)
+    slow = verdict_on(f"import time\ndef f(x):\n    time.sleep({patient(0.6)})\n    return 2", tests, program_seconds=patient(0.5))
     assert slow.parts["tests"] == ["accepted", "not_run", "not_run"] and slow.score == 0
 
 
@@ -266,7 +269,7 @@ def test_agrees_survives_forged_results(hostile):
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared/data/code is not there")
 def test_reference_solutions_are_accepted_and_spoilt_ones_rejected():
     """Five of each data set; benchmarks/rewards_code.py judges all."""
-    scorer = CodeScorer(wall_seconds=60, stop_at_first_failure=True)
+    scorer = CodeScorer(wall_seconds=patient(60), stop_at_first_failure=True)
     for task in tasks_of(DATA, 5):
         if task.variant != "operator":
             verdict = scorer.score(f"```python\n{task.program}\n```", task.tests)

@@ -20,14 +20,17 @@ from megatron_r1.rewards.code.verdicts import VERDICTS, TestResult, failure_of
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimits, SandboxSettings
 from tests.paths import ROOT
+from tests.patience import patient, slowness, wait_until
 
 PROBE = probe_sandbox(SandboxSettings())
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)]
 
-LIMITS = SandboxLimits(cpu_seconds=4, wall_seconds=40, memory_bytes=256 << 20, output_bytes=64 << 10, temporary_bytes=4 << 20)
+LIMITS = SandboxLimits(
+    cpu_seconds=4, wall_seconds=patient(40), memory_bytes=256 << 20, output_bytes=64 << 10, temporary_bytes=4 << 20
+)
 SHORT_CPU, SHORT_WALL = replace(LIMITS, cpu_seconds=1), replace(LIMITS, wall_seconds=1)
 COMPILE = SandboxLimits(
-    cpu_seconds=2, wall_seconds=60, memory_bytes=512 << 20, output_bytes=16 << 20, temporary_bytes=32 << 20, threads=16
+    cpu_seconds=2, wall_seconds=patient(60), memory_bytes=512 << 20, output_bytes=16 << 20, temporary_bytes=32 << 20, threads=16
 )
 SLEEPING = {"sleeping", "stopping itself"}  #: no CPU time ends these
 # fmt: off
@@ -36,7 +39,7 @@ X86_NUMBERS = {"fork by system call", "ptrace", "kernel interfaces", "namespaces
 # fmt: on
 ON_X86 = platform.machine() == "x86_64"
 MARKER = "r1-attack"
-SLACK_BYTES = 1 << 30  #: other programs of the machine come and go
+SLACK_BYTES = 1 << 30  #: the kernel's own, and what others hold in ways that no process shows
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -78,9 +81,17 @@ def descendants() -> set[int]:
     return found
 
 
-def memory(field: str) -> int:
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) << 10
+def unowned_memory() -> int:
+    """Bytes in use that are no pages of a running program, as what an attack leaves behind would be. Other programs come and go."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    used = sum(sign * int(fields[name].split()[0]) for name, sign in (("MemTotal", 1), ("MemAvailable", -1)))
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = status.read_text(errors="replace").splitlines()
+        except (OSError, ProcessLookupError):
+            continue  # it ended meanwhile
+        used -= sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return used << 10
 
 
 def marked_files() -> list[str]:
@@ -100,7 +111,7 @@ def host(tmp_path_factory) -> Iterator[Path]:
     canary.chmod(0o666)
     folder = [str(path) for path in canary.parent.iterdir()]
     processes, mounts, name = descendants(), Path("/proc/self/mounts").read_text(), socket.gethostname()
-    descriptors, available = len(os.listdir("/proc/self/fd")), memory("MemAvailable")
+    descriptors, unowned = len(os.listdir("/proc/self/fd")), unowned_memory()
     yield canary
     prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     del os.environ["R1_ATTACK_SECRET"]
@@ -109,14 +120,12 @@ def host(tmp_path_factory) -> Iterator[Path]:
     assert marked_files() == []
     assert (Path("/proc/self/mounts").read_text(), socket.gethostname()) == (mounts, name)
     assert len(os.listdir("/proc/self/fd")) <= descriptors
-    deadline = time.monotonic() + 20
-    while memory("MemAvailable") < available - SLACK_BYTES and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert memory("MemAvailable") > available - SLACK_BYTES
+    wait_until(lambda: unowned_memory() < unowned + SLACK_BYTES, 20, "return of the memory", pause=0.2)
 
 
 @pytest.fixture(autouse=True)
 def nothing_survives() -> Iterator[None]:
+    slowness()  # a measurement is a process of its own: have it now
     before = descendants()
     yield
     assert descendants() <= before
@@ -159,7 +168,7 @@ def test_cpp_attack(name, host):
 
 @pytest.fixture(scope="module")
 def scorer() -> CodeScorer:
-    return CodeScorer(cpu_seconds=2, wall_seconds=60, memory_mb=256, program_seconds=600)
+    return CodeScorer(cpu_seconds=2, wall_seconds=patient(60), memory_mb=256, program_seconds=patient(600))
 
 
 @pytest.mark.parametrize("name", CHEATS)
@@ -199,11 +208,12 @@ def test_what_a_killed_trainer_leaves_behind_dies_with_it():
     assert len(left) >= 3  # the child, bwrap, process 1 (and the test)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    deadline = time.monotonic() + 20
-    while descendants() & left and time.monotonic() < deadline:
+
+    def all_gone() -> bool:
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             pass
-        time.sleep(0.05)
-    assert not descendants() & left
+        return not descendants() & left
+
+    wait_until(all_gone, 20, "end of what was left behind", pause=0.05)

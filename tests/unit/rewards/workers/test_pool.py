@@ -17,6 +17,7 @@ from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ScorerSpec
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.rewards.workers.process import WorkerLimits
+from tests.patience import patient, wait_until
 
 GIB = 1 << 30
 TARGET = "tests.odd_scorer:OddScorer"
@@ -38,9 +39,12 @@ MIXED = [
 ROOMY = WorkerLimits(2 * GIB, GIB)
 
 
-def pool(workers: int = 1, limit: float = 2.0, limits: WorkerLimits = ROOMY, **arguments) -> ScoringPool:
+def pool(workers: int = 1, limit: float | None = None, limits: WorkerLimits = ROOMY, **arguments) -> ScoringPool:
     return ScoringPool(
-        {"odd": ScorerSpec(TARGET, limit, arguments.pop("settings", {}))}, workers=workers, limits=limits, **arguments
+        {"odd": ScorerSpec(TARGET, limit or patient(2.0), arguments.pop("settings", {}))},
+        workers=workers,
+        limits=limits,
+        **arguments,
     )
 
 
@@ -51,15 +55,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
-    with pool() as scoring:
+    limit = float(round(patient(2.0)))
+    with pool(limit=limit) as scoring:
         first = scoring.worker_pids()
         verdicts = list(scoring.stream(("odd", text, "8") for text in MIXED))
         assert [(v.score, v.outcome) for v in verdicts] == [
@@ -67,45 +65,49 @@ def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
             (None, "error"), (None, "error"), (0.25, "correct"), (None, "error"),
         ]  # fmt: skip
         details = [v.detail for v in verdicts]
-        assert details[0] == "'8'" and details[1] == "not judged within 2 s"
+        assert details[0] == "'8'" and details[1] == f"not judged within {limit:g} s"
         assert "SIGSEGV" in details[3] and "ValueError: first line" in details[5] and "\n" not in details[5]
         assert "SystemExit" in details[6] and "exit code 0" in details[7] and "MemoryError" in details[10]
         assert scoring.replaced == {"timeout": 1, "crash": 3}
-        wait_until(lambda: not any(map(alive, first)))
+        wait_until(lambda: not any(map(alive, first)), 10, "end of the replaced workers")
         last = scoring.worker_pids()
     assert not any(map(alive, last)), "close leaves no worker"
 
 
 def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
     texts = MIXED + [f"echo {n / 64}" for n in range(64)]
-    seen = []
+    seen, limit = [], float(round(patient(2.0)))
     for workers in (1, 3):
-        with pool(workers) as scoring:
+        with pool(workers, limit) as scoring:
             seen.append([(v.score, v.outcome, v.detail) for v in scoring.stream(("odd", text, n) for n, text in enumerate(texts))])
-            futures = [scoring.submit("odd", "sleep 0.1") for _ in range(6)]
+            futures = [scoring.submit("odd", f"sleep {limit / 20}") for _ in range(6)]
             pids = {future.result().parts["pid"] for future in futures}
     assert seen[0] == seen[1]
     assert len(pids) > 1, "the work is shared"
 
 
 def test_what_the_prompt_holds_of_a_response_is_set_before_it():
-    with ScoringPool({"odd": ScorerSpec(TARGET, 2.0, opening="echo 0")}, workers=1, limits=ROOMY) as scoring:
+    with ScoringPool({"odd": ScorerSpec(TARGET, patient(2.0), opening="echo 0")}, workers=1, limits=ROOMY) as scoring:
         assert scoring.submit("odd", ".25").result().score == 0.25
 
 
 def test_time_is_counted_from_the_start_of_the_work():
-    with pool(limit=1.0) as scoring:
-        futures = [scoring.submit("odd", "sleep 0.3") for _ in range(5)]
-        assert [f.result().outcome for f in futures] == ["correct"] * 5, "the last one waited 1.2 s for its turn"
+    limit = patient(1.0)
+    with pool(limit=limit) as scoring:
+        futures = [scoring.submit("odd", f"sleep {0.3 * limit}") for _ in range(5)]
+        assert [f.result().outcome for f in futures] == ["correct"] * 5, "the last one waited for longer than the limit"
 
 
-def test_submit_returns_at_once_and_waits_at_the_bound():
-    with pool(max_pending=4) as scoring:
-        started = time.monotonic()
-        futures = [scoring.submit("odd", "sleep 0.3") for _ in range(4)]
-        assert time.monotonic() - started < 0.2 and not any(f.done() for f in futures)
-        scoring.submit("odd", "echo 1")
-        assert futures[0].done()
+def test_submit_returns_at_once_and_waits_at_the_bound(tmp_path):
+    with pool(limit=600.0, max_pending=4) as scoring:
+        futures = [scoring.submit("odd", f"wait {tmp_path / 'go'}") for _ in range(4)]
+        fifth = threading.Thread(target=scoring.submit, args=("odd", "echo 1"))
+        fifth.start()
+        fifth.join(0.3)
+        assert fifth.is_alive() and not any(f.done() for f in futures)
+        (tmp_path / "go").touch()
+        fifth.join(patient(60))
+        assert not fifth.is_alive() and futures[0].done()
 
 
 def test_a_worker_that_grew_is_replaced_without_losing_its_verdict():
@@ -131,10 +133,10 @@ def test_large_and_odd_text_arrives_whole():
 
 def test_what_a_worker_started_ends_with_it(tmp_path):
     log = tmp_path / "scoring.log"
-    with pool(limit=0.5, log=log) as scoring:
+    with pool(limit=patient(0.5), log=log) as scoring:
         assert scoring.submit("odd", "child").result().outcome == "timeout"
     child = int(log.read_text())
-    wait_until(lambda: not alive(child))
+    wait_until(lambda: not alive(child), 10, "end of what a worker started")
 
 
 PARENT = """
@@ -158,28 +160,29 @@ def test_no_worker_outlives_a_killed_parent():
     assert len(pids) == 2 and all(map(alive, pids))
     parent.kill()
     parent.wait()
-    wait_until(lambda: not any(map(alive, pids)))
+    wait_until(lambda: not any(map(alive, pids)), 10, "end of the workers")
     parent.stdout.close()
 
 
 SUSPENDED = (
-    PARENT.replace("600.0", "1.5")
+    PARENT.replace("600.0", "float(sys.argv[1])")
     .replace("workers=2", "workers=1")
-    .replace('"spin"', '"sleep 1"')
+    .replace('"spin"', 'f"sleep {2 / 3 * float(sys.argv[1])}"')
     .replace("time.sleep(600)", "print(*(future.result().outcome for future in futures))")
 )
 
 
 def test_time_in_which_the_job_is_suspended_does_not_count():
-    parent = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True)
+    limit = patient(1.5)
+    parent = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(limit)], stdout=subprocess.PIPE, text=True)
     pids = [parent.pid, int(parent.stdout.readline())]
     time.sleep(0.3)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(limit + 1)
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
-    assert parent.communicate(timeout=60)[0].split() == ["correct"] * 4
+    assert parent.communicate(timeout=patient(60))[0].split() == ["correct"] * 4
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_a_scorer_that_cannot_work_here_ends_the_pool_and_one_that_has_worked_do
         assert [v.outcome for v in scoring.stream(("odd", text, None) for text in ("echo 1", "refuse"))] == ["correct", "error"]
         assert scoring.submit("odd", "echo 1").result().score == 1.0
     with pool() as scoring:
-        first, second = scoring.submit("odd", "refuse"), scoring.submit("odd", "sleep 9")
+        first, second = scoring.submit("odd", "refuse"), scoring.submit("odd", f"sleep {patient(9)}")
         assert first.result().detail == "there is no sandbox here"
         with pytest.raises(RewardError, match="there is no sandbox here"):
             second.result()
@@ -214,14 +217,14 @@ def test_a_closed_pool_says_so():
     scoring.close()
     for future in (late, scoring.submit("odd", "echo 1")):
         with pytest.raises(RewardError, match="closed before this response was scored"):
-            future.result(timeout=5)
+            future.result(timeout=patient(5))
     with pytest.raises(RewardError, match="no scorer 'even' in this pool; it has odd"):
         scoring.submit("even", "x")
 
 
 def test_a_worker_starts_without_torch():
     code = "import sys, megatron_r1.rewards.workers.main, megatron_r1.rewards.code.scorer, megatron_r1.rewards.math.scorer, megatron_r1.rewards.language.scorer, megatron_r1.rewards.rules.format; print({'torch', 'pydantic'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=patient(60))
     assert done.stdout.strip() == "set()"
 
 
