@@ -1,4 +1,4 @@
-"""What passes from stage to stage: a Hugging Face folder with the config that made it and the hashes of what went in."""
+"""What passes from stage to stage: a Hugging Face folder with the config that made it and the hashes of its inputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Artifact:
         """Compare the folder with its manifest.
 
         Raises:
-            CheckpointError: no manifest, or the files are not those that were sealed.
+            CheckpointError: there is no manifest, or the files have changed since.
         """
         if not self.exists:
             raise CheckpointError(f"{self.folder} is no finished stage: it has no {MANIFEST}")
@@ -50,7 +50,7 @@ class Artifact:
 
 
 def hash_files(path: Path) -> str:
-    """SHA-256 over names and contents of a file, or of a folder's weights, JSON files and tables (the manifest left out)."""
+    """SHA-256 over name and content of a file, or of a folder's weights, JSON files and tables, without the manifest."""
     if path.is_file():
         files = [path]
     else:

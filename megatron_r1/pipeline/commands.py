@@ -54,7 +54,7 @@ def run_curate_command(config: Config) -> None:
 
 
 def run_evaluate_command(config: Config) -> None:
-    """Measure a model on the benchmarks of `evaluate.benchmarks.files`, or, if there are none, on held-out problems of `data.source`.
+    """Measure a model on the benchmarks of `evaluate.benchmarks.files`, or, without them, on held-out problems of `data.source`.
 
     With held-out problems it prints the table and writes `evaluation.json` into `run_dir`.
     """

@@ -170,8 +170,8 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
         length, positions = len(longest.token_ids), arch.max_position_embeddings
         if length + settings.max_tokens > positions:
             raise ConfigError(
-                f"problem {longest.id!r} has {length} tokens: with evaluate.benchmarks.max_tokens={settings.max_tokens} of response "
-                f"that is more than the model's {positions} positions; lower max_tokens"
+                f"problem {longest.id!r} has {length} tokens: with evaluate.benchmarks.max_tokens={settings.max_tokens} of "
+                f"response that is more than the model's {positions} positions; lower max_tokens"
             )
         rollout = config.rollout.model_copy(update={"max_response_tokens": settings.max_tokens})
         data = config.data.model_copy(update={"max_prompt_tokens": length})

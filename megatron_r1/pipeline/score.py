@@ -22,7 +22,7 @@ from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.progress import Progress
 
-#: built-in scorer -> the field of a line that holds what responses are held against; a custom one may use any field `answer`
+#: built-in scorer -> the field of a line that holds the reference; None: the scorer needs none
 REFERENCE_FIELDS = {"math": "answer", "code": "tests", "choice": "answer", "format": None, "language": "language"}
 _NAME_OF_FUNCTION = "function"  #: of a custom reward that is given by its import path
 _PROMPT_DEFAULTS = {"question": "", "domain": "math", "language": "", "kind": "reasoning"}  #: fields that a custom reward may use
@@ -33,17 +33,17 @@ class Line:
     """One line of the input."""
 
     where: str  #: "file:line"
-    record: dict[str, Any]  #: empty where the line holds no object
+    record: dict[str, Any]  #: empty if the line holds no object
     response: str = ""
     reference: Any = None
     problem: str = ""  #: why it cannot be scored
 
 
 def score_file(config: Config, reward: str, source: Path, target: Path, mark_malformed: bool) -> Counter[str]:
-    """Score every line of `source` and write it to `target` with `score`, `outcome`, `detail` and, where there are some, `parts`.
+    """Score every line of `source` and write it to `target` with `score`, `outcome`, `detail` and, if there are any, `parts`.
 
-    The file is read twice and never held in memory: the first time to refuse it before anything is written. `target` is whole or
-    not there. Lines keep their order; blank ones are left out.
+    The file is read twice and never held in memory: the first pass refuses a malformed file before anything is written. `target` is
+    written whole or not at all. Lines keep their order; blank ones are left out.
 
     Args:
         reward: a built-in scorer of `REFERENCE_FIELDS`, the name of a reward in `reward.custom`, or "package.module:function".
@@ -54,7 +54,7 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
 
     Raises:
         ConfigError: there is no such reward, or its function cannot be called.
-        DataError: a malformed line, by file and line, or a file that cannot be read or written.
+        DataError: file and line of a malformed line, or a file that cannot be read or written.
         RewardError: the scorer cannot work here.
     """
     rewards, reward = _find_reward(config.reward, reward)
@@ -160,8 +160,8 @@ def _check_lines(source: Path, reward: str, mark_malformed: bool) -> int:
 
 
 def _stream(scoring: ScoringPool, reward: str, lines: Iterator[Line], keep: Callable[[Line, Verdict], None]) -> None:
-    """Call `keep` for every line in order, with a bounded number of them on their way."""
-    waiting: deque[Line] = deque()  # read and not kept yet, in order; the first is not malformed
+    """Call `keep` for every line in order, with a bounded number of lines in flight."""
+    waiting: deque[Line] = deque()  # read and not kept yet, in order; the first one is not malformed
 
     def keep_malformed() -> None:
         while waiting and waiting[0].problem:

@@ -1,4 +1,4 @@
-"""One process of a command: threads, device and process group set up, Megatron-Core made ready, and torn down again."""
+"""One process of a command: sets up threads, device, process group and Megatron-Core, and tears them down again."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Session:
 def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     """Join the other ranks for the block.
 
-    Megatron-Core is imported by `mcore.policy` and its siblings, which must happen inside the block: on a machine without CUDA
-    they are loaded through `mcore.host`.
+    `mcore.policy` and its siblings import Megatron-Core, so import them inside the block: on a machine without CUDA, `mcore.host`
+    changes Megatron-Core as it is imported.
     """
-    # Notes of Megatron-Core and torch to each other; what is missing and which path that means, `doctor` says once.
+    # Megatron-Core and torch warn about optional packages that are missing. `megatron-r1 doctor` reports them once.
     warnings.filterwarnings("ignore", module=r"megatron\.core\b.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\b.*")
     info = launch.read_launch()

@@ -79,8 +79,8 @@ def _read_megatron(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def weights_fingerprint(folder: Path) -> str:
     """Identifies a set of weights without reading all of it. All ranks call this.
 
-    For a checkpoint it is the checkpoint's own checksum. For a Hugging Face folder it covers config.json, and the size, start and end
-    of every weights file: an update changes every tensor, and so the parts that are read.
+    For a checkpoint it is the checkpoint's own checksum. For a Hugging Face folder it covers config.json and the size, start and
+    end of every weights file: an update changes every tensor, and so the parts that are read.
 
     Raises:
         CheckpointError: there is no such model.

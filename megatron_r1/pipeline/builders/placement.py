@@ -14,27 +14,29 @@ from megatron_r1.runtime.launch import LaunchInfo, visible_gpus
 
 @dataclass(frozen=True)
 class EnginePlace:
-    """Where the engine of one rank is, or its part of one that spans nodes."""
+    """Where the engine of one rank runs, or its part of an engine that spans nodes."""
 
-    variables: dict[str, str] = field(default_factory=dict)  #: that its process gets: which GPUs it sees
-    servers: tuple[Announcement, ...] = ()  #: that hold it on other nodes, the head's first; none: it is a child of the rank
-    ranks: tuple[int, ...] = ()  #: that have its parts, the head's first, where it spans the nodes of ranks
+    variables: dict[str, str] = field(default_factory=dict)  #: environment of the engine's process: the GPUs that it sees
+    servers: tuple[
+        Announcement, ...
+    ] = ()  #: servers that hold it on other nodes, the head's first; empty: the engine is a child process of the rank
+    ranks: tuple[int, ...] = ()  #: ranks that hold its parts, the head's first, if it spans the nodes of several ranks
 
 
 def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"]) -> EnginePlace | None:
-    """The place of this rank's engine, None where it has none. All ranks call this.
+    """The place of this rank's engine; None if it has none. All ranks call this.
 
-    Engines of this node are owned by the ranks that train on their first GPU; those of servers by ranks spread over the job, so that
-    the weights leave from many nodes at a time. An engine that spans nodes has those of consecutive ranks or servers.
+    The rank that trains on an engine's first GPU owns it. Engines on servers are owned by ranks spread over the job, so that
+    weights leave from many nodes at a time. An engine that spans nodes spans those of consecutive ranks or servers.
 
     Raises:
-        ConfigError: more engines than there is room for, or servers that are not there.
+        ConfigError: there is no room for so many engines, or servers are missing.
     """
     if rollout.placement == "single":
         if rollout.nodes_per_engine > 1:
             raise ConfigError(
-                f"rollout.nodes_per_engine={rollout.nodes_per_engine} does not go with rollout.placement=single, one engine beside rank 0: "
-                "set rollout.placement=colocated or disaggregated"
+                f"rollout.nodes_per_engine={rollout.nodes_per_engine} does not go with rollout.placement=single, one engine beside "
+                "rank 0: set rollout.placement=colocated or disaggregated"
             )
         return EnginePlace() if launch.rank == 0 else None
     if rollout.placement == "colocated":
@@ -42,14 +44,15 @@ def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cp
     engines = _served_engines(rollout)
     if len(engines) > launch.world_size:
         raise ConfigError(
-            f"rollout.servers={rollout.servers} has {len(engines)} engines, more than the {launch.world_size} ranks that feed them one each"
+            f"rollout.servers={rollout.servers} has {len(engines)} engines, more than the {launch.world_size} ranks that feed them "
+            "one each"
         )
     owners = {number * launch.world_size // len(engines): servers for number, servers in enumerate(engines)}
     return EnginePlace(servers=owners[launch.rank]) if launch.rank in owners else None
 
 
 def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:
-    """The servers of each engine."""
+    """The servers of each engine, those of one engine together."""
     if rollout.servers is None:
         raise ConfigError(
             "rollout.placement=disaggregated needs rollout.servers, the folder given to megatron-r1 serve-rollouts --announce"
@@ -57,8 +60,8 @@ def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:
     servers = find_servers(Path(rollout.servers), rollout.start_timeout_seconds)
     if len(servers) % rollout.nodes_per_engine:
         raise ConfigError(
-            f"rollout.servers={rollout.servers} has {len(servers)} servers, which rollout.nodes_per_engine={rollout.nodes_per_engine} "
-            "does not divide"
+            f"rollout.servers={rollout.servers} has {len(servers)} servers, which "
+            f"rollout.nodes_per_engine={rollout.nodes_per_engine} does not divide"
         )
     return list(zip(*[iter(servers)] * rollout.nodes_per_engine, strict=True))
 
@@ -78,12 +81,13 @@ def _colocated(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu"
 
 
 def _ranks_of_engine(nodes: int, launch: LaunchInfo) -> tuple[int, ...]:
-    """Those with the same place on consecutive nodes."""
+    """The ranks with the same number on consecutive nodes."""
     node, place = divmod(launch.rank, launch.local_world_size)
     all_nodes, uneven = divmod(launch.world_size, launch.local_world_size)
     if place != launch.local_rank or uneven or all_nodes % nodes:
         raise ConfigError(
-            f"rollout.nodes_per_engine={nodes} needs ranks that are numbered node by node, as many on each, on a multiple of {nodes} nodes; "
+            f"rollout.nodes_per_engine={nodes} needs ranks that are numbered node by node, as many on each, on a multiple of "
+            f"{nodes} nodes; "
             f"rank {launch.rank} of {launch.world_size} is number {launch.local_rank} of {launch.local_world_size} on its node"
         )
     first = node - node % nodes

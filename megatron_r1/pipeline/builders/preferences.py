@@ -1,4 +1,7 @@
-"""A trained reward model as a scorer: which part of a response it is given, batches, and the general route of the rewards."""
+"""A trained reward model as a scorer: which part of a response it reads, batches, and the rewards of general prompts.
+
+"R1 v1" and "R1 v2" are the versions of DeepSeek-R1 (arXiv 2501.12948).
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,15 @@ _CUT = Verdict(0.0, "wrong", "cut at the length limit")
 
 
 def scored_part(kind: str, response: str) -> str | None:
-    """Helpfulness is judged by the final summary alone, safety by the whole response (v1 section 2.3.4); None: there is no summary.
+    """What a reward model reads: for helpfulness the final summary, for safety the whole response (R1 v1 section 2.3.4).
 
-    A response without a word is scored as such: published pairs have them.
+    None: there is no summary. An empty response is scored as it is: published pairs hold some.
 
     Raises:
         ConfigError: a reward model of another kind.
     """
     if kind not in ("helpful", "safety"):
-        raise ConfigError(f"a reward model for {kind!r} does not tell which part of a response it scores: helpful or safety does")
+        raise ConfigError(f"a reward model for {kind!r} does not say which part of a response it scores: helpful or safety does")
     return find_summary(response) if kind == "helpful" and response.strip() else response
 
 
@@ -42,7 +45,7 @@ def encode_examples(examples: Sequence[JudgedDialogues], stage: RewardModelConfi
     """The examples as the reward model is trained on them.
 
     Raises:
-        DataError: file and line of a response that is too long, or of which there is nothing to score.
+        DataError: file and line of a response that is too long or has no summary to score.
     """
     encoded = []
     for example in examples:
@@ -76,10 +79,9 @@ class RewardScorer:
         self._model, self._tokenizer, self._kind = model, tokenizer, kind
 
     def score(self, responses: Sequence[tuple[Sequence[Message], str]]) -> list[float | None]:
-        """r_phi of each (conversation, response); None where helpfulness is asked of a response without a summary.
+        """r_phi of each (conversation, response); None for the helpfulness of a response without a summary.
 
-        Any number, of any length that the model has positions for. Helpfulness: higher is better, on a scale of its own. Safety:
-        above 0 is safe, the sigmoid is the probability.
+        Helpfulness has no unit: higher is better. Safety is a logit: above 0 is safe, and its sigmoid is the probability.
 
         Raises:
             DataError: a conversation with its response has more tokens than the model has positions.
@@ -95,10 +97,10 @@ def load_reward_scorer(config: Config, session: Session, kind: str | None = None
     """The reward model in `model.weights` (a Hugging Face folder, a run or one of its checkpoints), ready to score.
 
     Args:
-        kind: that it must have been trained for; None: any.
+        kind: what the reward model must have been trained for; None: anything.
 
     Raises:
-        ConfigError: it is no reward model, or one of another kind, or the layout does not fit.
+        ConfigError: `model.weights` is not set, is no reward model or one of another kind; or the layout does not fit.
         CheckpointError: it is missing, incomplete or corrupt.
     """
     weights = require_weights(config.model, "the folder of a reward model")
@@ -110,17 +112,17 @@ def load_reward_scorer(config: Config, session: Session, kind: str | None = None
 
 
 class PreferenceRewards:
-    """The model component of general prompts: each is judged by the reward model of its set (v2 section 3.1).
+    """The reward component "model" of general prompts: the reward model of a prompt's set scores the responses (R1 v2 section 3.1).
 
     Args:
-        scorers: a prompt's `preference` -> the reward model that judges it.
+        scorers: a prompt's `preference` -> its reward model.
     """
 
     def __init__(self, scorers: Mapping[str, RewardScorer]) -> None:
         self._scorers = scorers
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
-        """{"model": verdicts [G]} for the groups of general prompts, {} for others. All ranks call it with the same groups.
+        """{"model": verdicts [G]} for groups of general prompts, {} for others. All ranks call it with the same groups.
 
         Raises:
             ConfigError: there is no reward model for a prompt.
@@ -149,10 +151,10 @@ class PreferenceRewards:
 
 @contextmanager
 def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRewards | None]:
-    """The reward models of the config for the block; None where `reward.model` names none.
+    """The reward models of the config for the block; None if `reward.model` is not "reward_models".
 
     Raises:
-        ConfigError: no folder is set, or one is no reward model of its kind.
+        ConfigError: no folder is set, or a folder holds no reward model of its kind.
     """
     if config.reward.model != "reward_models":
         yield None
@@ -170,8 +172,10 @@ def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRew
 
 
 def _verdict(score: float | None) -> Verdict:
-    """sigmoid(r), so that a response which cannot be scored, worth 0, is never better than one that can; how the paper scales r
-    beside the other rewards is not stated. "correct" from r = 0."""
+    """sigmoid(r), so that a response which cannot be scored, and gets 0, is never better than one which can. "correct" above r = 0.
+
+    The paper does not state how r is scaled beside the other rewards.
+    """
     if score is None:
         return Verdict(0.0, "wrong", "nothing follows the reasoning")
     reward = 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))

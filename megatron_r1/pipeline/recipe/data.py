@@ -1,10 +1,10 @@
-"""The data of the R1 pipeline's stages 1 and 3: sampled from the stage before, written by a served model, filtered and mixed.
+"""The data of the R1 pipeline's stages 1 and 3: sampled from the model before, written by a served model, filtered and mixed.
 
     stage1/zero/        R1-Zero's samples, those kept            stage3/samples/        Dev2's samples, those kept
     stage1/cold_start/  cleaned, rewritten, checked again        stage3/non_reasoning/  with a chain of thought for some
-    stage1/review/      for people, where recipe.review is on    stage3/curated/        filtered, deduplicated, mixed
+    stage1/review/      for people, if recipe.review is on       stage3/curated/        filtered, deduplicated, mixed
 
-Everything here runs on rank 0; the others take part in sampling alone.
+Everything here runs on rank 0; the other ranks take part in sampling only. "R1 v2" is DeepSeek-R1 (arXiv 2501.12948v2).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rewards.scorers import accuracy_scorers
 
 DECISIONS = "decisions.jsonl"
-_SEEDS = {"cold_start": 1, "direct": 2, "rejection": 3}  # added to the run's: other problems than in RL, where there are enough
+_SEEDS = {"cold_start": 1, "direct": 2, "rejection": 3}  # added to the run's seed: other problems than in RL, if there are enough
 
 
 def make_cold_start(recipe: Recipe, session: Session) -> Path:
-    """Cold-start conversations for stage 1 (v2 B.3.2). Returns their file.
+    """Cold-start conversations for stage 1 (R1 v2 B.3.2). Returns their file.
 
     Raises:
-        ConfigError: no endpoint where a model is to write; or `recipe.review` is on and the decisions are not there yet.
+        ConfigError: there is no endpoint of a model that should write; or `recipe.review` is on and there are no decisions yet.
         DataError: nothing is accepted.
     """
     zero = weights_fingerprint(recipe.weights("zero"))
@@ -69,7 +69,7 @@ def _make_cold_start(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) 
     config, root = recipe.config_of("stage1"), recipe.root / "stage1"
     source, settings = load_problems(config.data, accuracy_scorers(config.reward)), recipe.config.recipe
     zero = recipe.config_of("zero", {"model.weights": str(recipe.weights("zero")), "model.overrides": {}})
-    # What left the question's language is kept: a model translates it.
+    # Samples that left the question's language are kept: a model translates them.
     readable = config.curation.filters.model_copy(update={"names": ["well_formed", "correct", "repetition"]})
     problems = draw_problems(source, settings.cold_start_prompts, config.seed + _SEEDS["cold_start"])
     _sample_stage(zero, fingerprint, open_engine, problems, root / "zero", config, readable)
@@ -81,7 +81,7 @@ def _make_cold_start(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) 
 
 
 def _review(root: Path, config: Config) -> Path:
-    """Hand the data to people, and take what they accepted."""
+    """Hand the conversations to people, and return the file of those that they accepted."""
     conversations, form = list(read_file(root / "cold_start" / KEPT)), Form.of(config.curation)
     decisions = root / "review" / DECISIONS
     if not decisions.is_file():
@@ -138,7 +138,7 @@ def _sample_stage(
 
 
 def draw_problems(source: ProblemSource, count: int, seed: int) -> list[Problem]:
-    """`count` different training problems, or all of them where a file has fewer."""
+    """`count` different training problems, or all of them if a file has fewer."""
     chosen: dict[str, Problem] = {}
     available = sum(problem.kind == "reasoning" for problem in source.fixed_problems()) or count
     for position in range(20 * count):
@@ -152,7 +152,7 @@ def draw_problems(source: ProblemSource, count: int, seed: int) -> list[Problem]
 
 @contextmanager
 def _open_check(config: Config, source: ProblemSource, log: Path) -> Iterator[Check]:
-    """How responses are checked: by rule, and by the judge where one is set."""
+    """How responses are checked: by rule, and by the judge if one is set."""
     with ExitStack() as stack:
         scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
         judge = stack.enter_context(Judge(config.reward.judge)) if config.reward.judge.url else None

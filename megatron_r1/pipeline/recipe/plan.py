@@ -1,56 +1,18 @@
-"""The R1 pipeline: which stage is made from which, each stage's settings, and the driver.
-
-    base ── zero ──┐
-      │            │ outputs
-      ├── stage1 ◄─┘ cold-start SFT (Dev1)
-      │     └── stage2  reasoning RL (Dev2) ── helpful, safety  reward models
-      │            │ samples                        │
-      └── stage3 ◄─┘ SFT from the base (Dev3)       │
-              ├── stage4 ◄──────────────────────────┘ RL over all scenarios (R1)
-              └── distill ◄── student ── student_rl
-
-Source: DeepSeek-R1 (arXiv 2501.12948v2) sections 2 and 3, figure 2.
-"""
+"""The run of the R1 pipeline: chooses stages, checks their settings, runs and measures each, and compares the models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.recipe import stages as recipe_stages
 from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.recipe.measure import Measured, lacks_requests, measure_stage, read_measured
 from megatron_r1.pipeline.recipe.report import write_comparison
+from megatron_r1.pipeline.recipe.stages import STAGES
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the pipeline."""
-
-    title: str
-    needs: tuple[str, ...]  #: stages whose artifacts go in
-    run: Callable[[Recipe, Session], object]
-    is_language_model: bool = True  #: is measured and stands in the table
-
-
-STAGES: dict[str, Stage] = {
-    "base": Stage("base model", (), recipe_stages.run_base),
-    "zero": Stage("R1-Zero: RL alone, no SFT", ("base",), recipe_stages.run_zero),
-    "stage1": Stage("Dev1: SFT of the base on cold-start data", ("base", "zero"), recipe_stages.run_stage1),
-    "stage2": Stage("Dev2: reasoning RL with the language reward", ("stage1",), recipe_stages.run_stage2),
-    "helpful": Stage("reward model for helpfulness", ("stage2",), recipe_stages.run_helpful, is_language_model=False),
-    "safety": Stage("reward model for safety", ("stage2",), recipe_stages.run_safety, is_language_model=False),
-    "stage3": Stage("Dev3: SFT of the base on curated samples", ("base", "stage2"), recipe_stages.run_stage3),
-    "stage4": Stage("R1: RL over all scenarios", ("stage3", "helpful", "safety"), recipe_stages.run_stage4),
-    "student": Stage("student's base model", (), recipe_stages.run_student),
-    "distill": Stage("student, distilled", ("student", "stage3"), recipe_stages.run_distill),
-    "student_rl": Stage("student, RL alone", ("student",), recipe_stages.run_student_rl),
-}
 
 
 def run_recipe(config: Config, session: Session, first: str | None = None, last: str | None = None) -> None:

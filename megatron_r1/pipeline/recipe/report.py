@@ -1,4 +1,7 @@
-"""The comparison of the R1 pipeline's models: one table, and what the paper claims beside what was measured."""
+"""The comparison of the R1 pipeline's models: one table, and what the paper claims beside what was measured.
+
+"R1 v1" and "R1 v2" are the versions of DeepSeek-R1 (arXiv 2501.12948).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from megatron_r1.runtime.markdown_table import align_table
 
 _SHARES = ("pass_at_1", "format", "language", "readable", "helpful", "safe")
 
-#: (the paper's claim, measure, the model that should have more of it, than which)
+#: (the paper's claim, the measure, the model that should be higher in it, the model that should be lower)
 CLAIMS = (
-    ("the cold start makes the model more readable than R1-Zero (v1 section 2.3.1)", "readable", "stage1", "zero"),
-    ("the language reward stops language mixing (v2 section 3.2.1)", "language", "stage2", "zero"),
-    ("RL over all scenarios makes answers more helpful (v2 section 3.2.2, table 3)", "helpful", "stage4", "stage3"),
-    ("a small model gains more from distillation than from RL (v1 section 4.1)", "pass_at_1", "distill", "student_rl"),
+    ("the cold start makes the model more readable than R1-Zero (R1 v1 section 2.3.1)", "readable", "stage1", "zero"),
+    ("the language reward stops language mixing (R1 v2 section 3.2.1)", "language", "stage2", "zero"),
+    ("RL over all scenarios makes answers more helpful (R1 v2 section 3.2.2, table 3)", "helpful", "stage4", "stage3"),
+    ("a small model gains more from distillation than from RL (R1 v1 section 4.1)", "pass_at_1", "distill", "student_rl"),
 )
 
 
@@ -26,7 +29,7 @@ def write_comparison(root: Path, titles: Mapping[str, str]) -> str:
     """Print the table, and keep it as summary.json, summary.md and in report.html.
 
     Args:
-        titles: of the language models' stages, in the order of the table.
+        titles: stage -> title of every language model, in the order of the table.
     """
     measured = {stage: found for stage in titles if (found := read_measured(root, stage)) is not None}
     rows = [{"name": f"{stage}: {titles[stage]}", **_row(found)} for stage, found in measured.items()]
@@ -53,7 +56,7 @@ def _table(rows: list[dict]) -> str:
 
 
 def _hold(claim: tuple[str, str, str, str], measured: Mapping[str, Measured]) -> str | None:
-    """One claim against what was measured here; None where a model or a measure is missing."""
+    """Whether a claim holds for the models measured here; None if a model or a measure is missing."""
     text, measure, better, worse = claim
     values = [getattr(measured[stage], measure) for stage in (better, worse) if stage in measured]
     found: list[float] = [value for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""What all training stages do: stop where the model is finished, resume, write checkpoints, export and seal the model.
+"""What all training stages share: skip a finished stage, resume, write checkpoints, export and seal the model.
 
 Every stage writes `<run_dir>/hf`, a sealed artifact; a stage whose artifact is there is not run again.
 """
@@ -50,7 +50,7 @@ def stage_artifact(config: Config) -> Artifact:
 
 
 def resume_run(run: Run, policy: MegatronModel, reference: ReferencePolicy | None = None) -> dict[str, Any] | None:
-    """Load the checkpoint that the run goes on from, if there is one, and return the state that was saved with it."""
+    """Load the checkpoint that the run resumes from, if there is one, and return the state that was saved with it."""
     from megatron_r1.mcore.checkpoint import load_policy
 
     if run.resumed_from is not None:
@@ -59,7 +59,7 @@ def resume_run(run: Run, policy: MegatronModel, reference: ReferencePolicy | Non
 
 
 def checkpoint_writer(policy: MegatronModel, tokenizer: Tokenizer, reference: ReferencePolicy | None = None) -> Write:
-    """Makes everything of a checkpoint but the run's state. Config and tokenizer make it a model by itself."""
+    """A function that writes the model into a checkpoint, with config and tokenizer, which make it a model by itself."""
     from megatron_r1.mcore.checkpoint import plan_policy
 
     def save(folder: Path) -> Unwritten:

@@ -31,7 +31,7 @@ from megatron_r1.training.grpo import train_grpo
 
 @unless_finished
 def run_grpo(config: Config, session: Session) -> Artifact:
-    """Train with GRPO from `model.weights`, or from random weights where there are none."""
+    """Train with GRPO from `model.weights`, or from random weights if that is not set."""
     stage = config.grpo
     outputs = stage.prompts_per_rollout * stage.group_size
     require_setting(
@@ -91,7 +91,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
 
 
 def _training_problems(config: Config) -> ProblemSource:
-    """The problems of `data.source`, and general ones between them towards the end where `data.general_source` is set."""
+    """The problems of `data.source`; in the last updates with general prompts between them if `data.general_source` is set."""
     stage, reasoning, general = config.grpo, load_problems(config.data, accuracy_scorers(config.reward)), load_general(config.data)
     if general is None:
         return reasoning

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @unless_finished
 def run_pretrain(config: Config, session: Session) -> Artifact:
-    """Pretrain a base model until its steps, and its gate where it has one, are done."""
+    """Pretrain a base model: all its steps and, if it has a gate, until the gate is passed."""
     stage = config.pretrain
     require_setting(
         stage.global_batch_size % stage.micro_batch_size == 0,
@@ -59,8 +59,8 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         divisor = policy.layout.dp * (policy.layout.pp if policy.layout.vpp > 1 else 1)
         require_setting(
             stage.global_batch_size // stage.micro_batch_size % divisor == 0,
-            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} data-parallel "
-            f"ranks{' in an interleaved pipeline' if policy.layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
+            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} "
+            f"data-parallel ranks{' in an interleaved pipeline' if policy.layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
         )
         state = resume_run(run, policy)
         if state:
@@ -92,7 +92,10 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
 def _build_gate(
     config: Config, engine: RolloutEngine, rewards: Rewards, policy: MegatronPolicy, source: ProblemSource, tokenizer: Tokenizer
 ) -> Callable[[], float]:
-    """Greedy accuracy on held-out problems with the thinking opened by the prompt: what the base can do, apart from its habits."""
+    """A function that measures greedy accuracy on held-out problems whose prompt opens the thinking.
+
+    So it measures what the base can do, apart from its habit of thinking or not.
+    """
     problems = heldout_prompts(
         source,
         tokenizer,

@@ -22,8 +22,9 @@ from megatron_r1.pipeline.recipe import plan as recipe_module
 from megatron_r1.pipeline.recipe import report as recipe_report
 from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.recipe.measure import Measured
-from megatron_r1.pipeline.recipe.plan import STAGES, check_gate, check_recipe, chosen_stages, run_recipe
+from megatron_r1.pipeline.recipe.plan import check_gate, check_recipe, chosen_stages, run_recipe
 from megatron_r1.pipeline.recipe.report import write_comparison
+from megatron_r1.pipeline.recipe.stages import STAGES
 from megatron_r1.rollout.options import engine_options
 from tests.paths import ROOT
 
