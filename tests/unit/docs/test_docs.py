@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -61,10 +60,8 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 @cache
 def file_names() -> set[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return {name.rpartition("/")[2] for name in listed.stdout.splitlines()}
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    return {path.name for path in [*files, *ROOT.iterdir()]}
 
 
 def missing_paths(page: Path, text: str) -> list[str]:
