@@ -19,5 +19,6 @@ def test_two_processes_train_like_one(finished_run: Path, base: Path, runs, tmp_
         assert lines[1][key] == expected[1][key], key
     for key in ("loss", "grad_norm"):
         assert lines[1][key] == pytest.approx(expected[1][key], rel=1e-4, abs=1e-6), key
+    assert lines[1]["ratio/max"] == pytest.approx(expected[1]["ratio/max"], rel=1e-3), "the largest over all ranks"
     for line in lines[1:]:
         assert line["logprob_diff/mean"] < 1e-4 and line["logprob_diff/max"] < 1e-2
