@@ -34,3 +34,8 @@ def require_active() -> Device:
 def have_transformer_engine() -> bool:
     """Whether Transformer Engine is installed."""
     return importlib.util.find_spec("transformer_engine") is not None
+
+
+def on_transformer_engine() -> bool:
+    """Whether layers are Transformer Engine's: it is installed, and megatron.core is prepared for CUDA."""
+    return require_active() == "cuda" and have_transformer_engine()

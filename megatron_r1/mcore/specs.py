@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_r1.mcore.active import have_transformer_engine, require_active
+from megatron_r1.mcore.active import on_transformer_engine, require_active
 
 require_active()
 
@@ -52,7 +52,7 @@ class TorchBackend(LocalSpecProvider):
 
 def block_specs(config: TransformerConfig, vp_stage: int | None) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
     """Specs of this stage's decoder layers and of its multi-token prediction block (None where this stage has none)."""
-    if require_active() == "cuda" and have_transformer_engine():
+    if on_transformer_engine():
         decoder = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
         for layer in [*decoder.layer_specs, last_layer]:

@@ -7,7 +7,7 @@ import torch
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.mcore.active import have_transformer_engine, require_active
+from megatron_r1.mcore.active import on_transformer_engine, require_active
 from megatron_r1.mcore.layout import Layout, stage_layers
 from megatron_r1.model.architecture import Architecture, Experts
 
@@ -75,7 +75,7 @@ def _experts(experts: Experts, moe: MoeTrainingConfig) -> dict[str, object]:
         "moe_router_load_balancing_type": "seq_aux_loss" if moe.aux_loss_coeff else "none",
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
         "moe_token_dispatcher_type": "alltoall",
-        "moe_grouped_gemm": require_active() == "cuda" and have_transformer_engine(),
+        "moe_grouped_gemm": on_transformer_engine(),
     }
 
 

@@ -1,8 +1,7 @@
-"""Every choice that depends on CPU or GPU, made once. No other module asks whether CUDA is there."""
+"""Where this process computes. The only module that asks torch whether CUDA is there: all others are handed the device."""
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -14,13 +13,11 @@ from megatron_r1.errors import DeviceError
 
 @dataclass(frozen=True)
 class Device:
-    """Where this process computes, and what follows from it."""
+    """Where this process computes."""
 
     kind: Literal["cpu", "cuda"]
     torch_device: torch.device
     backend: str  #: for torch.distributed; on CUDA gloo stays there for objects and CPU tensors
-    layer_specs: Literal["host", "torch", "transformer_engine"]  #: which Megatron-Core layers are built
-    weight_transfer: Literal["shm", "nccl"]  #: how weights travel to the rollout engine
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read afterwards counts its work."""
@@ -28,38 +25,47 @@ class Device:
             torch.cuda.synchronize(self.torch_device)
 
 
+CPU = Device("cpu", torch.device("cpu"), "gloo")
+
+
 def resolve_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:
     """Turn `runtime.device` into a `Device`. With CUDA, local rank n takes GPU n and makes it current.
 
-    Raises DeviceError where CUDA is asked for and absent, or this machine has fewer GPUs than local ranks.
+    Raises DeviceError if CUDA is asked for and absent, or this machine has fewer GPUs than local ranks.
     """
-    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
-        return Device("cpu", torch.device("cpu"), "gloo", "host", "shm")
-    if not torch.cuda.is_available():
+    count = cuda_device_count()
+    if choice == "cpu" or (choice == "auto" and not count):
+        return CPU
+    if not count:
         build = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
         raise DeviceError(
             f"runtime.device is 'cuda' but {build}; set runtime.device=cpu, or see `megatron-r1 doctor --device cuda`"
         )
-    count = torch.cuda.device_count()
     if local_rank >= count:
         raise DeviceError(f"local rank {local_rank} needs a GPU of its own but this machine shows {count}: start {count} processes")
     torch.cuda.set_device(local_rank)
-    specs = "transformer_engine" if importlib.util.find_spec("transformer_engine") else "torch"
-    return Device("cuda", torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl", specs, "nccl")
+    return Device("cuda", torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl")
 
 
-def time_fixed_work() -> float:
-    """Seconds of a fixed piece of arithmetic on this process's device: a few milliseconds where the device is well."""
+def cuda_device_count() -> int:
+    """How many CUDA devices torch can use here; 0 without CUDA."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_in_use() -> Device:
+    """The GPU that this process has begun to use, else the CPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        device, size, dtype, repeats = torch.device("cuda", torch.cuda.current_device()), 4096, torch.bfloat16, 8
-    else:
-        device, size, dtype, repeats = torch.device("cpu"), 256, torch.float32, 8
-    matrix = torch.full((size, size), 1 / size, dtype=dtype, device=device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return Device("cuda", torch.device("cuda", torch.cuda.current_device()), "cpu:gloo,cuda:nccl")
+    return CPU
+
+
+def time_fixed_work(device: Device) -> float:
+    """Seconds of a fixed piece of arithmetic on the device: a few milliseconds if the device is well."""
+    size, dtype = (4096, torch.bfloat16) if device.kind == "cuda" else (256, torch.float32)
+    matrix = torch.full((size, size), 1 / size, dtype=dtype, device=device.torch_device)
+    device.synchronize()
     started = time.perf_counter()
-    for _ in range(repeats):
+    for _ in range(8):
         matrix = matrix @ matrix
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    device.synchronize()
     return time.perf_counter() - started

@@ -101,11 +101,13 @@ def _examine_torch(diagnosis: Diagnosis) -> bool:
         return False
     import torch
 
+    from megatron_r1.runtime.device import cuda_device_count
+
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     diagnosis.findings.append(("torch", f"{torch.__version__}, {build}"))
-    has_cuda = torch.cuda.is_available()
+    has_cuda = cuda_device_count() > 0
     if has_cuda:
-        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        devices = [torch.cuda.get_device_properties(index) for index in range(cuda_device_count())]
         names = ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
         diagnosis.findings.append(("CUDA", f"{len(devices)} device(s): {names}"))
     else:

@@ -1,8 +1,8 @@
-"""Looks at every node of a job before it begins, and names those that would break it or hold all others up.
+"""Examine every node before a job begins, and name those that would break the job or slow all others down.
 
-Run on every rank, as the job will be. Each rank examines its device, memory and disks alone, an error of one becoming a finding and
-not the end; then all meet: clocks are compared, every pair of neighbours sends to each other, all sum up a tensor. A node is bad where a
-check fails, or where a speed is less than a share of the median of all.
+It runs on every rank of the job. First each rank examines its device, memory and disks alone; an error is noted and does not end
+the check. Then the ranks meet: they compare clocks, send to their neighbours and sum a tensor over all. A node is bad if a check
+fails or if one of its speeds is below a share of the median.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +21,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.runtime import distributed
-from megatron_r1.runtime.device import Device, resolve_device, time_fixed_work
+from megatron_r1.runtime.device import CPU, Device, resolve_device, time_fixed_work
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import configure_threads, node_name, read_launch
 
 BAD_NODES = 3  #: exit code
-CLOCK_SECONDS = 2.0  #: that clocks may differ by: munge's and the logs' order suffer from more
+CLOCK_SECONDS = 2.0  #: largest difference of clocks: beyond it munge refuses and logs are out of order
 _MEETING_SECONDS = 300.0
 _DISK_BYTES = 64 << 20
 _MEMORY_BYTES = 64 << 20
@@ -35,12 +36,12 @@ _SPEEDS = {
     "device memory": "GB/s",
     "memory": "GB/s",
     "network": "GB/s",
-}  # compared with the other ranks'; more is better
+}  # compared with those of the other ranks; more is better
 
 
 @dataclass
 class Findings:
-    """Of one rank."""
+    """What was found on one rank."""
 
     node: str
     rank: int
@@ -51,11 +52,11 @@ class Findings:
 
 
 def run_preflight(choice: Literal["auto", "cpu", "cuda"], disks: Sequence[Path], bad_nodes: Path | None, slowest: float) -> int:
-    """Examine this rank, meet the others, print what was found on rank 0. Returns 0, or 3 on all ranks where a node is bad.
+    """Examine this rank, meet the others, and print the report on rank 0. Returns 0, or 3 on all ranks if a node is bad.
 
     Args:
-        disks: folders to write to; `{node}` stands for the node's name. One rank of a node does it.
-        bad_nodes: gets the names of bad nodes, one a line; not written where there are none.
+        disks: folders to write to; `{node}` stands for the node's name. One rank of each node tests them.
+        bad_nodes: file for the names of bad nodes, one a line; not written if there are none.
         slowest: share of the median speed below which a node is bad.
 
     Raises:
@@ -66,14 +67,14 @@ def run_preflight(choice: Literal["auto", "cpu", "cuda"], disks: Sequence[Path],
     found = Findings(node_name(), launch.rank)
     device = _resolve_or_note(choice, launch.local_rank, found)
     if device is not None:
-        _examine(found, "device", lambda: _time_device(found))
-    _examine(found, "memory", lambda: found.speeds.update(memory=_copy_speed(torch.device("cpu"))))
+        _examine(found, "device", lambda: _measure_device(found, device))
+    _examine(found, "memory", lambda: found.speeds.update(memory=_copy_speed(CPU)))
     if launch.local_rank == 0:
         for pattern in disks:
             folder = Path(str(pattern).replace("{node}", found.node))
-            _examine(found, f"disk {folder}", lambda folder=folder: found.disks.update({str(folder): _disk_speed(folder)}))
-    # First over gloo alone: a broken GPU must not keep its rank from telling so.
-    distributed.join_process_group(launch, Device("cpu", torch.device("cpu"), "gloo", "host", "shm"), _MEETING_SECONDS)
+            _examine(found, f"disk {folder}", partial(_measure_disk, found, folder))
+    # First over gloo alone: a rank with a broken GPU must still be able to report it.
+    distributed.join_process_group(launch, CPU, _MEETING_SECONDS)
     try:
         _compare_clocks(found)
         _meet(found, device)
@@ -110,7 +111,7 @@ def find_bad_nodes(ranks: Sequence[Findings], slowest: float) -> dict[str, list[
 
 
 def preflight_report(ranks: Sequence[Findings], bad: dict[str, list[str]]) -> str:
-    """A line a node: what is wrong, or the least speeds of its ranks."""
+    """One line for each node: what is wrong with it, or the lowest speeds of its ranks."""
     nodes: dict[str, list[Findings]] = {}
     for found in ranks:
         nodes.setdefault(found.node, []).append(found)
@@ -134,44 +135,45 @@ def _resolve_or_note(choice: Literal["auto", "cpu", "cuda"], local_rank: int, fo
 
 
 def _examine(found: Findings, what: str, work: Callable[[], None]) -> None:
-    """A check that fails is a finding."""
+    """Run one check; an error becomes a problem of this rank."""
     try:
         work()
-    except Exception as error:  # noqa: BLE001 - whatever a broken node raises, it is the node's
+    except Exception as error:  # noqa: BLE001 - a broken node may raise anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         found.problems.append(f"{what}: {reason or type(error).__name__}")
 
 
-def _time_device(found: Findings) -> None:
-    """Arithmetic that is right, and how fast it is. On CUDA its own memory counts, too."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    numbers = torch.arange(64, dtype=torch.float32, device=device).view(8, 8)
+def _measure_device(found: Findings, device: Device) -> None:
+    """Check that the device computes correctly, and how fast. On CUDA measure the device's own memory, too."""
+    numbers = torch.arange(64, dtype=torch.float32, device=device.torch_device).view(8, 8)
     if not torch.equal((numbers @ numbers).cpu(), (numbers.cpu() @ numbers.cpu())):  # exact: whole numbers below 2^24
         raise RuntimeError("a product of two matrices is wrong")
-    time_fixed_work()
-    found.speeds["device"] = 1 / min(time_fixed_work() for _ in range(3))
-    if cuda:
+    time_fixed_work(device)
+    found.speeds["device"] = 1 / min(time_fixed_work(device) for _ in range(3))
+    if device.kind == "cuda":
         found.speeds["device memory"] = _copy_speed(device)
 
 
-def _copy_speed(device: torch.device) -> float:
+def _copy_speed(device: Device) -> float:
     """GB/s read and written by copies."""
-    source = torch.ones(_MEMORY_BYTES, dtype=torch.uint8, device=device)
+    source = torch.ones(_MEMORY_BYTES, dtype=torch.uint8, device=device.torch_device)
     target = torch.empty_like(source)
     target.copy_(source)
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
         target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        device.synchronize()
         best = min(best, time.perf_counter() - started)
     return 2 * _MEMORY_BYTES / best / 1e9
 
 
+def _measure_disk(found: Findings, folder: Path) -> None:
+    found.disks[str(folder)] = _disk_speed(folder)
+
+
 def _disk_speed(folder: Path) -> float:
-    """MB/s for writing a file to the disk and reading it back. Raises OSError; RuntimeError where other bytes come back."""
+    """MB/s for writing a file to the disk and reading it back. Raises OSError; RuntimeError if other bytes come back."""
     content = os.urandom(1 << 20)
     path = folder / f".tmp-preflight-{node_name()}-{os.getpid()}"
     started = time.perf_counter()
@@ -192,7 +194,7 @@ def _disk_speed(folder: Path) -> float:
 
 def _compare_clocks(found: Findings) -> None:
     distributed.barrier()
-    distributed.barrier()  # the first one waits for those that were late
+    distributed.barrier()  # the first one waited for ranks that were late
     times = distributed.gather_objects(time.time())
     found.clock_seconds = times[found.rank] - times[0]
 
@@ -201,29 +203,28 @@ def _meet(found: Findings, device: Device | None) -> None:
     """Send to both neighbours and sum over all, over the network that the job will use."""
     if distributed.world_size() == 1:
         return
-    on_cuda = distributed.gather_objects(device is not None and device.kind == "cuda")
-    cuda = all(on_cuda)
-    if any(on_cuda) and not cuda:
-        return  # some rank's GPU is broken, which is a finding; the others cannot try NCCL without it
-    where = device.torch_device if cuda else torch.device("cpu")
-    group = dist.new_group(backend="nccl") if cuda else None
+    where = device if device is not None and device.kind == "cuda" else CPU
+    kinds = set(distributed.gather_objects(where.kind))
+    if len(kinds) > 1:
+        return  # some rank's GPU is broken and noted; the others cannot try NCCL without it
+    group = dist.new_group(backend="nccl") if kinds == {"cuda"} else None
     _examine(found, "all-reduce", lambda: _check_sum(where, group))
     _examine(found, "network", lambda: found.speeds.update(network=_neighbour_speed(found.rank, where, group)))
 
 
-def _check_sum(where: torch.device, group: dist.ProcessGroup | None) -> None:
-    values = torch.full((1 << 20,), float(distributed.rank() + 1), device=where)
+def _check_sum(where: Device, group: dist.ProcessGroup | None) -> None:
+    values = torch.full((1 << 20,), float(distributed.rank() + 1), device=where.torch_device)
     dist.all_reduce(values, group=group)
     wanted = distributed.world_size() * (distributed.world_size() + 1) / 2
     if not bool((values == wanted).all()):
         raise RuntimeError("the sum over all ranks is wrong")
 
 
-def _neighbour_speed(rank: int, where: torch.device, group: dist.ProcessGroup | None) -> float:
+def _neighbour_speed(rank: int, where: Device, group: dist.ProcessGroup | None) -> float:
     """GB/s to or from the better of the two neighbours: a slow node is slow with both, its neighbours with one."""
     size, best = distributed.world_size(), 0.0
-    tensor = torch.ones(_NETWORK_BYTES, dtype=torch.uint8, device=where)
-    # In the first round ranks 0-1, 2-3 ... are a pair, in the second 1-2, 3-4 ...; of an odd number one rank rests.
+    tensor = torch.ones(_NETWORK_BYTES, dtype=torch.uint8, device=where.torch_device)
+    # In the first round the pairs are 0-1, 2-3 ..., in the second 1-2, 3-4 ...; with an odd number of ranks one waits.
     for first in (0, 1):
         lower = (rank - first) % 2 == 0 and rank >= first
         peer = rank + 1 if lower else rank - 1
@@ -233,8 +234,7 @@ def _neighbour_speed(rank: int, where: torch.device, group: dist.ProcessGroup | 
                 order = (dist.send, dist.recv) if lower else (dist.recv, dist.send)
                 for move in order:
                     move(tensor, peer, group=group)
-                if where.type == "cuda":
-                    torch.cuda.synchronize(where)
+                where.synchronize()
                 if attempt:
                     best = max(best, 2 * _NETWORK_BYTES / (time.perf_counter() - started) / 1e9)
         distributed.barrier()

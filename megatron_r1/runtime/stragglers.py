@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_r1.runtime.device import time_fixed_work
+from megatron_r1.runtime.device import device_in_use, time_fixed_work
 from megatron_r1.runtime.distributed import gather_objects, is_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.metrics import read_metrics
@@ -53,7 +53,7 @@ class StragglerLog:
         self._due_at = time.monotonic() + SECONDS_BETWEEN
         cpu, self._cpu = time.process_time() - self._cpu, time.process_time()
         ranks = gather_objects(
-            {"probe": time_fixed_work(), "cpu": cpu} | {k.removeprefix("seconds/"): v for k, v in seconds.items()}
+            {"probe": time_fixed_work(device_in_use()), "cpu": cpu} | {k.removeprefix("seconds/"): v for k, v in seconds.items()}
         )
         if is_rank_zero():
             names = [name for name in ranks[0] if all(name in of_rank for of_rank in ranks)]

@@ -164,6 +164,25 @@ def test_a_read_of_the_environment_would_be_found():
     assert sorted(environment_reads(source)) == [2, 3, 4]
 
 
+def questions_for_cuda(tree: ast.Module) -> list[int]:
+    """Lines that ask torch whether, or how much, CUDA is there."""
+    asked = ("is_available", "is_initialized", "device_count")
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {f"torch.cuda.{name}" for name in asked}
+    ]
+
+
+def test_only_device_asks_for_cuda():
+    for path in MODULES + TOOLS:
+        lines = questions_for_cuda(parse(path))
+        assert not lines or path == ROOT / PACKAGE / "runtime" / "device.py", (
+            f"{path} lines {lines}: take the device as an argument"
+        )
+    assert questions_for_cuda(ast.parse("import torch\nif torch.cuda.is_available():\n    torch.cuda.synchronize()")) == [2]
+
+
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [

@@ -169,7 +169,7 @@ def test_device_choice_without_cuda():
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     device = resolve_device("auto")
-    assert (device.kind, device.backend, device.layer_specs, device.weight_transfer) == ("cpu", "gloo", "host", "shm")
+    assert (device.kind, device.backend) == ("cpu", "gloo")
     with pytest.raises(DeviceError, match="runtime.device is 'cuda' but this torch is built without CUDA"):
         resolve_device("cuda")
 
