@@ -1,4 +1,4 @@
-"""The GSM8K how-to (examples/gsm8k/README.md) as written, on the real problems."""
+"""The GSM8K how-to (examples/gsm8k/README.md) as written, on made problems in its form and on the real ones."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.public_data import KINDS, math_file
 
-PROBLEMS = ROOT.parent / "shared/data/math/gsm8k_train.jsonl"
 
-
-@pytest.mark.skipif(not PROBLEMS.is_file(), reason="needs gsm8k_train.jsonl beside the repository")
-def test_grpo_runs_over_gsm8k(runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_grpo_runs_over_gsm8k(runs, kind: str, tmp_path: Path) -> None:
+    problems = math_file(kind, tmp_path)
     tokenizer = [
-        sys.executable, "tools/train_tokenizer.py", "--input", str(PROBLEMS), "--field", "question", "--field", "answer",
+        sys.executable, "tools/train_tokenizer.py", "--input", str(problems), "--field", "question", "--field", "answer",
         "--vocab-size", "2048", "--template", "r1_zero", "--out", str(tmp_path / "tokenizer"),
     ]  # fmt: skip
     done = subprocess.run(tokenizer, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     command = [
-        sys.executable, "-m", "megatron_r1.cli", "grpo", "--config", "examples/gsm8k/grpo.yaml", f"data.source={PROBLEMS}",
+        sys.executable, "-m", "megatron_r1.cli", "grpo", "--config", "examples/gsm8k/grpo.yaml", f"data.source={problems}",
         f"data.tokenizer={tmp_path / 'tokenizer'}", f"run_dir={tmp_path / 'run'}", "grpo.rollouts=2", "evaluate.problems=4",
     ]  # fmt: skip
     runs.finish(command, tmp_path / "log.txt")
     lines = runs.read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [0, 1, 2] and lines[1]["logprob_diff/max"] < 1e-2
     rollouts = [json.loads(line) for line in (tmp_path / "run/rollouts/step_000001.jsonl").read_text().splitlines()]
-    questions = {json.loads(line)["question"] for line in PROBLEMS.read_text(encoding="utf-8").splitlines()}
+    questions = {json.loads(line)["question"] for line in problems.read_text(encoding="utf-8").splitlines()}
     assert {rollout["question"] for rollout in rollouts} <= questions and len({r["prompt_id"] for r in rollouts}) == 8

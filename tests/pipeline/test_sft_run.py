@@ -22,8 +22,8 @@ from megatron_r1.pipeline.artifact import hash_files
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.run import Run
 from tests.paths import ROOT
+from tests.public_data import KINDS, public_file
 
-CHAT = ROOT.parent / "shared/data/chat"
 EXAMPLE = str(ROOT / "examples/tiny_cpu/sft_chat.yaml")
 
 
@@ -147,12 +147,24 @@ def test_a_file_that_changed_under_a_run_is_noticed(capfd, whole: Path, settings
     assert "the conversations are not those this run began with" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(not CHAT.is_dir(), reason="needs the published chat files")
-def test_a_packed_epoch_over_published_chat_with_the_right_mask(tmp_path: Path) -> None:
+def _made_chat(name: str) -> list[dict[str, str]]:
+    text = "小明有{n}颗糖，{m}颗给了朋友。" if "zh" in name else "Tom has {n} sweets and gives {m} to his friends."
+    return [
+        {
+            "instruction": f"{name} {n}: {text.format(n=n + 9, m=n)}",
+            "input": "",
+            "output": text.format(n=n, m=3) * (n + 1),
+        }
+        for n in range(6)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_epoch_over_chat_with_the_right_mask(kind: str, tmp_path: Path) -> None:
     """A part of each file; what is trained on is exactly the assistant's text and its end."""
     parts, texts = [], []
     for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "identity.json"):
-        records = [record for _, record in read_records(CHAT / name)][:6]
+        records = _made_chat(name) if kind == "made" else [record for _, record in read_records(public_file(f"chat/{name}"))][:6]
         (tmp_path / name).write_text(json.dumps(records))
         parts.append(str(tmp_path / name))
         texts += [record[field] for record in records for field in ("instruction", "output")]

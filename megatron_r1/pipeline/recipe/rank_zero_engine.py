@@ -30,19 +30,22 @@ class DrivenEngine:
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine = engine
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         """See `RolloutEngine.generate`. `on_group` gets the groups of other ranks' engines at the end, all at once."""
+        take = on_group or (lambda group: None)
         passed_on: set[int] = set()
 
         def pass_on(group: RolloutGroup) -> None:
             passed_on.add(id(group))
-            on_group(group)
+            take(group)
 
         _announce_call("generate", prompts, sampling, seed)
         groups = self._engine.generate(prompts, sampling, seed, pass_on)
         for group in groups:
             if id(group) not in passed_on:
-                on_group(group)
+                take(group)
         return groups
 
 

@@ -23,15 +23,7 @@ from megatron_r1.curation.proportions import draw, plan_mix
 from megatron_r1.curation.words import hash_ngrams, words_of
 from megatron_r1.errors import DataError
 from tests.paths import ROOT
-
-DATA = ROOT.parent / "shared/data"
-GSM8K = DATA / "math/gsm8k_train.jsonl"
-
-
-def questions() -> list[str]:
-    if not GSM8K.exists():
-        pytest.skip("needs shared/data/math/gsm8k_train.jsonl")
-    return [json.loads(line)["question"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+from tests.public_data import KINDS, math_records
 
 
 def write(path: Path, *records: dict) -> Path:
@@ -97,9 +89,10 @@ def find_all(texts: list[str], config: DedupConfig, seed: int = 0) -> dict[int, 
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_planted_near_duplicates_are_found_and_distinct_texts_are_kept(seed):
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_near_duplicates_are_found_and_distinct_texts_are_kept(kind, seed):
     config = DedupConfig()
-    texts = questions()[:2000]
+    texts = [record["question"] for record in math_records(kind)[:2000]]
     generator = random.Random(seed)
     planted = []
     for original in generator.sample(range(2000), 200):
@@ -161,8 +154,9 @@ def test_a_short_question_matches_a_prompt_with_just_its_words():
     assert sets.match("what is 2 + 3", "and then what is 2 + 3") is None
 
 
-def test_planted_questions_are_found_in_real_data_and_others_are_not():
-    texts = questions()
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_questions_are_found_among_many_and_others_are_not(kind):
+    texts = [record["question"] for record in math_records(kind)]
     sets = EvaluationSets.of({"test": texts[:500]}, 10)
     generator = random.Random(0)
     for question in generator.sample(texts[:500], 50):

@@ -13,7 +13,7 @@ from megatron_r1.data.documents import DocumentStream, TextDocuments, load_docum
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
-from tests.paths import ROOT
+from tests.public_data import KINDS, public_file
 
 BOS, EOS = 1, 2
 
@@ -135,10 +135,15 @@ def test_a_batch_costs_little_beside_a_training_step(tokenizer):
     assert (time.process_time() - start) / 20 < 0.025  # about 4 ms on an idle core; a training step takes over 100
 
 
-def test_real_text_flows_through(tokenizer):
-    path = ROOT.parent / "shared/data/text/chinese.md"
-    if not path.exists():
-        pytest.skip(f"needs {path.name}")
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_text_flows_through(tokenizer, kind, tmp_path):
+    if kind == "made":
+        path = tmp_path / "chinese.md"
+        path.write_text(
+            "\n\n".join(f"# 第{n}章\n小明有{n}颗糖，他把糖分给{n % 7 + 2}个朋友。" for n in range(200)), encoding="utf-8"
+        )
+    else:
+        path = public_file("text/chinese.md")
     stream = DocumentStream(load_documents(DataConfig(source=str(path))), tokenizer, 0, True)
     batch = stream.next_batch(8, 128)
     assert batch.token_ids.shape == (1, 1024) and batch.token_ids.max() < tokenizer.vocab_size

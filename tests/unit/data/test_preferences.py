@@ -18,9 +18,8 @@ from megatron_r1.data.preferences import read_labelled, read_pairs, split_heldou
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.tags import find_summary
-from tests.paths import ROOT
+from tests.public_data import public_file
 
-SHARED = ROOT.parent / "shared/data/preference"
 USER, ANSWER, AGAIN = Message("user", "How?"), Message("assistant", "So."), Message("user", "And then?")
 
 SHAPES = {
@@ -158,11 +157,9 @@ def test_conversations_with_one_opening_are_held_out_together(tmp_path: Path) ->
 
 
 def test_published_pairs() -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"no {SHARED}")
-    pairs = read_pairs(SHARED / "hh_harmless.jsonl.gz")
+    pairs = read_pairs(public_file("preference/hh_harmless.jsonl.gz"))
     assert len(pairs) == 2312 and all(len(pair.dialogues) == 2 for pair in pairs)
-    assert len(read_pairs(SHARED / "dpo_en_demo.json")) == len(read_pairs(SHARED / "dpo_zh_demo.json")) == 300
+    assert [len(read_pairs(public_file(f"preference/dpo_{name}_demo.json"))) for name in ("en", "zh")] == [300, 300]
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import FileProblems, Problem, load_problems, read_problems
 from megatron_r1.data.split import is_heldout
 from megatron_r1.errors import DataError
-from tests.paths import ROOT
-
-DATA = ROOT.parent / "shared/data"
+from tests.public_data import math_file, math_records
 
 
 def write(path: Path, text: str) -> DataConfig:
@@ -161,11 +159,11 @@ def test_tally_problems_are_disjoint_and_held_out_ones_differ_in_numbers():
     assert all(eval(expression(p)) == int(p.answer) for p in train + heldout)
 
 
-def test_gsm8k_loads_through_the_same_path():
-    path = DATA / "math/gsm8k_train.jsonl"
-    if not path.exists():
-        pytest.skip(f"needs {path.name}")
-    source = load_problems(DataConfig(source=str(path), answer_format="gsm8k"))
-    assert len(source.fixed_problems()) == 7473
-    assert source.fixed_problems()[0].answer == "72"
+@pytest.mark.parametrize(("kind", "count"), [("made", 2000), ("public", 7473)])
+def test_gsm8k_loads_through_the_same_path(kind, count, tmp_path):
+    source = load_problems(DataConfig(source=str(math_file(kind, tmp_path)), answer_format="gsm8k"))
+    assert len(source.fixed_problems()) == count
+    answers = {problem.question: problem.answer for problem in source.fixed_problems()}
+    first = math_records(kind)[0]
+    assert answers[first["question"].strip()] == first["answer"].rpartition("#### ")[2]
     assert all(p.answer.lstrip("-").replace(".", "", 1).isdigit() for p in source.fixed_problems())

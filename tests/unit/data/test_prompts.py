@@ -11,9 +11,7 @@ from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_promp
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
-from tests.paths import ROOT
-
-DATA = ROOT.parent / "shared/data"
+from tests.public_data import KINDS, math_file
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +102,9 @@ def test_a_forced_opening_is_the_tag_token(tokenizer):
     assert forced.text == tokenizer.decode(forced.token_ids) == prompt.text + "<think>"
 
 
-def test_gsm8k_prompts_hold_the_question_and_not_the_solution(tokenizer):
-    path = DATA / "math/gsm8k_train.jsonl"
-    if not path.exists():
-        pytest.skip(f"needs {path.name}")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gsm8k_prompts_hold_the_question_and_not_the_solution(tokenizer, kind, tmp_path):
+    path = math_file(kind, tmp_path)
     solutions = {r["question"].strip(): r["answer"] for r in map(json.loads, path.read_text().splitlines())}
     source = load_problems(DataConfig(source=str(path), answer_format="gsm8k"))
     for prompt in PromptStream(source, tokenizer, "r1_zero", 0, max_prompt_tokens=1024).next(200):

@@ -19,10 +19,7 @@ from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, read_ben
 from megatron_r1.evaluation.benchmarks import BENCHMARKS, find_benchmarks
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.rules.choice import ChoiceScorer
-from tests.paths import ROOT
-
-DATA = ROOT.parent / "shared/data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the published data sets are not on this machine")
+from tests.public_data import GSM8K, public_file
 
 GPQA = {"Record ID": "rec1", "Question": "Which {gas}?", "Correct Answer": "neon", "Incorrect Answer 1": "argon\n",
         "Incorrect Answer 2": "oxygen", "Incorrect Answer 3": "none", "High-level domain": "Chemistry"}  # fmt: skip
@@ -197,11 +194,10 @@ def test_the_last_letter_after_the_reasoning_counts(response, outcome):
     assert ChoiceScorer().score(response, "neon").outcome == "unscorable"
 
 
-@needs_data
 def test_real_files_are_read_and_their_own_solutions_pass(tmp_path):
-    gsm8k = read("gsm8k", DATA / "math/gsm8k_train.jsonl")
+    gsm8k = read("gsm8k", public_file(GSM8K))
     assert len(gsm8k) == 7473 and all("####" in problem.reference for problem in gsm8k)
-    code = {"humaneval": DATA / "code/humaneval.jsonl.gz", "mbpp": DATA / "code/mbpp.jsonl"}
+    code = {"humaneval": public_file("code/humaneval.jsonl.gz"), "mbpp": public_file("code/mbpp.jsonl")}
     problems = {name: read(name, path) for name, path in code.items()}
     assert {name: len(found) for name, found in problems.items()} == {"humaneval": 164, "mbpp": 500}
     records = [json.loads(line) for line in gzip.decompress(code["humaneval"].read_bytes()).splitlines()]

@@ -7,9 +7,8 @@ import pytest
 from megatron_r1.data.chat.conversations import Message, read_conversation
 from megatron_r1.data.record_files import read_records
 from megatron_r1.errors import DataError
-from tests.paths import ROOT
+from tests.public_data import public_file
 
-SHARED = ROOT.parent / "shared/data"
 HELLO = [Message("user", "Hello?"), Message("assistant", "Hi!")]
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": " Hi!\n"}]
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hi!"}]
@@ -65,15 +64,14 @@ def test_what_is_no_conversation_is_told_on_one_line(record, says):
     assert says in str(caught.value) and str(caught.value).startswith("x:1") and "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the published chat and preference files")
 def test_published_files_are_read_whole():
     turns = {}
     for name in ("chat/alpaca_en_demo.json", "chat/identity.json", "preference/dpo_en_demo.json", "preference/dpo_zh_demo.json"):
-        conversations = [read_conversation(record, where) for where, record in read_records(SHARED / name)]
+        conversations = [read_conversation(record, where) for where, record in read_records(public_file(name))]
         turns[name] = (len(conversations), max(map(len, conversations)))
     assert list(turns.values()) == [(999, 2), (91, 2), (300, 14), (300, 3)]
     blank = []
-    for where, record in read_records(SHARED / "preference/hh_harmless.jsonl.gz"):
+    for where, record in read_records(public_file("preference/hh_harmless.jsonl.gz")):
         try:
             read_conversation(record, where)
         except DataError as error:

@@ -15,12 +15,11 @@ from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
 from megatron_r1.rewards.sandbox.values import encode_value
-from tests.paths import ROOT
 from tests.patience import patient
+from tests.public_data import public_file
 
 PROBE = probe_sandbox(SandboxSettings())
 needs_sandbox = pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)
-DATA = ROOT.parent / "shared/data/code"
 ADD = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7"]}
 
 
@@ -266,11 +265,10 @@ def test_agrees_survives_forged_results(hostile):
 
 
 @needs_sandbox
-@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data/code is not there")
 def test_reference_solutions_are_accepted_and_spoilt_ones_rejected():
     """Five of each data set; benchmarks/rewards_code.py judges all."""
     scorer = CodeScorer(wall_seconds=patient(60), stop_at_first_failure=True)
-    for task in tasks_of(DATA, 5):
+    for task in tasks_of(public_file("code"), 5):
         if task.variant != "operator":
             verdict = scorer.score(f"```python\n{task.program}\n```", task.tests)
             assert verdict.outcome == {"reference": "correct", "result": "wrong"}[task.variant], (task, verdict)

@@ -9,9 +9,7 @@ import pytest
 
 from megatron_r1.rewards.language.scorer import LANGUAGES, LanguageScorer, count_words
 from megatron_r1.rewards.language.text import prose_of, reasoning_of
-from tests.paths import ROOT
-
-DATA = ROOT.parent / "shared/data/language"
+from tests.public_data import public_file
 
 TEXTS = {
     "en": "First we add the two numbers, then we divide the sum by three because there are three people.",
@@ -143,9 +141,7 @@ def test_a_target_may_carry_its_region():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_real_sentences_are_told_apart(language):
-    path = DATA / f"{language}.txt"
-    if not path.exists():
-        pytest.skip(f"needs {path.name}")
+    path = public_file(f"language/{language}.txt")
     sentences = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     right = 0
     for sentence in sentences:
