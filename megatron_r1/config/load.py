@@ -6,19 +6,17 @@ the same code and every error can name the layer that it came from.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
+from megatron_r1.config.keys import FIELDS, FREE_FORM, SECTIONS, nearest_key
 from megatron_r1.config.schema import Config
-from megatron_r1.config.section import may_change
 from megatron_r1.errors import ConfigError
 
 COMMAND_LINE = "on the command line"
@@ -100,40 +98,12 @@ def flatten_config(config: Config) -> dict[str, Any]:
     return dict(_flatten_settings(config.model_dump()))
 
 
-def known_keys() -> dict[str, FieldInfo]:
-    """Dotted key -> field for every setting of the schema, in its order; sections themselves are left out."""
-    return {key: field for key, field in _walk(Config, "") if _section(field) is None}
-
-
-def keys_that_may_change() -> frozenset[str]:
-    """The settings that a run which goes on may have other values of: they do not change its result. See `section.MAY_CHANGE`."""
-    return frozenset(key for key, field in known_keys().items() if may_change(field))
-
-
-def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in section.model_fields.items():
-        yield prefix + name, field
-        inner = _section(field)
-        if inner is not None:
-            yield from _walk(inner, f"{prefix}{name}.")
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    return field.annotation if is_section else None
-
-
-_FIELDS = dict(_walk(Config, ""))
-_SECTIONS = {key for key, field in _FIELDS.items() if _section(field) is not None}
-_FREE_FORM = {key for key, field in _FIELDS.items() if get_origin(field.annotation) is dict}
-
-
 def _flatten_settings(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         key = f"{prefix}{name}"
-        if key in _SECTIONS and isinstance(value, Mapping):
+        if key in SECTIONS and isinstance(value, Mapping):
             yield from _flatten_settings(value, f"{key}.")
-        elif key not in _SECTIONS or value is not None:  # a section whose lines are all commented out changes nothing
+        elif key not in SECTIONS or value is not None:  # a section whose lines are all commented out changes nothing
             yield key, value
 
 
@@ -159,31 +129,20 @@ def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
         parsed = yaml.load(value, _YamlLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of '{key}' {COMMAND_LINE} is not valid YAML: {_one_line(error)}") from None
-    if key in _SECTIONS and isinstance(parsed, Mapping):
+    if key in SECTIONS and isinstance(parsed, Mapping):
         return _flatten_settings(parsed, f"{key}.")
     return iter([(key, parsed)])
 
 
 def _check_key(key: str, value: Any, source: str) -> None:
-    if key in _SECTIONS:
+    if key in SECTIONS:
         raise ConfigError(f"'{key}' {source} is a section, got {value!r}, expected settings such as '{_example(key)}'")
-    if key not in _FIELDS and not any(key.startswith(f"{free}.") for free in _FREE_FORM):
-        raise ConfigError(f"unknown key '{key}' {source}; the nearest known key is '{_nearest(key)}'")
+    if key not in FIELDS and not any(key.startswith(f"{free}.") for free in FREE_FORM):
+        raise ConfigError(f"unknown key '{key}' {source}; the nearest known key is '{nearest_key(key)}'")
 
 
 def _example(section: str) -> str:
-    return next(key for key in _FIELDS if key.startswith(f"{section}.") and key not in _SECTIONS)
-
-
-def _nearest(key: str) -> str:
-    """The known key most like `key`, wherever it stands: the last name counts most, the sections around it break ties."""
-
-    def similarity(known: str) -> float:
-        names = difflib.SequenceMatcher(None, key.rpartition(".")[2], known.rpartition(".")[2]).ratio()
-        paths = difflib.SequenceMatcher(None, key, known).ratio()
-        return 2 * names + paths
-
-    return max(_FIELDS, key=similarity)
+    return next(key for key in FIELDS if key.startswith(f"{section}.") and key not in SECTIONS)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

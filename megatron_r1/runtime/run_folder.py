@@ -10,7 +10,8 @@ import socket
 from pathlib import Path
 from typing import TextIO
 
-from megatron_r1.config.load import flatten_config, keys_that_may_change, load_config, save_config
+from megatron_r1.config.keys import keys_that_may_change
+from megatron_r1.config.load import flatten_config, load_config, save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy
 from megatron_r1.runtime import rollout_files

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from megatron_r1.config.load import known_keys
+from megatron_r1.config.keys import known_keys
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import ROOT, SCRIPTS, SLURM, Jobs
 

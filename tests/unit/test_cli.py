@@ -13,6 +13,7 @@ import types
 import pytest
 
 from megatron_r1 import cli
+from megatron_r1.cli.commands import COMMANDS, EVALUATE, PIPELINES, RESCORE
 from megatron_r1.errors import CheckpointError, WeightSyncError
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.launch import child_environment
@@ -64,7 +65,7 @@ def test_each_command_gets_the_merged_config(commands, tmp_path, arguments, targ
 
 
 def test_every_command_names_a_function_that_is_there():
-    for command in [*cli.COMMANDS.values(), cli.EVALUATE, cli.RESCORE, *cli.PIPELINES.values()]:
+    for command in [*COMMANDS.values(), EVALUATE, RESCORE, *PIPELINES.values()]:
         module, _, name = command.target.partition(":")
         function = getattr(importlib.import_module(module), name)
         assert len(inspect.signature(function).parameters) == (2 if command.is_stage else 1)
@@ -80,6 +81,8 @@ def test_every_command_names_a_function_that_is_there():
         ([], "COMMAND"),
         (["doctor", "seed=1"], "unknown argument seed=1"),
         (["report"], "run_dir"),
+        (["config", "grpo.clipeps"], "unknown key 'grpo.clipeps'; the nearest known key is 'grpo.clip_eps'"),
+        (["config", "grpo", "--all"], "unknown argument --all"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(commands, capsys, arguments, says):
@@ -126,43 +129,6 @@ def test_only_rank_zero_tells_an_error_that_all_ranks_have(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["grpo", "nonsense=1"]) == 2
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["pretrain"],
-        ["sft"],
-        ["reward-model"],
-        ["grpo"],
-        ["evaluate"],
-        ["score"],
-        ["doctor"],
-        ["report"],
-        ["pipeline", "r1-zero"],
-    ],
-)
-def test_every_command_has_help(capsys, arguments):
-    with pytest.raises(SystemExit) as caught:
-        cli.main([*arguments, "--help"])
-    assert caught.value.code == 0
-    assert "usage: megatron-r1" in capsys.readouterr().out
-
-
-def test_help_shows_the_settings_that_the_command_reads(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["grpo", "--help"])
-    out = capsys.readouterr().out
-    assert "grpo.clip_eps=0.2\n      Epsilon of the clipped probability ratio" in out
-    assert "else the CPU. One of auto, cpu, cuda." in " ".join(out.split())
-    assert "sft.epochs" not in out
-
-
-def test_help_does_not_wait_for_torch():
-    code = "import sys\nfrom megatron_r1 import cli\ntry: cli.main(['grpo', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patient(60), check=True)
-    assert done.stdout.splitlines()[-1] == "False"
 
 
 WORKER = """

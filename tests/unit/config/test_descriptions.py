@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from megatron_r1.config.load import known_keys
+from megatron_r1.config.keys import known_keys
 from megatron_r1.config.schema import Config
 
 FEWEST_WORDS = 6

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.load import dump, known_keys, load_config, save_config
+from megatron_r1.config.keys import known_keys
+from megatron_r1.config.load import dump, load_config, save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
 from tests.paths import ROOT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_r1.config.load import keys_that_may_change
+from megatron_r1.config.keys import keys_that_may_change
 
 
 def test_the_settings_that_may_change_on_resume_are_those_that_do_not_change_the_result():

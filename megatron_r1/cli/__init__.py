@@ -1,0 +1,50 @@
+"""The `megatron-r1` command: reads arguments, runs one command, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from megatron_r1.cli.arguments import build_parser
+from megatron_r1.cli.commands import run_command
+from megatron_r1.errors import R1Error, StopRequested
+from megatron_r1.runtime.job import record_error, record_outcome
+from megatron_r1.runtime.launch import launched_rank
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, that of the R1Error, or 130 when interrupted."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unknown argument {rest[0]}")
+    try:
+        if hasattr(arguments, "overrides"):
+            arguments.overrides += rest
+        if hasattr(arguments, "handler"):
+            code = arguments.handler(arguments)
+        else:
+            code = run_command(arguments.command, arguments.config, arguments.overrides)
+    except R1Error as error:
+        record_error(error)
+        return _end(str(error) if isinstance(error, StopRequested) else f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        record_outcome("failed", "interrupted")
+        return _end("interrupted; the same command resumes", INTERRUPTED)
+    record_outcome("failed" if code else "finished")
+    return code
+
+
+def _end(line: str, code: int) -> int:
+    """Print the last line on one rank of the job, and return the exit code on all."""
+    if "megatron_r1.runtime.distributed" in sys.modules:
+        from megatron_r1.runtime.distributed import claim_error_line
+
+        speaks = claim_error_line()
+    else:  # the command has not got as far as importing torch
+        speaks = launched_rank() == 0
+    if speaks:
+        print(f"megatron-r1: {line}", file=sys.stderr, flush=True)
+    return code

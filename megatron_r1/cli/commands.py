@@ -1,0 +1,200 @@
+"""The commands of `megatron-r1`: what each is, what it reads, and what runs it.
+
+torch and the rest are imported when a command runs, not here: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_r1.config.help import explain, list_sections
+from megatron_r1.config.keys import is_within
+from megatron_r1.config.load import load_config
+from megatron_r1.config.schema import Config
+
+COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")
+#: what several stages read, of which `--help` shows no more than the settings below
+SHARED = {*COMMON, "rollout", "reward", "evaluate", "checkpoint"}
+EVERYBODY_SETS = (
+    "run_dir", "seed", "model.preset", "model.weights", "data.source", "data.template", "runtime.device", "checkpoint.interval",
+)  # fmt: skip
+CURATION = tuple(
+    f"curation.{name}" for name in ("inputs", "form", "special_token", "workers", "filters", "dedup", "decontamination", "mix")
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that takes a config: which function runs it, and what it reads. A new training stage is one more of `COMMANDS`."""
+
+    target: str  #: "module:function", imported when the command runs
+    summary: str
+    sections: tuple[str, ...]  #: and settings by themselves
+    is_stage: bool = False  #: the function takes a session, too, and runs on every rank
+    own: tuple[str, ...] = ()  #: the sections that `--help` shows; empty: those of `sections` that are not `SHARED`
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What `--help` shows: the command's own settings first, then those that everybody sets."""
+        own = self.own or tuple(section for section in self.sections if section not in SHARED)
+        return own + tuple(key for key in EVERYBODY_SETS if is_within(key, self.sections) and not is_within(key, own))
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "megatron_r1.pipeline.stages.pretrain:run_pretrain",
+        "train a base model on next tokens",
+        (*COMMON, "pretrain", "rollout", "reward", "evaluate", "checkpoint"),
+        is_stage=True,
+    ),
+    "sft": Command(
+        "megatron_r1.pipeline.stages.sft:run_sft",
+        "fine-tune on conversations",
+        (*COMMON, "sft", "checkpoint"),
+        is_stage=True,
+    ),
+    "reward-model": Command(
+        "megatron_r1.pipeline.stages.reward_model:run_reward_model",
+        "train a reward model on preferences or on safety labels",
+        (*COMMON, "reward_model", "checkpoint"),
+        is_stage=True,
+    ),
+    "grpo": Command(
+        "megatron_r1.pipeline.stages.grpo:run_grpo",
+        "reinforcement learning with rule rewards",
+        (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint"),
+        is_stage=True,
+    ),
+    "curate": Command(
+        "megatron_r1.pipeline.commands:run_curate_command",
+        "filter, deduplicate, decontaminate and mix files of conversations",
+        ("run_dir", "seed", *CURATION),
+    ),
+}
+EVALUATE = Command(
+    "megatron_r1.pipeline.commands:run_evaluate_command",
+    "measure a model on benchmarks, or on held-out problems",
+    (*COMMON, "rollout", "reward", "evaluate"),
+    own=("evaluate",),
+)
+RESCORE = replace(EVALUATE, target="megatron_r1.pipeline.commands:run_rescore_command")
+PIPELINES = {
+    "r1-zero": Command(
+        "megatron_r1.pipeline.r1_zero:run_r1_zero",
+        "base model, R1-Zero from it, and a table that compares them",
+        (*COMMON, "pretrain", "grpo", "rollout", "reward", "evaluate", "checkpoint"),
+        is_stage=True,
+    ),
+}
+RECIPES = {
+    "r1": Command(
+        "megatron_r1.pipeline.commands:run_recipe_command",
+        "the whole recipe: base, R1-Zero, cold start, reasoning RL, reward models, curated SFT, RL over all scenarios, students",
+        tuple(Config.model_fields),
+        own=("recipe",),
+    ),
+    "distill": Command(
+        "megatron_r1.pipeline.commands:run_recipe_command",
+        "the students alone: distillation of stage 3's curated set, and RL for comparison",
+        tuple(Config.model_fields),
+        own=("recipe", "sft"),
+    ),
+}
+SCORE_SECTIONS = ("reward", "data.template")
+
+
+def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
+    config = load_config(path, overrides)
+    module, _, function = command.target.partition(":")
+    run = getattr(importlib.import_module(module), function)
+    if command.is_stage:
+        from megatron_r1.pipeline.session import open_session
+
+        with open_session(config.runtime) as session:
+            run(config, session)
+    else:
+        run(config)
+    return 0
+
+
+def handle_doctor(arguments: argparse.Namespace) -> int:
+    from megatron_r1.rewards.sandbox.probe import describe_sandbox
+    from megatron_r1.runtime.doctor import run_doctor
+
+    return run_doctor(arguments.device, describe_sandbox)
+
+
+def handle_evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.table is None:
+        return run_command(RESCORE if arguments.rescore else EVALUATE, arguments.config, arguments.overrides)
+    from megatron_r1.pipeline.commands import print_result_tables
+
+    print_result_tables(arguments.table)
+    return 0
+
+
+def handle_score(arguments: argparse.Namespace) -> int:
+    workers = [] if arguments.workers is None else [f"reward.workers={arguments.workers}"]
+    config = load_config(arguments.config, [*arguments.overrides, *workers])
+    from megatron_r1.pipeline.score import score_file
+
+    counts = score_file(config, arguments.reward, arguments.input, arguments.output, arguments.mark_unscorable)
+    print(f"{arguments.output}: " + ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common()))
+    return 0
+
+
+def handle_recipe(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    first, last = arguments.first, arguments.last
+    if arguments.dry_run:
+        from megatron_r1.pipeline.recipe.plan import describe_plan
+
+        print(describe_plan(config, first, last))
+    else:
+        from megatron_r1.pipeline.commands import run_recipe_command
+
+        run_recipe_command(config, first, last)
+    return 0
+
+
+def handle_config(arguments: argparse.Namespace) -> int:
+    commands = COMMANDS | {"evaluate": EVALUATE} | {f"pipeline {name}": command for name, command in (PIPELINES | RECIPES).items()}
+    readers = {name: command.sections for name, command in commands.items()} | {"score": SCORE_SECTIONS}
+    print("\n\n".join(explain(key, readers) for key in arguments.keys) or list_sections())
+    return 0
+
+
+def handle_report(arguments: argparse.Namespace) -> int:
+    from megatron_r1.report.html import write_report
+    from megatron_r1.report.plots import write_curves_png
+
+    print(write_report(arguments.run_dir))
+    if arguments.curves is not None:
+        write_curves_png(arguments.run_dir, arguments.curves)
+        print(arguments.curves)
+    return 0
+
+
+def handle_status(arguments: argparse.Namespace) -> int:
+    from megatron_r1.report.status import describe_status
+
+    print(describe_status(arguments.run_dir))
+    return 0
+
+
+def handle_preflight(arguments: argparse.Namespace) -> int:
+    from megatron_r1.runtime.preflight import run_preflight
+
+    return run_preflight(arguments.device, arguments.disk, arguments.bad_nodes, arguments.slowest)
+
+
+def handle_serve_rollouts(arguments: argparse.Namespace) -> int:
+    from megatron_r1.rollout.channel.server import serve_rollouts
+    from megatron_r1.runtime.launch import child_environment, read_launch
+
+    serve_rollouts(arguments.announce, read_launch(), child_environment(), arguments.address)
+    return 0
