@@ -137,21 +137,26 @@ class CustomRewardConfig(Section):
 
     name: str = Field(
         pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$",
-        description="name of the reward: its metrics are reward/NAME and reward/outcome/NAME/...",
+        description="Name of the reward: its metrics are reward/NAME and reward/outcome/NAME/ with an outcome.",
     )
     function: str = Field(
-        description="the function as package.module:function; Python must find the module in the folder where the command is run, "
-        "on PYTHONPATH or among the installed packages"
+        description="Import path of the function as package.module:function. Python must find the module in the folder where the "
+        "command is run, on PYTHONPATH or among the installed packages."
     )
-    weight: float = Field(1.0, description="the score times this weight is added to the total; 0: the score is measured only")
-    prompts: Literal["all", "reasoning", "general"] = Field("all", description="kind of the prompts whose responses are scored")
+    weight: float = Field(1.0, description="Weight of the score in the total reward. 0: the score is measured only.")
+    prompts: Literal["all", "reasoning", "general"] = Field(
+        "all", description="Kind of the prompts whose responses the function scores."
+    )
     json_reference: bool = Field(
-        False, description="whether the function gets the problem's answer parsed from JSON; false: as text"
+        False, description="Whether the function gets the problem's answer parsed from JSON. false: as text."
     )
     time_limit_seconds: float | None = Field(
-        None, gt=0, description="seconds for one response, after which its worker is killed; null: reward.time_limit_seconds"
+        None,
+        gt=0,
+        description="Seconds that the function may take for one response, after which its process is killed. null: "
+        "reward.time_limit_seconds.",
     )
-    settings: dict[str, Any] = Field({}, description="further arguments that the function is called with, by name")
+    settings: dict[str, Any] = Field({}, description="Further arguments that the function is called with, by their names.")
 
 
 class RewardConfig(Section):
@@ -232,12 +237,12 @@ class RewardConfig(Section):
     code: CodeRewardConfig = CodeRewardConfig()
     judge: JudgeConfig = JudgeConfig()
     custom: list[CustomRewardConfig] = Field(
-        [], description="rewards of one's own, each with name, function, weight and more; see docs/how_to/reward.md"
+        [], description="Rewards of your own, each with name, function, weight and more, as docs/how_to/reward.md describes them."
     )
     domains: dict[str, str] = Field(
         {},
-        description="domain of problems: the scorer of their accuracy, which is math, code, choice (a letter) or the name of one in "
-        "reward.custom; the domains math, code and choice need no entry",
+        description="Scorer of the accuracy of each domain's problems, by the domain's name: math, code, choice (a letter) or the "
+        "name of one in reward.custom. The domains math, code and choice need no entry.",
     )
 
     @model_validator(mode="after")
