@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.load import known_keys
+from megatron_r1.config.keys import known_keys
 from megatron_r1.config.schema import Config
 from tests.paths import ROOT
 from tests.unit.test_floors import FLOORS
