@@ -2,8 +2,8 @@
 # What every batch script here does besides asking for resources: look at the nodes, start the ranks, hand on signals, and start the
 # job again where that helps. Read by bash, from the batch scripts alone; settings of the site are in slurm/site.env.
 #
-# How a job ends is told by a word in its folder (megatron_r1/runtime/job.py), since the exit codes of hundreds of ranks of which the
-# first to fail has the others killed do not tell:
+# A word in the job's folder says how the job ended (megatron_r1/runtime/job.py). Exit codes cannot: the first of hundreds of ranks to
+# fail has the others killed. The words:
 #
 #   finished                 the job ends well
 #   stopped                  a signal came and the run has saved: the job is requeued

@@ -23,7 +23,7 @@ esac
 
 # Also checks the settings of every stage, before anything is queued: one line and exit code 2 where one is wrong.
 PLAN=$("$PYTHON" -m megatron_r1.cli pipeline r1 --config "$RECIPE" --dry-run "$@")
-MARK="r1.sh $(printf '%s\n' "$RECIPE" "$PWD" "$@" | cksum | cut -d' ' -f1)" # tells this recipe's jobs from another's
+MARK="r1.sh $(printf '%s\n' "$RECIPE" "$PWD" "$@" | cksum | cut -d' ' -f1)" # marks the jobs of this recipe
 
 is_finished() { # STAGE
     awk -v stage="$1" '$1 == stage && $2 == "finished" { found = 1 } END { exit !found }' <<<"$PLAN"
