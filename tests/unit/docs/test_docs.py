@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.cli import main
 from megatron_r1.config.keys import known_keys
 from megatron_r1.config.schema import Config
 from tests.paths import ROOT
@@ -149,3 +150,12 @@ def test_imports_in_the_text_resolve(page):
     ):
         for name in names.split(","):
             assert hasattr(importlib.import_module(module), name.strip()), f"{module} has no {name}"
+
+
+def test_commands_in_the_text_are_there(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = set(re.findall(r"^ +([a-z][\w-]*)(?: |$)", capsys.readouterr().out, flags=re.MULTILINE))
+    for page in PAGES:
+        written = set(re.findall(r"(?:^    |`)megatron-r1 ([a-z][\w-]*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        assert written <= commands, page
