@@ -66,15 +66,18 @@ def file_names() -> set[str]:
 
 
 def missing_paths(page: Path, text: str) -> list[str]:
-    """Paths in backticks that look like files or folders of this repository and are not there."""
-    missing = []
+    """Paths in backticks that look like files or folders of this repository and are not there.
+
+    Bare names of modules and scripts count, too, but in a how-to, whose reader writes files.
+    """
+    missing, is_how_to = [], page.parent.name == "how_to"
     for code in CODE.findall(text):
         if not re.fullmatch(r"[\w./-]+", code) or MADE_BY_RUNS.match(code):
             continue
         if "/" in code and (code.split("/")[0] in FOLDERS or code.endswith(SUFFIXES)):
             if not (ROOT / code).exists() and not (page.parent / code).exists():
                 missing.append(code)
-        elif code.endswith((".py", ".hpp", ".sh", ".sbatch")) and code not in file_names():
+        elif code.endswith((".py", ".hpp", ".sh", ".sbatch")) and code not in file_names() and not is_how_to:
             missing.append(code)
     return missing
 
