@@ -137,7 +137,7 @@ def test_every_make_target_in_the_text_is_there():
         assert set(named_targets) <= targets, path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)  # which names what was, too
 def test_settings_in_the_text_are_there(page):
     sections = "|".join(Config.model_fields)
     written = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_0-9.]*[a-z0-9_])", page.read_text(encoding="utf-8"))
