@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint: one request with a whole-call time limit, retried where that can help."""
+"""The client of an OpenAI-compatible chat endpoint: a time limit for the whole of a request, and retries if they can help."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Completion:
     """What a chat model said."""
 
     text: str
-    finished: bool  #: ended by itself; False: cut at max_tokens
-    reasoning: str = ""  #: what some servers give apart from the text
-    tokens: int | None = None  #: of the whole output, reasoning included; None: the server does not tell
+    finished: bool  #: the model ended its answer; False: the answer was cut at max_tokens
+    reasoning: str = ""  #: some servers return it apart from the text
+    tokens: int | None = None  #: of the whole output, reasoning included; None: the server does not count them
 
 
 class NoCompletion(Exception):
-    """All attempts failed. `outcome` is "timeout" where the last one was late, else "error"; the text is one line."""
+    """All attempts failed. `outcome` is "timeout" if the last attempt was late, else "error"; the text is one line."""
 
     def __init__(self, outcome: str, reason: str) -> None:
         super().__init__(reason)
@@ -43,7 +43,7 @@ class NoCompletion(Exception):
 
 
 class _Failed(Exception):
-    """One attempt failed in a way that another may not."""
+    """An attempt failed, and another one may succeed."""
 
     def __init__(self, outcome: str, reason: str, pause_seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -51,7 +51,7 @@ class _Failed(Exception):
 
 
 class ChatEndpoint:
-    """`POST <url>/chat/completions`. Safe to use from many threads. Proxies of the environment are not used.
+    """Sends `POST <url>/chat/completions`. Safe to use from many threads. It takes no proxy from the environment.
 
     Args:
         url: base URL, e.g. http://localhost:8000/v1.
@@ -73,18 +73,18 @@ class ChatEndpoint:
         self.counts: Counter[str] = Counter()  #: "requests", "retries", "http_<status>", "late", "invalid", "unreachable", tokens
         self._url, self._timeout_seconds, self._retries, self._section = url.rstrip("/"), timeout_seconds, retries, section
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        unlimited = httpx.Limits(max_connections=None)  # whoever calls limits how many do so at a time
+        unlimited = httpx.Limits(max_connections=None)  # the caller limits how many requests are under way
         self._client = httpx.Client(headers=headers, timeout=timeout_seconds, limits=unlimited, trust_env=False)
         self._closing = threading.Event()
         self._pause = pause or self._closing.wait
         self._lock = threading.Lock()
 
     def complete(self, request: dict[str, Any], read: Callable[[str], T]) -> tuple[str, T]:
-        """The model's whole output, and what `read` makes of it. One that was cut at the limit counts as a failed attempt.
+        """The model's whole output, and what `read` makes of it. An output that was cut at the limit is a failed attempt.
 
         Args:
-            request: body of the request; the seed goes up with every attempt, else a model that is sampled greedily repeats itself.
-            read: raises ValueError on an output that is no answer, which counts as a failed attempt.
+            request: body of the request. Its seed rises with every attempt; otherwise a seeded server would repeat its answer.
+            read: raises ValueError if the output is not what was asked for, which is a failed attempt.
 
         Raises:
             NoCompletion: every attempt failed.
@@ -99,7 +99,7 @@ class ChatEndpoint:
         return self._try(request, take)
 
     def sample(self, request: dict[str, Any]) -> Completion:
-        """One response, also one that was cut at the limit. Raises as `complete` does."""
+        """One response, whole or cut at the limit. Raises what `complete` raises."""
         return self._try(request, lambda completion: completion)
 
     def _try(self, request: dict[str, Any], take: Callable[[Completion], T]) -> T:
@@ -119,7 +119,7 @@ class ChatEndpoint:
         raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:
-        """Let no attempt follow, and close the connections."""
+        """Start no further attempt, and close the connections."""
         self._closing.set()
         self._client.close()
 
@@ -146,7 +146,7 @@ class ChatEndpoint:
         return self._completion(content)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        """Read the reply piecewise: httpx limits the wait for each piece, which a slow server can stretch for ever."""
+        """Read the reply in pieces: httpx limits the wait for each piece only, which lets a slow server take for ever."""
         deadline = time.monotonic() + self._timeout_seconds
         with self._client.stream("POST", f"{self._url}/chat/completions", json=body) as response:
             content = bytearray()
@@ -165,7 +165,7 @@ class ChatEndpoint:
             message, finish_reason = choice["message"], choice["finish_reason"]
             cut = finish_reason == "length"
             text = message["content"]
-            if text is None and cut:  # cut while it was reasoning, which some servers give apart
+            if text is None and cut:  # cut in its reasoning, which some servers return apart
                 text = ""
             if not (cut or finish_reason == "stop") or not isinstance(text, str):
                 raise ValueError(f"finish_reason is {finish_reason!r}")
@@ -185,21 +185,21 @@ class ChatEndpoint:
 
 
 def _back_off(attempt: int) -> float:
-    """Seconds before the next attempt: doubling, at random between half and the whole, so that callers do not come back together."""
+    """Seconds before the next attempt: they double, and are drawn from the upper half, so that callers do not return together."""
     return min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**attempt) * random.uniform(0.5, 1.0)
 
 
 def _retry_after(headers: httpx.Headers) -> float:
-    """What the server asks for, in seconds; other forms of the header (dates) and more than the longest pause are not followed."""
+    """The pause in seconds that the server asks for, up to the longest pause. Dates in the header are ignored."""
     value = headers.get("retry-after", "")
     return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isascii() and value.isdigit() else 0.0
 
 
 def read_api_key(path: str | None, setting: str) -> str | None:
-    """The key in a file; None where none is named.
+    """The key in a file; None if no file is named.
 
     Raises:
-        ConfigError: the file cannot be read; names the setting.
+        ConfigError: the file cannot be read. The message names the setting.
     """
     if path is None:
         return None

@@ -29,14 +29,14 @@ from megatron_r1.conversion.arguments import add_convert
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are told on one line, as every other error is."""
+    """Reports wrong arguments on one line, as the command line reports every other error."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"megatron-r1: error: {message} (see `{self.prog} --help`)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line. What it reads has `handler`, or `command` with `config` and `overrides`."""
+    """The parser of the whole command line. Its result has a `handler`, or a `command` with `config` and `overrides`."""
     parser = _Parser(prog="megatron-r1", description="The DeepSeek-R1 training pipeline on Megatron-Core and vLLM.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():

@@ -17,7 +17,7 @@ from megatron_r1.config.load import load_config
 from megatron_r1.config.schema import Config
 
 COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")
-#: what several stages read, of which `--help` shows no more than the settings below
+#: sections that several stages read; of these `--help` shows the settings below alone
 SHARED = {*COMMON, "rollout", "reward", "evaluate", "checkpoint"}
 EVERYBODY_SETS = (
     "run_dir", "seed", "model.preset", "model.weights", "data.source", "data.template", "runtime.device", "checkpoint.interval",
@@ -33,7 +33,7 @@ class Command:
 
     target: str  #: "module:function", imported when the command runs
     summary: str
-    sections: tuple[str, ...]  #: and settings by themselves
+    sections: tuple[str, ...]  #: sections, and single settings, that the command reads
     is_stage: bool = False  #: the function takes a session, too, and runs on every rank
     own: tuple[str, ...] = ()  #: the sections that `--help` shows; empty: those of `sections` that are not `SHARED`
 
@@ -107,7 +107,15 @@ RECIPES = {
 SCORE_SECTIONS = ("reward", "data.template")
 
 
+def readers() -> dict[str, tuple[str, ...]]:
+    """Name of every command that takes settings -> the sections and settings that the command reads."""
+    pipelines = {f"pipeline {name}": command for name, command in (PIPELINES | RECIPES).items()}
+    commands = COMMANDS | {"evaluate": EVALUATE} | pipelines
+    return {name: command.sections for name, command in commands.items()} | {"score": SCORE_SECTIONS}
+
+
 def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
+    """Load the settings and run a command with them."""
     config = load_config(path, overrides)
     module, _, function = command.target.partition(":")
     run = getattr(importlib.import_module(module), function)
@@ -122,6 +130,7 @@ def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -
 
 
 def handle_doctor(arguments: argparse.Namespace) -> int:
+    """Say what this machine has. The exit code is 1 if the chosen device cannot run."""
     from megatron_r1.rewards.sandbox.probe import describe_sandbox
     from megatron_r1.runtime.doctor import run_doctor
 
@@ -129,6 +138,7 @@ def handle_doctor(arguments: argparse.Namespace) -> int:
 
 
 def handle_evaluate(arguments: argparse.Namespace) -> int:
+    """Measure a model, score kept responses again, or print tables."""
     if arguments.table is None:
         return run_command(RESCORE if arguments.rescore else EVALUATE, arguments.config, arguments.overrides)
     from megatron_r1.pipeline.commands import print_result_tables
@@ -138,6 +148,7 @@ def handle_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def handle_score(arguments: argparse.Namespace) -> int:
+    """Score the responses of a file and print the counts."""
     workers = [] if arguments.workers is None else [f"reward.workers={arguments.workers}"]
     config = load_config(arguments.config, [*arguments.overrides, *workers])
     from megatron_r1.pipeline.score import score_file
@@ -148,6 +159,7 @@ def handle_score(arguments: argparse.Namespace) -> int:
 
 
 def handle_recipe(arguments: argparse.Namespace) -> int:
+    """Run stages of the R1 recipe, or print what they would do."""
     config = load_config(arguments.config, arguments.overrides)
     first, last = arguments.first, arguments.last
     if arguments.dry_run:
@@ -162,13 +174,13 @@ def handle_recipe(arguments: argparse.Namespace) -> int:
 
 
 def handle_config(arguments: argparse.Namespace) -> int:
-    commands = COMMANDS | {"evaluate": EVALUATE} | {f"pipeline {name}": command for name, command in (PIPELINES | RECIPES).items()}
-    readers = {name: command.sections for name, command in commands.items()} | {"score": SCORE_SECTIONS}
-    print("\n\n".join(explain(key, readers) for key in arguments.keys) or list_sections())
+    """Explain settings and sections, or list all sections."""
+    print("\n\n".join(explain(key, readers()) for key in arguments.keys) or list_sections())
     return 0
 
 
 def handle_report(arguments: argparse.Namespace) -> int:
+    """Write the report of a run folder, and its curves as a picture."""
     from megatron_r1.report.html import write_report
     from megatron_r1.report.plots import write_curves_png
 
@@ -180,6 +192,7 @@ def handle_report(arguments: argparse.Namespace) -> int:
 
 
 def handle_status(arguments: argparse.Namespace) -> int:
+    """Print how far a run is."""
     from megatron_r1.report.status import describe_status
 
     print(describe_status(arguments.run_dir))
@@ -187,12 +200,14 @@ def handle_status(arguments: argparse.Namespace) -> int:
 
 
 def handle_preflight(arguments: argparse.Namespace) -> int:
+    """Look at every node of a job. The exit code is 3 if a node is bad."""
     from megatron_r1.runtime.preflight import run_preflight
 
     return run_preflight(arguments.device, arguments.disk, arguments.bad_nodes, arguments.slowest)
 
 
 def handle_serve_rollouts(arguments: argparse.Namespace) -> int:
+    """Hold a rollout engine until the process is ended."""
     from megatron_r1.rollout.channel.server import serve_rollouts
     from megatron_r1.runtime.launch import child_environment, read_launch
 

@@ -249,7 +249,7 @@ class CurationConfig(Section):
     )
     form: Literal["think", "special_token"] = Field(
         "think",
-        description="How an answer holds its parts. think: <think>, reasoning, </think>, summary (R1 v2 B.3.2); special_token: "
+        description="How an answer holds its parts. think: <think>, reasoning, </think>, summary (R1 v2 Listing 3); special_token: "
         "reasoning and summary, each behind curation.special_token (R1 v1 section 2.3.1).",
     )
     special_token: str = Field(

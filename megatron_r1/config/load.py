@@ -136,12 +136,12 @@ def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
 
 def _check_key(key: str, value: Any, source: str) -> None:
     if key in SECTIONS:
-        raise ConfigError(f"'{key}' {source} is a section, got {value!r}, expected settings such as '{_example(key)}'")
+        raise ConfigError(f"'{key}' {source} is a section, got {value!r}, expected settings such as '{_example_key(key)}'")
     if key not in FIELDS and not any(key.startswith(f"{free}.") for free in FREE_FORM):
         raise ConfigError(f"unknown key '{key}' {source}; the nearest known key is '{nearest_key(key)}'")
 
 
-def _example(section: str) -> str:
+def _example_key(section: str) -> str:
     return next(key for key in FIELDS if key.startswith(f"{section}.") and key not in SECTIONS)
 
 

@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     preset: str = Field(
         "tiny",
-        description="Architecture of a model that starts with random weights: tiny, tiny_qwen2, small, 16b or 671b. It is ignored "
-        "if model.weights names a folder.",
+        description="Name of the architecture of a model that starts with random weights, e.g. tiny, 16b or 671b; the error for "
+        "an unknown name lists all. The preset is ignored if model.weights names a folder.",
     )
     overrides: dict[str, Any] = Field(
         {},

@@ -261,8 +261,8 @@ class RewardConfig(Section):
                 raise ConfigError(f"{key}.settings.{min(taken)} is an argument that every custom reward gets: rename it")
             if custom.name in self.domains.values() and "weight" in custom.model_fields_set and custom.weight != 1.0:
                 raise ConfigError(
-                    f"{key}.weight={custom.weight:g} has no effect, since reward.domains makes this reward the accuracy of a domain:"
-                    " set reward.accuracy_weight"
+                    f"{key}.weight={custom.weight:g} has no effect, since reward.domains makes this reward the accuracy of a "
+                    "domain: set reward.accuracy_weight"
                 )
         for domain, scorer in self.domains.items():
             if scorer not in (*SCORERS_OF_ACCURACY, *names):

@@ -87,3 +87,13 @@ def test_the_paper_is_cited_by_version():
     """Neither vLLM's V1 engine nor DeepSeek-V2 is meant."""
     for name, field in LEAVES.items():
         assert not re.search(r"(?<!R1 )(?<!/)\bv[12]\b", field.description or ""), name
+
+
+def test_every_benchmark_and_filter_is_named_where_it_is_chosen():
+    from megatron_r1.curation.filters import FILTERS
+    from megatron_r1.evaluation.benchmarks import BENCHMARKS
+
+    for name in BENCHMARKS:
+        assert name in LEAVES["BenchmarksConfig.files"].description
+    for name in FILTERS:
+        assert name in LEAVES["FilterConfig.names"].description
