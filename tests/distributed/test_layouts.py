@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.random_weights import further_families
 from tests.ranks import run_ranks
 
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # absolute; relative
@@ -23,14 +24,17 @@ def case(
     name: str, mtp: bool = False, packed: bool = False, recompute: str = "none", model: str = "deepseek_v3", **parallel: int
 ) -> dict:
     """One layout with one way of training."""
-    suffix = "".join(["-mtp" * mtp, "-packed" * packed, f"-{recompute}" * (recompute != "none"), f"-{model}" * (model == "qwen2")])
+    suffix = "".join(
+        ["-mtp" * mtp, "-packed" * packed, f"-{recompute}" * (recompute != "none"), f"-{model}" * (model != "deepseek_v3")]
+    )
     return {"name": name + suffix, "mtp": mtp, "packed": packed, "recompute": recompute, "model": model, "parallel": parallel}
 
 
 #: qwen2 has grouped heads, biases and tied embeddings, whose two copies under pipeline parallelism share one gradient.
 DENSE_WAYS = [{"model": "qwen2", "packed": packed} for packed in (False, True)]
 WAYS = [*({"mtp": mtp, "packed": packed} for mtp in (False, True) for packed in (False, True)), *DENSE_WAYS]
-REFERENCES = [case("one", **way) for way in WAYS]
+FURTHER = [{"model": model} for model in further_families()]
+REFERENCES = [case("one", **way) for way in WAYS + FURTHER]
 
 ONE_RANK = [
     case("one", recompute="full"),
@@ -51,6 +55,8 @@ TWO_RANKS = [
     case("pp2", pp=2, recompute="full", mtp=True),
     case("ep2", ep=2, recompute="full"),
     case("pp2", pp=2, recompute="full", model="qwen2"),
+    *[case("tp2", tp=2, **way) for way in FURTHER],
+    *[case("pp2-vpp2", pp=2, vpp=2, **way) for way in FURTHER],
 ]  # fmt: skip
 
 FOUR_RANKS = [

@@ -20,7 +20,7 @@ from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore import host
 from megatron_r1.types import MicroBatch
-from tests.random_weights import full_architecture, qwen2_architecture
+from tests.random_weights import full_architecture, further_families, qwen2_architecture
 
 host.activate("cpu")
 
@@ -53,7 +53,8 @@ def batch(step: int, packed: bool) -> list[MicroBatch]:
 
 def train(case: dict) -> list[dict[str, float]]:
     """Loss per token and gradient norm of every step."""
-    arch = full_architecture(mtp=int(case["mtp"])) if case["model"] == "deepseek_v3" else qwen2_architecture(tied=True)
+    models = {"deepseek_v3": full_architecture(mtp=int(case["mtp"])), "qwen2": qwen2_architecture(tied=True), **further_families()}
+    arch = models[case["model"]]
     packed = case["packed"]
     moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 if case["mtp"] else 0.0)
     runtime = RuntimeConfig(recompute=case["recompute"])

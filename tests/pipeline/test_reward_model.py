@@ -30,11 +30,16 @@ from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
 from tests.paths import ROOT
-from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, write_random_model
+from tests.random_weights import full_architecture, further_families, llama_architecture, qwen2_architecture, write_random_model
 from tests.reward_cases import build_reward_model as build_case
 from tests.reward_cases import make_examples
 
-MODELS = {"v3": full_architecture(mtp=1), "qwen2": qwen2_architecture(tied=True), "llama": llama_architecture()}
+MODELS = {
+    "v3": full_architecture(mtp=1),
+    "qwen2": qwen2_architecture(tied=True),
+    "llama": llama_architecture(),
+    **further_families(),
+}
 SEQUENCES = [sequence for example in make_examples() for sequence in example.sequences]
 CPU = RuntimeConfig(device="cpu")
 EXAMPLE = ROOT / "examples/reward_model/tiny_cpu.yaml"
