@@ -49,8 +49,8 @@ def python_command(script: str, processes: int) -> list[str]:
 def run_watched(command: Sequence[str], data_file: str | None = None, result: Path | None = None) -> Finished:
     """Run a command from the project's root with one thread, and watch it and all its descendants until it ends.
 
-    It is looked at every 0.02 s, or 0.1 s without `data_file` and `result`: by so much its work may be longer or shorter, and what a
-    process grows by in its last moments is missed.
+    It is looked at every 0.02 s, or 0.1 s without `data_file` and `result`: by so much its work may be longer or shorter, and what
+    a process grows by in its last moments is missed.
 
     Args:
         command: and its arguments.

@@ -2,11 +2,11 @@
 
     python -m benchmarks.recipe_kills --dir /scratch [--kills 20] [--seed 0] [--out FILE.json]
 
-`examples/tiny_cpu/r1.yaml` with fewer steps runs twice from nothing: once undisturbed, and once with SIGKILL at random moments of all
-stages, started again after each. Every other kill takes the command alone and leaves its engine and scoring workers to notice, the others
-its whole process group. In the end the artifacts of all stages (weights, tokenizer, config and the hashes of what went in), every
-sample, every kept and curated record and every measurement must be the same, byte for byte; the ledger of a served model's answers
-line by line, whatever their order. A file that differs ends the command with code 1.
+`examples/tiny_cpu/r1.yaml` with fewer steps runs twice from nothing: once undisturbed, and once with SIGKILL at random moments of
+all stages, started again after each. Every other kill takes the command alone and leaves its engine and scoring workers to notice,
+the others its whole process group. In the end the artifacts of all stages (weights, tokenizer, config and the hashes of what went
+in), every sample, every kept and curated record and every measurement must be the same, byte for byte; the ledger of a served
+model's answers line by line, whatever their order. A file that differs ends the command with code 1.
 """
 
 from __future__ import annotations

@@ -2,12 +2,11 @@
 
     python -m benchmarks.reward_model --data hh_harmless.jsonl.gz [--seeds 0 1 2] [--out FILE.json]
 
-A fixed fifth of the pairs, by a hash of the conversation's opening, is held out before anything else is done. On the text of the rest a
-tokenizer is trained, then a small language model (`megatron-r1 pretrain`); from that `megatron-r1 reward-model` runs as a user starts
-it, once for every seed. Of a conversation it is given the last question alone: the model is too small to make use of more. The finished
-model scores the held-out pairs;
-accuracy is the share whose preferred response is scored higher. The peers are a logistic regression on the words and pairs of words
-of the two responses, and the rule that the shorter response is preferred.
+A fixed fifth of the pairs, by a hash of the conversation's opening, is held out before anything else is done. On the text of the
+rest a tokenizer is trained, then a small language model (`megatron-r1 pretrain`); from that `megatron-r1 reward-model` runs as a
+user starts it, once for every seed. Of a conversation it is given the last question alone: the model is too small to make use of
+more. The finished model scores the held-out pairs; accuracy is the share whose preferred response is scored higher. The peers are a
+logistic regression on the words and pairs of words of the two responses, and the rule that the shorter response is preferred.
 
 All settings were chosen on parts of the training pairs.
 """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.rewards_engine --data FOLDER [--workers 1 2] [--limit N] [--repeats N] [--out FILE.json]
 
-FOLDER holds math/gsm8k_train.jsonl, math/math_train.json and language/<language>.txt as their authors publish them. Half of the math
-responses give the right answer, half another problem's. `format` costs next to nothing to judge: its rate is that of the pool.
+FOLDER holds math/gsm8k_train.jsonl, math/math_train.json and language/<language>.txt as their authors publish them. Half of the
+math responses give the right answer, half another problem's. `format` costs next to nothing to judge: its rate is that of the pool.
 The verdicts must not depend on the number of workers, else the benchmark fails.
 """
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.rewards_math --data FOLDER [--limit N] [--out FILE.json]
 
-FOLDER holds gsm8k_train.jsonl and math_train.json as published. Every answer is held against itself, which must be accepted, against
-the answer of another problem, and against itself with one digit changed, which must be rejected. A pair that is accepted although the
-texts differ is listed: "7 hours" and "7" are one answer under the default policy. math-verify runs as it comes, with its time-outs.
+FOLDER holds gsm8k_train.jsonl and math_train.json as published. Every answer is held against itself, which must be accepted,
+against the answer of another problem, and against itself with one digit changed, which must be rejected. A pair that is accepted
+although the texts differ is listed: "7 hours" and "7" are one answer under the default policy. math-verify runs as it comes, with
+its time-outs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def compare(arguments: argparse.Namespace) -> None:
     for result in results:
         for answer, reference in result.surprises:
             print(
-                f"{result.source}, {result.kind}: {'rejected' if result.kind == 'itself' else 'accepted'} {answer!r} for {reference!r}"
+                f"{result.source}, {result.kind}: {'rejected' if result.kind == 'itself' else 'accepted'} {answer!r} "
+                f"for {reference!r}"
             )
     disagreements = [(r.source, r.kind, *pair) for r in results for pair in r.disagreements]
     if arguments.out is None:

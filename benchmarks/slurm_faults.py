@@ -1,8 +1,9 @@
 """Breaks real jobs on a real Slurm, one way after the other, and says how each ended: python -m benchmarks.slurm_faults --help
 
-A cluster of two nodes is started on this machine (tests/slurm/cluster.py), a base pretrained there, and from it `slurm/r1_stage4.sbatch`
-submitted over both nodes, with the tiny CPU settings: a rank and a vLLM engine on each. First nothing is done to it. Then each fault is,
-and the run's metrics, which must not know of it, are compared with the first run's, number by number.
+A cluster of two nodes is started on this machine (tests/slurm/cluster.py), a base pretrained there, and from it
+`slurm/r1_stage4.sbatch` submitted over both nodes, with the tiny CPU settings: a rank and a vLLM engine on each. First nothing is
+done to it. Then each fault is, and the run's metrics, which must not know of it, are compared with the first run's, number by
+number.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ def kills(campaign: Campaign) -> str:
 
 
 def disaggregated(campaign: Campaign) -> str:
-    """A heterogeneous job: a trainer on one node, an engine on the other, weights over the network. One rank, so last bits differ."""
+    """A heterogeneous job: a trainer on one node, an engine on the other, weights over the network. One rank: last bits differ."""
     options = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", ":", "--nodes=1")
     job, run = campaign.start("disaggregated", options=options)
     campaign.when(job, lambda: last_step(run) >= 1, "step 1")
@@ -247,10 +248,11 @@ def disaggregated(campaign: Campaign) -> str:
 
 
 def launchers(campaign: Campaign) -> str:
-    """The spine's job, pretraining and GRPO in one program, on two ranks under torchrun, mpirun and srun --mpi: the same metrics."""
+    """The spine's job, pretraining and GRPO in one program, gives the same metrics on two ranks under torchrun, mpirun, srun."""
     settings = (
-        "pretrain.steps=60", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "grpo.rollouts=3", "grpo.prompts_per_rollout=8",
-        "grpo.group_size=8", "grpo.minibatch_size=32", "evaluate.problems=8", "evaluate.samples=2", "rollout.max_response_tokens=20",
+        "pretrain.steps=60", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0.0", "grpo.rollouts=3",
+        "grpo.prompts_per_rollout=8", "grpo.group_size=8", "grpo.minibatch_size=32", "evaluate.problems=8", "evaluate.samples=2",
+        "rollout.max_response_tokens=20",
     )  # fmt: skip
     program = ("-m", "megatron_r1.cli", "pipeline", "r1-zero", "--config", "examples/tiny_cpu/r1_zero.yaml", *settings)
     ways = {
@@ -315,7 +317,8 @@ def chain(campaign: Campaign) -> str:
 
 
 SCENARIOS = (
-    undisturbed, usr1, term, torchrun, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed, engine_stopped, spread,
+    undisturbed, usr1, term, torchrun, preemption, rank_killed, step_killed, save_killed, node_lost, rank_stopped, engine_killed,
+    engine_stopped, spread,
     disk_full, disaggregated, launchers, kills, chain,
 )  # fmt: skip
 

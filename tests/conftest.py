@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def no_process_group_is_left():
-    """A file that began to speak to itself through torch.distributed ends that, whatever file comes next; so does one that ran a command."""
+    """The process group that a test file or a command made ends with the file, whatever file comes next."""
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

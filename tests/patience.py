@@ -1,8 +1,8 @@
 """Limits by the clock that hold on a busy machine: they are written for an idle one, and multiplied by how slow this one is now.
 
-The factor is measured by starting a process that does a fixed piece of work. A test that waits for an event asks `wait_until`, which
-measures again before it gives up; where only a number can be handed over (the timeout of a subprocess, a time-out of the product that
-must not fire), it is `patient(seconds)`. Tests that are about time compare two measurements instead.
+The factor is measured by starting a process that does a fixed piece of work. A test that waits for an event asks `wait_until`,
+which measures again before it gives up; where only a number can be handed over (the timeout of a subprocess, a time-out of the
+product that must not fire), it is `patient(seconds)`. Tests that are about time compare two measurements instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def patient(seconds: float) -> float:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str = "event", pause: float = 0.02) -> None:
-    """Wait until a condition holds; gives up after `seconds` of an idle machine, by what the machine was like when it began or is then.
+    """Wait until a condition holds, for `seconds` of an idle machine at most: times the slowness at the start, or a later, higher one.
 
     Raises:
         AssertionError: the condition does not hold in time.

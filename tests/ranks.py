@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_ranks(script: Path, world_size: int, *arguments: object, timeout: float) -> list[str]:
-    """Run `script RANK WORLD_SIZE ARGUMENTS...` on every rank, one thread each, `timeout` seconds on an idle machine; what each printed."""
+    """Run `script RANK WORLD_SIZE ARGUMENTS...` on every rank, with one thread each; what each printed.
+
+    Args:
+        timeout: in seconds of an idle machine.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(

@@ -1,28 +1,62 @@
 #!/bin/sh
-# All tests, two groups at a time, each in a process of its own; then those that look at the memory of the whole machine, alone. A group's
-# output is shown when it ends, with how many tests ran. The exit code is 0 where all passed. Argument: the Python to run.
+# Tests in groups, each in a process of its own, two at a time; then those that look at the memory of the whole machine, with nothing
+# beside them. A group's output is shown when it ends, with how many tests ran. The exit code is 0 if all passed, and every group had
+# tests to run: a folder that is missing fails its group.
+#
+#   run_tests.sh PYTHON        every test (under 20 minutes on two cores)
+#   run_tests.sh PYTHON fast   tests/unit without those marked `slow` and `alone` (under 3 minutes)
 set -u
-PYTHON=${1:?usage: run_tests.sh PYTHON}
+PYTHON=${1:?usage: run_tests.sh PYTHON [fast]}
 LOGS=$(mktemp -d)
 trap 'rm -rf "$LOGS"' EXIT
-export PYTHON LOGS
+export PYTHON LOGS MARKS
 
-run_group() {
-    # The longest first, so that the two end at about the same time.
-    printf '%s\n' "tests/pipeline tests/gpu" "tests/distributed" "tests/slurm" "tests/unit/rewards tests/unit/curation tests/unit/rollout" \
-        "tests/unit --ignore=tests/unit/rewards --ignore=tests/unit/curation --ignore=tests/unit/rollout" |
-        xargs -P 2 -I '{}' sh -c '
-            log=$(mktemp "$LOGS/XXXXXX")
-            echo "== {}: started"
-            "$PYTHON" -m pytest -q -m "not alone" {} >"$log" 2>&1
-            code=$?
-            echo "== {}"
-            cat "$log"
-            exit "$code"'
+# One group a line, the longest first, so that both processes end at about the same time. The last one of each list is whatever the
+# others leave, so that a new folder is never forgotten.
+groups() {
+    if [ "$1" = fast ]; then
+        rest tests/unit tests/unit/rewards tests/unit/weights tests/unit/data
+        echo "tests/unit/rewards tests/unit/weights tests/unit/data"
+    else
+        echo "tests/pipeline"
+        echo "tests/distributed"
+        echo "tests/slurm"
+        echo "tests/unit/rewards tests/unit/curation tests/unit/rollout"
+        rest tests tests/pipeline tests/distributed tests/slurm tests/unit/rewards tests/unit/curation tests/unit/rollout
+    fi
+}
+
+# All of a folder but some of its folders.
+rest() {
+    line=$1
+    shift
+    for folder; do line="$line --ignore=$folder"; done
+    echo "$line"
+}
+
+run_groups() {
+    xargs -P 2 -I '{}' sh -c '
+        log=$(mktemp "$LOGS/XXXXXX")
+        echo "== {}: started"
+        "$PYTHON" -m pytest -q -m "$MARKS" {} >"$log" 2>&1
+        code=$?
+        echo "== {}"
+        cat "$log"
+        exit "$code"'
 }
 
 code=0
-run_group || code=1
-echo "== Alone"
-"$PYTHON" -m pytest -q -m alone tests/unit || code=1
+case "${2:-all}" in
+    all)
+        MARKS="not alone"
+        groups all | run_groups || code=1
+        echo "== Alone"
+        "$PYTHON" -m pytest -q -m alone tests/unit || code=1
+        ;;
+    fast)
+        MARKS="not alone and not slow"
+        groups fast | run_groups || code=1
+        ;;
+    *) echo "usage: run_tests.sh PYTHON [fast]" >&2; exit 2 ;;
+esac
 exit "$code"

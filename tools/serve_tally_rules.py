@@ -1,7 +1,7 @@
 """A stand-in for a served model, for the small R1 pipeline alone: rules behind the OpenAI-compatible protocol, no model.
 
-It answers what `data.source=tally_chat` makes the pipeline ask: cold-start answers, translations and summaries of thinking, chains of
-thought before a reply, and the judge's grades. Anything else gets HTTP 400.
+It answers what `data.source=tally_chat` makes the pipeline ask: cold-start answers, translations and summaries of thinking, chains
+of thought before a reply, and the judge's grades. Anything else gets HTTP 400.
 
     python tools/serve_tally_rules.py --port 8901
 """

@@ -1,8 +1,8 @@
 """Train, save and go on under several layouts, in one set of processes. Started by test_reshard.py.
 
-Arguments: rank, world size, a free port, a JSON list of jobs, the result file (written by the last rank). A job has a name, a model, a
-layout (`parallel`), a folder, and what to do: "save" trains, saves into the folder and goes on; "load" goes on from the folder;
-"weights" does so without the optimizer's state.
+Arguments: rank, world size, a free port, a JSON list of jobs, the result file (written by the last rank). A job has a name, a
+model, a layout (`parallel`), a folder, and what to do: "save" trains, saves into the folder and goes on; "load" goes on from the
+folder; "weights" does so without the optimizer's state.
 """
 
 from __future__ import annotations

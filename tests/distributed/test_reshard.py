@@ -11,7 +11,8 @@ import pytest
 from tests.ranks import run_ranks
 
 LAYOUTS = {
-    "one": {}, "dp2": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "vpp2": {"pp": 2, "vpp": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "pp2-dp2": {"pp": 2},
+    "one": {}, "dp2": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "vpp2": {"pp": 2, "vpp": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2},
+    "pp2-dp2": {"pp": 2},
 }  # fmt: skip
 V3, MTP, QWEN = "deepseek_v3", "deepseek_v3-mtp", "qwen2"
 #: model, layout of the checkpoint, layout that goes on

@@ -174,7 +174,8 @@ BAD = {
     "nan": (lambda folder: rewrite(folder, EXPERT, lambda t: t * torch.nan), [EXPERT, "NaN", "safetensors"]),
     "unknown architecture": (lambda folder: lie(folder, model_type="gpt9"), ["config.json", "gpt9"]),
     "a config that lies about experts": (lambda folder: lie(folder, n_routed_experts=4, n_group=2), ["unknown tensors"]),
-    "a config that lies about width": (lambda folder: lie(folder, moe_intermediate_size=16), ["experts.gate_proj", "[32, 64]", "[16, 64]"]),
+    "a config that lies about width": (lambda folder: lie(folder, moe_intermediate_size=16), ["experts.gate_proj", "[32, 64]",
+    "[16, 64]"]),
     "a pickle": (lambda folder: pickle_weights(folder), ["model-00001-of-00001.safetensors", "pickle"]),
     "a copy that differs": (
         lambda folder: rewrite(folder, "model.layers.5.embed_tokens.weight", lambda t: t + 1),

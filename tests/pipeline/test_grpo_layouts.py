@@ -1,4 +1,4 @@
-"""The same GRPO job on two processes: every layout sees the first rollout as one process does, and stays in step with the engine."""
+"""The same GRPO job on two processes: every layout sees the first rollout as one process does, and agrees with the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reward models on one rank: against transformers, from every kind of folder, trained, resumed, scoring, and told apart from policies."""
+"""Reward models on one rank: against transformers, from every kind of folder, trained, resumed, scoring, and no policies."""
 
 from __future__ import annotations
 

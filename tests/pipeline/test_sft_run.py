@@ -52,8 +52,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sources = [{"path": str(folder / f"{name}.jsonl"), "weight": weight} for name, weight in (("long", 1.0), ("short", 2.0))]
     return [
-        f"data.tokenizer={folder / 'tokenizer'}", "data.template=r1_chat", "runtime.device=cpu", "model.overrides.num_hidden_layers=2",
-        f"sft.sources={json.dumps(sources)}", "sft.epochs=2", "sft.batch_size=8", "sft.micro_batch_tokens=96", "sft.validation_fraction=0.1",
+        f"data.tokenizer={folder / 'tokenizer'}", "data.template=r1_chat", "runtime.device=cpu",
+        "model.overrides.num_hidden_layers=2",
+        f"sft.sources={json.dumps(sources)}", "sft.epochs=2", "sft.batch_size=8", "sft.micro_batch_tokens=96",
+        "sft.validation_fraction=0.1",
         "sft.validation_interval=5", "sft.optimizer.lr=1e-3", "sft.moe.bias_update_rate=1e-3", "checkpoint.interval=2",
     ]  # fmt: skip
 
@@ -85,7 +87,7 @@ def test_the_finished_model_names_its_sources_and_carries_the_chat_template(whol
 def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     whole: Path, settings: list[str], runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice: in the first epoch, and after a step whose checkpoint was not written yet. (SIGKILL: test_grpo_run.py, the same Run.)"""
+    """Twice: in the first epoch, and after a step whose checkpoint was not written yet. (SIGKILL: test_grpo_run.py.)"""
     folder = tmp_path / "run"
     for last in (3, 9):
         with monkeypatch.context() as patch:

@@ -1,7 +1,8 @@
 """A real Slurm for tests: one munged, one slurmctld and a slurmd for each of two nodes, all on this machine and in one folder.
 
-Its configuration, ports, key and state are its own, so it runs beside any other Slurm; what it started, it ends. Each node says it has
-16 cores and 8 GPUs, whatever the machine has. 64 more nodes are known and never started: the real batch scripts ask for so many.
+Its configuration, ports, key and state are its own, so it runs beside any other Slurm; what it started, it ends. Each node says it
+has 16 cores and 8 GPUs, whatever the machine has. 64 more nodes are known and never started: the real batch scripts ask for so
+many.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Cluster:
         self._start(node, "slurmd", "-D", "-N", node)
 
     def stop_daemon(self, name: str, number: int = signal.SIGTERM) -> None:
-        """End munged, slurmctld or a node's slurmd. With SIGKILL it is as if the node had lost its power, but for what runs there."""
+        """End munged, slurmctld or a node's slurmd. With SIGKILL it is as if the node lost its power, but jobs go on."""
         process = self._daemons.pop(name)
         process.send_signal(number)
         try:

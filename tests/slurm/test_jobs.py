@@ -1,4 +1,7 @@
-"""Real jobs over two nodes, as short as they can be: a signal, a rank that hangs, a bad node. More is in `python -m benchmarks.slurm_faults`."""
+"""Real jobs over two nodes, as short as they can be: a signal, a rank that hangs, a bad node.
+
+More faults are in `python -m benchmarks.slurm_faults`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,8 @@ def test_r1_sh_pretrains_and_then_runs_r1_zero_with_one_engine_over_both_nodes(j
     """The first two jobs of the chain; the third begins when they have ended. The whole chain: `slurm_faults --only chain`."""
     run = jobs.folder / "r1"
     settings = (
-        f"run_dir={run}", f"reward.judge.url={judge}", "pretrain.steps=20", "pretrain.micro_batch_size=8", "pretrain.gate_accuracy=0",
+        f"run_dir={run}", f"reward.judge.url={judge}", "pretrain.steps=20", "pretrain.micro_batch_size=8",
+        "pretrain.gate_accuracy=0",
         "recipe.gates={}", "recipe.measured_problems=4", "recipe.measured_samples=1", "recipe.measured_requests=2",
         "recipe.stages.zero.grpo.rollouts=1", "grpo.prompts_per_rollout=4", "grpo.group_size=4", "grpo.minibatch_size=16",
         "rollout.placement=colocated", "rollout.tensor_parallel_size=2", "rollout.nodes_per_engine=2",

@@ -80,7 +80,10 @@ GOOD = '{"question": "a", "answer": "1"}\n'
         (
             "p.jsonl",
             '{"question": "b", "answer": "1", "domain": "law"}',
-            r"p.jsonl:1: domain 'law' is unknown; choose one of math, code, choice, or name the scorer of this domain in reward.domains",
+            (
+                r"p.jsonl:1: domain 'law' is unknown; choose one of math, code, choice, "
+                r"or name the scorer of this domain in reward.domains"
+            ),
         ),
         ("p.jsonl", '{"question": "b", "domain": "code"}', r"p.jsonl:1: a problem of domain code needs the field 'tests'"),
         ("p.jsonl", "[" * 100_000, r"p.jsonl:1: bad JSON"),

@@ -26,7 +26,8 @@ GPQA = {"Record ID": "rec1", "Question": "Which {gas}?", "Correct Answer": "neon
 STDIN = [{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]
 CALLS = [{"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}]
 LCB = {"question_content": "Add.", "question_id": "a_1", "contest_date": "2024-08-01T00:00:00", "difficulty": "easy",
-       "starter_code": "", "public_test_cases": json.dumps(STDIN), "private_test_cases": json.dumps(STDIN), "metadata": "{}"}  # fmt: skip
+       "starter_code": "", "public_test_cases": json.dumps(STDIN), "private_test_cases": json.dumps(STDIN),
+       "metadata": "{}"}  # fmt: skip
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -46,21 +47,29 @@ def packed(content: object) -> str:
 @pytest.mark.parametrize(
     ("name", "row", "question", "reference"),
     [
-        ("aime2024", {"id": 60, "problem": "2+{2}?", "solution": "s", "answer": 4}, "2+{2}?\nPlease reason step by step, and put your final answer within \\boxed{}.", "4"),
+        ("aime2024", {"id": 60, "problem": "2+{2}?", "solution": "s", "answer": 4},
+         "2+{2}?\nPlease reason step by step, and put your final answer within \\boxed{}.", "4"),
         ("aime2024", {"ID": "I-1", "Problem": "2+2?", "Answer": 4}, "2+2?\nPlease reason", "4"),
         ("aime2024", {"problem": "2+2?", "solution": "Adding, \\boxed{\\frac{8}{2}}."}, "2+2?\nPlease reason", "\\frac{8}{2}"),
-        ("math500", {"problem": "p", "solution": "\\boxed{2}", "answer": "1", "level": 5, "unique_id": "test/1.json"}, "p\nPlease", "1"),
+        ("math500", {"problem": "p", "solution": "\\boxed{2}", "answer": "1", "level": 5, "unique_id": "test/1.json"}, "p\nPlease",
+         "1"),
         ("gsm8k", {"question": "q", "answer": "1+1=<<1+1=2>>2\n#### 2"}, "q\nPlease", "1+1=<<1+1=2>>2\n#### 2"),
-        ("cmath", {"question": "一加一？", "golden": "2"}, "一加一？\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。", "2"),
-        ("humaneval", {"task_id": "HumanEval/0", "prompt": "def f():\n", "test": "def check(c):\n    assert c() == 1", "entry_point": "f"},
+        ("cmath", {"question": "一加一？", "golden": "2"}, "一加一？\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。",
+         "2"),
+        ("humaneval", {"task_id": "HumanEval/0", "prompt": "def f():\n", "test": "def check(c):\n    assert c() == 1",
+         "entry_point": "f"},
          "```python\ndef f():\n```", {"check": "def check(c):\n    assert c() == 1", "entry_point": "f", "prelude": "def f():"}),
         ("mbpp", {"task_id": 11, "text": "Write f.", "test_list": ["assert f() == 1"], "test_setup_code": "x = 1"},
-         "here is your task: Write f. Your code should pass these tests:\n\nassert f() == 1\n", {"asserts": ["assert f() == 1"], "setup": "x = 1"}),
+         "here is your task: Write f. Your code should pass these tests:\n\nassert f() == 1\n", {"asserts": ["assert f() == 1"],
+         "setup": "x = 1"}),
         ("mbpp", {"task_id": 510, "prompt": "Write f.", "test_list": ["assert f()"], "test_imports": ["import math"]}, "Write f.",
          {"asserts": ["assert f()"], "setup": "import math"}),
-        ("livecodebench", LCB, "### Question:\nAdd.\n\n### Format: Read the inputs from stdin", {"inputs": ["1 2\n"] * 2, "outputs": ["3\n"] * 2}),
-        ("livecodebench", LCB | {"starter_code": "class Solution:", "public_test_cases": json.dumps(CALLS), "private_test_cases": packed(json.dumps(CALLS)), "metadata": '{"func_name": "add"}'},
-         "### Format: You will use the following starter code to write the solution to the problem and enclose your code within delimiters.\n```python\nclass Solution:\n```\n\n### Answer",
+        ("livecodebench", LCB, "### Question:\nAdd.\n\n### Format: Read the inputs from stdin", {"inputs": ["1 2\n"] * 2,
+         "outputs": ["3\n"] * 2}),
+        ("livecodebench", LCB | {"starter_code": "class Solution:", "public_test_cases": json.dumps(CALLS),
+         "private_test_cases": packed(json.dumps(CALLS)), "metadata": '{"func_name": "add"}'},
+         ("### Format: You will use the following starter code to write the solution to the problem and enclose your code "
+          "within delimiters.\n```python\nclass Solution:\n```\n\n### Answer"),
          {"inputs": [[[1, 2], 3]] * 2, "outputs": [6, 6], "fn_name": "add"}),
     ],
 )  # fmt: skip
@@ -81,7 +90,8 @@ def test_choices_are_shuffled_by_seed_and_question(tmp_path):
     first = problems[0].question
     assert first.startswith(
         "Answer the following multiple choice question. The last line of your response should be of the following format: "
-        "'ANSWER: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before answering.\n\nWhich {gas}?\n\nA) "
+        "'ANSWER: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before answering.\n\n"
+        "Which {gas}?\n\nA) "
     )
     for problem in problems:
         lines = dict(line.split(") ") for line in problem.question.splitlines()[-4:])
@@ -119,21 +129,27 @@ def test_every_kind_of_file_and_folder_gives_the_same_problems(tmp_path):
 @pytest.mark.parametrize(
     ("name", "row", "says"),
     [
-        ("aime2024", {"answer": "4", "x": 1}, ":2: field 'problem' or 'Problem' or 'question' is missing; the record has 'answer', 'x'"),
-        ("math500", {"problem": "p", "solution": "none"}, ":2: field 'solution' has no \\boxed answer, and there is no field 'answer'"),
+        ("aime2024", {"answer": "4", "x": 1},
+         ":2: field 'problem' or 'Problem' or 'question' is missing; the record has 'answer', 'x'"),
+        ("math500", {"problem": "p", "solution": "none"},
+         ":2: field 'solution' has no \\boxed answer, and there is no field 'answer'"),
         ("gpqa_diamond", {k: v for k, v in GPQA.items() if k != "Incorrect Answer 2"}, ":2: field 'Incorrect Answer 2' is missing"),
         ("gpqa_diamond", GPQA | {"Incorrect Answer 3": "neon"}, ":2: the right choice is also among the wrong ones"),
-        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": "AAAA"}, ":2: field 'private_test_cases' cannot be read"),
-        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": packed(print)}, "asks for builtins.print, tests are text"),
+        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": "AAAA"},
+         ":2: field 'private_test_cases' cannot be read"),
+        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": packed(print)},
+         "asks for builtins.print, tests are text"),
         ("livecodebench", LCB | {"question_id": "b", "public_test_cases": "[]", "private_test_cases": "[]"}, "hold no test"),
-        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": None}, ":2: field 'private_test_cases' is missing or not text"),
+        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": None},
+         ":2: field 'private_test_cases' is missing or not text"),
         ("livecodebench", LCB, ":2: the id 'a_1' is there twice"),
         ("mbpp", {"task_id": 12, "text": "t", "test_list": []}, ":2: field 'test_list' is missing, empty or no list"),
         ("humaneval", {"prompt": "p", "test": "t"}, ":2: field 'entry_point' is missing"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named(tmp_path, name, row, says):
-    good = {"gpqa_diamond": GPQA | {"Record ID": "rec0"}, "livecodebench": LCB, "mbpp": {"task_id": 11, "text": "t", "test_list": ["assert f()"]},
+    good = {"gpqa_diamond": GPQA | {"Record ID": "rec0"}, "livecodebench": LCB, "mbpp": {"task_id": 11, "text": "t",
+    "test_list": ["assert f()"]},
             "humaneval": {"prompt": "p", "test": "t", "entry_point": "f"}}.get(name, {"problem": "p", "answer": "1"})  # fmt: skip
     with pytest.raises(DataError) as caught:
         read(name, write(tmp_path / "b.jsonl", good, row))

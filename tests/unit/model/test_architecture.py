@@ -7,7 +7,8 @@ import pytest
 from megatron_r1.model.hf_config import read_hf_config
 
 QWEN = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28,
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584,
+    "num_hidden_layers": 28,
     "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 131072,
     "rope_theta": 1000000.0, "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "hidden_act": "silu", "use_sliding_window": False,
     "sliding_window": 131072, "max_window_layers": 28,
@@ -16,7 +17,8 @@ LLAMA_SCALING = {
     "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3",
 }  # fmt: skip
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+    "num_hidden_layers": 32,
     "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072,
     "rope_theta": 500000.0, "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False,
     "mlp_bias": False, "pretraining_tp": 1, "rope_scaling": LLAMA_SCALING,

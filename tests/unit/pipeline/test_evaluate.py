@@ -177,8 +177,10 @@ def test_a_model_folder_is_loaded_and_asked_in_its_template(files, capsys, monke
         (["--table", "nowhere"], "nowhere/results.json: no such file"),
         (["evaluate.benchmarks.files.gsm8k=none.jsonl"], "none.jsonl: no such file"),
         (["evaluate.benchmarks.files.gsm=none.jsonl"], "'gsm' is no benchmark; choose of aime2024"),
-        (["evaluate.benchmarks.files.gsm8k={gsm8k}", "run_dir={run}"], "set either model.weights or evaluate.benchmarks.endpoint.url"),
-        (["evaluate.benchmarks.files.gsm8k={gsm8k}", "run_dir={run}", "model.weights=nowhere"], "model folder nowhere does not exist"),
+        (["evaluate.benchmarks.files.gsm8k={gsm8k}", "run_dir={run}"],
+         "set either model.weights or evaluate.benchmarks.endpoint.url"),
+        (["evaluate.benchmarks.files.gsm8k={gsm8k}", "run_dir={run}", "model.weights=nowhere"],
+         "model folder nowhere does not exist"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_one_line(files, capsys, arguments, says):

@@ -1,4 +1,4 @@
-"""Files written past the page cache hold every byte, in pieces of any size, wherever the file system is one that takes that or not."""
+"""Files written past the page cache hold every byte, in pieces of any size, whether the file system takes that or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ranks that hang: one that is stopped, one that holds Python's lock, one that begins nothing new. Each is found, and all leave with their stacks."""
+"""Ranks that hang: one that is stopped, one that holds Python's lock, one that begins nothing new.
+
+Each is found, and all leave with their stacks.
+"""
 
 from __future__ import annotations
 
