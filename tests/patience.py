@@ -38,7 +38,7 @@ def patient(seconds: float) -> float:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str = "event", pause: float = 0.02) -> None:
-    """Wait until a condition holds, for `seconds` of an idle machine at most: times the slowness at the start, or a later, higher one.
+    """Wait until a condition holds, at most `seconds` of an idle machine: times the slowness at the start, or a higher one later.
 
     Raises:
         AssertionError: the condition does not hold in time.
