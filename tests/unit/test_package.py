@@ -30,6 +30,8 @@ def test_every_folder_with_modules_is_a_package():
 def test_the_licence_files_and_the_version_are_there():
     for name in METADATA["project"]["license-files"]:
         assert (ROOT / name).is_file(), name
+    for path in re.findall(r"\b(?:megatron_r1|tests|docs)/[\w/.]*\w", (ROOT / "NOTICE").read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), f"NOTICE names {path}"
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", megatron_r1.__version__)
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {megatron_r1.__version__}\n" in citation
