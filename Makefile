@@ -1,4 +1,4 @@
-# Two commands: `make quickstart` and `make test`. Both set up .venv first; a second run installs nothing.
+# `make quickstart`, `make test`, `make test-fast`, `make lint`. Each sets up .venv first; a second one installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Tests and runs share the cores with their own child processes: one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart r1 test setup lint types clean system-packages
+.PHONY: quickstart r1 test test-fast setup lint types clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
@@ -23,6 +23,10 @@ test: setup
 	@sh tools/install_system_packages.sh test
 	@echo "== Running the tests"
 	@sh tools/run_tests.sh $(BIN)/python
+
+test-fast: setup
+	@echo "== Running the fast tests"
+	@sh tools/run_tests.sh $(BIN)/python fast
 
 setup: $(READY)
 	@echo "== $(VENV) is ready"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.patience import patient
 
 PAGE = (ROOT / "docs" / "how_to" / "loss.md").read_text(encoding="utf-8")
 
@@ -33,7 +34,7 @@ def test_the_how_tos_loss_trains(base: Path, runs, tmp_path: Path) -> None:
             env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=search),
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=patient(400),
         )
         assert done.returncode == 0, done.stderr[-3000:]
         lines[processes] = runs.read_metrics(folder)[1:]
