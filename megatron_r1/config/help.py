@@ -21,6 +21,13 @@ from megatron_r1.config.section import may_change
 from megatron_r1.errors import ConfigError
 
 _WIDTH = 100
+#: how descriptions cite a paper -> which it is
+_PAPERS = {
+    "R1 v1": "DeepSeek-R1, arXiv 2501.12948v1",
+    "R1 v2": "DeepSeek-R1, arXiv 2501.12948v2",
+    "V3": "DeepSeek-V3, arXiv 2412.19437",
+    "DeepSeekMath": "arXiv 2402.03300",
+}
 _NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "any value"}
 _BOUNDS = {annotated_types.Gt: "above", annotated_types.Ge: "at least", annotated_types.Lt: "below", annotated_types.Le: "at most"}
 
@@ -32,7 +39,8 @@ def describe_settings(sections: Sequence[str]) -> str:
         for key, field in known_keys().items():
             if is_within(key, (section,)):
                 lines += [f"  {key}={_as_yaml(defaults[key])}", *_wrap(_describe_with_choices(field), 6)]
-    return "\n".join(lines)
+    papers = "; ".join(_cited_papers("\n".join(lines)))
+    return "\n".join([*lines, *(["", *_wrap(f"papers: {papers}", 0)] if papers else [])])
 
 
 def count_settings(sections: Sequence[str]) -> int:
@@ -74,6 +82,8 @@ def _explain_setting(key: str, readers: Mapping[str, Sequence[str]]) -> str:
         "on resume": "may change" if may_change(field) else "must stay as it was",
         "read by": ", ".join(names) or "no command",
     }
+    if papers := "; ".join(_cited_papers(field.description or "")):
+        facts["papers"] = papers
     lines = [key, *_wrap(field.description or "", 2), ""]
     for name, fact in facts.items():
         lines += textwrap.wrap(fact, _WIDTH, initial_indent=f"  {name + ':':<11}", subsequent_indent=" " * 13)
@@ -81,6 +91,10 @@ def _explain_setting(key: str, readers: Mapping[str, Sequence[str]]) -> str:
     if entry is not None:
         lines += ["", "  an entry has:", *(f"  {line}" for line in _list_fields(entry, ""))]
     return "\n".join(lines)
+
+
+def _cited_papers(text: str) -> list[str]:
+    return [f"{name} is {paper}" for name, paper in _PAPERS.items() if re.search(rf"(?<!-)\b{name}\b", text)]
 
 
 def _list_fields(section: type[BaseModel], prefix: str) -> Iterator[str]:

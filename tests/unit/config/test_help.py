@@ -50,6 +50,12 @@ def test_a_setting_says_whether_it_may_change_and_who_reads_it():
     assert fact(explain("pretrain.steps", READERS), "read by") == "no command"
 
 
+def test_papers_that_a_description_cites_are_named_in_full():
+    assert fact(explain("grpo.kl_coef", READERS), "papers") == "R1 v2 is DeepSeek-R1, arXiv 2501.12948v2"
+    assert "papers:" not in explain("run_dir", READERS)
+    assert "R1 v2 is DeepSeek-R1, arXiv 2501.12948v2; V3 is DeepSeek-V3" in " ".join(describe_settings(["grpo"]).split())
+
+
 def test_the_entries_of_a_list_are_explained():
     assert "    path\n        Conversations: a .jsonl" in explain("sft.sources", READERS)
 
