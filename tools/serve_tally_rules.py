@@ -26,7 +26,7 @@ _BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
 
 def read_problem(text: str) -> TallyProblem:
-    """The first tally question of a text. Raises ValueError where there is none."""
+    """The first tally question of a text. Raises ValueError if there is none."""
     found = _EXPRESSION.search(text)
     if found is None:
         raise ValueError("there is no tally question here")
@@ -45,7 +45,7 @@ def summarise(problem: TallyProblem, result: int) -> str:
 
 
 def answer(messages: list[dict[str, str]]) -> str:
-    """What the rules say to a conversation. Raises ValueError where no rule fits."""
+    """What the rules say to a conversation. Raises ValueError if no rule fits."""
     text = messages[-1]["content"]
     if "'correctness'" in text:
         return _grade(text)

@@ -1,4 +1,4 @@
-"""Is a response right? By the rule of its domain, or by a judge where a rule cannot tell."""
+"""Is a response right? The rule of its domain says so, or a judge if the rule has no verdict."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Check = Callable[[Asked, str], Future[Verdict]]  #: starts checking one finished
 def answer_check(scoring: ScoringService | None, judge: Grader | None = None, rewards: RewardConfig | None = None) -> Check:
     """The check of responses.
 
-    A reasoning problem is checked by the rule of its domain, where there is one. Where there is none, and where the rule's verdict has
-    no score (error, timeout, unscorable), the judge compares what follows the reasoning with the reference (v1 section 2.3.3).
+    The rule of its domain checks a reasoning problem, if there is one. If there is none, or if the rule's verdict has no score
+    (error, timeout, unscorable), the judge compares what follows the reasoning with the reference (R1 v1 (arXiv) section 2.3.3).
 
     Args:
         rewards: say which scorer of `scoring` checks which domain; None: the built-in ones.
@@ -40,7 +40,7 @@ def _grade(judge: Grader | None, asked: Asked, response: str) -> Future[Verdict]
     if judge is None:
         return done(Verdict(None, "unscorable", f"no rule checks domain {asked.domain!r} and there is no judge"))
     if not asked.answer.strip():
-        return done(Verdict(None, "unscorable", "there is no reference answer to judge by"))
+        return done(Verdict(None, "unscorable", "there is no reference answer to compare with"))
     summary = find_summary(response)
     if summary is None:
         return done(Verdict(0.0, "wrong", "nothing follows the reasoning"))
@@ -48,7 +48,7 @@ def _grade(judge: Grader | None, asked: Asked, response: str) -> Future[Verdict]
 
 
 def _unless_scored(first: Future[Verdict], second: Callable[[], Future[Verdict]]) -> Future[Verdict]:
-    """The first verdict, or where it has no score the second, which is started only then. No thread waits."""
+    """The first verdict, or the second if the first has no score; the second is started only then. No thread waits."""
     result: Future[Verdict] = Future()
 
     def take(future: Future[Verdict]) -> None:

@@ -24,7 +24,7 @@ class Writer(Protocol):
     concurrency: int  #: questions that it takes at a time
 
     def ask(self, messages: Messages, seed: int) -> Future[Completion]:
-        """Start answering. The future raises NoCompletion where the model cannot be had."""
+        """Start answering. The future raises NoCompletion if the model cannot be had."""
 
 
 class ServedWriter:
@@ -47,7 +47,7 @@ class ServedWriter:
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="writer")
 
     def ask(self, messages: Messages, seed: int) -> Future[Completion]:
-        """See `Writer`. The future raises RewardError where the endpoint refuses every request."""
+        """See `Writer`. The future raises RewardError if the endpoint refuses every request."""
         request = {
             "model": self._config.model,
             "messages": messages,

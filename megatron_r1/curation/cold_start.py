@@ -1,8 +1,10 @@
-"""Cold-start data (v1 section 2.3.1, v2 B.3.2): long chains of thought with a summary, made in the ways that the recipe names.
+"""Cold-start data: long chains of thought with a summary, made in the ways that the recipe names.
+
+Sources: R1 v1 (arXiv) section 2.3.1, R1 v2 B.3.2.
 
     few_shot   a model is shown worked examples and answers the problem
     direct     a model is asked to reflect and verify
-    zero       outputs of R1-Zero that are correct are translated where they left the question's language, rewritten, and summarised
+    zero       correct outputs of R1-Zero are translated if they left the question's language, rewritten, and summarised
                by a model (`refine: served`), or only get other tags (`refine: rules`)
 
 Every answer of a model is kept as soon as it is there. What comes out is checked again and filtered, and is then ready for review.
@@ -55,7 +57,7 @@ def write_cold_start(
     Args:
         problems: for few_shot and direct.
         traces: for zero: what `sample_and_keep` kept of R1-Zero's samples, with think tags or in the config's form.
-        writer: the served model; None where no way needs one.
+        writer: the served model; None if no way needs it.
         check: what is written is checked against the reference again, since a rewrite may have changed the answer.
 
     Raises:

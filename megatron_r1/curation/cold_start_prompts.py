@@ -1,8 +1,9 @@
 r"""What models are asked for cold-start data.
 
-The recipe prints two of these texts: Listing 1, which asks for a summary, and one sentence that asks for a translation (v2 B.3.2). It
-names, without their words, few-shot prompting with a long chain of thought as an example, and prompting directly for reflection and
-verification (v1 section 2.3.1); those are ours, and so is the text that asks for a conversational rewrite.
+The recipe prints two of these texts: Listing 1, which asks for a summary, and one sentence that asks for a translation (R1 v2
+B.3.2). It names, without their words, few-shot prompting with a long chain of thought as an example, and prompting directly for
+reflection and verification (R1 v1 (arXiv) section 2.3.1); those are ours, and so is the text that asks for a conversational
+rewrite.
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from megatron_r1.curation.ask_model import Messages
 from megatron_r1.curation.records import Conversation
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
-#: v2 Listing 1, verbatim.
-SUMMARY_PROMPT = r"""## Question
+#: R1 v2 Listing 1, verbatim.
+SUMMARY_PROMPT = """## Question
 {question}
 
 ## Thought process
 {thought_process}
 
 ---
-Based on the above thought process, provide a clear, easy-to-follow, and well-formatted solution to the question. Use the same language as the question.
+Based on the above thought process, provide a clear, easy-to-follow, and well-formatted solution to the question. Use the \
+same language as the question.
 
 The solution must strictly follow these requirements:
-- Stay faithful and consistent with the given thought process. Do not add new reasoning steps or conclusions not shown in the original.
+- Stay faithful and consistent with the given thought process. Do not add new reasoning steps or conclusions not shown in \
+the original.
 - Show key steps leading to final answer(s) in clear, well-formatted LaTeX.
-- Use \boxed{} for final answer(s).
+- Use \\boxed{} for final answer(s).
 - Be clean and concise. Avoid colloquial language. Do not use phrases like "thought process" in the solution.
 
-Your response should start with the solution right away, and do not include anything else. Your task is solely to write the solution based on the provided thought process. Do not try to solve the question yourself."""
+Your response should start with the solution right away, and do not include anything else. Your task is solely to write the \
+solution based on the provided thought process. Do not try to solve the question yourself."""
 
 _GIVEN = """## Question
 {question}
@@ -41,7 +45,7 @@ _GIVEN = """## Question
 ---
 """
 
-#: v2 B.3.2, verbatim; the frame around it is that of Listing 1, since the recipe does not print one.
+#: R1 v2 B.3.2, verbatim; the frame around it is that of Listing 1, since the recipe does not print one.
 TRANSLATION = "Translate the thinking process to the same language as the question."
 
 TRANSLATION_PROMPT = _GIVEN + TRANSLATION
@@ -60,40 +64,44 @@ Write the rewritten thought process alone, nothing before or after it."""
 
 DIRECT_PROMPT = f"""Think about the question below before you answer it, and show how you think.
 
-Write your thinking between {THINK_OPEN} and {THINK_CLOSE}: in the first person, in short paragraphs of plain text, in the language of \
-the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. \
+Write your thinking between {THINK_OPEN} and {THINK_CLOSE}: in the first person, in short paragraphs of plain text, in the language \
+of the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. \
 Before you finish, verify the result in another way.
 
-After {THINK_CLOSE}, write a clear and short solution for a reader who has not seen your thinking, with the final answer in \\boxed{{}}.
+After {THINK_CLOSE}, write a clear and short solution for a reader who has not seen your thinking, with the final answer in \
+\\boxed{{}}.
 
 ## Question
 {{question}}"""
 
 
-def _example(reasoning: str, solution: str) -> str:
+def _worked_example(reasoning: str, solution: str) -> str:
     return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n\n{solution}"
 
 
-#: Worked examples in the form of v2 Listing 3: language -> (question, answer). The texts are ours.
+#: Worked examples in the form of R1 v2 Listing 3: language -> (question, answer). The texts are ours.
 EXAMPLES = {
     "en": (
         "A tank of 30 liters holds 12. It loses 3 liters an hour and gets 5 liters an hour. After how many hours is it full?",
-        _example(
-            r"""Let me first make sure I understand the question. The tank starts with 12 liters, and I want the time until it has 30.
+        _worked_example(
+            """Let me first make sure I understand the question. The tank starts with 12 liters, and I want \
+the time until it has 30.
 
 It loses 3 liters an hour and gets 5 liters an hour. So every hour it gains 5 - 3 = 2 liters.
 
 It is missing 30 - 12 = 18 liters. At 2 liters an hour that takes 18 / 2 = 9 hours.
 
-Wait, I should check that I have not mixed up losing and gaining. After 9 hours 9 * 5 = 45 liters came in and 9 * 3 = 27 went out, so there are 12 + 45 - 27 = 30 liters. That is exactly full, so 9 hours is right.""",
-            r"""**Solution:** The tank gains $5 - 3 = 2$ liters an hour and is missing $30 - 12 = 18$ liters. It is full after $\frac{18}{2} = 9$ hours.
+Wait, I should check that I have not mixed up losing and gaining. After 9 hours 9 * 5 = 45 liters came in and 9 * 3 = 27 \
+went out, so there are 12 + 45 - 27 = 30 liters. That is exactly full, so 9 hours is right.""",
+            """**Solution:** The tank gains $5 - 3 = 2$ liters an hour and is missing $30 - 12 = 18$ liters. It is full after \
+$\\frac{18}{2} = 9$ hours.
 
-\boxed{9}""",
+\\boxed{9}""",
         ),
     ),
     "zh": (
         "小明有 24 颗糖，他先吃掉四分之一，又把剩下的平均分给 3 个朋友。每个朋友得到几颗糖？",
-        _example(
+        _worked_example(
             r"""我先弄清楚题目：小明一共有 24 颗糖，先吃掉四分之一，再把剩下的分给 3 个朋友，问每人几颗。
 
 他吃掉的是 24 ÷ 4 = 6 颗，那么剩下 24 - 6 = 18 颗。

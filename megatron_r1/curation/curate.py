@@ -1,6 +1,6 @@
 """Files of conversations in, one file of supervised data out: filters, near-duplicates, decontamination, mix, manifest.
 
-The inputs are read twice and never held in memory: first every record is examined, then the chosen ones are written.
+The inputs are read twice and never held in memory: first every record is inspected, then the chosen ones are written.
 
     folder/
         curated.jsonl    the data, in a random order
@@ -45,7 +45,7 @@ _EXAMPLES = 5  # n-grams named per evaluation set: a phrase that every question 
 
 
 def curate_files(config: CurationConfig, seed: int, folder: Path) -> str:
-    """Make `folder` from `config.inputs`; where it is finished and nothing has changed, leave it as it is.
+    """Make `folder` from `config.inputs`; a finished folder of the same inputs and settings stays as it is.
 
     Returns:
         The summary table.
@@ -96,7 +96,7 @@ def _choose_records(
     matches: dict[str, list[dict[str, Any]]],
     rejected: TextIO,
 ) -> list[tuple[int, Inspected]]:
-    """Examine every record: those that are left, each with the number of its file. Fills `counts`, `matches` and `rejected`."""
+    """The records that are left, each with the number of its file. Inspects all; fills `counts`, `matches` and `rejected`."""
     kept: list[tuple[int, Inspected]] = []
     seen: dict[str, str] = {}
     names: dict[int, str] = {}  # what the index of a kept text is called
@@ -133,7 +133,7 @@ def _choose_records(
 def _inspect_files(
     config: CurationConfig, paths: Sequence[Path], sets: EvaluationSets, seed: int
 ) -> Iterator[tuple[int, Inspected]]:
-    with Progress(sum(path.stat().st_size for path in paths), "examine", unit="B") as progress:
+    with Progress(sum(path.stat().st_size for path in paths), "inspect", unit="B") as progress:
         for number, path in enumerate(paths):
             done = 0
             for record in inspect_all(stream_lines(path), path.stem, config, sets, seed):

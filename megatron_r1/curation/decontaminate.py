@@ -1,4 +1,4 @@
-"""Decontamination: no n-gram of an evaluation set's questions may stand in the training data (v2 D.1: 10-gram match).
+"""Decontamination: no n-gram of an evaluation set's questions may stand in the training data (R1 v2 (arXiv) D.1: 10-grams).
 
 n-grams are of words as `words.py` has them, so that case, punctuation and line breaks hide nothing; in Chinese, of characters. A
 question shorter than an n-gram has none: it matches a training prompt that has exactly its words.

@@ -15,7 +15,7 @@ from megatron_r1.curation.words import hash_ngrams, words_of
 
 _RECALL = 0.95  # probability that two texts as similar as the threshold are compared
 _PIECE = 4096  # n-grams hashed at once, which bounds the memory
-_BUCKET = 8  # texts that a new one is compared with per band: bounds the time where many texts are alike, but not too much
+_BUCKET = 8  # texts that a new one is compared with per band: bounds the time if many texts are somewhat alike
 
 
 class Signer:
@@ -44,7 +44,7 @@ class Signer:
 
 
 class NearDuplicates:
-    """Takes signatures one after the other and tells which repeat an earlier one that was kept. About 4 KB a text."""
+    """Takes signatures one after the other and finds those that repeat an earlier one that was kept. About 4 KB a text."""
 
     def __init__(self, config: DedupConfig) -> None:
         self._threshold = config.threshold
@@ -54,7 +54,7 @@ class NearDuplicates:
         self._kept: dict[int, np.ndarray] = {}
 
     def find(self, index: int, signature: np.ndarray) -> tuple[int, float] | None:
-        """The kept text that this one repeats, with the estimated similarity; None where it is new, and kept from now on.
+        """The kept text that this one repeats, with the estimated similarity; None if it is new; it is kept from now on.
 
         Args:
             index: of the text; later calls name it.

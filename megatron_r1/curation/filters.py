@@ -1,7 +1,8 @@
 """The filters of supervised data, each with a name, and the first that a record fails.
 
 The recipe drops samples that are wrong, mix languages, repeat themselves, have long paragraphs or blocks of code in their reasoning
-(v1 section 2.3.3, v2 B.3.3); cold-start data also has no markdown in its thinking and begins in the first person (v2 B.3.2).
+(R1 v1 (arXiv) section 2.3.3, R1 v2 B.3.3); cold-start data also has no markdown in its thinking and begins in the first person (R1
+v2 B.3.2).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class FilteredTurn(NamedTuple):
     summary: str
     domain: str
     language: str
-    outcome: str | None  #: of the record's verdict; None where it has none
+    outcome: str | None  #: of the record's verdict; None if it has no verdict
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ Filter = Callable[[FilteredTurn, FilterConfig], str | None]  #: why a turn is dr
 
 
 def first_failure(conversation: Conversation, config: FilterConfig, form: Form) -> Rejection | None:
-    """The first of the config's filters that a turn of the conversation fails; None where it passes all.
+    """The first of the config's filters that a turn of the conversation fails; None if it passes all of them.
 
     A record's verdict is what `megatron-r1 score` and rejection sampling write: its field `outcome`.
     """
@@ -94,8 +95,8 @@ def _is_correct(turn: FilteredTurn, config: FilterConfig) -> str | None:
 def _is_one_language(turn: FilteredTurn, config: FilterConfig) -> str | None:
     """The language is the record's, else the question's, else the answer's own: the one that most of its words are in.
 
-    A part without words (a formula, a number) is in no other language and passes. One word of another language in the same script may
-    be a name, and is not counted against a part.
+    A part without words (a formula, a number) is in no other language and passes. One word of another language in the same script
+    may be a name, and is not counted against a part.
     """
     parts = {"reasoning": turn.reasoning or "", "summary": turn.summary}
     if any(len(text) > MAX_CHARACTERS for text in parts.values()):

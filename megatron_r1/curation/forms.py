@@ -1,7 +1,7 @@
 r"""How an assistant's answer holds its reasoning and its summary.
 
     think:          "<think>\n{reasoning}\n</think>\n\n{summary}"                    (R1 v2 listings 3 and 5 to 7)
-    special_token:  "|special_token|{reasoning}|special_token|{summary}"            (v1 section 2.3.1)
+    special_token:  "|special_token|{reasoning}|special_token|{summary}"            (R1 v1 section 2.3.1)
 
 An answer without reasoning is its summary alone. Samples of a policy come in other forms too, see `read_sample`.
 """
@@ -21,7 +21,7 @@ _OPENING, _CLOSING = THINK_OPEN + "\n", "\n" + THINK_CLOSE + "\n\n"
 class Answer(NamedTuple):
     """An assistant's answer in its parts."""
 
-    reasoning: str | None  #: None where there is none
+    reasoning: str | None  #: None if the answer has none
     summary: str
 
 
@@ -45,7 +45,7 @@ class Form:
         return self.special_token + answer.reasoning + self.special_token + answer.summary
 
     def split(self, content: str) -> Answer | None:
-        """The parts of a content; None where it is malformed: a blank part, a mark too many, or not the form's line breaks."""
+        """The parts of a content; None if it is malformed: a blank part, a mark too many, or other line breaks than the form's."""
         marks = _TAGS if self.special_token is None else (self.special_token,)
         opening, closing = (_OPENING, _CLOSING) if self.special_token is None else (self.special_token, self.special_token)
         if not any(mark in content for mark in marks):
@@ -59,10 +59,10 @@ class Form:
 
 
 def read_sample(response: str, answer_summary: str = "{answer}") -> Answer | None:
-    """The parts of what a policy wrote, without the space around them; None where it is in none of these forms.
+    """The parts of what a policy wrote, without the space around them; None if the response has none of these forms.
 
-    R1-Zero's ("<think>..</think> <answer>..</answer>"), the chat format ("<think>..</think> summary"), and both where the prompt had
-    opened the <think> already.
+    R1-Zero's ("<think>..</think> <answer>..</answer>"), the chat format ("<think>..</think> summary"), and both without the first
+    <think> if the prompt had opened it.
 
     Args:
         answer_summary: the summary made of an <answer> element; "{answer}" in it is what stands there.

@@ -1,4 +1,4 @@
-"""What one record needs to be judged by itself: filters, signature, contamination. In this process, or in several."""
+"""What can be found out about each record by itself: filters, signature, contamination. In this process, or in several."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Inspected:
     id: str
     domain: str
     rejection: Rejection | None
-    signature: np.ndarray | None = None  #: [permutations] uint32; None where it was rejected, or near-duplicates stay
+    signature: np.ndarray | None = None  #: [permutations] uint32; None if the record is rejected or near-duplicates stay
     match: Match | None = None  #: with an evaluation set
 
 
@@ -87,7 +87,7 @@ def inspect_all(
             while waiting:
                 yield from waiting.popleft().result()
         except BrokenProcessPool:
-            raise DataError("a process of curation died, probably for want of memory: lower curation.workers") from None
+            raise DataError("a process of curation died, probably because memory ran out: lower curation.workers") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""What a curated file was made of: counts by domain, filter and evaluation set, hashes, seed and settings; and the same as a table."""
+"""What a curated file was made of: counts by domain, filter and evaluation set, hashes, seed, settings; the counts as a table."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def remove_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished folder; None where there is none, or none that can be read."""
+    """The manifest of a finished folder; None if there is none, or none that can be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,6 @@
-"""Non-reasoning data (v1 section 2.3.3, v2 B.3.3): answers are taken as they are; for some a model writes a chain of thought before it.
+"""Non-reasoning data: answers are taken as they are; for some of them a model writes a chain of thought.
+
+Sources: R1 v1 (arXiv) section 2.3.3, R1 v2 B.3.3.
 
 A simple query such as "hello" gets none. Neither does a conversation of several turns, nor an answer that reasons already.
 """
@@ -23,7 +25,9 @@ from megatron_r1.tags import without_reasoning
 
 #: Ours: the recipe says only that the model is prompted for "a potential chain-of-thought before answering the question".
 COT_PROMPT = """\
-Below are a request and the answer that you are about to give to it. Write what you think before you give this answer: what the request asks for, what matters, how you come to the answer. Write in the first person, in short paragraphs of plain text, in the language of the request. Do not write the answer itself, and do not mention that it was given to you.
+Below are a request and the answer that you are about to give to it. Write what you think before you give this answer: \
+what the request asks for, what matters, how you come to the answer. Write in the first person, in short paragraphs of plain text, \
+in the language of the request. Do not write the answer itself, and do not mention that it was given to you.
 
 ## Request
 {question}
@@ -37,7 +41,7 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
 
     Args:
         source: .jsonl, in any form that `data.conversations` reads.
-        writer: the served model; None where `config.non_reasoning.cot_share` is 0.
+        writer: the served model; None if `config.non_reasoning.cot_share` is 0.
 
     Raises:
         ConfigError: a model is needed and there is none, or the folder was begun with other settings.

@@ -48,7 +48,7 @@ class StepOutputs:
 
 @contextmanager
 def write_outputs(folder: Path, made_from: Mapping[str, Any]) -> Iterator[StepOutputs]:
-    """The outputs of a step, whose files appear when the block ends well; what an earlier run left is replaced.
+    """The outputs of a step. Their files appear when the block ends well and replace those of an earlier run.
 
     Args:
         made_from: what they depend on, for the manifest.
@@ -93,7 +93,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records as a whole file. Raises DataError where it cannot be written."""
+    """Write records as a whole file. Raises DataError if it cannot be written."""
     with written_atomically(path) as file:
         for record in records:
             _write(file, record)

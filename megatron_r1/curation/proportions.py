@@ -14,8 +14,9 @@ from megatron_r1.errors import DataError
 def plan_mix(available: Mapping[str, int], config: MixConfig) -> dict[str, int]:
     """How many records of each domain the mix has.
 
-    Without proportions all. Else the counts follow the proportions exactly but for rounding (largest remainders), and sum to
-    `config.total` or, where that is not set, to the most that needs no record twice ("down"), or the fewest that leave none out ("up").
+    Without proportions it has all of them. Otherwise the counts follow the proportions exactly but for rounding (largest
+    remainders). They sum to `config.total`; if that is not set, to the most that needs no record twice ("down"), or to the fewest
+    that leave none out ("up").
 
     Raises:
         DataError: a domain is missing on one of the sides, or has too few records.
@@ -38,7 +39,8 @@ def plan_mix(available: Mapping[str, int], config: MixConfig) -> dict[str, int]:
     for domain, count in counts.items():
         if count > copies * available[domain]:
             raise DataError(
-                f"the mix needs {count} records of domain {domain!r} and there are {available[domain]}: lower curation.mix.total, or "
+                f"the mix needs {count} records of domain {domain!r} and there are {available[domain]}: "
+                "lower curation.mix.total, or "
                 + ("set curation.mix.sampling=up" if config.sampling == "down" else f"raise curation.mix.max_copies={copies}")
             )
     return counts

@@ -28,8 +28,8 @@ class Conversation:
     id: str
     messages: tuple[Message, ...]
     domain: str = DEFAULT_DOMAIN
-    language: str = ""  #: "en", "zh", or "" where unknown
-    source: str = ""  #: where it comes from
+    language: str = ""  #: "en", "zh", or "" if unknown
+    source: str = ""  #: the file or data set that it comes from
     fields: Mapping[str, Any] = field(default_factory=dict)  #: those of its JSON object that have no name here
 
     @classmethod

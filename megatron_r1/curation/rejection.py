@@ -1,4 +1,4 @@
-"""Rejection sampling (v1 section 2.3.3): several samples of each prompt from a policy, of which the correct and readable are kept."""
+"""Rejection sampling (R1 v1 (arXiv) section 2.3.3): samples each prompt several times and keeps correct, readable samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Selection:
     accepted: int  #: samples that pass every filter, the same text of one prompt counted once
     kept: int  #: at most `keep_per_prompt` of each prompt
     empty_prompts: int  #: without an accepted sample
-    unscored: int  #: samples that neither rule nor judge could tell about (error, timeout, unscorable)
+    unscored: int  #: samples to which neither rule nor judge gave a score (error, timeout, unscorable)
 
 
 def sample_and_keep(

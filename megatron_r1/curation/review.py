@@ -1,4 +1,6 @@
-"""Human review of cold-start data (v2 B.3.2: annotators convert traces, others verify them): out as a page, back as decisions.
+"""Human review of cold-start data: out as a page, back as decisions.
+
+R1 v2 (arXiv) B.3.2: annotators convert traces, others verify them.
 
     review.html       all records, to accept, reject or edit; opens without a server and saves the decisions as a file
     review.jsonl      the same records, for other tools
@@ -45,7 +47,7 @@ def export_review(conversations: Sequence[Conversation], folder: Path, form: For
         raise DataError(f"{folder}: there is nothing to review")
     repeated = [id for id, count in Counter(conversation.id for conversation in conversations).items() if count > 1]
     if repeated:
-        raise DataError(f"{folder}: the id {repeated[0]!r} comes twice; a decision could not tell which it means")
+        raise DataError(f"{folder}: the id {repeated[0]!r} comes twice; a decision would not say which it means")
     answers = [_answer_of(conversation, form) for conversation in conversations]
     make_folder(folder)
     write_json_lines(folder / RECORDS, (_describe(c, answer) for c, answer in zip(conversations, answers)))
@@ -78,9 +80,9 @@ def read_decisions(path: Path, ids: Sequence[str]) -> dict[str, Decision]:
 def apply_decisions(
     conversations: Sequence[Conversation], decisions: dict[str, Decision], form: Form
 ) -> tuple[list[Conversation], dict[str, int]]:
-    """The conversations that are accepted or edited, in their order, and how many had which decision; "undecided" ones are left out.
+    """The conversations that are accepted or edited, in their order, and the number of each decision, "undecided" included.
 
-    What is kept says so in its field `review`.
+    The field `review` of a kept conversation holds its decision.
     """
     kept: list[Conversation] = []
     counts = dict.fromkeys((*get_args(Choice), "undecided"), 0)

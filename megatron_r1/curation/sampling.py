@@ -27,7 +27,7 @@ from megatron_r1.runtime.ledger import Ledger, settle, sync_folder
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
-Tell = Callable[[int], None]  #: so many more samples are there
+OnSamples = Callable[[int], None]  #: is called with the number of samples that came
 
 
 def sample(
@@ -86,12 +86,12 @@ def _fill_batch(
     number: int,
     config: RejectionConfig,
     seed: int,
-    tell: Tell,
+    on_samples: OnSamples,
 ) -> None:
     """Make the file of one batch."""
     responses_path, verdicts_path = _open_paths(folder, number)
     with Ledger(responses_path) as responses, Ledger(verdicts_path) as verdicts:
-        batch = _Batch(prompts, check, responses, verdicts, config.samples_per_prompt, tell)
+        batch = _Batch(prompts, check, responses, verdicts, config.samples_per_prompt, on_samples)
         missing = batch.unsampled_prompts()
         if missing:
             sampling = Sampling(config.samples_per_prompt, config.temperature, config.top_p, config.max_tokens)
@@ -109,17 +109,17 @@ class _Batch:
     """A batch under way. What its ledgers hold from before a kill is taken over."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], check: Check, responses: Ledger, verdicts: Ledger, per_prompt: int, tell: Tell
+        self, prompts: Sequence[Prompt], check: Check, responses: Ledger, verdicts: Ledger, per_prompt: int, on_samples: OnSamples
     ) -> None:
         self._by_id = {sample_id(prompt, index): prompt for prompt in prompts for index in range(per_prompt)}
-        self._check, self._responses, self._verdicts, self._tell = check, responses, verdicts, tell
+        self._check, self._responses, self._verdicts, self._on_samples = check, responses, verdicts, on_samples
         self._waiting: dict[str, Future[Verdict]] = {}
         for record in responses.records.values():
             if record["id"] not in self._by_id:
                 raise DataError(f"{responses.path}: {record['id']!r} is no sample of this batch; remove the file")
             if record["id"] not in verdicts.records:
                 self._start(record)
-        tell(len(responses.records))
+        on_samples(len(responses.records))
 
     def unsampled_prompts(self) -> list[Prompt]:
         """The prompts of which a sample is missing."""
@@ -132,7 +132,7 @@ class _Batch:
         for record in records:
             self._start(record)
         self._keep_verdicts()
-        self._tell(len(records))
+        self._on_samples(len(records))
 
     def finish(self) -> list[dict[str, Any]]:
         """Wait for every verdict: all samples with their verdicts, in the order of the prompts."""

@@ -1,7 +1,7 @@
 """Texts as words, and runs of words as numbers: what near-duplicates and contamination are found by.
 
 A word is a run of letters and digits in lower case. A Chinese character and a Japanese kana is a word by itself, since no space
-tells where words end. Everything else (space, punctuation, the signs of formulas) counts for nothing.
+says where words end. Everything else (space, punctuation, the signs of formulas) counts for nothing.
 """
 
 from __future__ import annotations

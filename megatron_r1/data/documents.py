@@ -114,8 +114,11 @@ class DocumentStream:
     def state_dict(self) -> dict[str, Any]:
         """The cursor, fit for JSON: the next document and the tokens left over from the last ones."""
         return {
-            "document": self._next_document, "buffer": list(self._buffer), "seed": self._seed, "documents": self._source.fingerprint,
-        }  # fmt: skip
+            "document": self._next_document,
+            "buffer": list(self._buffer),
+            "seed": self._seed,
+            "documents": self._source.fingerprint,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.

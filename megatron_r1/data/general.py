@@ -1,4 +1,4 @@
-"""General prompts, which have no right answer, and how they come between the reasoning prompts of a run."""
+"""General prompts, which have no right answer, and how a run mixes them with reasoning prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_r1.errors import DataError
 
 
 def load_general(config: DataConfig) -> ProblemSource | None:
-    """The requests of `data.general_source`; None where it is not set.
+    """The requests of `data.general_source`; None if it is not set.
 
     Raises:
         DataError: a file that is missing or malformed, with the line, or that holds a reasoning problem.
@@ -48,18 +48,20 @@ class Requests:
         return []
 
     def domains(self) -> set[str]:
-        """See `ProblemSource`: no rule judges a request."""
+        """See `ProblemSource`: no rule scores a request."""
         return set()
 
 
 class GeneralMix:
-    """Reasoning problems, and from a position on general ones between them (v2 section 3.2.2: in the last 400 of 1,700 steps only).
+    """Reasoning problems, and from a position on general ones among them.
+
+    R1 v2 (arXiv) section 3.2.2 has general ones only in the last 400 of 1,700 steps.
 
     Which position holds which kind depends on the seed and the position alone.
 
     Args:
         first_position: of the stream, from which general problems come.
-        share: of them from there on.
+        share: of general problems from there on.
     """
 
     def __init__(self, reasoning: ProblemSource, general: ProblemSource, first_position: int, share: float):

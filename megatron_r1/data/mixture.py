@@ -10,10 +10,10 @@ from functools import lru_cache
 class Mixture:
     """An epoch has as many samples as all sources together.
 
-    Without weights it holds every sample once. With weights, source i fills the share w_i / sum(w) of it: its samples are gone
-    through one after the other, in a new order each time, and the next epoch goes on where this one stopped. So a source of small
-    weight comes in parts, one of large weight several times, and how often two samples of a source were seen differs by at most one.
-    The samples of an epoch are shuffled together.
+    Without weights it holds every sample once. With weights, source i fills the share w_i / sum(w) of it. A source is passed
+    through again and again, in a new order each time, and the next epoch continues where this one stopped. So a source of small
+    weight comes in parts and one of large weight several times, and how often two samples of a source were seen differs by at most
+    one. The samples of an epoch are shuffled together.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int):

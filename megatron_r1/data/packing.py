@@ -1,6 +1,6 @@
 """Packing samples of different lengths end to end, so that no compute goes into padding.
 
-R1 supplement B.1 (arXiv 2501.12948v2): sort the global batch by length, distribute it over the data-parallel group, fill
+R1 v2 (arXiv 2501.12948v2) supplement B.1: sort the global batch by length, distribute it over the data-parallel group, fill
 fixed-length chunks by best fit, equalise the number of chunks.
 """
 
@@ -39,7 +39,8 @@ def pack_samples(
     for index, sample in enumerate(samples):
         if sample.num_targets > max_tokens:
             raise DataError(
-                f"training sample {index} has {sample.num_targets} tokens, more than micro_batch_tokens={max_tokens}; raise it or shorten responses"
+                f"training sample {index} has {sample.num_targets} tokens, more than micro_batch_tokens={max_tokens}; raise it or "
+                "shorten responses"
             )
     lengths = [sample.num_targets for sample in samples]
     bins_per_rank, size = assign_bins(
@@ -115,7 +116,7 @@ def _fill_row(samples: list[TrainingSample], chosen: list[int], size: int, longe
         sample_ids=list(chosen),
         token_fields={name: torch.zeros(1, size) for name in ("advantages", *fields)},
     )
-    # Losses divide by the trained tokens of a sequence: 1 where there are none, because 0/0 is NaN even under a zero mask.
+    # Losses divide by the trained tokens of a sequence: 1 if there are none, because 0/0 is NaN even under a zero mask.
     row.token_fields["sequence_lengths"] = torch.ones(1, size)
     bounds = [0]
     for index in chosen:

@@ -39,7 +39,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class JudgedDialogues:
-    """One example: what a person or a judge said of it."""
+    """One example with the preference or the label that somebody gave it."""
 
     where: str  #: file and line
     dialogues: tuple[Dialogue, ...]  #: (chosen, rejected), or the labelled one
@@ -102,7 +102,7 @@ def _take_prompt(record: dict[str, Any], field: str, where: str) -> tuple[Messag
 
 
 def _take_dialogue(record: dict[str, Any], side: str, prompt: tuple[Message, ...], where: str) -> Dialogue:
-    """One side of a pair: a response to `prompt`, or a whole dialogue, which begins with `prompt` where there is one."""
+    """One side of a pair: a response to `prompt`, or a whole dialogue, which begins with `prompt` if there is one."""
     value = record.get(side)
     if isinstance(value, dict):
         value = [value]

@@ -27,8 +27,8 @@ class Problem:
 
     id: str  #: stable over runs
     question: str
-    answer: str  #: as the reward function wants it
-    language: str = ""  #: "en", "zh", or "" where unknown
+    answer: str  #: in the form that the reward function takes
+    language: str = ""  #: "en", "zh", or "" if unknown
     domain: str = "math"  #: the subject, which names the scorer of accuracy; the answer of "code" is its tests as JSON
     kind: str = "reasoning"  #: "reasoning" or "general"
     preference: str = "helpful"  #: of a general problem: "helpful" or "safety"
@@ -46,7 +46,7 @@ class ProblemSource(Protocol):
         """`count` different held-out problems."""
 
     def fixed_problems(self) -> list[Problem]:
-        """Every problem there can be, to check before a run; empty where problems are generated."""
+        """Every problem there can be, to check before a run; empty if problems are generated."""
 
     def domains(self) -> set[str]:
         """The domains of its reasoning problems."""
@@ -123,7 +123,7 @@ class FileProblems:
         return self._train[shuffled(len(self._train), seed, epoch)[offset]]
 
     def heldout(self, count: int, seed: int) -> list[Problem]:
-        """See `ProblemSource`; of reasoning problems alone where there are both kinds, since a general one has no accuracy.
+        """See `ProblemSource`; only reasoning problems if there are both kinds, because a general one has no accuracy.
 
         Raises:
             DataError: fewer held-out problems than asked for.

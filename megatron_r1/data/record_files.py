@@ -1,4 +1,4 @@
-"""Records of files in any of the usual forms, one at a time, each with the place where it stands.
+"""Records of files in any of the usual forms, one at a time, each with its place.
 
     FILE.jsonl, FILE.jsonl.gz   one object a line, read line by line
     FILE.json, FILE.json.gz     one list of objects

@@ -106,7 +106,7 @@ class SampleStore:
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """What a whole store was made from; None where there is none."""
+    """What a whole store was made from; None if there is none."""
     try:
         return json.loads((folder / _INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -46,7 +46,7 @@ def prepare_sft(
     """Tokenise every conversation into `folder`, unless that was done from the same files and settings. On one rank only.
 
     Args:
-        config: its `sources`, or `data.source` where there are none.
+        config: its `sources`, or `data.source` if there are none.
         data: names the template.
         folder: see `sample_store`.
         tell: called with the number of conversations so far, now and then.
@@ -134,8 +134,9 @@ class SftData:
         """One line on what there is and what was left out."""
         total = {name: sum(getattr(c, name) for c in self.counts) for name in asdict(self.counts[0]) if name != "path"}
         return (
-            f"{total['samples']:,} samples of {len(self.counts)} sources, {total['tokens']:,} tokens, {total['trained_tokens']:,} of them "
-            f"trained; {total['dropped']:,} dropped and {total['truncated']:,} truncated as too long, {total['skipped']:,} malformed "
+            f"{total['samples']:,} samples of {len(self.counts)} sources, {total['tokens']:,} tokens, "
+            f"{total['trained_tokens']:,} of them trained; {total['dropped']:,} dropped and {total['truncated']:,} truncated "
+            f"as too long, {total['skipped']:,} malformed "
             f"skipped; {len(self._validation):,} for validation"
         )
 
@@ -172,7 +173,7 @@ def _sft_sources(config: SftConfig, data: DataConfig) -> list[SftSource]:
 
 
 def _file_state(path: Path) -> list[list[Any]]:
-    """Name, size and time of a file or of a folder's files: tells that nothing changed without reading it all."""
+    """Name, size and time of a file or of a folder's files: shows that nothing changed without reading everything."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
 

@@ -38,7 +38,7 @@ class Tokenizer:
     """Text to ids and back. `bos_id` is None for vocabularies without one (Qwen2)."""
 
     def __init__(self, tokenizer_json: str, bos: str | None, eos: str, pad: str | None, chat_template: str | None = None):
-        """Args: the text of a tokenizer.json and its control tokens; without `pad`, `eos` pads; the Jinja text of its chat template.
+        """Args: the text of a tokenizer.json, its control tokens (without `pad`, `eos` pads), the Jinja text of its chat template.
 
         Raises:
             DataError: not a tokenizer, or a control token that is not in the vocabulary.
@@ -75,7 +75,7 @@ class Tokenizer:
 
     @property
     def start_ids(self) -> list[int]:
-        """What every sequence begins with: [bos_id], or nothing where the vocabulary has none."""
+        """What every sequence begins with: [bos_id], or nothing if the vocabulary has none."""
         return [] if self.bos_id is None else [self.bos_id]
 
     def encode_plain(self, text: str) -> list[int]:
@@ -87,7 +87,7 @@ class Tokenizer:
         return self._with_tags.encode(text, add_special_tokens=False).ids
 
     def encode_response(self, text: str) -> list[int]:
-        """A given response: <think>, <answer> and their ends are tokens where the vocabulary has them, all else is plain text."""
+        """A given response: <think>, <answer> and their ends are tokens if the vocabulary has them, all else is plain text."""
         ids: list[int] = []
         for part in filter(None, _TAG.split(text)):
             ids += self.encode(part) if part in TAGS else self.encode_plain(part)
@@ -209,8 +209,8 @@ def train_tokenizer(
         texts: training texts, without tags or `single_tokens`.
         vocab_size: upper bound; a small corpus may give fewer tokens.
         pattern: what one token can at most span, as a regular expression.
-        single_tokens: whole texts that become one token each. With the two fixed texts of the R1-Zero template here, the template is
-            used word for word and costs 2 tokens: a tiny model cannot afford 110 tokens of prompt.
+        single_tokens: whole texts that become one token each. With the two fixed texts of the R1-Zero template here, the template
+            is used word for word and costs 2 tokens: a tiny model cannot afford 110 tokens of prompt.
 
     Raises:
         ConfigError: `vocab_size` has no room for the bytes and the added tokens.
@@ -219,7 +219,8 @@ def train_tokenizer(
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(added) + len(alphabet):
         raise ConfigError(
-            f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added tokens need {len(added) + len(alphabet)}"
+            f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {len(added)} added tokens need "
+            f"{len(added) + len(alphabet)}"
         )
     bpe = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(pattern), "isolated")

@@ -34,13 +34,13 @@ class BenchmarkProblem:
 
     id: str  #: stable: responses are kept under it
     question: str  #: what the model is asked, word for word
-    reference: Any  #: as the judge wants it; fits JSON
+    reference: Any  #: in the form that the scorer takes; fits JSON
     category: str = ""  #: level, difficulty or subject, where the benchmark has one
     bare_question: str = ""  #: without the benchmark's prompt around it: what training data must not contain
 
 
 def read_benchmark(benchmark: Benchmark, path: Path, config: BenchmarksConfig) -> list[BenchmarkProblem]:
-    """The problems of a local copy, in its order; with `config.problems`, so many of them, drawn by `config.seed`.
+    """The problems of a local copy, in its order; with `config.problems` that many of them, drawn by `config.seed`.
 
     Raises:
         DataError: file and line of a missing or malformed field, an id that is there twice; no problem at all.
@@ -128,7 +128,7 @@ def _answer(benchmark: Benchmark, row: Record, _: str) -> Parts:
 
 
 def _choices(benchmark: Benchmark, row: Record, key: str) -> Parts:
-    """Choices in an order that depends on the seed, the problem and themselves alone; the reference is the letter of the right one."""
+    """Choices in an order that depends only on seed, problem and choices; the reference is the letter of the right choice."""
     where, record = row
     right = take_text(record, benchmark.answer[0], where)
     choices = [right, *(take_text(record, f"Incorrect Answer {number}", where) for number in range(1, len(LETTERS)))]

@@ -1,8 +1,8 @@
-"""The benchmarks: what is asked, where the answer is expected, how it is judged, and how often each problem is sampled.
+"""The benchmarks: what is asked, where the answer is expected, which scorer scores it, and how often each problem is sampled.
 
-Prompts are word for word those of their sources. k is the recipe's where it states one (arXiv 2501.12948v2 D.1: 64 for AIME 2024 and
-GPQA Diamond, 16 for MATH-500, 8 for LiveCodeBench); elsewhere v1 section 3 says "typically between 4 and 64", and the larger the
-benchmark the fewer samples its mean needs.
+Prompts are word for word those of their sources. k is the recipe's if it states one (R1 v2, arXiv 2501.12948v2, D.1: 64 for AIME
+2024 and GPQA Diamond, 16 for MATH-500, 8 for LiveCodeBench). For the others R1 v1 (arXiv 2501.12948v1) section 3 says "typically
+between 4 and 64"; a larger benchmark needs fewer samples for its mean.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from megatron_r1.errors import ConfigError
 Form = Literal["answer", "choices", "contest", "completion", "asserts"]
 ScorerName = Literal["math", "choice", "code"]
 
-# v1 section 3, v2 D.1
+# R1 v1 section 3, R1 v2 D.1
 _BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 # the same in Chinese, from DeepSeekMath's README
 _BOXED_ZH = "{question}\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。"
-# simple-evals' prompt, with the answer's form as v2 D.1 prints it for GPQA
+# simple-evals' prompt, with the answer's form as R1 v2 D.1 prints it for GPQA
 _CHOICES = (
     "Answer the following multiple choice question. The last line of your response should be of the following format: "
     "'ANSWER: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by step before answering.\n\n{question}"
@@ -55,7 +55,7 @@ class Benchmark:
     id: tuple[str, ...]
     category: tuple[str, ...] = ()  #: results are also given by these, e.g. a level
     split: str = "test"  #: of a folder with several
-    published: str = ""  #: where its published copies are
+    published: str = ""  #: the places of its published copies
 
     @property
     def votes(self) -> bool:
@@ -67,23 +67,23 @@ _OURS = "not stated; of 4 to 64"
 
 BENCHMARKS = {
     "aime2024": Benchmark(
-        "AIME 2024", 30, 64, "v2 D.1", "answer", "math", _BOXED,
+        "AIME 2024", 30, 64, "R1 v2 D.1", "answer", "math", _BOXED,
         question=("problem", "Problem", "question"), answer=("answer", "Answer", "solution"), id=("id", "ID"), split="train",
         published="HuggingFaceH4/aime_2024, Maxwell-Jia/AIME_2024, math-ai/aime24",
     ),
     "math500": Benchmark(
-        "MATH-500", 500, 16, "v2 D.1", "answer", "math", _BOXED,
+        "MATH-500", 500, 16, "R1 v2 D.1", "answer", "math", _BOXED,
         question=("problem", "question"), answer=("answer", "solution"), id=("unique_id", "id"), category=("level",),
         published="HuggingFaceH4/MATH-500",
     ),
     "gpqa_diamond": Benchmark(
-        "GPQA Diamond", 198, 64, "v2 D.1", "choices", "choice", _CHOICES,
+        "GPQA Diamond", 198, 64, "R1 v2 D.1", "choices", "choice", _CHOICES,
         question=("Question", "question"), answer=("Correct Answer",), id=("Record ID",),
         category=("High-level domain",), split="train",
         published="Idavidrein/gpqa, gpqa_diamond.csv",
     ),
     "livecodebench": Benchmark(
-        "LiveCodeBench", None, 8, "v2 D.1", "contest", "code", _CONTEST,
+        "LiveCodeBench", None, 8, "R1 v2 D.1", "contest", "code", _CONTEST,
         question=("question_content",), answer=("public_test_cases", "private_test_cases"), id=("question_id",),
         category=("difficulty",),
         published="livecodebench/code_generation_lite, test*.jsonl",

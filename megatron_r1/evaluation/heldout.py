@@ -1,4 +1,4 @@
-"""Held-out evaluation: sampled and greedy side by side, so that sharpening is told from learning."""
+"""Held-out evaluation: sampled and greedy side by side, which shows sharpening apart from learning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Means over problems, in [0, 1] where nothing else is said."""
+    """Means over problems, in [0, 1] unless a field says otherwise."""
 
     problems: int  #: number of different problems
     k: int  #: samples per problem
@@ -24,7 +24,7 @@ class EvaluationResult:
     format_greedy: float
     response_length: float  #: mean tokens of a sample, end of sequence included
     finished: float  #: share of samples that ended by themselves
-    unscored: float  #: share of all responses whose accuracy could not be judged (error, timeout, unscorable)
+    unscored: float  #: share of all responses whose accuracy has no score (error, timeout, unscorable)
     intervals: dict[str, tuple[float, float]]  #: 95%, for pass_at_1, pass_at_k, greedy, format and format_greedy
 
 
@@ -38,8 +38,8 @@ def evaluate_heldout(
     """Sample `config.samples` responses to every prompt, and one greedy response.
 
     Args:
-        reward_fn: fills reward_parts of all groups with "accuracy" and "format". A response that could not be scored is not correct,
-            and counts in `unscored`.
+        reward_fn: fills reward_parts of all groups with "accuracy" and "format". A response that could not be scored is not
+            correct, and counts in `unscored`.
         max_tokens: response tokens, end of sequence included.
 
     The same weights, prompts and config give the same result: `config.seed` seeds the engine.
@@ -69,5 +69,5 @@ def evaluate_heldout(
 
 
 def scores(group: RolloutGroup, component: str) -> list[float]:
-    """A component's score of every response; 0 where it has none."""
+    """A component's score of every response; 0 if it has none."""
     return [0.0 if score is None else score for score in group.reward_parts[component]]

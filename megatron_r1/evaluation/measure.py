@@ -35,9 +35,9 @@ class BenchmarkResult:
     cons: Estimate | None  #: majority vote of all k; None for programs
     pass_at: dict[int, Estimate]  #: k' -> at least one of k' samples is right, for powers of two up to k, and k
     greedy: Estimate | None  #: share of right responses at temperature 0; None: not asked for
-    length: float | None  #: mean tokens of a sample; None: an endpoint that does not tell
+    length: float | None  #: mean tokens of a sample; None: an endpoint that does not count tokens
     cut: float  #: share of samples cut at the limit, which count as wrong
-    unscorable: float  #: share of samples that could not be judged, which count as wrong
+    unscorable: float  #: share of samples that have no score, which count as wrong
     categories: dict[str, tuple[int, float]] = field(default_factory=dict)  #: category -> problems, pass@1
     notes: tuple[str, ...] = ()
 
@@ -93,7 +93,7 @@ def measure_benchmark(
 def bootstrap_interval(values: Sequence[float], resamples: int, seed: int) -> tuple[float, float]:
     """95% percentile interval of the mean of one value a problem, from `resamples` draws of as many problems with replacement.
 
-    Problems are drawn, not samples: samples of one problem are not independent. Where all values are the same, as 0 of 30, the
+    Problems are drawn, not samples: samples of one problem are not independent. If all values are the same, as 0 of 30, the
     interval is empty; `passk.wilson_interval` is not.
     """
     array, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)

@@ -27,7 +27,7 @@ class Model(Protocol):
     ) -> None:
         """Ask for what `kept` does not have, and append every response as it comes.
 
-        A line: problem, sample, response, finished (ended by itself), tokens (None where the server does not count them).
+        A line: problem, sample, response, finished (ended by itself), tokens (None if the server does not count tokens).
 
         Raises:
             RolloutError: the engine died, the endpoint does not answer. What came is kept.
@@ -37,13 +37,13 @@ class Model(Protocol):
 class EngineModel:
     """A `Model` on a rollout engine.
 
-    Problems are asked for in calls of fixed content. A call that was interrupted is made again as a whole, so that its responses are
-    the ones that it would have given; those which were kept before the kill stay.
+    Problems are asked for in calls of fixed content. A call that was interrupted is made again as a whole, so that its responses
+    are the ones that it would have given; those which were kept before the kill stay.
 
     Args:
         make_prompt: renders and tokenises a problem.
         opening: text at the end of every prompt that belongs to the response, e.g. a forced <think>.
-        responses_per_call: about so many are asked for at a time.
+        responses_per_call: about how many responses one call asks for.
     """
 
     def __init__(

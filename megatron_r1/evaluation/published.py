@@ -1,6 +1,7 @@
 """Numbers that others published, to stand beside measured ones. Percent, but for ratings.
 
-Sources: v1 = arXiv 2501.12948v1, v2 = arXiv 2501.12948v2. Where both have a number and they differ, v2's stands here and the table says so.
+Sources: R1 v1 is arXiv 2501.12948v1, R1 v2 is arXiv 2501.12948v2. If both have a number and the numbers differ, that of R1 v2
+stands here and the table says so.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ METRICS = {
     "cmath": TableMetric("CMATH", "cmath"),
 }
 
-#: v2 Table 3, in its order: every stage of the recipe
+#: R1 v2 Table 3, in its order: every stage of the recipe
 STAGES = ("R1-Zero", "Dev1", "Dev2", "Dev3", "R1")
-STAGE_SOURCE = "v2 Table 3"
-OTHER_STAGE_SOURCES = {"aime_cons": "v1 Table 2, v2 D"}  #: of metrics that are not in that table
+STAGE_SOURCE = "R1 v2 Table 3"
+OTHER_STAGE_SOURCES = {"aime_cons": "R1 v1 Table 2, R1 v2 D"}  #: of metrics that are not in that table
 _STAGE_ROWS: dict[str, tuple[float | None, ...]] = {
     "mmlu": (88.8, 89.1, 91.2, 91.0, 90.8),
     "mmlu_redux": (85.6, 90.0, 93.0, 93.1, 92.9),
@@ -75,9 +76,9 @@ _STAGE_ROWS: dict[str, tuple[float | None, ...]] = {
     "c_simpleqa": (66.4, 58.8, 64.2, 66.9, 63.7),
 }
 
-#: The reasoning benchmarks of v1 Tables 2, 5 and 6 (v2 Tables 15 and 16), in their columns
+#: The reasoning benchmarks of R1 v1 Tables 2, 5 and 6 (R1 v2 Tables 15 and 16), in their columns
 REASONING = ("aime", "aime_cons", "math500", "gpqa", "lcb", "cf")
-_V1_2, _V1_5, _V1_6 = "v1 Table 2", "v1 Table 5", "v1 Table 6"
+_V1_2, _V1_5, _V1_6 = "R1 v1 Table 2", "R1 v1 Table 5", "R1 v1 Table 6"
 _REASONING_ROWS: dict[str, tuple[str, tuple[float | None, ...]]] = {
     "GPT-4o-0513": (_V1_5, (9.3, 13.4, 74.6, 49.9, 32.9, 759)),
     "Claude-3.5-Sonnet-1022": (_V1_5, (16.0, 26.7, 78.3, 65.0, 38.9, 717)),
@@ -94,8 +95,8 @@ _REASONING_ROWS: dict[str, tuple[str, tuple[float | None, ...]]] = {
 }
 
 NOTES = (
-    "R1-Zero: v1 Table 2 has 71.0 on AIME 2024 and 73.3 on GPQA Diamond; its cons@64 is v1's, that of R1 is v2's.",
-    "QwQ-32B-Preview: the DeepSeek-R1 repository's README has 44.0 on AIME 2024. Zero-Qwen-32B is Qwen2.5-32B-Zero in v2.",
+    "R1-Zero: R1 v1 Table 2 has 71.0 on AIME 2024 and 73.3 on GPQA Diamond; its cons@64 is of R1 v1, that of R1 is of R1 v2.",
+    "QwQ-32B-Preview: the DeepSeek-R1 repository's README has 44.0 on AIME 2024. Zero-Qwen-32B is Qwen2.5-32B-Zero in R1 v2.",
 )
 
 

@@ -19,13 +19,13 @@ from megatron_r1.evaluation.result_files import ModelResults, show
 from megatron_r1.runtime.markdown_table import align_table
 
 _LEGEND = (
-    "**Bold with an interval: measured** by this project (percent, pass@1 or as named, 95% bootstrap interval over problems). Plain: "
-    "published by others, never measured here. Empty: neither."
+    "**Bold with an interval: measured** by this project (percent, pass@1 or as named, 95% bootstrap interval over problems). "
+    "Plain: published by others, never measured here. Empty: neither."
 )
 
 
 def render_recipe_table(measured: Sequence[ModelResults]) -> str:
-    """Two Markdown tables: the stages of the recipe (v2 Table 3), and all models on reasoning (v1 Tables 2, 5, 6).
+    """Two Markdown tables: the stages of the recipe (R1 v2 Table 3), and all models on reasoning (R1 v1 Tables 2, 5, 6).
 
     A measured model stands under the published one of the same name (case does not matter), else in a row of its own at the end.
 
@@ -46,7 +46,7 @@ def render_recipe_table(measured: Sequence[ModelResults]) -> str:
 
 
 def _stage_table(measured: dict[str, ModelResults]) -> str:
-    """A row a benchmark, a column a stage; where one was measured, a second row."""
+    """One row per benchmark and one column per stage, with a second row if a stage was measured."""
     rows = [["benchmark", "", *STAGES]]
     for name in _used_metrics(STAGES, measured):
         title, source = METRICS[name].title, OTHER_STAGE_SOURCES.get(name, STAGE_SOURCE)
@@ -61,7 +61,7 @@ def _stage_table(measured: dict[str, ModelResults]) -> str:
 
 
 def _reasoning_table(measured: dict[str, ModelResults]) -> str:
-    """A row a model, a column a benchmark; a second row where it was measured."""
+    """One row per model and one column per benchmark, with a second row if the model was measured."""
     extra = [name for name in _used_metrics((), measured) if name not in REASONING]
     columns = [*REASONING, *extra]
     rows = [["model", "", *(METRICS[name].title for name in columns)]]

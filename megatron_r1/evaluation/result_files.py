@@ -86,7 +86,8 @@ def render_results(results: ModelResults) -> str:
     legend = (
         f"{results.model}, sampled at temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most "
         f"{sampling['max_tokens']} tokens. Percent; in brackets 95% bootstrap intervals over problems. pass@1 is the mean over k "
-        "samples, cons@k the majority vote (ties count as their share of right answers). Cut and unscorable responses count as wrong."
+        "samples, cons@k the majority vote (ties count as their share of right answers). Cut and unscorable responses count as "
+        "wrong."
     )
     text = [align_table(rows), "", legend]
     for name, result in results.benchmarks.items():
@@ -106,5 +107,5 @@ def show(estimate: Estimate | None, bold: bool = False) -> str:
 
 
 def named_results(folders: Sequence[tuple[str | None, Path]]) -> list[ModelResults]:
-    """The results of several folders, each under another name where one is given. Raises DataError as `read_results` does."""
+    """The results of several folders, each under another name if one is given. Raises DataError as `read_results` does."""
     return [replace(found, name=name or found.name) for name, found in ((name, read_results(folder)) for name, folder in folders)]

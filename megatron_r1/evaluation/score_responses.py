@@ -1,4 +1,4 @@
-"""Judge what a ledger of responses holds, into a ledger of scores."""
+"""Score the responses of one ledger into another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.ledger import Ledger
 from megatron_r1.tags import find_answers
 
-PLACE = "boxed"  #: where benchmarks of mathematics ask for the answer
+PLACE = "boxed"  #: the place in which benchmarks of mathematics ask for the answer
 _WRITTEN_TOGETHER = 64
 
 
@@ -48,7 +48,7 @@ def score_responses(
 ) -> None:
     """Append a line for every response of `problems` that `scores` does not have: problem, sample, score, outcome, detail, answer.
 
-    One that was cut at the limit is wrong, and is not judged.
+    A response that was cut at the limit is wrong without being scored.
 
     Raises:
         RewardError: the scorer cannot work here.
@@ -56,7 +56,7 @@ def score_responses(
     references = {problem.id: problem.reference for problem in problems}
     left = [key for key in responses.records if key[0] in references and key not in scores.records]
     finished = [key for key in left if responses.records[key]["finished"]]
-    judged: deque[SampleKey] = deque()
+    in_order: deque[SampleKey] = deque()
     lines: list[dict[str, Any]] = []
 
     def keep(key: SampleKey, verdict: Verdict, answer: str | None) -> None:
@@ -70,15 +70,15 @@ def score_responses(
         on_responses(len(lines))
         lines.clear()
 
-    def to_judge() -> Iterator[tuple[str, str, Any]]:
+    def to_score() -> Iterator[tuple[str, str, Any]]:
         for key in finished:
-            judged.append(key)
+            in_order.append(key)
             yield benchmark.scorer, responses.records[key]["response"], references[key[0]]
 
     for key in set(left).difference(finished):
         keep(key, Verdict(0.0, "wrong", "cut at the length limit"), None)
-    for verdict in scoring.stream(to_judge()):
-        key = judged.popleft()
+    for verdict in scoring.stream(to_score()):
+        key = in_order.popleft()
         keep(key, verdict, _find_answer(benchmark, responses.records[key]["response"]))
     write()
 
@@ -96,7 +96,7 @@ def vote_classes(
 ) -> tuple[Mapping[str, list[int | None]], int]:
     """Every problem's classes of answers, by sample (None: no answer), and for how many problems the comparison failed.
 
-    For those, answers are one where they are written the same.
+    For those, two answers are the same if they are written the same.
     """
     answers = {p.id: [scores.records[p.id, sample]["answer"] for sample in range(samples)] for p in problems}
     given = {id: [answer for answer in row if answer is not None] for id, row in answers.items()}

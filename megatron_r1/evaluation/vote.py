@@ -47,9 +47,9 @@ def sort_into_classes(answers: Sequence[str], agree: Callable[[str, str], bool])
 def majority_score(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
     """Whether the answer given most often is right, in [0, 1].
 
-    A response without an answer (class None) has no vote; without any vote the score is 0. Where several answers tie for the most
+    A response without an answer (class None) has no vote; without any vote the score is 0. If several answers tie for the most
     votes, the score is the share of them that are right: what a fair draw among them would give on average. The recipe does not say
-    how it breaks ties. A class is right where its first member was judged right.
+    how it breaks ties. A class is right if its first member was scored as right.
     """
     votes = Counter(number for number in classes if number is not None)
     if not votes:

@@ -24,7 +24,8 @@ PAGE = """<!DOCTYPE html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }}
 h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.2em; margin-top: 2em; border-top: 1px solid #ddd; padding-top: 1em; }}
 table {{ border-collapse: collapse; margin: 1em 0; }}
-th, td {{ padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd; }} th:first-child, td:first-child {{ text-align: left; }}
+th, td {{ padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; }}
 pre {{ background: #f6f6f4; padding: .6em .8em; white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0 1em; }}
 .note {{ color: #666; font-size: .9em; }}
@@ -41,8 +42,10 @@ pre {{ background: #f6f6f4; padding: .6em .8em; white-space: pre-wrap; overflow-
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a run folder, or into the folder above a pipeline's runs, and return its path.
 
-    `summary.json` in the folder, where there is one, becomes the table: `{"rows": [{"name": ..., "pass_at_1": ...}]}`, numbers
-    from 0 to 1 as percentages, and `claims`, where it has them, a list below it. Raises DataError where the folder holds no run or a file cannot be read.
+    If the folder has a `summary.json`, it becomes the table: `{"rows": [{"name": ..., "pass_at_1": ...}]}`, with numbers from 0 to
+    1 as percentages; its `claims`, if there are any, become a list below the table.
+
+    Raises DataError if the folder holds no run or a file cannot be read.
     """
     parts = [_summary_table(folder / "summary.json")] if (folder / "summary.json").exists() else []
     parts += [_run_section(run) for run in find_runs(folder)]

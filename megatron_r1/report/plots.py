@@ -74,7 +74,7 @@ def curves_svg(records: list[dict[str, Any]]) -> str:
 def write_curves_png(folder: Path, path: Path) -> None:
     """The main curves as one picture: of the run itself, or of the reinforcement learning among a pipeline's runs.
 
-    Raises DataError where the folder holds no run, or its runs have recorded nothing yet.
+    Raises DataError if the folder holds no run, or if its runs have recorded nothing yet.
     """
     runs = [run for run in find_runs(folder) if run.metrics]
     if not runs:

@@ -26,7 +26,7 @@ class RunRecord:
 def find_runs(folder: Path) -> list[RunRecord]:
     """The run in `folder`, and those in the folders right under it, in the order in which they were started.
 
-    Raises DataError where there is none.
+    Raises DataError if there is none.
     """
     candidates = [folder, *(path for path in folder.glob("*") if path.is_dir())] if folder.is_dir() else []
     runs = [_read_run(path) for path in candidates if (path / "run.json").is_file()]

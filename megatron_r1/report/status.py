@@ -1,4 +1,4 @@
-"""What `megatron-r1 status` tells, from the run folder alone: the job may run anywhere, or be dead."""
+"""What `megatron-r1 status` prints. It reads only the run folder: the job may run anywhere, or be dead."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def _health(folder: Path, signs: list[Sign], last: dict[str, float], now: float)
         lines += [f"  no sign     {_name(ill)}"] if ill else []
     if "seconds/ranks/slowest" in last:
         lines.append(
-            f"  slowest     rank {last['seconds/ranks/slowest']:.0f}: {last['seconds/ranks/probe_max']:.3g} s for the probe, the median is "
-            f"{last['seconds/ranks/probe_median']:.3g}"
+            f"  slowest     rank {last['seconds/ranks/slowest']:.0f}: {last['seconds/ranks/probe_max']:.3g} s for the probe, "
+            f"the median is {last['seconds/ranks/probe_median']:.3g}"
         )
     if (folder / FOLDER / ABORT).is_file():
         lines.append(f"  hung        {json.loads((folder / FOLDER / ABORT).read_text())['why']}")

@@ -1,4 +1,4 @@
-"""The engines of a job of many ranks: some ranks own one each, and all ranks see the same results and the same errors."""
+"""The engines of a job of many ranks: some ranks own an engine, and all ranks see the same results and the same errors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 class CollectiveEngine:
     """A `RolloutEngine` whose every method is called on every rank.
 
-    Prompt i is sampled by engine i modulo their number. An engine that is lost is replaced by another one on the same ranks, which is
-    given the weights again and samples what its predecessor had not finished.
+    Engine i modulo the number of engines samples prompt i. A lost engine is replaced by another one on the same ranks, which
+    receives the weights again and samples what its predecessor had not finished.
 
     Args:
-        start: makes this rank's engine, or its part of one that spans nodes; None where this rank has none. An error of one rank is
-            raised on every rank.
-        restarts: of lost engines within one call, after which it raises EngineLost.
-        peers: the ranks that have the other parts of this rank's engine; only the head's samples.
+        start: makes this rank's engine, or its part of an engine that spans nodes; None if this rank has none. An error of one rank
+            is raised on every rank.
+        restarts: how often a call replaces lost engines before it raises EngineLost.
+        peers: the ranks that have the other parts of this rank's engine; only the rank of the head samples.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CollectiveEngine:
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
         """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end.
 
-        Lost engines can only be replaced where `weights` can be iterated again.
+        Lost engines can only be replaced if `weights` can be iterated again.
         """
         self._weights, self._version = weights, version
         report = self._with_restarts(lambda: self._send(self._engine is not None), sends=True)
@@ -70,18 +70,18 @@ class CollectiveEngine:
         """See `RolloutEngine.generate`. The groups are returned on every rank; `on_group` gets those of rank 0's engine, there."""
         share = [] if self._number is None else range(self._number, len(prompts), self._count)
         groups: dict[int, RolloutGroup] = {}
-        tell = on_group if rank() == 0 else None
+        report = on_group if rank() == 0 else None
 
         def sample() -> None:
             left = [position for position in share if position not in groups]
             if not left:
                 return
             chosen = [prompts[position] for position in left]
-            # An engine that samples all prompts need not be told where among them they stand.
+            # An engine that samples all prompts needs no positions.
             places = {} if left == list(range(len(prompts))) else {"positions": left}
             sampled: dict[int, RolloutGroup] = {}
             try:
-                sampled = dict(enumerate(self._engine.generate(chosen, sampling, seed, tell, **places)))
+                sampled = dict(enumerate(self._engine.generate(chosen, sampling, seed, report, **places)))
             except EngineLost as error:
                 sampled = error.finished
                 raise
@@ -99,10 +99,10 @@ class CollectiveEngine:
             self._engine.close()
 
     def _with_restarts(self, work: Callable[[], T], sends: bool) -> T | None:
-        """This rank's result of `work`, done again on the ranks whose engine, or any part of it, was lost in it.
+        """This rank's result of `work`, which is repeated on ranks that lost their engine, or any part of it, during `work`.
 
         Args:
-            sends: whether `work` itself sends the weights, collectively; else only new engines are sent them.
+            sends: whether `work` itself sends the weights, collectively; otherwise only new engines receive them.
         """
         any_lost = own_lost = False
         result: T | None = None
@@ -131,7 +131,7 @@ class CollectiveEngine:
         raise AssertionError("the last round returns or raises")
 
     def _send(self, receives: bool) -> SyncReport | None:
-        """Consume the weights, with this rank's engine where it is to have them. After an error of it the others still wait in the rest."""
+        """Pass the weights to this rank's engine if it `receives` them, and consume the rest: other ranks take part in it."""
         stream = iter(self._weights)
         try:
             return self._engine.load_weights(stream, self._version) if receives else None

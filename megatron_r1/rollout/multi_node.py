@@ -1,7 +1,7 @@
 """Engines that span nodes, seen from the trainer.
 
-vLLM's workers on all these nodes are one tensor-parallel group. Those of the head's node are told what to do by the head, as always; on
-the other nodes a process starts its share of the workers, which the head tells, too. Each node gets the weights for its own workers.
+vLLM's workers on all these nodes are one tensor-parallel group, and the head commands all of them. On its own node the head starts
+the workers; on every other node a process starts that node's share. Each node receives the weights for its own workers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_r1.runtime.peers import Peers
 
 
 class FollowingPart:
-    """What a rank beside another node's head holds: workers of this node, and the weights for them. It is asked for no samples.
+    """This node's workers of an engine whose head is on another node. It passes them the weights; only the head samples.
 
     Args:
         peers: this rank, the head's rank and the other nodes'.
@@ -50,7 +50,7 @@ class FollowingPart:
             raise
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Put every bucket into this node's memory when the head's rank puts it into its node's."""
+        """Put every bucket into this node's memory, in step with the head's rank, which puts it into the memory of its node."""
         self._sender.send(((name, tensor) for name, tensor in weights if not self._options.is_draft_layer(name)), version)
 
     def close(self) -> None:
@@ -76,9 +76,9 @@ def take_part(peers: Peers, head: EngineChannel | None, timeout: float = 60.0) -
 
 
 class SharedCall:
-    """A call that is made by the head's rank when all peers are ready for it, and has ended for all when it has ended there.
+    """A call that the head's rank makes once all peers are ready for it, and that ends for all peers when it ends there.
 
-    Where a call says in which memory files weights are, the head hears of those of all nodes.
+    A call that names memory files with weights names those of all nodes to the head.
 
     Args:
         call: on the head's rank.
@@ -96,7 +96,7 @@ class SharedCall:
 
 
 class ServedParts:
-    """An engine whose nodes each have a rollout server, as one `EngineChannel`.
+    """An engine that spans nodes with a rollout server on each, as one `EngineChannel`.
 
     Args:
         servers: of its nodes, the head's first.
@@ -129,7 +129,7 @@ class ServedParts:
             channel.close(patience)
 
     def _start(self, options: EngineOptions, timeout: float) -> None:
-        """All nodes at a time, since each waits for the others; where one fails, all are ended."""
+        """Start all nodes at a time, because each waits for the others. If one fails, all are ended."""
         port = self._channels[0].call("find_port", timeout=timeout)
         with ThreadPoolExecutor(len(self._channels)) as threads:
             starts = [

@@ -1,6 +1,7 @@
 """The rollout engine of a trainer process: vLLM in another process, commanded without importing vLLM here.
 
-A process of its own, here or behind a server on another node, keeps vLLM's globals, its torch.distributed state and its rank variables away from Megatron's.
+A process of its own, here or behind a server on another node, keeps vLLM's globals, its torch.distributed state and its rank
+variables away from those of Megatron.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class VllmProcessEngine:
         environment: of the child process, without the trainer's rank variables (`runtime.launch.child_environment()`).
         log_path: takes all output of the child.
         threads: OpenMP threads of the engine on CPU.
-        servers: whose engine is used, one of each of its nodes and the head's first; none: a child of this process.
-        peers: this rank, which has the head, and those that have the other nodes of an engine beside the ranks.
+        servers: the rollout servers that hold the engine, one per node and the head's first; none: a child of this process.
+        peers: this rank, which has the head, and the ranks that have the other nodes of an engine beside the ranks.
 
     Raises:
         RolloutError: the engine did not start; the message ends with the end of its log.
@@ -145,7 +146,7 @@ class VllmProcessEngine:
         return SharedMemorySender(self._call if self._peers is None else SharedCall(self._call, self._peers))
 
     def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
-        """While it samples the engine gives signs of life; every other call but the start ends in less than it may be silent."""
+        """Call the engine. It gives signs of life while it samples; every other call but the start ends within `stall_seconds`."""
         stall = None if name == "start" else self.options.stall_seconds
         return self._channel.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part, stall=stall)
 
@@ -189,7 +190,7 @@ def _open_channel(
     log_path: Path,
     servers: Sequence[Announcement],
 ) -> EngineChannel:
-    """The way to the engine. A server has an environment of its own, to which only the `needed` variables are added."""
+    """The channel to the engine. A server has an environment of its own, to which only the `needed` variables are added."""
     if not servers:
         return EngineProcess(HOST_MODULE, log_path, environment)
     if len(servers) == 1:

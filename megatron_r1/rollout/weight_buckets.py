@@ -1,4 +1,4 @@
-"""Weight transfer in buckets of tensors, through a memory file or over a connection. The trainer's half of `vllm_transfer`."""
+"""Weights in buckets of tensors, through a memory file or over a connection: the trainer's half of `vllm/shared_memory.py`."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class BucketSender(ABC):
 
     @abstractmethod
     def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
-        """Put tensors to their offsets among `num_bytes`, and return where the engine finds them."""
+        """Write every tensor at its offset into `num_bytes` of memory; returns the place where the engine finds them."""
 
     def _pack(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
-        """Write bucket after bucket and yield each one's layout: the fields of `vllm_transfer.SharedMemoryBucket`."""
+        """Write bucket after bucket and yield each one's layout: the fields of `vllm.shared_memory.SharedMemoryBucket`."""
         bucket: list[tuple[str, torch.Tensor]] = []
         size = 0
         for name, tensor in weights:
@@ -81,7 +81,7 @@ class BucketSender(ABC):
 
 
 class SharedMemorySender(BucketSender):
-    """One memory file, reused for every bucket, for an engine on this machine. It has no name on disk, so a killed run leaves nothing."""
+    """One memory file for every bucket, for an engine on this machine. It has no name on disk, so a killed run leaves nothing."""
 
     def __init__(self, call: Callable[..., Any], bucket_bytes: int = 64 << 20) -> None:
         self._fd = os.memfd_create("megatron_r1-weights")

@@ -39,7 +39,7 @@ def read_conversation(
     Args:
         record: as a file has it.
         where: file and line, for errors.
-        form: one of the above, or "auto": told by the record's fields.
+        form: one of the above, or "auto": found from the fields of the record.
 
     Raises:
         DataError: one line with `where` for a missing or blank field, an unknown role, or a conversation that ends unanswered.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from megatron_r1.errors import ConfigError
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
-# R1 v1 (arXiv 2501.12948v1) Table 1, in which the word "prompt" stands for the question. R1 v2 differs only in "<think>...</think>".
+# R1 v1 (arXiv 2501.12948v1) Table 1, in which "prompt" stands for the question. R1 v2 differs in "<think>...</think>" only.
 _R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
     "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are "
@@ -73,5 +73,5 @@ def fixed_texts(template: str) -> tuple[str, str]:
 
 
 def marker_texts(template: str) -> tuple[str, str]:
-    """The fixed texts that a vocabulary may hold as one token each; <think>, which the model writes itself, is never a part of one."""
+    """The fixed texts that a vocabulary may hold as one token each. <think>, which the model writes itself, is part of none."""
     return fixed_texts("r1_chat" if template == "r1_chat_think" else template)

@@ -106,9 +106,9 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], response: str
 def encode_conversation(messages: Sequence[Message], template: ChatTemplate) -> list[TrainingSample]:
     """Training samples with loss on every message of the assistant once, its end of sequence included, and on nothing else.
 
-    One sample is enough where the history of each turn is what was trained on before it. Where the template changes past turns (R1
-    cuts their reasoning), the turn after a change begins a new sample with the history as the model will see it. So every turn is
-    trained whole, in the context that it is generated in.
+    One sample is enough if the history of each turn is what was trained on before it. If the template changes past turns (R1 cuts
+    their reasoning), the turn after a change begins a new sample with the history as the model will see it. So every turn is
+    trained whole, in the context in which it is generated.
 
     Raises:
         DataError: see `ChatTemplate.encode_turn`.

@@ -25,7 +25,7 @@ from megatron_r1.errors import ConfigError, DataError
 _STAND_IN = "STAND-IN"
 # Unicode noncharacters, which no text holds: one of them breaks up what may not become a token, and goes before tokenisation.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-# Llama's templates print the date of today unless they are told otherwise; this is the one that they fall back to.
+# Llama's templates print the date of today unless a date is given; this is the date that they fall back to.
 _TODAY = datetime.datetime(2024, 7, 26)
 
 
@@ -105,15 +105,15 @@ class TokenizerTemplate:
     def _split_turn(self, ids: list[int]) -> Turn:
         if self._tokenizer.eos_id not in ids:
             raise DataError(
-                f"the tokenizer's chat_template does not end an assistant's turn with eos_token {self._tokenizer.eos!r}, so the model "
-                "would not learn to stop: set eos_token in tokenizer_config.json to the token that ends a turn"
+                f"the tokenizer's chat_template does not end an assistant's turn with eos_token {self._tokenizer.eos!r}, so the "
+                "model would not learn to stop: set eos_token in tokenizer_config.json to the token that ends a turn"
             )
         end = ids.index(self._tokenizer.eos_id) + 1
         return Turn(ids[:end], ids[end:])
 
 
 def _at_every_start(tokens: set[str]) -> re.Pattern[str]:
-    """Matches the first character of every occurrence, also where occurrences overlap."""
+    """Matches the first character of every occurrence, also of occurrences that overlap."""
     if not tokens:
         return re.compile(r"(?!)")
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))

@@ -100,7 +100,7 @@ class TallyProblem:
 
 
 def draw_problem(rng: random.Random, heldout: bool, heldout_fraction: float, language: str | None = None) -> TallyProblem:
-    """A random problem of the held-out part or of the training part; the language is random where not given."""
+    """A random problem of the held-out part or of the training part; the language is random if not given."""
     while True:
         value = start = rng.randint(0, MAX_VALUE)
         moves = []

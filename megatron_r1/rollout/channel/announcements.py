@@ -1,7 +1,7 @@
 """How trainers find the rollout servers, and how both make sure of each other.
 
-Each server writes a file into a folder that both see, readable by its owner alone: where it listens, and a key. Whoever connects
-must prove that it knows the key, and so must the server; only then objects are unpickled.
+Each server writes a file into a folder that both see, readable by its owner alone: the address at which it listens, and a key. Both
+sides of a connection must prove that they know the key; only then objects are unpickled.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class EngineSilent(Exception):
 
 
 class EngineChannel(Protocol):
-    """The way to one engine: its process, or the server on another node that holds it."""
+    """Calls to one engine: to its process, or to the server on another node that holds it."""
 
     def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
         """Call and wait for the answer.
@@ -51,7 +51,7 @@ def wait_for_answer(
 
     Raises:
         EOFError, ConnectionError: the other side is gone.
-        EngineSilent: see there.
+        EngineSilent: a limit passed.
     """
     deadline = time.monotonic() + timeout
     while True:

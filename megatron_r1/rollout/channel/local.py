@@ -71,11 +71,11 @@ class EngineProcess:
         return result
 
     def close(self, patience: float = _CLOSE_SECONDS) -> None:
-        """Let the process leave by itself for `patience` seconds, then kill it with what it started. Safe to call twice."""
+        """Give the process `patience` seconds to leave by itself, then kill it with what it started. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
-        self._connection.close()  # the end of the socket tells the process to leave
+        self._connection.close()  # the process leaves at the end of the socket
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:

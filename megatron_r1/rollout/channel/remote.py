@@ -9,14 +9,14 @@ from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.channel.announcements import Announcement, connect
 from megatron_r1.rollout.channel.engine_channel import EngineSilent, OnPart, wait_for_answer
 
-_GRACE_SECONDS = 30.0  # the server keeps the same limits and tells more of what it finds
+_GRACE_SECONDS = 30.0  # the server keeps the same limits, and its error says more
 
 
 class ServedEngine:
-    """An `EngineChannel` over TCP. The server starts an engine process for each connection, and ends it with it.
+    """An `EngineChannel` over TCP. The server starts an engine process for each connection and ends both together.
 
     Args:
-        server: where it is.
+        server: its announcement.
         environment: variables that the engine process gets beside the server's.
         timeout: seconds to wait while the server ends another trainer's engine.
 

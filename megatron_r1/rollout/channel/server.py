@@ -1,8 +1,9 @@
 """`megatron-r1 serve-rollouts`: holds one rollout engine on this node for trainers on other nodes.
 
-One trainer at a time. A wish to stop (see runtime/interrupt.py) is the trainer's to grant: SIGUSR1 is ignored, and at SIGTERM the server
-leaves when its trainer has. Its calls go to an engine process that is started for it and ended with its connection, so a trainer that is
-killed and comes again finds a new engine, and one that found its engine dead gets another by connecting anew.
+A server serves one trainer at a time. Only the trainer decides about stops (see runtime/interrupt.py): the server ignores SIGUSR1,
+and after SIGTERM it leaves once its trainer has left. It starts an engine process for each trainer and ends it with the connection.
+So a trainer that was killed and starts again finds a new engine, and a trainer whose engine died gets another one by connecting
+again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class WeightStore:
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     def keep_bucket(self, bucket: dict[str, Any]) -> dict[str, Any]:
-        """The bucket as `vllm_transfer.SharedMemoryBucket` wants it: with the path of this node before those of the others."""
+        """The bucket with the fields of `vllm.shared_memory.SharedMemoryBucket`: this node's path stands before the others."""
         others = bucket.get("paths", [])
         return {name: value for name, value in bucket.items() if name != "content"} | {
             "paths": [self.keep(bucket["content"]), *others]
@@ -58,7 +59,7 @@ def serve_rollouts(folder: Path, launch: LaunchInfo, environment: Mapping[str, s
     """Announce this server in `folder` and serve until the process is ended.
 
     Args:
-        launch: tells the number of this server and how many there are.
+        launch: has the number of this server and the number of all servers.
         environment: of the engine processes.
         address: under which trainers reach this node; default: its host name.
     """
@@ -95,8 +96,8 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
     """Start an engine process and pass on a trainer's calls to it until the trainer closes the connection or is gone.
 
     The trainer sends variables for the process, then (name, args, timeout, stall) for each call, and gets what the process answers.
-    One call is the server's own: `keep_weights` puts the content of a bucket into memory for the workers of this node, where the engine's
-    head is on another.
+    The server itself answers one call: `keep_weights` puts the content of a bucket into memory for the workers of this node if the
+    engine's head is on another node.
     """
     weights = WeightStore()
     engine = None
@@ -128,7 +129,7 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
 
 
 def _send_to_trainer(connection: Connection, message: object) -> None:
-    """An error of this connection must not be taken for one of the engine's."""
+    """Send, and turn an error of this connection into `_TrainerGone`, which nobody takes for an error of the engine."""
     try:
         connection.send(message)
     except OSError as error:

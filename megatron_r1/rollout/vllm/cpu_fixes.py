@@ -25,12 +25,12 @@ class Fix:
 
 
 def check_version() -> None:
-    """Raises DeviceError where another vLLM is installed than the fixes and the held-weights reader were written for."""
+    """Raises DeviceError if the installed vLLM is not the one for which the fixes and the reader of held weights were written."""
     installed = vllm.__version__.partition("+")[0]
     if installed != VLLM_VERSION:
         raise DeviceError(
             f"vllm {installed} is installed but megatron_r1 was written for {VLLM_VERSION}: "
-            "install the version of the constraints file, or check rollout/vllm_*.py against the new one"
+            "install the version of the constraints file, or check rollout/vllm/ against the new one"
         )
 
 

@@ -123,7 +123,7 @@ class VllmEngine:
 
 
 class FollowingWorkers:
-    """The workers of a node that is not the head of its engine, as `vllm serve --headless` starts them: all their work comes from there.
+    """The workers of a node that is not the head of its engine, as `vllm serve --headless` starts them. The head commands them.
 
     Args:
         on_end: called, in a thread, when a worker has ended.
@@ -174,7 +174,7 @@ def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
         }  # fmt: skip
     if options.device == "cuda":
         if options.has_experts:
-            arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `vllm_held` cannot read back
+            arguments["moe_backend"] = "triton"  # other kernels shuffle expert weights, which `held_weights` cannot read back
         return arguments
     arguments.update(
         enforce_eager=True,

@@ -134,7 +134,7 @@ def _plain_layout(module: RoutedExperts, weight: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _packed_places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
-    """[rows * columns] where the kernel's packing put each entry of an expert's matrix.
+    """[rows * columns] the place to which the kernel's packing moves each entry of an expert's matrix.
 
     Found by packing a matrix whose entries are their own positions; 16-bit types carry the position in two halves.
     """

@@ -24,8 +24,15 @@ CALLS = (
 
 
 def run_engine(socket_fd: int, trainer_pid: int) -> None:
-    """Build the engine, or what this node has of it, as the first call wants, then serve calls: (True, result) or (False, error), and before it (None, part)s,
-    of which None is a sign of life."""
+    """Serve calls until the socket closes. The first call builds the engine, or this node's part of an engine that spans nodes.
+
+    Every call is answered by (True, result) or (False, error). Before that, a long call sends any number of (None, part); the part
+    None is a sign of life.
+
+    Args:
+        socket_fd: descriptor of the inherited socket.
+        trainer_pid: the process ends when this process ends.
+    """
     _die_with_trainer(trainer_pid)
     leave_to_rank()
     connection = Connection(socket_fd)
@@ -59,7 +66,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
         except Exception as error:  # noqa: BLE001 - reported to the trainer, which raises it
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            # A worker that died, here or on another node, or a device that failed: another engine may do better. A start would fail again.
+            # If a worker died, here or on another node, or a device failed, another engine may do better. A start would fail again.
             kind = RolloutError if call in STARTS else EngineLost
             connection.send((False, kind(f"the rollout engine failed in {call}: {reason}")))
         else:
@@ -67,7 +74,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
 
 
 def _die_with_trainer(trainer_pid: int) -> None:
-    """Leave as soon as the trainer is gone, also from the middle of a long call and after a SIGKILL of the trainer."""
+    """End this process as soon as the trainer is gone, even in the middle of a long call and after a SIGKILL of the trainer."""
 
     def watch() -> None:
         while os.getppid() == trainer_pid:
@@ -78,7 +85,7 @@ def _die_with_trainer(trainer_pid: int) -> None:
 
 
 def _leave() -> None:
-    """At once, with vLLM's workers: one that waits for another node in the middle of a step would not notice that this process is gone."""
+    """End this process and vLLM's workers at once: a worker that waits for another node would not notice its end."""
     os.killpg(0, signal.SIGKILL)
 
 

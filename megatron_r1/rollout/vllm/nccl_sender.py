@@ -1,6 +1,6 @@
 """Weight transfer over NCCL, with vLLM's own back end on both sides. For CUDA.
 
-Written against the sources of vLLM 0.32.0; it has not been run, for want of a GPU where it was written.
+It follows the sources of vLLM 0.32.0. It has not been run: no GPU was at hand.
 """
 
 from __future__ import annotations

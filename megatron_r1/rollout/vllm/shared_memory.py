@@ -1,7 +1,8 @@
 """Weight transfer through shared memory, as a back end of vLLM's own weight-transfer API.
 
-A rank on the engine's node writes buckets of tensors into an anonymous memory file and names the layout; the workers there copy each
-bucket out and hand it to vLLM's layerwise reload. vLLM ships nccl and ipc back ends for CUDA and none for CPU; this one serves both.
+A rank on the engine's node writes buckets of tensors into an anonymous memory file and names the layout. The workers of that node
+copy each bucket out and hand it to vLLM's layerwise reload. vLLM ships nccl and ipc back ends for CUDA and none for CPU; this one
+serves both.
 """
 
 from __future__ import annotations

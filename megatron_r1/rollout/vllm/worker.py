@@ -1,7 +1,7 @@
-"""What the engine's workers can do beyond vLLM: tell exactly which weights they hold.
+"""What the engine's workers can do beyond vLLM: report exactly which weights they hold.
 
 vLLM imports this module in every worker process before it builds the model, so fixes and transfer back end are set up here, and
-signals that vLLM would end a worker at are left to the rank.
+signals at which vLLM would end a worker are left to the rank.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def test_an_unknown_benchmark_is_named():
 def test_the_recipe_s_settings_are_the_defaults():
     settings = BenchmarksConfig()
     assert (settings.temperature, settings.top_p, settings.max_tokens) == (0.6, 0.95, 32768)
-    assert {name: b.samples for name, b in BENCHMARKS.items() if b.samples_source == "v2 D.1"} == {
+    assert {name: b.samples for name, b in BENCHMARKS.items() if b.samples_source == "R1 v2 D.1"} == {
         "aime2024": 64, "gpqa_diamond": 64, "math500": 16, "livecodebench": 8,
     }  # fmt: skip
     assert all(4 <= benchmark.samples <= 64 for benchmark in BENCHMARKS.values())

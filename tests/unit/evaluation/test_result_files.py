@@ -127,12 +127,12 @@ def test_measured_numbers_stand_apart_from_published_ones(measured):
     stages, reasoning = (rows(part) for part in table.split("## Reasoning benchmarks"))
     assert stages[0] == ["benchmark", "", *STAGES]
     at = next(n for n, row in enumerate(stages) if row[0] == "AIME 2024")
-    assert stages[at] == ["AIME 2024", "published, v2 Table 3", "77.9", "59.0", "74.0", "78.1", "79.8"]
+    assert stages[at] == ["AIME 2024", "published, R1 v2 Table 3", "77.9", "59.0", "74.0", "78.1", "79.8"]
     assert stages[at + 1] == ["", "**measured**", "", "**41.7** [25.0, 50.0]", "", "", ""]
     assert stages[at + 3] == ["", "**measured**", "", "**50.0** [0.0, 100.0] cons@4", "", "", ""]
     assert sum("measured" in row[1] for row in stages) == 2
     at = next(n for n, row in enumerate(reasoning) if row[0] == "Distill-Qwen-7B")
-    assert reasoning[at] == ["Distill-Qwen-7B", "published, v1 Table 5", "55.5", "83.3", "92.8", "49.1", "37.6", "1189"]
+    assert reasoning[at] == ["Distill-Qwen-7B", "published, R1 v1 Table 5", "55.5", "83.3", "92.8", "49.1", "37.6", "1189"]
     assert reasoning[at + 1] == ["", "**measured**", "", "", "**41.7** [25.0, 50.0]", "", "", ""]
     assert all("**" not in "".join(row[2:]) for row in stages[1:] + reasoning[1:] if row[1].startswith("published"))
 

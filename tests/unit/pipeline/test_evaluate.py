@@ -119,7 +119,7 @@ def test_benchmarks_are_measured_resumed_and_judged_again(files, capsys):
     assert cli.main(["evaluate", "--table", str(files / "run"), f"mine={files / 'run'}"]) == 0
     tables = capsys.readouterr().out
     assert re.search(
-        r"\| GPQA Diamond +\| published, v2 Table 3 +\| 75.8 .*\n\| +\| \*\*measured\*\* +\| \*\*100.0\*\* \[100.0, 100.0\] +\|",
+        r"\| GPQA Diamond +\| published, R1 v2 Table 3 +\| 75.8 .*\n\| +\| \*\*measured\*\* +\| \*\*100.0\*\* \[100.0, 100.0\] +\|",
         tables,
     )
     assert re.search(r"\| mine +\| \*\*measured\*\*", tables)
