@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from megatron_r1.runtime.launch import free_port
 from tests.random_weights import further_families
 from tests.ranks import run_ranks
 
@@ -70,13 +70,6 @@ FOUR_RANKS = [
     case("tp2-cp2", tp=2, cp=2, packed=True),
     case("tp2-dp2", tp=2, packed=True, recompute="selective"),
 ]  # fmt: skip
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @cache

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
 
+from megatron_r1.runtime.launch import free_port
 from tests.ranks import run_ranks
 
 LAYOUTS = {
@@ -51,10 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 def run(jobs: list[dict], world_size: int, results: Path) -> dict[str, dict]:
     """Do the jobs, in order, in one set of processes."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    run_ranks(Path(__file__).with_name("reshard.py"), world_size, port, json.dumps(jobs), results, timeout=300)
+    run_ranks(Path(__file__).with_name("reshard.py"), world_size, free_port(), json.dumps(jobs), results, timeout=300)
     return json.loads(results.read_text())
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -26,6 +24,7 @@ from megatron_r1.rollout.weight_buckets import NetworkSender
 from megatron_r1.runtime.launch import LaunchInfo
 from tests.paths import ROOT
 from tests.patience import patient
+from tests.ranks import run_ranks
 
 KEY = b"k" * 32
 
@@ -38,7 +37,7 @@ from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 rank = int(sys.argv[1])
-dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 3), rank=rank, world_size=3)
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[3], 3), rank=rank, world_size=3)
 alive = started = 0
 deaths = {1: ["load", 2, 0], 2: []}[rank] if rank else []  # what the engines of this rank die in, one after the other
 
@@ -143,15 +142,9 @@ while True:
 
 
 def test_lost_engines_are_replaced_and_no_group_is_lost_or_doubled(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
-        )
-        for rank in range(3)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=patient(120))[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0, 0], "\n".join(outputs)
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    outputs = run_ranks(script, 3, tmp_path / "store", timeout=120)
     assert outputs[1].count("starting another one") == 6 and "starting another one" not in outputs[0] + outputs[2]
 
 

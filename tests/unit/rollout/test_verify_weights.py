@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from megatron_r1.config.rollout import RolloutConfig
@@ -16,8 +12,8 @@ from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.verify_weights import HeldReport, verify_held
 from megatron_r1.weights.checksum import MASK
-from tests.patience import patient
 from tests.pipeline.engine_cases import options
+from tests.ranks import run_ranks
 
 DENSE = {
     "vocab_size": 448, "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4,
@@ -112,7 +108,7 @@ from megatron_r1.training.scoring import CollectiveRewards
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 rank = int(sys.argv[1])
-dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[3], 2), rank=rank, world_size=2)
 
 def weights(fail_at=None):
     for i in range(6):
@@ -180,13 +176,7 @@ dist.destroy_process_group()  # without it gloo's threads sometimes abort the in
 
 
 def test_all_ranks_share_results_and_errors(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", COLLECTIVE, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=patient(120))[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    script = tmp_path / "ranks.py"
+    script.write_text(COLLECTIVE)
+    outputs = run_ranks(script, 2, tmp_path / "store", timeout=120)
     assert "closed" in outputs[0] and "closed" not in outputs[1]

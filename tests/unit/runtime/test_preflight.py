@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from megatron_r1.runtime.launch import free_port
 from megatron_r1.runtime.preflight import Findings, find_bad_nodes, preflight_report
 from tests.paths import ROOT
 from tests.patience import patient
@@ -52,7 +53,7 @@ def test_two_ranks_meet_and_the_one_whose_disk_is_missing_is_named(tmp_path):
         "LOCAL_RANK": "0",
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "15999",
+        "MASTER_PORT": str(free_port()),
     }
     ranks = [
         subprocess.Popen(
