@@ -50,6 +50,7 @@ def import_function(
         signature.bind(*arguments, **dict.fromkeys(named))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{key}={path} is called as {name}({', '.join((*arguments, *(f'{a}=...' for a in named)))}), which its signature does not allow ({error}): change it"
+            f"{key}={path} is called as {name}({', '.join((*arguments, *(f'{a}=...' for a in named)))}), "
+            f"which its signature does not allow ({error}): change it"
         ) from None
     return function

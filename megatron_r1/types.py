@@ -25,10 +25,10 @@ class Prompt:
 
     id: str  #: stable over runs: rollouts, data cursor and seeds refer to it
     question: str  #: the bare question, before the template
-    answer: str  #: reference answer as the reward function wants it
+    answer: str  #: reference answer in the form that the reward function reads
     text: str  #: the rendered template, exactly what `token_ids` encode
     token_ids: tuple[int, ...]  #: [T] prompt tokens, beginning-of-sequence included
-    language: str = ""  #: "en", "zh", or "" where unknown
+    language: str = ""  #: "en", "zh", or "" if unknown
     domain: str = "math"  #: the subject, which names the scorer of accuracy; the `answer` of "code" is its tests as JSON
     kind: str = "reasoning"  #: which rewards apply: "reasoning" has a rule, "general" needs a model
     preference: str = "helpful"  #: of a general prompt: which reward model judges it, "helpful" or "safety" (v2 section 3.1)
@@ -59,7 +59,7 @@ class RolloutGroup:
     """All responses to one prompt: the unit over which GRPO normalises."""
 
     prompt: Prompt
-    rollouts: list[Rollout]  #: G of them
+    rollouts: list[Rollout]  #: [G]
     weights_version: int  #: trainer version that sampled them
     rewards_G: torch.Tensor | None = None  #: [G] float64, total reward
     reward_parts: dict[str, list[float | None]] = field(default_factory=dict)  #: name -> [G], e.g. "accuracy"; None: no score

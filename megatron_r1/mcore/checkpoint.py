@@ -33,12 +33,12 @@ _HEAD = "output_layer.weight"
 
 
 def plan_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> Unwritten:
-    """Settle what a checkpoint of this moment holds, and leave the writing for later. All ranks call this.
+    """Fix what a checkpoint of this moment holds, and leave the writing for later. All ranks call this.
 
     Args:
-        policy: what is trained. Where its tensors are on the CPU they must not change in the process that writes them.
+        policy: the trained model. Tensors on the CPU must not change in the process that writes them.
         folder: exists.
-        reference: also kept, since it may be older than the policy.
+        reference: saved, too, since it may be older than the policy.
     """
     parts = [plan_folder(_policy_state(policy), folder, _POLICY)]
     if reference is not None:
@@ -59,7 +59,7 @@ def save_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
 def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> None:
     """Read what `save_policy` wrote, on the same or another layout. All ranks call this.
 
-    Random generators are restored on the same layout; on another one there is no telling whose state a rank should have.
+    Random generators are restored on the same layout only: on another, no saved state belongs to a rank.
 
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
@@ -89,7 +89,7 @@ def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool
     """Take only the weights from a checkpoint, whatever layout and dtype it was written with. All ranks call this.
 
     Args:
-        policy: its optimizer, where it has one, starts from these weights.
+        policy: its optimizer, if it has one, starts from these weights.
         folder: what `save_policy` or a conversion wrote.
         trunk_only: the checkpoint is a language model's, and `policy` a reward model on its trunk, whose head is left as it is.
 
@@ -102,7 +102,7 @@ def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool
 
 
 def sharding_metadata() -> dict[str, Any]:
-    """What Megatron-Core is told of how a checkpoint is cut: the same for every writer and reader of one."""
+    """How a checkpoint is cut, for Megatron-Core: the same for every writer and reader."""
     return {"dp_cp_group": parallel.groups().dp_cp}
 
 

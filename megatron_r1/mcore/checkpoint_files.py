@@ -1,7 +1,6 @@
-"""One folder of Megatron's `torch_dist` format, made in three steps of which only the middle one takes long: plan, write, finish.
+"""One folder of Megatron's `torch_dist` format, made in three steps: plan, write, finish. Only writing takes long.
 
-`dist_checkpointing.save` does the same at once, but where rank 0 cannot write one of its small files it leaves the other ranks
-waiting.
+`dist_checkpointing.save` does all three at once, but if rank 0 cannot write one of its small files, the other ranks wait for ever.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ class _Planner(TorchDistSaveShardedStrategy):
 
 
 def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten:
-    """Settle what every rank writes into `checkpoint / name`. All ranks call this.
+    """Fix what every rank writes into `checkpoint / name`. All ranks call this.
 
     Args:
-        state: sharded tensors and objects, taken apart by this call. Tensors on the CPU are not copied: until they are written, they
-            must not change in the process that writes them.
+        state: sharded tensors and objects; this call takes it apart. Tensors on the CPU are not copied, so they must not change
+            in the process that writes them until they are written.
         checkpoint: exists.
-        name: of the folder in it, which is made.
+        name: the folder to make in it.
     """
     folder = checkpoint / name
     on_rank_zero(folder.mkdir)
@@ -85,11 +84,11 @@ def join(parts: Sequence[Unwritten]) -> Unwritten:
 def _save_common(common: dict[str, Any], folder: Path) -> None:
     content = io.BytesIO()
     torch.save(common, content)
-    (folder / COMMON_STATE_FNAME).write_bytes(content.getvalue())  # unlike torch.save, it says why it cannot
+    (folder / COMMON_STATE_FNAME).write_bytes(content.getvalue())  # unlike torch.save, its error names the reason
 
 
 def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[WriteResult]:
-    """Write this rank's files; what is where in them. Raises OSError, perhaps behind an error of torch's serializer."""
+    """Write this rank's files and return what is where. Raises OSError, perhaps behind an error of torch's serializer."""
     results = []
     for bucket in buckets:
         answers, running = queue.SimpleQueue(), queue.Queue()
@@ -103,7 +102,7 @@ def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[Wr
 
 
 def _finish_folder(writer: FileSystemWriterAsync, metadata: Metadata | None, folder: Path, written: list[WriteResult]) -> None:
-    """Write on rank 0 what tells where every tensor is. All ranks call this."""
+    """Write on rank 0 the index of where every tensor is. All ranks call this."""
     of_ranks: list[Any] | None = [None] * world_size() if is_rank_zero() else None
     dist.gather_object(written, of_ranks)
 

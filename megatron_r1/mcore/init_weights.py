@@ -21,7 +21,7 @@ _EXPERT = re.compile(r"(experts\.local_experts\.|experts\.linear_fc[12]\.weight)
 def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> None:
     """Draw every matrix from N(0, std^2) (V3 section 4.2: one standard deviation for all); norms stay 1, biases 0.
 
-    A parameter with an attribute `init_std` has its own.
+    A parameter with an attribute `init_std` has its own standard deviation.
 
     The full tensor is drawn on the CPU and each rank keeps its part.
     """

@@ -57,8 +57,8 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
     )
     _require_fit(
         sequence_parallel or tp == 1,
-        f"parallel.sequence_parallel=false with tp={tp}: MLA's replicated key down-projection loses the sum of its gradient over tensor "
-        "parallel ranks, and Megatron-Core does not train mixture-of-experts layers that way; leave it unset",
+        f"parallel.sequence_parallel=false with tp={tp}: MLA's replicated key down-projection loses the sum of its gradient over "
+        "tensor parallel ranks, and Megatron-Core does not train mixture-of-experts layers that way; leave it unset",
     )
     _require_fit(not sequence_parallel or tp > 1, "parallel.sequence_parallel=true needs parallel.tp above 1; leave it unset")
     _require_fit(

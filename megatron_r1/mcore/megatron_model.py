@@ -1,6 +1,6 @@
 """A model on Megatron-Core with its optimizer: forward, backward and update, on any layout.
 
-It knows no algorithm and no data: who calls it brings micro-batches and a loss callable.
+It knows no algorithm and no data: its caller brings micro-batches and a loss callable.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class MegatronModel:
     def evaluate(
         self, micro_batches: list[MicroBatch], unpack: Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]], count: int
     ) -> list[torch.Tensor]:
-        """What the model says of each of `count` sequences: float32, on the CPU, on every rank. Without gradient.
+        """The model's numbers for each of `count` sequences: float32, on the CPU, on every rank, without gradient.
 
         Args:
             micro_batches: this rank's, as for `train_on_micro_batches`.
@@ -210,7 +210,7 @@ class MegatronModel:
         )
 
     def _per_token(self, output: torch.Tensor) -> torch.Tensor:
-        """What a loss callable is given of the modules' output [B, N]."""
+        """From the modules' output [B, N] to what a loss callable is given."""
         return output
 
     def _reduce_metrics(self, results: list[dict[str, Metric[torch.Tensor]]]) -> dict[str, Metric[float]]:

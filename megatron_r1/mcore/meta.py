@@ -41,8 +41,8 @@ def meta_ranks(arch: Architecture, layout: parallel.Layout, ranks: Iterable[int]
 
     Args:
         arch: the model's shape.
-        layout: over how many ranks it is split.
-        ranks: which of them to build.
+        layout: how the model is split.
+        ranks: numbers of the ranks to build.
 
     Raises:
         RuntimeError: this process is in a process group already.
@@ -66,10 +66,10 @@ def meta_ranks(arch: Architecture, layout: parallel.Layout, ranks: Iterable[int]
 
 @contextmanager
 def _quick_start() -> Iterator[None]:
-    """Leave out what a rank spends most of its start on and what the meta device has no use for.
+    """Leave out what takes a rank most of its start and what the meta device does not need.
 
-    Megatron-Core makes every group of the world on every rank, 6,500 for 1,024 ranks: here those without the rank cost nothing,
-    and who is in which group is worked out once for all ranks. On a host without CUDA it draws the whole of every weight.
+    Megatron-Core makes every group of the world on every rank, 6,500 for 1,024 ranks. Here a group without the rank costs nothing,
+    and the members of all groups are computed once for all ranks. On a host without CUDA, Megatron-Core draws every weight whole.
     """
     stock = parallel_state.create_group, parallel_state.RankGenerator.get_ranks, layers._initialize_affine_weight_cpu
     create_group, get_ranks, _ = stock

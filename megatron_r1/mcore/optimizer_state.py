@@ -1,9 +1,8 @@
 """Adam's state, parameter by parameter, so that a checkpoint does not depend on the layout it was written with.
 
-Megatron-Core's own state dict of an optimizer can be loaded into another layout except across expert parallelism: with it, an
-optimizer is a chain of two (dense parameters and experts) with a state dict each, without it, it is one. Under every layout the
-tensors have the same names, though. So only they are stored here; what else the state dicts hold follows from the config and the
-number of updates.
+Megatron-Core's own optimizer state loads into another layout, except across expert parallelism: with it an optimizer is a chain of
+two (dense parameters and experts) with a state dict each, without it there is one. But tensors have the same names under every
+layout, so only tensors are stored here; all else in the state dicts follows from the config and the number of updates.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def optimizer_state(
     """Sharded tensors of every part of the optimizer: master weights and both moments, named after the model's tensors.
 
     Args:
-        optimizer: the policy's. Tensors on the CPU are not copied where that can be helped.
+        optimizer: the policy's. Tensors on the CPU are not copied unless they must be gathered.
         model_state: the model's sharded state dict.
         metadata: as for the model.
         is_loading: the tensors are to be filled; their content does not matter.
@@ -48,8 +47,8 @@ def optimizer_state(
 def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]], updates: int) -> None:
     """Take what was loaded into `optimizer_state(..., is_loading=True)`, after `updates` policy updates."""
     for part, part_state in zip(_distributed_optimizers(optimizer), state, strict=True):
-        # torch's AdamW counts updates per parameter, in place, so each needs a tensor of its own. Megatron-Core would copy the count
-        # from the checkpoint, where there is none.
+        # torch's AdamW counts updates per parameter, in place, so each parameter needs its own tensor. Megatron-Core would copy
+        # the count from the checkpoint, which holds none.
         for moments in part.optimizer.state.values():
             moments.pop("step", None)
         part.load_parameter_state_from_fully_reshardable(part_state)
@@ -64,11 +63,11 @@ def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]
 def _gathered_state(
     part: DistributedOptimizer, model_state: dict[str, Any], metadata: dict[str, Any], is_loading: bool
 ) -> dict[int, Any]:
-    """What Megatron-Core makes by gathering over data-parallel ranks, with every tensor taken from where it lies.
+    """The state that Megatron-Core gathers over data-parallel ranks, with every tensor taken from its right place.
 
     Megatron-Core 0.16.1 joins the buckets of a buffer without the padding between them, and then cuts tensors out by offsets that
-    count it. With more than one bucket (a shared embedding has its own under pipeline parallelism) everything after the first would be
-    shifted, without a word.
+    count the padding. With more than one bucket (under pipeline parallelism a shared embedding has its own) everything after the
+    first would be shifted silently.
     """
     gather = part.get_parameter_state_dp_zero
 
@@ -100,7 +99,7 @@ def _spread_buckets(joined: torch.Tensor, buffer: Any) -> torch.Tensor:
 
 
 def _undivided_state(part: DistributedOptimizer, model_state: dict[str, Any]) -> dict[int, Any]:
-    """The same without copies: one data-parallel rank has it all."""
+    """The same without copies: a single data-parallel rank holds all of it."""
     entries, _ = extract_sharded_tensors_and_factories(model_state)
     of_model = {entry.data: entry for entry in nested_values(entries)}
     state: dict[int, Any] = {}

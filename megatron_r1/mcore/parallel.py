@@ -45,8 +45,8 @@ class Groups:
 def build_process_groups(layout: Layout, seed: int) -> None:
     """Build the process groups of `layout`, and seed Megatron-Core's generators.
 
-    Groups of the same layout are kept, for models that live side by side; those of another are replaced. torch.distributed is already
-    initialised with `layout.world_size` ranks.
+    Groups of the same layout are kept, for models that live side by side; those of another layout are replaced. torch.distributed
+    is already initialised with `layout.world_size` ranks.
     """
     global _built
     if not parallel_state.model_parallel_is_initialized() or _built != (layout, dist.group.WORLD):

@@ -1,4 +1,7 @@
-"""Which piece of which weight each rank of a layout stores, held against the mapping table. Knows no Megatron-Core: `shards` asks it."""
+"""Which piece of which weight each rank of a layout stores, checked against the mapping table.
+
+Only `shards` asks Megatron-Core; this module does not import it.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.schema import Config
 from megatron_r1.evaluation.heldout import EvaluationResult
 from megatron_r1.evaluation.heldout_table import render_table
@@ -25,6 +26,7 @@ from megatron_r1.runtime.metrics import read_metrics
 
 def run_r1_zero(config: Config, session: Session) -> None:
     """Pretrain the base, train it with GRPO, write the table. A part that is finished already is skipped."""
+    find_policy_loss(config.grpo.loss)  # a wrong name ends the run here, not after pretraining
     root = Path(config.run_dir)
     base_config = config
     if config.model.weights is None:

@@ -1,4 +1,4 @@
-"""Work in a forked process: it sees this process's memory as it is at the fork, while this process goes on changing it."""
+"""Work in a forked process: it sees this process's memory as it was at the fork, while this process goes on changing its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRCTL = ctypes.CDLL(None).prctl  # looked up here: the loader's lock may be hel
 
 
 class ForkedWork(Generic[T]):
-    """One function running in a process of its own, which never outlives this one.
+    """One function that runs in a process of its own, which never outlives this process.
 
     The function must not touch the device, the process group or files that are open now. Its result must be picklable.
     """
@@ -63,7 +63,7 @@ class ForkedWork(Generic[T]):
         return result
 
     def kill(self) -> None:
-        """End the work where it stands."""
+        """Kill the process in the middle of its work."""
         self._process.kill()
         self._process.join()
         self._answer.close()
@@ -72,7 +72,7 @@ class ForkedWork(Generic[T]):
 def _run(work: Callable[[], object], answer: Connection, parent: int) -> None:
     _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # the parent was gone before it could be asked for
+        os._exit(1)  # the parent ended before the signal for its death was set
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     leave_to_rank()
     # Sockets and locks that the parent closes must be closed for the other side too.
@@ -84,7 +84,7 @@ def _run(work: Callable[[], object], answer: Connection, parent: int) -> None:
         outcome = (work(), None)
     except (OSError, R1Error) as error:
         outcome = (None, error)
-    except Exception as error:  # noqa: BLE001 - told by `result`; other exceptions may not survive pickling
+    except Exception as error:  # noqa: BLE001 - `result` raises it; other exceptions may not survive pickling
         traceback.print_exc()
         outcome = (None, RuntimeError(f"{type(error).__name__}: {error}"))
     answer.send(outcome)

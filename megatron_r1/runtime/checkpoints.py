@@ -8,7 +8,7 @@
         COMPLETE         XXH3-128 of manifest.json; written last, without it the folder is ignored
 
 Everything is written into `.tmp-step_000010` and renamed (see saving.py). A checkpoint found damaged is renamed to
-corrupt-step_000010 and counts no more. Verifying is shared out over the ranks.
+corrupt-step_000010 and counts no more. Each rank verifies a share of the files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's folder name tells."""
+    """The step in the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
@@ -55,9 +55,9 @@ def verify_checkpoint(checkpoint: Path) -> None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest complete checkpoint under `folder` whose files all verify; None where there never was one. All ranks call this.
+    """The newest complete checkpoint under `folder` whose files all verify; None if there never was one. All ranks call this.
 
-    A newer one that does not verify is renamed to corrupt-step_N, where it counts no more, and its problem is printed.
+    A newer checkpoint that does not verify is renamed to corrupt-step_N, so that it counts no more, and its problem is printed.
 
     Raises:
         CheckpointError: there were checkpoints and none is intact, now or at an earlier call.
@@ -74,7 +74,8 @@ def newest_intact(folder: Path) -> Path | None:
     corrupt = on_rank_zero(lambda: sorted(path.name for path in folder.glob(f"{CORRUPT}*")))
     if corrupt:
         raise CheckpointError(
-            f"{folder} has no intact checkpoint, only {', '.join(corrupt)}: put back a copy, or remove what is corrupt to start anew"
+            f"{folder} has no intact checkpoint, only {', '.join(corrupt)}: "
+            "put back a copy, or remove what is corrupt to start anew"
         )
     return None
 
@@ -85,7 +86,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def manifest_entry(path: Path) -> dict[str, Any]:
-    """A file's entry in a manifest: its size and hash, after its bytes were put on the disk to outlive a power cut."""
+    """A file's entry in a manifest, its size and hash. Its bytes are put on the disk first, so that they survive a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
@@ -97,7 +98,7 @@ def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
 
     Args:
         temporary: beside `final`, its name beginning with `TEMPORARY`.
-        final: replaced where it exists.
+        final: replaced if it exists.
         manifest: {"files": {path below the folder: {"bytes": int, "xxh128": hex}}} for every file, and what else is to be kept.
     """
     write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))

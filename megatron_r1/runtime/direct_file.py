@@ -1,8 +1,9 @@
-"""A large file written from its beginning to its end, past the page cache.
+"""A large file, written from beginning to end past the page cache.
 
-The cache would cost a copy of every byte at a tenth of the disk's speed or less once memory is full, push out what other programs
-have read, and be of no use: nobody reads the file soon. So bytes are collected in aligned buffers, which threads hand to the disk
-(open(2), O_DIRECT) while the caller goes on. File systems that do not take that are written through the cache.
+The cache would only do harm: nobody reads the file soon, each byte would be copied once more (once memory is full, at a tenth of
+the disk's speed or less), and the cached files of other programs would be pushed out. So bytes are collected in aligned buffers,
+which threads hand to the disk (open(2), O_DIRECT) while the caller goes on. A file system without O_DIRECT is written through
+the cache.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy as np
 from megatron_r1.runtime.files import new_checksum
 
 _BUFFER = 4 << 20  # bytes; a multiple of every disk's block
-_WRITERS = 2  # so that the disk has its next work when it is done
+_WRITERS = 2  # so that the disk always has the next buffer
 _NUM_BUFFERS = _WRITERS + 2  # one being filled, one waiting
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0)
-_free_buffers: list[mmap.mmap] = []  # of files that are closed: new memory costs as much as a copy of it
+_free_buffers: list[mmap.mmap] = []  # of closed files: fresh memory costs as much as copying into it
 
 
 class DirectFile:
-    """A new file, or an old one that is begun anew. Errors of the disk come up in a later call. Raises OSError."""
+    """A file that replaces one of the same name. An error of the disk may only be raised by a later call. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
         self.bytes = 0  #: written so far
@@ -74,7 +75,7 @@ class DirectFile:
             _free_buffers.extend(self._buffers)
 
     def checksum(self) -> str:
-        """Of everything that was written, as `files.file_checksum` computes it. After `close`."""
+        """The checksum of all that was written, as `files.file_checksum` computes it. Call it after `close`."""
         return self._checksum.hexdigest()
 
     def _submit(self, number: int, count: int) -> None:

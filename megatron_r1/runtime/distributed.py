@@ -21,17 +21,17 @@ from megatron_r1.runtime.launch import LaunchInfo, launched_rank
 T = TypeVar("T")
 
 
-_STORE: dist.Store | None = None  # where the ranks met; serves `claim_error_line` after the process group is gone
+_STORE: dist.Store | None = None  # where the ranks met; it serves `claim_error_line` after the process group is gone
 
 
 _MEETING_SECONDS = 1800.0
 
 
 def join_process_group(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
-    """Join the process group, also as its only member. Raises DeviceError where the ranks cannot meet.
+    """Join the process group, also as its only member. Raises DeviceError if the ranks cannot meet.
 
     Args:
-        timeout_seconds: that a rank waits for the others in a collective.
+        timeout_seconds: how long a rank waits for the others in a collective.
     """
     global _STORE
     address = f"[{launch.master_address}]" if ":" in launch.master_address else launch.master_address
@@ -94,7 +94,7 @@ def broadcast_object(value: T | None) -> T:
 
 
 def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """The `value` of every rank, in the order of ranks, on every rank; of the ranks of a `group` alone where one is given."""
+    """The `value` of every rank (of `group`, if one is given), in the order of ranks, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size(group)
@@ -138,7 +138,7 @@ def kept_on_rank_zero(work: Callable[[], T]) -> T | None:
 
 @contextmanager
 def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Where any rank's block raises, every rank (of the `group`) raises: its own error, else that of the lowest rank that failed.
+    """If any rank's block raises, every rank (of the `group`) raises: its own error, else that of the lowest rank that failed.
 
     The block must contain no collective that the failing rank might skip.
     """
@@ -155,7 +155,7 @@ def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
 
 
 def claim_error_line() -> bool:
-    """True for the one rank that prints why the job ends: the first that asks, so that an error of any one rank is told.
+    """True for the one rank that prints why the job ends: the first that asks, so that an error of any one rank is printed.
 
     Before `join_process_group` it is the rank that the launcher calls 0.
     """
@@ -164,4 +164,4 @@ def claim_error_line() -> bool:
     try:
         return _STORE.add("megatron_r1/error_lines", 1) == 1
     except dist.DistError:
-        return False  # rank 0, which holds the store, is gone and has told why
+        return False  # rank 0, which holds the store, is gone and has printed why

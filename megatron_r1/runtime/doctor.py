@@ -41,7 +41,8 @@ def run_doctor(choice: Literal["auto", "cpu", "cuda"], examine_sandbox: Callable
     """Print the diagnosis. Returns 1 where the chosen device cannot run here, else 0.
 
     Args:
-        examine_sandbox: finds whether programs can be rewarded here, `rewards.sandbox_probe.describe_sandbox`; a device runs without.
+        examine_sandbox: finds out whether programs can be rewarded here (`rewards.sandbox.probe.describe_sandbox`); training
+            runs without it.
     """
     diagnosis = Diagnosis()
     _examine_host(diagnosis)
@@ -172,7 +173,7 @@ def _examine_launchers(diagnosis: Diagnosis) -> None:
     mpirun = "mpirun starts ranks over gloo or NCCL" if shutil.which("mpirun") else "no mpirun on the PATH"
     diagnosis.findings.append(("mpi4py", f"{version or 'not installed'}; {mpirun}"))
     if shutil.which("srun"):
-        told = subprocess.run(["srun", "--version"], capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-        diagnosis.findings.append(("Slurm", f"{told or 'srun found'} -> ranks from SLURM_PROCID under srun"))
+        version = subprocess.run(["srun", "--version"], capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+        diagnosis.findings.append(("Slurm", f"{version or 'srun found'} -> ranks from SLURM_PROCID under srun"))
     else:
         diagnosis.findings.append(("Slurm", "no srun on the PATH -> single process, or torchrun"))

@@ -20,7 +20,7 @@ _PIECE = 1 << 19
 
 
 def new_checksum() -> xxhash.xxh3_128:
-    """XXH3 with 128 bits, as `xxh128sum` prints it: tells any damage, at several times the speed of SHA-256. No protection from intent."""
+    """XXH3 with 128 bits, as `xxh128sum` prints it: finds any damage, at several times the speed of SHA-256, but no forgery."""
     return xxhash.xxh3_128()
 
 
@@ -31,7 +31,7 @@ def file_checksum(path: Path) -> str:
 
 
 def write_buffer(fd: int, data: memoryview, offset: int | None = None) -> None:
-    """Write all of `data` to a file, at `offset` or where the file stands. Raises OSError."""
+    """Write all of `data` to a file, at `offset` or at the file's position. Raises OSError."""
     done = 0
     while done < len(data):
         piece = data[done : done + _PIECE]
@@ -42,7 +42,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     """Write `text` under a temporary name in the same folder, then rename it to `path`.
 
     Args:
-        durable: wait until it is on disk; not for what is of no use after a power cut.
+        durable: wait until it is on disk; False for what nobody needs after a power cut.
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
@@ -57,8 +57,8 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
 def written_atomically(path: Path) -> Iterator[TextIO]:
     """A file to write piece by piece that appears under `path` when the block ends well.
 
-    What cannot be UTF-8 (half a surrogate pair, as tokenizers decode now and then) is written as an escape, which in JSON reads back
-    the same.
+    What UTF-8 cannot hold (half a surrogate pair, which tokenizers decode now and then) is written as an escape, which JSON reads
+    back as it was.
 
     Raises:
         DataError: it cannot be written.

@@ -5,13 +5,13 @@
         abort.json               which rank was lost, and why all leave
         stacks_rank_00000.txt    the stacks of all its threads when it left
 
-A thread of each rank writes its sign and watches that of the next rank: whichever ranks hang, one that lives watches one of them.
-Files on the shared file system and not messages, because they also tell of rank 0, which serves the messages, and because
-`megatron-r1 status` reads them without being part of the job.
+A thread of each rank writes the rank's sign and watches that of the next rank, so whichever ranks hang, a living rank watches one
+of them. Signs are files on the shared file system and not messages: messages go through rank 0, which may hang itself, and
+`megatron-r1 status` reads the files without being part of the job.
 
-Three kinds of hanging are told apart. A process that stands still (stopped, or waiting for a dead disk) gives no sign. One whose
-main thread waits for ever lives but begins nothing new (`stall_seconds`). One that holds Python's lock cannot run the thread: a timer
-of C, set anew at every sign, then writes its stacks and ends it.
+There are three ways to hang. A process that stands still (stopped, or waiting for a dead disk) gives no sign. A process whose main
+thread waits for ever gives signs but begins nothing new (`stall_seconds`). A process that holds Python's lock cannot run the
+thread: a timer in C, which every sign winds up again, then writes the stacks and ends the process.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Sign:
     activity: str = "starting"  #: what the main thread began last
     since: float = 0.0  #: when that was
     step: int = 0  #: the step that it is in
-    total: int = 0  #: of so many
+    total: int = 0  #: steps of the run
     seconds: dict[str, float] = field(default_factory=dict)  #: what the last step took here, by timer
 
 
 def read_sign(path: Path) -> Sign | None:
-    """A rank's latest sign of life, None where there is none that can be read."""
+    """A rank's latest sign of life; None if there is none, or if it cannot be read."""
     try:
         return Sign(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -73,7 +73,7 @@ def sign_path(folder: Path, rank: int) -> Path:
 
 
 def clear_signs(folder: Path) -> None:
-    """Remove what an earlier job left; stacks stay, for whoever looks for the reason. Rank 0 only, before any rank begins."""
+    """Remove the signs of an earlier job; its stacks stay for who looks for the reason. Rank 0 only, before any rank begins."""
     folder.mkdir(exist_ok=True)
     for path in [*folder.glob("rank_*"), folder / ABORT]:
         path.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ class Heartbeat:
         self._sign.seconds = {name.removeprefix("seconds/"): round(value, 4) for name, value in seconds.items()}
 
     def close(self) -> None:
-        """End. The watching rank then waits for no more signs."""
+        """Give the last sign, after which the watching rank waits for no more."""
         if self._end.is_set():
             return
         self._end.set()
@@ -125,7 +125,7 @@ class Heartbeat:
             self._thread.join()
         faulthandler.cancel_dump_traceback_later()
         self.begin(ENDED)
-        with suppress(OSError):  # the folder is gone or full, which whoever needs it tells
+        with suppress(OSError):  # the folder is gone or full; whoever needs it reports that
             self._give_sign(last=True)
         if self._stacks is not None:
             self._stacks.close()
@@ -142,14 +142,14 @@ class Heartbeat:
                 print(f"heartbeat: {error}", file=sys.stderr, flush=True)
 
     def _give_sign(self, last: bool = False) -> None:
-        if not last:  # should this thread not run again in time
+        if not last:  # for the case that this thread does not run again in time
             faulthandler.dump_traceback_later(2 * self._config.lost_seconds, exit=True, file=self._stacks)
         self._sign.beat += 1
         self._sign.time = time.time()
         write_atomically(sign_path(self._folder, self._sign.rank), json.dumps(asdict(self._sign)), durable=False)
 
     def _look(self) -> None:
-        """Leave where a rank asks for it, or where the neighbour or this rank itself hangs."""
+        """Leave if a rank asks for it, or if the neighbour or this rank itself hangs."""
         if (self._folder / ABORT).exists():
             self._leave()
         now = time.monotonic()
@@ -172,9 +172,9 @@ class Heartbeat:
         self._leave()
 
     def _leave(self) -> NoReturn:
-        """Write the stacks, wake a peer on this machine that is stopped so that it writes its own, and end the process.
+        """Write the stacks, wake a stopped peer on this machine so that it writes its own, and end the process.
 
-        Not by an exception: the main thread is in a collective that will never end.
+        An exception would not do: the main thread is in a collective that never ends.
         """
         abort = json.loads((self._folder / ABORT).read_text(encoding="utf-8"))
         why = f"{abort['why']}; stacks of all ranks are in {self._folder}; the same command resumes"
@@ -189,7 +189,7 @@ class Heartbeat:
                 os.kill(abort["pid"], signal.SIGCONT)  # it then finds `abort.json` as all others do
         record_outcome("stalled", why)
         print(f"megatron-r1: error: {why}", file=sys.stderr, flush=True)
-        time.sleep(2 * self._config.interval_seconds)  # a launcher kills all when the first one leaves: let all have written
+        time.sleep(2 * self._config.interval_seconds)  # the launcher kills all ranks once one leaves: let all write first
         os._exit(StopRequested.exit_code)
 
     def _stacks_path(self) -> Path:

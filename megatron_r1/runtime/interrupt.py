@@ -20,7 +20,7 @@ _listeners = 0
 
 
 def listen(stacks: TextIO | None = None) -> None:
-    """From now on take the signals as a wish to stop. Each call wants its `unlisten`.
+    """From now on a signal asks this process to stop. Each call needs its own `unlisten`.
 
     Args:
         stacks: where SIGUSR2 writes the stacks of all threads; default: stderr.
@@ -36,7 +36,7 @@ def listen(stacks: TextIO | None = None) -> None:
 
 
 def unlisten() -> None:
-    """Give the signals back what they did before."""
+    """Put back the signal handlers of before the first `listen`."""
     global _listeners
     _listeners = max(0, _listeners - 1)
     if _listeners or threading.current_thread() is not threading.main_thread():
@@ -48,9 +48,9 @@ def unlisten() -> None:
 
 
 def leave_to_rank() -> None:
-    """Ignore the wishes in a process that a rank has started: Slurm signals all processes of a step, and the rank grants them for all.
+    """Ignore the stop signals in a process that a rank has started; SIGUSR2 still writes its stacks.
 
-    SIGUSR2 writes its stacks, too.
+    Slurm signals every process of a step. The rank alone acts on it, for itself and for its child processes.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -58,12 +58,12 @@ def leave_to_rank() -> None:
 
 
 def stop_asked() -> str | None:
-    """The signal that asked this process to stop, None where none did."""
+    """The signal that asked this process to stop; None if there was none."""
     return _asked
 
 
 def forget() -> str:
-    """The wish is granted. Returns the signal, as far as this process knows it."""
+    """Clear the request to stop, which has been met, and return the signal's name, if this process got one."""
     global _asked
     asked, _asked = _asked, None
     return asked or "a signal to another rank"

@@ -1,7 +1,7 @@
-"""What a batch script learns of the job that it started: how it ended, and how far it came.
+"""What a batch script learns about the job that it started: how the job ended and how far it came.
 
-The exit codes of many ranks do not tell: the first one that fails has the others killed. So the first that knows why the job ends
-writes a word into the job's folder (`launch.job_folder`), where `slurm/common.sh` reads it:
+The exit codes of the ranks do not say: once one rank fails, the launcher kills the others. So the first rank that knows why the
+job ends writes one word into the job's folder (`launch.job_folder`), where `slurm/common.sh` reads it:
 
     finished    nothing is left to do
     stopped     saved at a signal: start it again
@@ -9,7 +9,7 @@ writes a word into the job's folder (`launch.job_folder`), where `slurm/common.s
     retry       an engine or a device failed, or another process still writes there: start it again, perhaps elsewhere
     failed      it would fail again: bad input, a full disk, weights that differ
 
-Where there is no word the job was killed. Without a job's folder nothing is written.
+If there is no word, the job was killed. Without a job's folder nothing is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ Outcome = Literal["finished", "stopped", "stalled", "retry", "failed"]
 
 
 def record_error(error: BaseException | None) -> None:
-    """Tell that the job ends with this error, where it is one of ours. Before this rank leaves the others: they then fail for want of it."""
+    """Note that the job ends with this error, if it is one of ours.
+
+    Call it before this rank leaves the others, which fail once it is gone.
+    """
     if isinstance(error, StopRequested):
         record_outcome("stopped", str(error))
     elif isinstance(error, DeviceError | EngineLost | FolderBusy):
@@ -39,22 +42,22 @@ def record_error(error: BaseException | None) -> None:
 
 
 def record_outcome(outcome: Outcome, why: str = "") -> None:
-    """Tell how the job ends, unless another rank has told already."""
+    """Note how the job ends, unless another rank has done so before."""
     folder = job_folder()
     if folder is not None:
         write_once(folder / OUTCOME, f"{outcome}\n{why}\n")
 
 
 def record_progress(run_folder: Path, step: int) -> None:
-    """Tell that a checkpoint of `step` is complete: what fails after it has not failed at the same place twice."""
+    """Note that a checkpoint of `step` is complete: a job that fails after it did not fail twice at the same place."""
     folder = job_folder()
     if folder is not None:
-        with suppress(OSError):  # a full disk; the run tells of its own
+        with suppress(OSError):  # a full disk, which the run reports itself
             write_atomically(folder / PROGRESS, f"{run_folder} {step}\n", durable=False)
 
 
 def write_once(path: Path, text: str) -> bool:
-    """Make a file, whole, where there is none yet. Returns whether this call made it. A folder that is gone makes no error."""
+    """Make a whole file unless there is one. Returns whether this call made it; False, too, if the folder is gone."""
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """How this process was started. The only module that reads or writes environment variables.
 
-Five launchers are told apart by what they set: torchrun (`RANK`...), Open MPI's mpirun (`OMPI_COMM_WORLD_RANK`...), Slurm's
+Five launchers are recognised by what they set: torchrun (`RANK`...), Open MPI's mpirun (`OMPI_COMM_WORLD_RANK`...), Slurm's
 srun (`SLURM_PROCID`...), the mpiexec of MPICH and Intel MPI (`PMI_RANK`...) and none at all. torchrun wins over mpirun and mpirun
 over srun, because the first of each pair is often started by the second; srun wins over PMI, which it also speaks.
 """
@@ -44,9 +44,9 @@ class LaunchInfo:
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
-    """Tell the launcher from the environment.
+    """Recognise the launcher from the environment.
 
-    Raises ConfigError where the variables of a launcher are half set, are not numbers or contradict each other.
+    Raises ConfigError if the variables of a launcher are half set, are not numbers or contradict each other.
     """
     if any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         launch = _read_torchrun(environment)
@@ -63,14 +63,14 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """The rank that the launcher gave, unchecked, for those who must not fail: an error line is printed where it is 0."""
+    """The rank that the launcher gave, unchecked, for callers that must not fail: rank 0 prints the error line."""
     names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
     value = next((environment[name] for name in names if name in environment), "0")
     return int(value) if value.isdecimal() else 0
 
 
 def job_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder in which the batch script reads how its job went; None where there is no batch script."""
+    """The folder in which the batch script reads how its job went; None if there is no batch script."""
     return Path(environment[JOB_FOLDER]) if environment.get(JOB_FOLDER) else None
 
 
@@ -82,7 +82,7 @@ def node_name(environment: Mapping[str, str] = os.environ) -> str:
 def visible_gpus(first: int, count: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables that show a process `count` of this machine's GPUs, from the `first` on.
 
-    Raises ConfigError where there are fewer.
+    Raises ConfigError if there are fewer.
     """
     shown = environment.get("CUDA_VISIBLE_DEVICES")
     names = [str(number) for number in range(first + count)] if shown is None else [name for name in shown.split(",") if name]
@@ -94,7 +94,7 @@ def visible_gpus(first: int, count: int, environment: Mapping[str, str] = os.env
 
 
 def set_environment(values: Mapping[str, str]) -> None:
-    """Set variables of this process, for libraries that can be told in no other way."""
+    """Set variables of this process, for libraries that take a setting in no other way."""
     os.environ.update(values)
 
 
@@ -119,7 +119,7 @@ def first_host(node_list: str) -> str:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port that is free at one of this machine's addresses, "": at all of them."""
+    """A port that is free at one of this machine's addresses; with "", at all its addresses."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return probe.getsockname()[1]
@@ -172,7 +172,7 @@ def _read_hydra(environment: Mapping[str, str]) -> LaunchInfo:
 
 
 def _meet_over_mpi(environment: Mapping[str, str], world_size: int, abi: Literal["openmpi", "mpich"], why: str) -> tuple[str, int]:
-    """Host of rank 0 and a port that is free there, told to all by MPI itself. For this process's own environment only.
+    """Host of rank 0 and a port that is free there, which MPI itself sends to all. For this process's own environment only.
 
     Args:
         abi: of the MPI that started this process; mpi4py would take the first that it finds.
@@ -182,7 +182,7 @@ def _meet_over_mpi(environment: Mapping[str, str], world_size: int, abi: Literal
         raise ConfigError(f"{why}: {remedy}")
     os.environ.setdefault("MPI4PY_MPIABI", abi)
     try:
-        size, meeting = _told_by_mpi()
+        size, meeting = _ask_mpi()
     except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
         raise ConfigError(f"{why}: {remedy} (importing it: {error})") from None
     if size != world_size:
@@ -191,8 +191,8 @@ def _meet_over_mpi(environment: Mapping[str, str], world_size: int, abi: Literal
 
 
 @cache
-def _told_by_mpi() -> tuple[int, tuple[str, int]]:
-    """Number of ranks that MPI knows, and where they meet. Once in a process: MPI cannot begin again after its end."""
+def _ask_mpi() -> tuple[int, tuple[str, int]]:
+    """Number of ranks that MPI knows, and where they meet. Once in a process: MPI cannot start again after its end."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -219,7 +219,7 @@ def _read_slurm(environment: Mapping[str, str]) -> LaunchInfo:
         port = _number(environment, "MASTER_PORT")
     else:
         step = _number(environment, "SLURM_STEP_ID") if "SLURM_STEP_ID" in environment else 0
-        # Another one for a job that was requeued: what kept it from the first may still be there.
+        # A requeued job gets another port: what blocked the first may still be there.
         restarts = _number(environment, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in environment else 0
         port = _port_from(_number(environment, "SLURM_JOB_ID") + 1009 * step + 4001 * restarts)
     return LaunchInfo(rank, world_size, local_rank, _slurm_local_world_size(environment, world_size), address, port, "slurm")

@@ -137,7 +137,7 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def changed_settings(known: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, known value, value) of every setting that is new or has another value; None for a known value that is missing."""
+    """(dotted name, known value, value) of every setting that is new or changed; the known value of a new one is None."""
     before = dict(_dotted_settings(known))
     for key, value in _dotted_settings(settings):
         if key not in before or before[key] != value:

@@ -1,4 +1,4 @@
-"""Some ranks of a job that hold one thing together, each its part: an engine that spans nodes."""
+"""Ranks of a job that hold one thing together, each its part: an engine that spans nodes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from megatron_r1.runtime.launch import address_towards
 
 @dataclass(frozen=True)
 class Peers:
-    """The ranks of one such thing, as each of them sees it."""
+    """The ranks that hold one thing together, as each of them sees the group."""
 
     ranks: tuple[int, ...]  #: the head first
     addresses: tuple[str, ...]  #: of their nodes
-    group: dist.ProcessGroup  #: of objects and CPU tensors
+    group: dist.ProcessGroup  #: for objects and CPU tensors
 
     @property
     def number(self) -> int:
-        """Of this rank among them; 0 is the head."""
+        """This rank's number among the peers; 0 is the head."""
         return self.ranks.index(rank())
 
     def gather(self, value: object) -> list:
@@ -31,12 +31,13 @@ class Peers:
 
 
 def find_peers(ranks: tuple[int, ...], address: str, timeout_seconds: float) -> Peers | None:
-    """This rank's peers; None where it has none. Collective: every rank of the job calls it.
+    """This rank's peers; None if it has none. Collective: every rank of the job calls it.
 
     Args:
-        ranks: this rank and those that it belongs with, the head first and the others in rising order; all of them pass the same.
-        address: of this rank's node, as a number. A loopback one, which a node's own name may lead it to, is replaced where a peer has another.
-        timeout_seconds: that a peer waits for the others.
+        ranks: this rank and its peers, the head first and the others in rising order; all peers pass the same.
+        address: numeric address of this rank's node. A loopback address, to which a node's own name may resolve, is replaced if a
+            peer has another.
+        timeout_seconds: how long a peer waits for the others.
     """
     if world_size() == 1:
         return None

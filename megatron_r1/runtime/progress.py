@@ -1,4 +1,4 @@
-"""Progress of everything longer than a few seconds: a bar on a terminal, a line now and then in a log file."""
+"""Progress of whatever takes longer than a few seconds: a bar on a terminal, a line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Counts to `total` on standard error. `initial` units are done already; a disabled one (ranks above 0) is silent.
 
-    With `unit` "B" it counts bytes, and tells them and their rate in large units.
+    With `unit` "B" it counts bytes, and shows them and their rate in large units.
     """
 
     def __init__(self, total: int, description: str, initial: int = 0, enabled: bool = True, unit: str = "it") -> None:

@@ -204,7 +204,7 @@ class Run:
     def checkpoint_due(self, step: int, total: int) -> bool:
         """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective.
 
-        Raises CheckpointError, on every rank, where metrics or rollouts of the step could not be written.
+        Raises CheckpointError, on every rank, if metrics or rollouts of the step could not be written.
         """
         self._stopping, self._stragglers.due, broken = any_rank(
             interrupt.stop_asked() is not None, self._stragglers.wants_to_measure(), self._problem is not None
@@ -214,11 +214,11 @@ class Run:
         return step % self._config.checkpoint.interval == 0 or step == total or self._stopping
 
     def checkpoint(self, step: int, write: Write, state: dict[str, Any]) -> None:
-        """Take a checkpoint; once complete it counts, and those beyond `checkpoint.keep` are dropped. All ranks call this.
+        """Take a checkpoint. Once it is complete, those beyond `checkpoint.keep` are removed. All ranks call this.
 
-        With `checkpoint.asynchronous` the files are written beside the next steps, except after the last step. A checkpoint that
+        With `checkpoint.asynchronous` the files are written during the next steps, except after the last step. A checkpoint that
         is still being written is waited for. `write` is described at `runtime.saving.Write`; `state` must survive JSON.
-        Raises CheckpointError where files cannot be written: here, or in a later step.
+        Raises CheckpointError if files cannot be written: here, or in a later step.
         """
         with self.timer("checkpoint"):
             self._seal_pending()

@@ -82,7 +82,7 @@ def prepare_folder(folder: Path, config: Config, command: str) -> TextIO:
 
 
 def _check_resumes(folder: Path, config: Config, command: str) -> None:
-    """Compare a run that has begun here with what is asked for now; only marked settings may change (`config.section.MAY_CHANGE`)."""
+    """Compare a run that began here with what is asked for now. Only marked settings may differ (`config.section.MAY_CHANGE`)."""
     metrics = folder / "metrics.jsonl"
     if not (folder / _MADE_BY).exists() or not metrics.exists() or metrics.stat().st_size == 0:
         return  # a run that stopped before its first step holds nothing that another setting could contradict

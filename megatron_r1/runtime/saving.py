@@ -1,4 +1,4 @@
-"""One checkpoint on its way: taken at a step, written beside the training that goes on, sealed when every rank's files are there."""
+"""One checkpoint on its way: taken at a step, written while training goes on, sealed once every rank's files are there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_r1.runtime.files import TEMPORARY, write_atomically
 
 @dataclass(frozen=True)
 class Unwritten:
-    """What is left to be done for this rank's files once their content is settled.
+    """What is left to do for this rank's files once their content is fixed.
 
     Attributes:
         files: paths that `write` makes, relative to the checkpoint's folder.
@@ -33,7 +33,7 @@ class Unwritten:
     finish: Callable[[Any], None]
 
 
-#: Puts this rank's files into the folder that it is given, or settles their content and leaves the writing for later.
+#: Puts this rank's files into the folder it is given, or fixes their content and leaves the writing for later.
 Write = Callable[[Path], Unwritten | None]
 
 _NOTHING = Unwritten((), lambda: None, lambda _: None)
@@ -50,7 +50,7 @@ class PendingCheckpoint:
         asynchronous: whether files are written by a forked process, or by `seal`.
 
     Raises:
-        CheckpointError: on every rank, where files cannot be written. What is there of them is removed.
+        CheckpointError: on every rank, if files cannot be written. Files that were begun are removed.
     """
 
     def __init__(self, folder: Path, step: int, write: Write, state: dict[str, Any], *, asynchronous: bool) -> None:
@@ -88,7 +88,7 @@ class PendingCheckpoint:
             self._fork.kill()
 
     def _complete(self, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """`known` with the files that no writer hashed: few and small where a policy is saved."""
+        """`known` with the files that no writer hashed; for a policy they are few and small."""
         names = sorted(str(path.relative_to(self._temporary)) for path in self._temporary.rglob("*") if path.is_file())
         return {name: known[name] if name in known else manifest_entry(self._temporary / name) for name in names}
 
@@ -121,7 +121,7 @@ def _write_and_hash(unwritten: Unwritten, folder: Path) -> tuple[Any, dict[str, 
 
 
 def _behind(error: BaseException) -> BaseException:
-    """The error of the operating system that `error` was raised for, if there is one: serializers wrap it in their own."""
+    """The error of the operating system behind `error`, if there is one: serializers wrap it in errors of their own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__

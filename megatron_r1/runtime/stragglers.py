@@ -1,9 +1,9 @@
 """Which rank is slow: the times of every rank, side by side.
 
-In a job of many ranks all wait for the slowest, so the wall clock of a step is the same on each. What differs is `probe`, a fixed
-piece of work that every rank times for itself, and `cpu`, the processor time of the step, which waiting does not use.
+All ranks of a job wait for the slowest, so the wall clock of a step is the same on each. Two times differ: `probe`, a fixed piece
+of work that every rank times for itself, and `cpu`, the processor time of the step, which waiting does not use.
 
-`metrics.jsonl` gets the extremes, `ranks.jsonl` one line a measured step with a number for every rank.
+`metrics.jsonl` gets the extremes; `ranks.jsonl` gets one line for each measured step, with a number for every rank.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.metrics import read_metrics
 
 FILE = "ranks.jsonl"
-SECONDS_BETWEEN = 10.0  #: at least, between two measurements: short steps are not slowed down by them
+SECONDS_BETWEEN = 10.0  #: least time between two measurements, so that they do not slow short steps down
 
 
 class StragglerLog:
-    """Measures the ranks when asked to. All ranks hold one.
+    """Measures the ranks from time to time. Every rank holds one.
 
     Args:
-        folder: of the run.
-        last_step: what was measured after it is dropped: it will be done again.
+        folder: the run folder.
+        last_step: lines of later steps are dropped: these steps will be done again.
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
@@ -41,11 +41,11 @@ class StragglerLog:
             write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def wants_to_measure(self) -> bool:
-        """Whether by this rank's clock it is time again."""
+        """Whether, by this rank's clock, it is time to measure again."""
         return world_size() > 1 and time.monotonic() >= self._due_at
 
     def measure(self, step: int, seconds: Mapping[str, float]) -> dict[str, float]:
-        """Time the ranks and return the metrics. Collective; call it where `due` is set.
+        """Time the ranks and return the metrics. Collective; call it when `due` is set.
 
         Args:
             seconds: this rank's wall clock of the step, by timer.

@@ -46,8 +46,8 @@ def train_grpo(
     Args:
         reference: None when `stage.kl_coef` is 0.
         rewards: scores every group, from the moment it is sampled.
-        save: writes policy and reference, as `Run.checkpoint` wants it.
-        evaluate: held-out metrics of a step; empty where none is due.
+        save: writes policy and reference, as `Run.checkpoint` takes it.
+        evaluate: held-out metrics of a step; empty if none are due.
 
     Raises:
         WeightSyncError: the engine does not hold, or does not reproduce, the trainer's policy.
@@ -133,7 +133,7 @@ def is_due(updates: int, new_updates: int, interval: int) -> bool:
 
 
 def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
-    """Permute rewards over the whole batch: a control in which reward says nothing about the response."""
+    """Permute rewards over the whole batch: a control experiment in which a reward says nothing about its response."""
     rewards = torch.cat([filled(g.rewards_G) for g in groups])
     order = list(range(len(rewards)))
     random.Random(seed).shuffle(order)

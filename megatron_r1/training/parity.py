@@ -18,7 +18,7 @@ def compare_logprobs(samples: list[TrainingSample]) -> dict[str, float]:
 
 
 def check_parity(differences: dict[str, float], bounds: RolloutConfig) -> None:
-    """Stop where the engine samples from another policy than the one that is trained.
+    """Stop if the engine samples from another policy than the one that is trained.
 
     Raises:
         WeightSyncError: a difference is above its bound, or not a number.
@@ -27,6 +27,6 @@ def check_parity(differences: dict[str, float], bounds: RolloutConfig) -> None:
         bound = getattr(bounds, bound_key)
         if not differences[name] <= bound:
             raise WeightSyncError(
-                f"{name} is {differences[name]:.3g}, above rollout.{bound_key}={bound:g}: trainer and engine disagree on the sampled "
-                "tokens; look at weight sync and dtype, or raise the bound (bf16 needs about 0.05 and 2)"
+                f"{name} is {differences[name]:.3g}, above rollout.{bound_key}={bound:g}: trainer and engine disagree on the "
+                "sampled tokens; look at weight sync and dtype, or raise the bound (bf16 needs about 0.05 and 2)"
             )

@@ -50,10 +50,10 @@ def train_base(
     gate: Callable[[], float] | None,
     data_parallel: tuple[int, int],
 ) -> None:
-    """Train for `stage.steps` updates, then, where there is a gate, at the final learning rate until it is passed.
+    """Train for `stage.steps` updates and then, if there is a gate, at the final learning rate until the gate is passed.
 
     Args:
-        save: writes the policy, as `Run.checkpoint` wants it.
+        save: writes the policy, as `Run.checkpoint` takes it.
         gate: measures the accuracy that `stage.gate_accuracy` asks for.
         data_parallel: this rank's index and the number of data-parallel ranks.
 

@@ -45,11 +45,11 @@ def train_reward_model(
     save: Write,
     seed: int,
 ) -> None:
-    """Go over the examples `stage.epochs` times in an order that depends on seed and epoch only, going on where `run` left off.
+    """Go over the examples `stage.epochs` times in an order that depends on seed and epoch only, from where `run` left off.
 
     Args:
         heldout: measured every `stage.validate_interval` updates and at the end; may be empty.
-        save: writes the model, as `Run.checkpoint` wants it.
+        save: writes the model, as `Run.checkpoint` takes it.
     """
     total = count_reward_updates(stage, len(examples))
     per_epoch = total // stage.epochs

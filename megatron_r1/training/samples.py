@@ -35,7 +35,7 @@ def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
 
 
 def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Reference | None) -> list[TrainingSample]:
-    """Samples with the trainer's log-probs before any update on them, and the reference policy's where there is one."""
+    """Samples with the trainer's log-probs before any update on them and, if there is a reference policy, with its log-probs."""
     old = policy.logprobs(samples)
     ref: Sequence[torch.Tensor | None] = reference.logprobs(samples) if reference else [None] * len(samples)
     return [replace(s, old_logprobs=o, ref_logprobs=r) for s, o, r in zip(samples, old, ref, strict=True)]

@@ -25,7 +25,7 @@ def train_sft(stage: SftConfig, *, policy: Policy, data: SftData, run: Run, save
 
     Args:
         data: samples with loss on the assistant's tokens only.
-        save: writes the policy, as `Run.checkpoint` wants it.
+        save: writes the policy, as `Run.checkpoint` takes it.
     """
     per_epoch = math.ceil(data.epoch_size / stage.batch_size)
     total = stage.epochs * per_epoch

@@ -47,6 +47,7 @@ def test_misspelt_key(capfd, tmp_path):
         ("parallel.etp=2", ["etp=2", "1 processes"]),
         ("grpo.minibatch_size=100", ["grpo.minibatch_size=100", "256"]),
         ("model.overrides.num_attention_heads=0", ["num_attention_heads"]),
+        ("grpo.loss=gprpo", ["grpo.loss=gprpo", "package.module:function"]),
         ("rollout.top_p=0.9", ["rollout.top_p"]),
         ("parallel.cp=2", ["parallel.cp"]),
         ("model.preset=huge", ["huge", "tiny"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline.recipe.folder import Recipe
@@ -83,7 +84,7 @@ def check_recipe(recipe: Recipe) -> None:
             if measure not in Measured.GATED:
                 raise ConfigError(f"recipe.gates.{name}.{measure}: there is no such measure; there are {', '.join(Measured.GATED)}")
     for name in STAGES:
-        recipe.config_of(name)
+        find_policy_loss(recipe.config_of(name).grpo.loss)
 
 
 def check_gate(config: Config, name: str, measured: Measured) -> None:

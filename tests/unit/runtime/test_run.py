@@ -329,8 +329,8 @@ def test_sigkill_at_any_moment_changes_no_metric(tmp_path):
     killed = 0
     for _ in range(3):
         process = start()
-        before = _last_step(folder)
-        wait_until(lambda: process.poll() is not None or _last_step(folder) >= before + 3, 60, "third step", pause=0.005)  # noqa: B023
+        third = _last_step(folder) + 3
+        wait_until(lambda: process.poll() is not None or _last_step(folder) >= third, 60, "third step", pause=0.005)  # noqa: B023
         time.sleep(moments.uniform(0, 0.05))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
