@@ -55,8 +55,10 @@ def gather_weights(
         missing = [entry.name for entry, stage in zip(local.entries, stages, strict=True) if stage is None]
         if missing:
             raise ConversionError(f"no rank holds these tensors: {name_some(missing)}")
-    for i, (entry, (stage, dtype)) in enumerate(zip(local.entries, stages, strict=True)):
-        held = local.tensors.get(i, [None])[0]
+    for i, (entry, found) in enumerate(zip(local.entries, stages, strict=True)):
+        assert found is not None, "raised above"
+        stage, dtype = found
+        held = local.tensors[i][0] if i in local.tensors else None
         yield from _split_names(entry, _gather(entry, held, stage, dtype, arch, groups, _device_of(modules)))
 
 
@@ -92,6 +94,7 @@ def _gather(
     owner = expert_owner(entry, arch, groups)
     full = None
     if group_rank(groups.pp) == stage and (entry.expert is None or group_rank(groups.ep) == owner):
+        assert held is not None, "a rank of the stage that owns the tensor holds its part"
         full = _join(entry, _all_gather(held, tensor_group(entry, groups)))
     if entry.expert is not None and group_rank(groups.pp) == stage:
         full = _broadcast(full, owner, groups.ep, entry, dtype, device)
@@ -123,7 +126,8 @@ def _broadcast(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
-    if group_size(group) == 1:
+    if group is None or group_size(group) == 1:
+        assert tensor is not None, "a group of one holds the tensor"
         return tensor
     tensor = torch.empty(entry.full_shape, dtype=dtype, device=device) if tensor is None else tensor.contiguous()
     dist.broadcast(tensor, src=dist.get_global_rank(group, source), group=group)

@@ -206,7 +206,7 @@ class HfFolder:
         row_bytes = width * dtype.itemsize
         step = max(1, _STRIPE_BYTES // row_bytes)
         as_stored = dtype is out.dtype and len(columns) == width
-        buffer = None if as_stored else torch.empty(min(step, len(rows)), width, dtype=dtype)
+        buffer = out if as_stored else torch.empty(min(step, len(rows)), width, dtype=dtype)
         for start in range(0, len(rows), step):
             target = out[start : start + step]
             stripe = target if as_stored else buffer[: len(target)]

@@ -65,9 +65,10 @@ def write_configs(
         config["quantization_config"] = {"activation_scheme": "dynamic", **FP8_CONFIG}
     _write_json(folder / CONFIG, config)
     _write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **ids})
-    for name in TOKENIZER_FILES if tokenizer else ():
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+    if tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, folder / name)
 
 
 def export_hf(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -129,15 +129,17 @@ class SafetensorsWriter:
             raise ConversionError(f"{path} would hold a tensor twice")
         # Larger dtypes first, as safetensors itself does: every tensor is then aligned, whatever the shapes.
         ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-        header, size = {_METADATA: {"format": "pt"}}, 0
+        header: dict[str, dict[str, Any]] = {_METADATA: {"format": "pt"}}
+        begins, size = {}, 0
         for tensor in ordered:
+            begins[tensor.name] = size
             offsets = [size, size := size + tensor.nbytes]
             header[tensor.name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         start = 8 + len(text)
         self.nbytes = start + size  #: of the whole file
-        self._offsets = {name: start + header[name]["data_offsets"][0] for name in self.missing}
+        self._offsets = {name: start + begin for name, begin in begins.items()}
         self._temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
         try:
             self._file = self._temporary.open("wb", buffering=0)
@@ -221,4 +223,4 @@ def plan_files(tensors: Iterable[HfTensor], max_shard_bytes: int) -> dict[str, l
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
