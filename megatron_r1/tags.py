@@ -7,14 +7,14 @@ from typing import Literal, get_args
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
-MAX_ANSWER_CHARACTERS = 1000  #: what is longer is not a final answer
-MAX_ANSWERS = 16  #: who boxes more than this is not answering
+MAX_ANSWER_CHARACTERS = 1000  #: a longer text is no final answer
+MAX_ANSWERS = 16  #: a response with more is no answer
 
 AnswerPlace = Literal["answer_tag", "boxed", "hash"]
 
 
 def find_answers(response: str, place: AnswerPlace) -> list[str]:
-    """The answers in the required place, first to last; none where one of them is malformed.
+    """The answers in the required place, first to last; none if one of them is malformed.
 
     Raises:
         ValueError: unknown place.
@@ -30,10 +30,10 @@ def find_answers(response: str, place: AnswerPlace) -> list[str]:
 
 
 def find_tagged_answer(response: str) -> str | None:
-    """The text of the one <answer> element, which must come after the reasoning; None where there is no such thing.
+    """The text of the one <answer> element, which must come after the reasoning; None if there is no such element.
 
     An answer inside the reasoning (before the last </think>, or after a <think> that is never closed) does not count, nor does
-    any answer where two are offered.
+    any answer if there are two.
     """
     if response.count(ANSWER_OPEN) != 1 or response.count(ANSWER_CLOSE) != 1:
         return None
@@ -44,7 +44,7 @@ def find_tagged_answer(response: str) -> str | None:
 
 
 def find_boxed_answers(response: str) -> list[str]:
-    r"""The content of every \boxed{} after the reasoning; nothing where the braces of one do not close, or there are too many."""
+    r"""The content of every \boxed{} after the reasoning; nothing if the braces of one do not close, or if there are too many."""
     answers: list[str] = []
     opening = "\\boxed{"
     at = response.find(opening, _end_of_reasoning(response))
@@ -59,7 +59,7 @@ def find_boxed_answers(response: str) -> list[str]:
 
 
 def find_hash_answers(response: str) -> list[str]:
-    """What follows each #### after the reasoning on its line, as in GSM8K; nothing where one is too long, or there are too many."""
+    """What follows each #### after the reasoning on its line, as in GSM8K; nothing if one is too long, or if there are too many."""
     answers: list[str] = []
     at = response.find("####", _end_of_reasoning(response))
     while at >= 0:
@@ -73,12 +73,12 @@ def find_hash_answers(response: str) -> list[str]:
 
 
 def whole_response(prompt_text: str, response: str) -> str:
-    """A response with the <think> that its prompt may hold: without it, reasoning that never closes would be taken for a summary."""
+    """A response with the <think> that its prompt may hold. Without it, reasoning that never ends would pass for a summary."""
     return (f"{THINK_OPEN}\n" if prompt_text.rstrip().endswith(THINK_OPEN) else "") + response
 
 
 def find_summary(response: str) -> str | None:
-    """What follows the reasoning; the whole response where there is none. None where the reasoning does not end or nothing follows."""
+    """What follows the reasoning, or all if there is none. None if the reasoning does not end or nothing follows it."""
     _, closed, summary = response.rpartition(THINK_CLOSE)
     if THINK_OPEN in summary or (THINK_OPEN in response and not closed):
         return None
@@ -86,7 +86,7 @@ def find_summary(response: str) -> str | None:
 
 
 def without_reasoning(answer: str) -> str:
-    """What a model that reasons first says after its reasoning. Only the first </think> ends it: one that is quoted later changes nothing."""
+    """What a model says after its reasoning. The first </think> ends the reasoning; a later one is a quotation."""
     answer = answer.strip()
     return answer.partition(THINK_CLOSE)[2].strip() if answer.startswith(THINK_OPEN) else answer
 
@@ -101,7 +101,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _end_of_reasoning(response: str) -> int:
-    """Index from which an answer counts; past the end where the reasoning never ends."""
+    """Index from which an answer counts; past the end if the reasoning never ends."""
     opened, closed = response.rfind(THINK_OPEN), response.rfind(THINK_CLOSE)
     if opened > closed:
         return len(response) + 1

@@ -29,7 +29,7 @@ Verdicts = dict[str, list[Verdict]]  #: component -> [G]
 
 
 class Composition:
-    """Starts every component of a group's rewards, and later takes their verdicts.
+    """Starts scoring every component of a group's rewards, and collects the verdicts later.
 
     Args:
         model_reward: the model component of general prompts; None: there are none, or reward models score them elsewhere.
@@ -50,7 +50,7 @@ class Composition:
         self._started[id(group)] = (group, futures)
 
     def collect(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
-        """Wait for the verdicts on these groups and return them in the order of the groups. Groups not yet submitted are submitted."""
+        """Wait for the verdicts on these groups, in the order of the groups. Submits those that `submit` has not seen."""
         for group in groups:
             if id(group) not in self._started:
                 self.submit(group)
@@ -65,7 +65,7 @@ class Composition:
 
     def _start(self, component: str, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
         scorer = accuracy_scorer(self._config, prompt) if component == "accuracy" else component
-        if is_custom(self._config, scorer):  # which decides itself what a response is worth that was cut
+        if is_custom(self._config, scorer):  # the function itself decides what a response is worth that was cut
             reference = accuracy_reference(self._config, scorer, prompt, cut=not rollout.finished)
             return self._scoring.submit(scorer, rollout.text, reference)
         if not rollout.finished:
@@ -84,9 +84,9 @@ class Composition:
 
 
 def judge_reward(judge: Grader) -> ModelReward:
-    """The model component as a judge gives it: of what follows the reasoning alone, since the summary is what is to help.
+    """The model component as a judge gives it. The judge sees only what follows the reasoning: the final summary.
 
-    (v2 section 3.1 scores helpfulness on the final summary only.)
+    (R1 v2 section 3.1 scores helpfulness on the final summary only.)
     """
 
     def grade(prompt: Prompt, rollout: Rollout) -> Future[Verdict]:
@@ -103,7 +103,7 @@ def judge_reward(judge: Grader) -> ModelReward:
 def fill_rewards(config: RewardConfig, group: RolloutGroup, verdicts: Verdicts) -> None:
     """Fill `rewards_G`, `reward_parts`, `reward_outcomes` and `reward_details` of a scored group.
 
-    A component without a score counts `config.unscored_value` in the total; in `reward_parts` it stays None.
+    A component without a score counts as `config.unscored_value` in the total; in `reward_parts` it stays None.
     """
     weights = {
         "accuracy": config.accuracy_weight,
@@ -149,7 +149,7 @@ def _components(config: RewardConfig, prompt: Prompt) -> list[str]:
 
 
 def _penalties(config: RewardConfig, group: RolloutGroup) -> dict[str, list[float]]:
-    """The penalties that are on; they take responses cut at the length limit, too."""
+    """The penalties that are switched on. Responses that were cut at the length limit get them, too."""
     penalties = {}
     tokens = [rollout.token_ids for rollout in group.rollouts]
     if config.length_penalty_weight:

@@ -95,7 +95,8 @@ class CustomScorer:
 def verdict_of(result: Any) -> Verdict:
     """The verdict that a function's result stands for.
 
-    A number is the score: "correct" from 1, "wrong" below. A dict has `score`, and may have `outcome` and `detail`. A `Verdict` stays.
+    A number is the score: "correct" from 1, "wrong" below. A dict has `score`, and may have
+    `outcome` and `detail`. A `Verdict` is kept.
 
     Raises:
         TypeError: the result is none of these.
@@ -109,7 +110,8 @@ def verdict_of(result: Any) -> Verdict:
     if isinstance(result, Mapping):
         unknown = sorted(map(str, set(result) - _RESULT_KEYS))
         if unknown or "score" not in result:
-            raise ValueError(f"a dict has the keys score, outcome and detail, this one {', '.join(map(str, result)) or 'none'}")
+            found = ", ".join(map(str, result)) or "none"
+            raise ValueError(f"a dict has score and may have outcome and detail, this one has {found}")
         score = None if result["score"] is None else _as_float(result["score"])
         outcome = result.get("outcome", "unscorable" if score is None else _outcome_of(score))
         return Verdict(score, outcome, _line(result.get("detail", "")))

@@ -1,7 +1,7 @@
-"""What a reward is: a scorer judges one response and gives a verdict.
+"""What a reward is: a scorer takes one response and gives a verdict.
 
-Scorers run in worker processes (`engine.py`), where a start must cost milliseconds: a module that defines one imports neither torch
-nor `megatron_r1.types` nor `megatron_r1.config` (annotations may, under TYPE_CHECKING).
+Scorers run in worker processes (`workers/pool.py`), which must start within milliseconds. A module that defines a scorer therefore
+imports neither torch nor `megatron_r1.types` nor `megatron_r1.config`, except for annotations, under TYPE_CHECKING.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Verdict:
     """What became of one response. Picklable; every field fits JSON.
 
     Raises:
-        ValueError: a scored outcome without a finite score, or a score beside another outcome: a broken grader must not look like a 0.
+        ValueError: a scored outcome has no finite score, or another outcome has a score: a broken grader must not look like a 0.
     """
 
-    score: float | None  #: before its weight, usually in [0, 1]; None where the outcome is not in `SCORED`
-    #: correct, wrong: the response's doing. error, timeout: the grader's. unscorable: the reference's or the data's
+    score: float | None  #: before its weight, usually in [0, 1]; None if the outcome is not in `SCORED`
+    #: correct, wrong: about the response. error, timeout: the grader failed. unscorable: the reference or the data cannot be used
     outcome: Outcome
     detail: str = ""  #: one line for a person: why. Never holds a code test's expected output
     parts: Mapping[str, Any] | None = None  #: what the score is made of, e.g. every test's verdict
@@ -43,23 +43,23 @@ class Verdict:
 
 
 class Scorer(Protocol):
-    """Judges responses one at a time. Built in the worker from keyword settings that fit JSON: `MathScorer(answer_location="boxed")`.
+    """Scores responses one at a time. A worker builds it from keyword settings that fit JSON, e.g. `answer_location="boxed"`.
 
-    `score` is called in the main thread of its process, so signals work there. The engine counts time from the start of the work
-    and ends a worker that is late with SIGKILL, its process group with it; a child in another group or session must ask the kernel
-    to die with its parent (PR_SET_PDEATHSIG, `bwrap --die-with-parent`). An exception becomes the outcome "error"; a RewardError from
-    a scorer that has judged nothing yet means that it cannot work on this machine, and ends the run.
+    `score` is called in the main thread of its process, so signals work there. The pool measures the time of every call and kills a
+    late worker with its whole process group. A child process in another group or session must ask the kernel to die with its parent
+    (PR_SET_PDEATHSIG, `bwrap --die-with-parent`). An exception becomes the outcome "error". A RewardError from a scorer that has
+    scored nothing yet means that it cannot work on this machine, and ends the run.
     """
 
-    name: str  #: "math", "code", "format", "language"
+    name: str  #: e.g. "math"
 
     def score(self, response: str, reference: Any) -> Verdict:
-        """The verdict on one finished response. A response cut at the length limit never gets here.
+        """The verdict on one response. Only a custom reward gets responses that were cut at the length limit.
 
         Args:
             response: decoded, without end of sequence; any text at all, also megabytes of it or half a surrogate pair.
-            reference: what it is held against. math: the answer, a str; code: the tests, as parsed from JSON; language: the target
-                language, e.g. "en"; format: None.
+            reference: what the response is compared with. math: the answer, a str; choice: a letter; code: the tests, parsed from
+                JSON; language: the target language, e.g. "en"; format: None; a custom reward: `custom.custom_reference`.
 
         A response that gives no answer, or that is malformed, is "wrong". A missing or unusable reference is "unscorable". A graded
         score (language) is "correct" from a threshold that the scorer documents.
@@ -67,14 +67,31 @@ class Scorer(Protocol):
 
 
 class Asked(Protocol):
-    """A `Problem` or a `Prompt`."""
+    """What scoring knows of a problem: a `Problem` or a `Prompt`."""
 
-    id: str
-    question: str
-    answer: str  #: the reference
-    domain: str
-    kind: str
-    language: str
+    @property
+    def id(self) -> str:
+        """Stable over runs."""
+
+    @property
+    def question(self) -> str:
+        """The bare question, before the template."""
+
+    @property
+    def answer(self) -> str:
+        """The reference."""
+
+    @property
+    def domain(self) -> str:
+        """The subject, which names the scorer of accuracy."""
+
+    @property
+    def kind(self) -> str:
+        """ "reasoning" or "general"."""
+
+    @property
+    def language(self) -> str:
+        """ "en", "zh", or "" if unknown."""
 
 
 class ScoringService(Protocol):

@@ -1,4 +1,4 @@
-"""The scorers there are, by name, and how a worker builds one."""
+"""The scorers by name, which of them a run needs, and how a worker builds one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_r1.tags import THINK_OPEN
 if TYPE_CHECKING:
     from megatron_r1.config.rewards import CustomRewardConfig, RewardConfig
 
-#: the built-in scorers: name -> "module:class"; imported only where the scorer is built
+#: the built-in scorers: name -> "module:class"; imported only when the scorer is built
 SCORERS = {
     "math": "megatron_r1.rewards.math.scorer:MathScorer",
     "code": "megatron_r1.rewards.code.scorer:CodeScorer",
@@ -40,9 +40,8 @@ class ScorerSpec:
     target: str  #: "module:class", from `SCORERS`
     time_limit_seconds: float  #: wall time of one `score` call, from its start
     settings: Mapping[str, Any] = field(default_factory=dict)  #: keyword arguments of the class; must fit JSON
-    opening: str = (
-        ""  #: put before every response: else reasoning that the prompt opened and nobody closed would pass for an answer
-    )
+    #: put before every response: else reasoning that the prompt opened and the response never closed would pass for an answer
+    opening: str = ""
 
 
 def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
@@ -56,7 +55,7 @@ def build_scorer(target: str, settings: Mapping[str, Any]) -> Scorer:
         return getattr(importlib.import_module(module), name)(**settings)
     except R1Error:
         raise
-    except Exception as error:  # whatever a library raises at import, the user reads one line
+    except Exception as error:  # whatever a library raises at import, the user gets one line
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RewardError(f"the scorer {target} cannot be built: {reason}") from error
 

@@ -35,20 +35,16 @@ class CollectiveRewards:
 
     def __init__(self, config: RewardConfig, start: Callable[[], GroupScoring], preferences: Preferences | None = None) -> None:
         self._config, self._preferences = config, preferences
-        self._scoring: GroupScoring | None = None
-
-        def keep() -> None:
-            self._scoring = start()
-
-        on_rank_zero(keep)
+        self._scoring: list[GroupScoring] = []  # one on rank 0, none elsewhere
+        on_rank_zero(lambda: self._scoring.append(start()))
 
     def submit(self, group: RolloutGroup) -> None:
         """See `Rewards.submit`."""
-        self._scoring.submit(group)
+        self._scoring[0].submit(group)
 
     def collect(self, groups: Sequence[RolloutGroup]) -> None:
         """See `Rewards.collect`."""
-        verdicts = on_rank_zero(lambda: self._scoring.collect(groups))
+        verdicts = on_rank_zero(lambda: self._scoring[0].collect(groups))
         if self._preferences is not None:
             for verdicts_of_group, preferred in zip(verdicts, self._preferences(groups), strict=True):
                 verdicts_of_group |= preferred

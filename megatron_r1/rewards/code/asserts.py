@@ -1,8 +1,8 @@
-"""Takes asserts apart, so that the expected value stays outside of the sandbox in which the program runs.
+"""Takes asserts apart, so that the expected value stays outside the sandbox in which the program runs.
 
 `assert f(args) == value`, `assert f(args)`, `assert not f(args)` and LeetCode's `assert is_same_list(f(args), list_node([...]))`
-(and trees) become `CallTest`s where value is a literal and args name nothing that the test code defines (MBPP's may name the program's own). All other statements of a
-check stay together as one `CheckTest`.
+(and trees) become `CallTest`s if the value is a literal and the arguments name nothing that the test code defines (MBPP's may name
+what the program defines). All other statements of a check stay together as one `CheckTest`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from megatron_r1.rewards.code.cases import CallTest, CheckTest, TestsError
 from megatron_r1.rewards.code.compare import BinaryTree, LinkedList
 
-LEETCODE_BUILDERS = {"list_node": LinkedList, "tree_node": BinaryTree}  #: function of the tests -> what it gives
+LEETCODE_BUILDERS = {"list_node": LinkedList, "tree_node": BinaryTree}  #: function of the tests -> the value that it builds
 _LEETCODE_COMPARISONS = {"is_same_list", "is_same_tree"}
 _BUILTINS = {name for name in dir(builtins) if name.islower() and not name.startswith("_")}
 _CHECK_IMPORTS = "import collections, copy, itertools, math, random, re, string, sys\nfrom typing import *\n"
@@ -65,7 +65,7 @@ def _tests_of_check(
     rest: list[ast.stmt] = []
     for statement in check.body:
         if isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Constant) and statement.test.value:
-            continue  # `assert True`: says nothing
+            continue  # `assert True` tests nothing
         test = _call_test(statement, candidate, function, known, "")
         rest.append(statement) if test is None else tests.append(test)
     if any(isinstance(node, ast.Assert) for statement in rest for node in ast.walk(statement)):
@@ -76,7 +76,7 @@ def _tests_of_check(
 
 
 def _call_test(statement: ast.stmt, candidate: str, function: str, known: set[str] | None, setup: str) -> CallTest | None:
-    """The statement as a test with its expected value aside, or None where it has another shape.
+    """The statement as a test with its expected value aside, or None if it has another shape.
 
     Args:
         known: names that arguments may use in the program's namespace, beside Python's own; None: any.
@@ -115,7 +115,7 @@ def _expected(value: ast.expr) -> Any:
 
 
 def _expression(call: ast.expr, candidate: str, function: str, known: set[str] | None) -> str | None:
-    """The call as text in the program's namespace, or None where it is no plain call of the candidate."""
+    """The call as text in the program's namespace, or None if it is no plain call of the candidate."""
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != candidate:
         return None
     arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
@@ -128,7 +128,7 @@ def _expression(call: ast.expr, candidate: str, function: str, known: set[str] |
 
 
 def _called_name(statement: ast.stmt) -> str:
-    """The function that an MBPP assert is about: the first that it calls, of those that Python does not have if any."""
+    """The function that an MBPP assert tests: the first one that it calls and that is not built into Python, else the first."""
     calls = [node.func.id for node in ast.walk(statement) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     # A program may define its own `sum`, and arguments may be of its own classes: `assert sum(Pair(1), Pair(2)) == 3`.
     names = [name for name in calls if name not in _BUILTINS and not name[0].isupper()] or calls

@@ -1,4 +1,4 @@
-"""What a coding problem's tests are once their expected values are kept apart from what enters the sandbox."""
+"""The tests of a coding problem, in which expected values are kept apart from what enters the sandbox."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class TestsError(ValueError):
-    """The tests are missing or cannot be used: the data's failure, not the program's."""
+    """The tests are missing or cannot be used. The data is at fault, not the program."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class CallTest:
     expected: Any
     setup: str = ""  #: Python that runs after the program, before the expression
     arguments: tuple[Any, Any] | None = None  #: encoded positional and named ones
-    strict: bool = True  #: see `code_compare.agrees`
+    strict: bool = True  #: see `compare.agrees`
     truth_only: bool = False  #: `expected` is the truth that the value must have
 
 
 @dataclass(frozen=True)
 class CheckTest:
-    """Code that calls the candidate and judges for itself. It runs in a sandbox of its own; the program sees the calls alone."""
+    """Code that calls the candidate and decides for itself. It runs in a sandbox of its own; the program sees only the calls."""
 
     source: str
     prelude: str  #: Python that `source` needs
@@ -47,7 +47,7 @@ class Suite:
 
     tests: tuple[StdioTest | CallTest | CheckTest, ...]
     prelude: str = ""  #: Python that stands before the program
-    modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import, see `sandbox.Program`
+    modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import, see `supervisor.Program`
 
     @property
     def is_stdio(self) -> bool:

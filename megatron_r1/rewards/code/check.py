@@ -1,4 +1,4 @@
-"""Tests that judge for themselves: their code runs in one sandbox, the program in another, and only calls pass between the two.
+"""Tests that decide for themselves: their code runs in one sandbox, the program in another, and only calls pass between them.
 
 The program never shares a process with an expected value, and the check gets plain data, never the program's objects.
 """

@@ -1,4 +1,4 @@
-"""Whether what a program gave is what a test expects. Runs outside of the sandbox, on hostile data."""
+"""Whether a program's result is what a test expects. Runs outside the sandbox, on hostile data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def output_agrees(output: bytes, expected: bytes, float_tolerance: float | None)
     """Compare what two programs printed.
 
     Lines are compared in order as sequences of words; the space between words, at the ends of lines and empty lines at the end do
-    not matter. Bytes, not text: invalid UTF-8 equals only itself. With a tolerance, two words that are decimal numbers agree where
+    not matter. Bytes, not text: invalid UTF-8 equals only itself. With a tolerance, two words that are decimal numbers agree if
     they differ by at most that, absolutely or relative to the expected one.
     """
     lines, expected_lines = _words_by_line(output), _words_by_line(expected)
@@ -47,7 +47,7 @@ def output_agrees(output: bytes, expected: bytes, float_tolerance: float | None)
 
 
 def agrees(encoded: Any, expected: Any, *, strict: bool, float_tolerance: float | None) -> bool:
-    """Whether a result, as `sandbox_values.encode` wrote it, equals an expected value.
+    """Whether a result, as `values.encode_value` wrote it, equals an expected value.
 
     Equality is Python's (1 == 1.0 == True; a set in any order; nan equals nothing). Nothing is built from the result that hostile
     keys could make slow: elements and keys are looked up in the expected value, and recursion goes as deep as that one.
@@ -55,8 +55,8 @@ def agrees(encoded: Any, expected: Any, *, strict: bool, float_tolerance: float 
     Args:
         encoded: from `json.loads`; any JSON at all.
         expected: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, `LinkedList`, `BinaryTree`.
-        strict: a tuple does not equal a list. False where the expected values were JSON, which has no tuples.
-        float_tolerance: two floats agree where they differ by at most that, absolutely or relative to the expected; None: exactly.
+        strict: a tuple does not equal a list. False if the expected values were JSON, which has no tuples.
+        float_tolerance: two floats agree if they differ by at most that, absolutely or relative to the expected; None: exactly.
     """
 
     def same(encoded: Any, expected: Any) -> bool:
@@ -134,7 +134,7 @@ def _scalar(kind: str, content: Any) -> Any:
 
 
 def _comparison_key(encoded: Any, depth: int = 0) -> Any:
-    """A hashable value. Raises ValueError or TypeError where the result is none."""
+    """A hashable value. Raises ValueError or TypeError if the result has none."""
     kind, content = _kind(encoded)
     if kind in ("tuple", "set") and depth < _MAX_KEY_DEPTH:
         items = [_comparison_key(item, depth + 1) for item in content]

@@ -1,4 +1,4 @@
-"""C++ to an executable, inside a sandbox that shows the compiler and the headers and nothing else of the host."""
+"""Compiles C++ inside a sandbox that shows the compiler, the headers and nothing else of the machine."""
 
 from __future__ import annotations
 

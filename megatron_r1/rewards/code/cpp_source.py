@@ -1,8 +1,8 @@
 """C++ answers to tests of functions: the source to compile, and each test's arguments as the compiled program reads them.
 
-Arguments go by position, a keyword's value where the test has it: C++ knows no names, and tests give them in the order of the
-signature. Values are None, bool, int, float, str and lists; tuples go as lists, list_node and tree_node as the list of their values.
-Only arguments go in; the result is compared outside, by the same rules as Python's, but for tuples, which C++ returns as lists.
+Arguments are passed by position, those by keyword in the order of the test: C++ has no names, and tests keep the order of a
+signature. Values are None, bool, int, float, str and lists. Tuples are passed as lists, list_node and tree_node as lists of
+their values. Only arguments go in; the result is compared outside, by the rules for Python, but C++ returns tuples as lists.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _BEFORE, _AFTER = (
 
 
 class NotForCppError(ValueError):
-    """These tests can be put to Python only."""
+    """These tests can test Python programs only."""
 
 
 def cpp_source(program: str, suite: Suite) -> str:
-    """The program with all it needs to be called: a method of its class Solution, or else a function, of the name in the tests.
+    """The program with all that is needed to call its function, or method of class Solution, that the tests name.
 
     Raises:
         NotForCppError: the tests call more than one function, or have Python that must run before the call.
@@ -78,7 +78,7 @@ def arguments_of(test: CallTest) -> bytes:
 
 
 def encoded_arguments(arguments: Any) -> bytes:
-    """The same from positional and named ones as `sandbox_values.encode` gives them."""
+    """The same for positional and named arguments that `values.encode_value` has encoded."""
     positional, named = arguments
     return _as_json([_decoded(value) for value in (*positional, *(value for _, value in named["dict"]))])
 
@@ -123,7 +123,7 @@ def _decoded(encoded: Any) -> Any:
 
 
 def _name_of(test: CallTest | CheckTest) -> str:
-    """Of the function that an expression from `code_asserts` or `code_forms.find_function` calls, or stands for."""
+    """The name of the function that an expression of `asserts` or `forms.find_function` calls or denotes."""
     function = ast.parse(test.function if isinstance(test, CheckTest) else test.expression, mode="eval").body
     if isinstance(test, CallTest) and test.arguments is None:
         function = function.func

@@ -12,7 +12,7 @@ LANGUAGES: dict[str, Language] = {
     "python": "python", "python3": "python", "py": "python", "cpp": "cpp", "c++": "cpp", "cc": "cpp", "cxx": "cpp",
 }  # fmt: skip
 
-MAX_CODE_BYTES = 256 << 10  #: what is longer is not an answer
+MAX_CODE_BYTES = 256 << 10  #: a longer text is no answer
 FENCE = "```"
 
 
@@ -27,7 +27,7 @@ class Code:
 def find_code(response: str, default: Language) -> Code | None:
     """The last closed block whose tag is a language we run, or that has no tag: then it is in the default language.
 
-    Blocks with another tag (json, text, bash) are no programs and are passed over. Code inside the reasoning does not count; where
+    Blocks with another tag (json, text, bash) are no programs and are skipped. Code inside the reasoning does not count; if
     the reasoning never ends, there is none. A block that is not closed does not count either.
     """
     start = response.rfind(THINK_CLOSE)

@@ -7,8 +7,8 @@ Forms that `read_tests` takes (JSON objects; or a string with such JSON):
     {"asserts": ["assert f(1) == 2", ...], "setup": "..."}               MBPP; a bare list of such strings likewise
     {"check": "def check(candidate): ...", "entry_point": "f", "prelude": "..."}   HumanEval; prelude: the prompt with its helpers
 
-Asserts are taken apart (`code_asserts.py`): of `assert f(args) == value` only `f(args)` ever enters the sandbox of the program.
-An answer in C++ is called with the same arguments in all forms of function tests (`code_cpp.py`).
+Asserts are taken apart (`asserts.py`): of `assert f(args) == value` only `f(args)` ever enters the sandbox of the program.
+An answer in C++ is called with the same arguments in all forms of function tests (`cpp_source.py`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def leetcode_prelude() -> str:
 
 @cache
 def leetcode_modules() -> dict[str, bytes]:
-    """The package that LeetCode has beside Python's own, as files: untrusted code may not be able to read where it is installed."""
+    """The package that LeetCode offers beside Python's own, as files: untrusted code may not see where it is installed."""
     package = resources.files("sortedcontainers")
     return {f"{package.name}/{file.name}": file.read_bytes() for file in package.iterdir() if file.name.endswith(".py")}
 

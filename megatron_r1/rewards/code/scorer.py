@@ -1,4 +1,4 @@
-"""Accuracy reward for code: the response's program against the problem's tests (v2 section 2.2: compiler and test cases)."""
+"""Accuracy reward for code: the response's program against the problem's tests (R1 v2 (arXiv) section 2.2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from megatron_r1.rewards.sandbox.supervisor import GRACE_SECONDS, Isolation, Pro
 
 
 class CodeScorer:
-    """1 where the program in a response passes every test, else 0. See `protocol.Scorer`; `code_forms` lists the forms of tests."""
+    """1 if the program in a response passes every test, else 0. See `protocol.Scorer`; `forms` lists the forms of tests."""
 
     name = "code"
 
@@ -47,11 +47,11 @@ class CodeScorer:
         cpu_seconds, wall_seconds, memory_mb: of one test. Wall time is generous: it catches sleep, not a busy machine.
         program_seconds: of all tests of a program by the clock; a test that would start later is "not_run". With compiling and the
             last test, `score` takes at most `longest_seconds`.
-        float_tolerance: numbers agree within it, see `code_compare`; None: exactly.
+        float_tolerance: numbers agree within it, see `compare`; None: exactly.
         stop_at_first_failure: the tests after it are "not_run"; the score is the same.
 
         Raises:
-            RewardError: untrusted code cannot be held on this machine, tried with a program of our own.
+            RewardError: untrusted code cannot be contained on this machine; a small program of our own tries it.
         """
         if min(cpu_seconds, wall_seconds, program_seconds, memory_mb) <= 0:
             raise ConfigError("code reward: cpu_seconds, wall_seconds, program_seconds and memory_mb must be above 0")
@@ -63,14 +63,14 @@ class CodeScorer:
 
     @property
     def longest_seconds(self) -> float:
-        """Bound of one `score` call by the clock, unless the machine stalls: less would turn slow programs into time-outs."""
+        """Most seconds that one `score` call takes, unless the machine stalls. A lower limit turns slow programs into time-outs."""
         return COMPILE_LIMITS.wall_seconds + self._program_seconds + self._limits.wall_seconds + GRACE_SECONDS
 
     def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`. `parts` holds "tests" (every test's verdict, in order) and "counts" (verdict -> number of tests).
 
         Raises:
-            SandboxError: untrusted code cannot be run here; never because of the program.
+            SandboxError: untrusted code cannot be run here. The program is never the cause.
         """
         try:
             suite = read_tests(reference)
@@ -126,11 +126,13 @@ class CodeScorer:
             def call(arguments: Any) -> tuple[Any, TestResult | None]:
                 try:
                     request = encoded_arguments(arguments) if is_cpp else _request(test.function, "", arguments)
-                except NotForCppError as error:  # caught here: the check is under way in its own sandbox
+                except NotForCppError as error:  # caught here, since the check is running in its own sandbox
                     return None, TestResult("wrong", str(error))
                 return self._call(sandbox, request)
 
-            limits = replace(self._limits, wall_seconds=max(1.0, deadline - time.monotonic()))  # the program's calls are within
+            limits = replace(
+                self._limits, wall_seconds=max(1.0, deadline - time.monotonic())
+            )  # the calls of the program are part of it
             return run_check(test, call, limits, self._settings)
         request = arguments_of(test) if is_cpp else _request(test.expression, test.setup, test.arguments)
         value, failure = self._call(sandbox, request)
@@ -141,7 +143,7 @@ class CodeScorer:
         return _verdict_on_test(agrees(value, test.expected, strict=test.strict and not is_cpp, float_tolerance=self._tolerance))
 
     def _call(self, sandbox: Sandbox, request: bytes) -> tuple[Any, TestResult | None]:
-        """Have the program called: the encoded value, or why there is none."""
+        """Call the program: the encoded value, or why there is none."""
         ending = sandbox.run(request)
         failure = failure_of(ending, self._limits)
         if failure is not None:
@@ -155,7 +157,7 @@ class CodeScorer:
 
 
 def _request(expression: str, setup: str, arguments: Any) -> bytes:
-    """What `sandbox_runner.call_function` reads."""
+    """What `runner.call_function` reads."""
     return json.dumps({"expression": expression, "setup": setup, "arguments": arguments}).encode()
 
 

@@ -15,7 +15,7 @@ VERDICTS: tuple[TestVerdict, ...] = get_args(TestVerdict)
 
 _OUT_OF_MEMORY = (b"MemoryError", b"terminate called after throwing an instance of 'std::bad_alloc'")
 _SYNTAX_ERRORS = (b"SyntaxError:", b"IndentationError:", b"TabError:")
-_NEAR_LIMIT = 0.9  #: of the address space resident at the peak: what then failed, failed for want of memory
+_NEAR_LIMIT = 0.9  #: share of the address space that was resident at the peak; a failure above it is taken for lack of memory
 _MAX_REASON_CHARACTERS = 160
 
 
@@ -28,10 +28,10 @@ class TestResult:
 
 
 def failure_of(ending: Ending, limits: SandboxLimits) -> TestResult | None:
-    """The verdict on a program that did not come to its end in order; None where it did.
+    """The verdict on a program that did not end in order; None if it did.
 
-    A program that fails for want of memory is told by its last words (MemoryError, bad_alloc) or by its peak, a syntax error of
-    Python by its last words too. A program can imitate both: it only exchanges one failure for another.
+    Lack of memory shows in the program's last words (MemoryError, bad_alloc) or in its peak, a syntax error of Python in its last
+    words. A program can imitate both, but only exchanges one failure for another.
     """
     if ending.overflow or ending.ended_by == "files" or ending.signal == signal.SIGXFSZ:
         return TestResult("output_limit")

@@ -1,4 +1,4 @@
-"""What judges have said, kept over runs."""
+"""The cache of judges' answers, which several runs may share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from megatron_r1.errors import RewardError
 
-_WAIT_SECONDS = 30.0  # for another process's write
+_WAIT_SECONDS = 30.0  # for another process to finish writing
 
 
 class JudgeCache:
-    """Request -> the judge's output, in one SQLite file: an entry is whole or not there, and processes of one machine may share it.
+    """Maps a request to the judge's output, in one SQLite file. Entries are whole or absent; processes of one machine may share it.
 
     Raises:
         RewardError: the file cannot be used.
@@ -32,12 +32,12 @@ class JudgeCache:
             raise self._unusable(error) from error
 
     def get(self, request: dict[str, Any]) -> str | None:
-        """The output kept for this request."""
+        """The output that is kept for this request, or None."""
         row = self._execute("SELECT output FROM outputs WHERE request = ?", (cache_key(request),))
         return row[0] if row else None
 
     def put(self, request: dict[str, Any], output: str) -> None:
-        """Keep an output; the first one kept stays."""
+        """Keep an output. If there is one already, that one stays."""
         self._execute("INSERT OR IGNORE INTO outputs VALUES (?, ?)", (cache_key(request), output))
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""A judge: a served model that says whether an answer is right (v2 Listing 4), or which of two is better (v2 section 3.1).
+"""A judge: a served model that says whether an answer is right, or which of two answers is better.
 
-The model runs elsewhere, e.g. `vllm serve`; this module only asks it. Verdicts are kept in a cache, and the judge's failures are
-outcomes of their own, as everywhere in `rewards`.
+(R1 v2 (arXiv) Listing 4 and section 3.1.) The model runs elsewhere, e.g. under `vllm serve`; this module only sends requests. A
+cache keeps the verdicts. Failures of the judge are outcomes of their own, as everywhere in `rewards`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from megatron_r1.rewards.protocol import Outcome, Verdict
 
 T = TypeVar("T")
 _SECTION = "reward.judge"
-VOTES = 4  #: judgements of one pair (v2 section 3.1)
+VOTES = 4  #: judgements of one pair (R1 v2 section 3.1)
 _DETAIL_CHARACTERS = 500
 
 
@@ -39,9 +39,9 @@ _DETAIL_CHARACTERS = 500
 class Preference:
     """What the votes on a pair say."""
 
-    difference: float | None  #: mean over the votes of how much the first is better, in [-2, 2]; None where a vote is missing
-    outcome: Outcome  #: "correct" where all votes were given, else "error" or "timeout"
-    votes: tuple[int | None, ...]  #: each seen from the first answer, whichever place it had
+    difference: float | None  #: mean over the votes of how much the first is better, in [-2, 2]; None if a vote is missing
+    outcome: Outcome  #: "correct" if all votes were given, else "error" or "timeout"
+    votes: tuple[int | None, ...]  #: how much the first answer is better, in whichever place it was shown
     detail: str = ""
 
 
@@ -67,11 +67,11 @@ class Judge:
         self._counts: Counter[str] = Counter()
 
     def grade(self, question: str, reference: str, answer: str) -> Future[Verdict]:
-        """Is the answer right? 1 or 0. The future raises RewardError where the endpoint refuses every request."""
+        """Is the answer right? 1 or 0. The future raises RewardError if the endpoint refuses every request."""
         return self._threads.submit(self._grade, grading_messages(question, reference, answer))
 
     def compare(self, question: str, first: str, second: str) -> Future[Preference]:
-        """Which answer is better? Four votes, two in either order, the sequence drawn from the seed and the pair."""
+        """Which answer is better? Four votes, two in either order; seed and pair decide the sequence."""
         votes = [False, False, True, True]
         random.Random(f"{self._config.seed}/{question}/{first}/{second}").shuffle(votes)
         futures = [
@@ -88,7 +88,7 @@ class Judge:
             return dict(self._counts + self._endpoint.counts)
 
     def close(self) -> None:
-        """Drop what is waiting, and end after what is under way. Safe to call twice."""
+        """Drop the waiting requests, and return when those under way are done. Safe to call twice."""
         self._endpoint.close()
         self._threads.shutdown(cancel_futures=True)
         if self._cache is not None:
@@ -133,7 +133,7 @@ class Judge:
         kept = self._cache.get(request) if self._cache else None
         if kept is not None:
             self._count("cache_hits")
-            return read(kept)  # only what this reader took is kept, and the prompt, which says which reader, is part of the key
+            return read(kept)  # valid: the cache keeps only what this reader took, since the prompt is part of the key
         output, answer = self._endpoint.complete(request, read)
         if self._cache is not None:
             self._cache.put(request, output)
@@ -153,7 +153,7 @@ def _mean_vote(votes: list[tuple[int | None, str, str]]) -> Preference:
 
 
 def _when_done(futures: list[Future[T]], combine: Callable[[list[T]], Preference]) -> Future[Preference]:
-    """A future of all results, which takes no thread to wait."""
+    """A future of the combined results. No thread waits for it."""
     combined: Future[Preference] = Future()
     left = [len(futures)]
     lock = threading.Lock()

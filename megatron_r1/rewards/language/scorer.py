@@ -1,4 +1,4 @@
-"""Language-consistency reward: target-language words over all words of the reasoning (v2 equation 7)."""
+"""Language-consistency reward: target-language words over all words of the reasoning (R1 v2 (arXiv) equation 7)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ MAX_CHARACTERS = 500_000  #: of reasoning; the recipe's longest response, 65,536
 _JAPANESE_KANA_SHARE = 0.15  #: of a sentence's Chinese characters and kana; Chinese quotes a kana now and then
 _LONGEST_HANJA = 2  #: Chinese characters in a row that Korean newspapers write, as in 前
 _LONGEST_CHUNK = 64  #: characters for a segmenter at once: jieba's time grows with the square of a run
-_FEWEST_WORDS = 2  #: in a reasoning; fewer are taken for this many
+_FEWEST_WORDS = 2  #: in a reasoning; fewer count as this many
 _RUSSIAN = frozenset("абвгдеёжзийклмнопрстуфхцчшщъыьэюя\u0301")
 
 
 class LanguageScorer:
     """The share of the reasoning's words that are in the target language.
 
-    Code, numbers, formulas, acronyms and names of variables are set aside. A reasoning without words has a share of 0: with no
-    reasoning there is nothing to reward; for the same reason a single word is counted as if there were two. The verdict is "correct" from `threshold`; the score is the share itself.
+    Code, numbers, formulas, acronyms and names of variables do not count. Reasoning without words has a share of 0, since there is
+    nothing to reward; for the same reason a single word is counted as if there were two. The verdict is "correct" from `threshold`;
+    the score is the share itself.
     """
 
     name = "language"
@@ -51,7 +52,7 @@ class LanguageScorer:
 
 
 def count_words(text: str) -> Counter[str]:
-    """How many words of a text are in each language; what is no word is not counted."""
+    """How many words of a text are in each language. What is no word does not count."""
     sentences = list(sentences_of(prose_of(text)))
     counts: Counter[str] = Counter()
     kana_somewhere = any(_kana_share(sentence) >= _JAPANESE_KANA_SHARE for sentence in sentences)
@@ -120,7 +121,7 @@ def _short_chunks(text: str) -> Iterator[str]:
 
 @cache
 def _chinese_segmenter():
-    """jieba with its dictionary read anew: its cache is a file in the shared temporary folder, which anybody may have written."""
+    """jieba with its dictionary read from its package: its cache lies in the shared temporary folder, where anybody may write."""
     import jieba  # here: only Chinese text needs it, and its dictionary takes a second and 80 MB
 
     segmenter = jieba.Tokenizer()

@@ -1,4 +1,4 @@
-"""What of a response is prose: the reasoning, without code, formulas, addresses and markup; and its words by script.
+"""The prose of a response: the reasoning without code, formulas, addresses and markup, and its words by script.
 
 Every pattern is bounded or tried once per position: the cost is linear in the length of the response.
 """
@@ -45,13 +45,13 @@ class Word(NamedTuple):
 
 
 def reasoning_of(response: str) -> str:
-    """What stands between the think tags; before the closing one where the prompt opened it; all of a response without tags."""
+    """What stands between the think tags; before the closing one, if there is no other; a whole response without tags."""
     _, opened, rest = response.partition(THINK_OPEN)
     return (rest if opened else response).partition(THINK_CLOSE)[0]
 
 
 def prose_of(text: str) -> str:
-    """The text without code, formulas, LaTeX commands, tags and addresses. An opening that is never closed takes nothing with it."""
+    """The text without code, formulas, LaTeX commands, tags and addresses. An opening without an end removes nothing."""
     text = _DECOMPOSED.sub(lambda found: unicodedata.normalize("NFC", found[0]), text)
     text = _without_spans(text, _FENCE, _FENCE)
     for opening, closing in _SPANS:

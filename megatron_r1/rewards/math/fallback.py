@@ -1,10 +1,10 @@
-r"""math-verify, guarded: it decides only where the reference is beyond the reader of this package (`math_parse.py`).
+r"""math-verify, guarded: it decides only if the reader of this package (`parse.py`) does not understand the reference.
 
-Left to itself math-verify 0.9.0 compares with a tolerance and evaluates whatever it is given: it accepts 1/2004! for 1/2006!,
-{1,2} for (1,2), 4 for 4\sqrt2 and sequences that differ behind the ellipsis, and 9**9**9**9 fills the memory. So relations, ellipses
-and collections never get here, nothing that grows fast is parsed, and numbers are compared to 200 digits.
+Left to itself, math-verify 0.9.0 compares with a tolerance and evaluates whatever it gets: it accepts 1/2004! for 1/2006!,
+{1,2} for (1,2), 4 for 4\sqrt2 and sequences that differ behind the ellipsis, and 9**9**9**9 fills the memory. So relations,
+ellipses and collections never get here, nothing that grows fast is parsed, and numbers are compared to 200 digits.
 
-Its time-outs are signals of the main thread; they are off. The scoring engine ends a process that is late.
+Its time-outs, which are signals of the main thread, are switched off. The scoring pool ends a process that is late.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import re
 _MAX_CHARACTERS = 100  #: the time of its parser grows faster than the text
 _MAX_DEPTH = 3
 _DIGITS = 200
-#: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers, relations; words,
-#: which it drops
+#: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers and relations;
+#: also words, which math-verify drops
 _REFUSED = re.compile(
     r"!|[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}"
     r"|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
@@ -26,7 +26,7 @@ _REFUSED = re.compile(
 
 
 def math_verify_agrees(answer: str, reference: str) -> bool:
-    """Whether math-verify holds two expressions or matrices to be equal. Not symmetric: the reference is trusted more."""
+    """Whether math-verify finds two expressions or matrices equal. Not symmetric: the reference is trusted more."""
     if any(len(text) > _MAX_CHARACTERS or _REFUSED.search(text) or not _is_shallow(text) for text in (answer, reference)):
         return False
     from math_verify import LatexExtractionConfig, parse, verify  # here: it imports sympy and is rarely needed

@@ -1,6 +1,6 @@
-r"""Read one mathematical answer into a tree: numbers, expressions, tuples, sets, intervals, equations, inequalities, matrices, words.
+r"""Reads one mathematical answer into a tree: numbers, expressions, tuples, sets, intervals, (in)equalities, matrices, words.
 
-The reader evaluates nothing: `9^{9^{9^9}}` is a small tree. What it does not understand it refuses; it never guesses.
+The reader evaluates nothing: `9^{9^{9^9}}` is a small tree. It refuses what it does not understand; it never guesses.
 """
 
 from __future__ import annotations

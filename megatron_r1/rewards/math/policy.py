@@ -1,4 +1,4 @@
-"""What counts as the same answer where mathematics leaves it open."""
+"""What counts as the same answer if mathematics leaves it open."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class MathPolicy:
-    """The recipe says only that the final answer must be correct (v2 section 2.2); these are its open questions.
+    """The recipe says only that the final answer must be correct (R1 v2 (arXiv) section 2.2); these questions it leaves open.
 
     Raises:
         ValueError: a value that is none of the field's.
@@ -19,8 +19,8 @@ class MathPolicy:
     #: optional: a unit may be missing on one side, but two different units disagree. required: the same on both sides, or on none.
     #: ignored: units do not count. Degrees, currencies and the base of a numeral count as units; no unit is converted
     units: Literal["optional", "required", "ignored"] = "optional"
-    #: significant digits from which a decimal may be the correctly rounded value of a reference that no decimal writes exactly, such
-    #: as 1/3 or pi. 0: never, a decimal is exactly the number that it writes
+    #: significant digits from which a decimal may be the correctly rounded value of a reference that no decimal writes exactly,
+    #: e.g. 1/3 or pi. 0: never, a decimal is exactly the number that it writes
     rounding: int = 0
     #: any: bare lists, like sets, have no order. same: they have; sets still have none
     list_order: Literal["any", "same"] = "any"

@@ -1,4 +1,4 @@
-"""Mathematics: is the final answer of a response the reference answer? By rule, exactly, from the required place only."""
+"""Accuracy reward for mathematics: is the final answer, in the required place, exactly the reference answer?"""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _MAX_WRAPPERS = 4
 
 
 class MathScorer:
-    """1 where the response gives the reference answer in the required place, else 0 (v2 section 2.2).
+    """1 if the response gives the reference answer in the required place, else 0 (R1 v2 (arXiv) section 2.2).
 
-    Settings: `answer_location`, "answer_tag" (the one <answer> element), "boxed" (the boxes after the reasoning) or "hash" (the line
-    after ####); `policy`, fields of `MathPolicy` by name. A reference may be a whole GSM8K solution: what follows its #### counts.
+    Settings: `answer_location`, "answer_tag" (the one <answer> element), "boxed" (the boxes after the reasoning) or "hash" (the
+    line after ####); `policy`, the fields of `MathPolicy` by name. Of a whole GSM8K solution as
+    the reference, what follows its #### counts.
     """
 
     name = "math"
@@ -79,7 +80,7 @@ def reference_answer(reference: str) -> str:
 
 
 def clean_answer(text: str) -> str:
-    """An answer without what only wraps it: space, dollars and brackets of a formula, a box, a full stop."""
+    """An answer without its wrapping: space, dollars and brackets of a formula, a box, a full stop."""
     text = " ".join(text.split())
     for _ in range(_MAX_WRAPPERS):
         if text.endswith(".") and not text.endswith(".."):
@@ -93,7 +94,7 @@ def clean_answer(text: str) -> str:
 
 
 def _without_dollar_pairs(text: str) -> str:
-    """`$x = 1$ or $x = 2$` without its dollars; those of `$5 and $6`, which stand before a number, not behind one, are money."""
+    """`$x = 1$ or $x = 2$` without its dollars. Those of `$5 and $6`, which stand before a number and not after one, are money."""
     pieces = text.split("$")
     formulas, between = pieces[1::2], pieces[2:-1:2]
     if len(pieces) % 2 == 0 or len(pieces) < 3 or any(piece.endswith("\\") for piece in pieces):

@@ -104,7 +104,7 @@ _BRACED = re.compile(r"\s*\{([^{}]*)\}")
 
 
 class Unreadable(Exception):
-    """The text is no answer that is understood here. The message says why, in a few words."""
+    """The text is no answer that this reader understands. The message says why, in a few words."""
 
 
 class Token(NamedTuple):

@@ -1,4 +1,4 @@
-"""The nodes of a parsed answer (`math_parse.py`)."""
+"""The nodes of a parsed answer (`parse.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact number; `decimals` is how many digits stood after the point, -1 where there was no point."""
+    """An exact number; `decimals` is how many digits stood after the point, -1 if there was no point."""
 
     value: Fraction
     decimals: int = -1

@@ -17,17 +17,17 @@ SHORT_UNITS = frozenset(spelling for spelling in _CANONICAL if len(spelling) <= 
 
 _LONGEST_UNIT = 5  #: words
 
-#: words after a number that change its value, or say something else than a unit does
+#: words after a number that change its value or are no unit
 _VALUE_WORDS = """
     hundred thousand million billion trillion dozen score half halves third thirds quarter quarters fourths fifths sixths tenth
     tenths hundredth hundredths percent percentage squared cubed root power factorial times plus minus over divided mod modulo
     more less fewer than not no if when where for only approximately about except without but to from either neither maybe
     is are was be equals equal answer wrong false true choose with base
-    seventh sevenths eighth eighths ninth ninths eleventh elevenths twelfth twelfths twentieth twentieths hundreds thousands millions
-    thousandth thousandths millionth millionths sixth fifth fourth halve lakh crore gross myriad pair pairs couple couples dozens
-    zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety
-    kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice unless nothing none below above
-    under between and or nor also bc ad bce ce instead actually however possibly perhaps probably least most
+    seventh sevenths eighth eighths ninth ninths eleventh elevenths twelfth twelfths twentieth twentieths hundreds thousands
+    millions thousandth thousandths millionth millionths sixth fifth fourth halve lakh crore gross myriad pair pairs couple couples
+    dozens zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety
+    kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice unless nothing none below
+    above under between and or nor also bc ad bce ce instead actually however possibly perhaps probably least most
 """
 VALUE_WORDS = frozenset(_VALUE_WORDS.split())
 
@@ -36,7 +36,7 @@ def canonical_unit(words: str) -> str:
     """One spelling of a unit: singular, without abbreviations, `square` and `cubic` as powers.
 
     Raises:
-        ValueError: the words say something else than a unit does, e.g. "million".
+        ValueError: the words are no unit, e.g. "million".
     """
     found: list[str] = []
     power = ""

@@ -71,7 +71,7 @@ def equal_values(first: Node, second: Node) -> bool:
 
 
 def proportional(first: Node, second: Node) -> Fraction | None:
-    """The sign (1 or -1) of the constant c for which first = c * second at every point; None where there is no such c.
+    """The sign (1 or -1) of the constant c for which first = c * second at every point; None if there is no such c.
 
     Used for equations and inequalities brought to one side; neither side may vanish everywhere.
 
@@ -103,7 +103,7 @@ def proportional(first: Node, second: Node) -> Fraction | None:
 
 
 def exact_value(node: Node) -> Fraction | None:
-    """The value of an expression without variables as an exact fraction, None where it is none."""
+    """The value of an expression without variables as an exact fraction, None if it has none."""
     try:
         value = _evaluate(node, {}, _LOW)
     except (Undefined, Unreadable):
@@ -267,7 +267,7 @@ def _power(context: MPContext, base: Value, exponent: Value) -> Value:
 
 
 def _root(context: MPContext, radicand: Value, degree: Value) -> Value:
-    """The real root where there is one: the cube root of -8 is -2."""
+    """The real root if there is one: the cube root of -8 is -2."""
     if not isinstance(degree, Fraction) or not 2 <= degree <= 1000 or degree.denominator != 1:
         raise Unreadable("degree of a root")
     if _is_real(radicand) and degree % 2 and _rounded(radicand, context).real < 0:

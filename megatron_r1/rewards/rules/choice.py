@@ -13,7 +13,7 @@ _ANSWER = re.compile(r"answer[*_ \t]*[:：][*_ \t]*(?:\$|\\\(|\\boxed\{|\\text\{
 
 
 class ChoiceScorer:
-    """1 where the last 'ANSWER: X' after the reasoning is the reference letter, else 0. See `protocol.Scorer`."""
+    """1 if the last 'ANSWER: X' after the reasoning is the reference letter, else 0. See `protocol.Scorer`."""
 
     name = "choice"
 
@@ -30,7 +30,7 @@ class ChoiceScorer:
 
 
 def find_letter(response: str) -> str | None:
-    """The letter of the last 'ANSWER: X' after the reasoning, in upper case; None where there is none."""
+    """The letter of the last 'ANSWER: X' after the reasoning, in upper case; None if there is none."""
     start = response.rfind(THINK_CLOSE)
     if response.rfind(THINK_OPEN) > start:
         return None

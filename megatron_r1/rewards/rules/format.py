@@ -1,6 +1,6 @@
 """Format reward: did the response keep to its template?
 
-The paper states that the format is rewarded (v2 section 2.2) but neither the value nor the exact check.
+The paper states that the format is rewarded (R1 v2 (arXiv) section 2.2), but neither the value nor the exact check.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ FormatName = Literal["zero", "chat", "chat_opened"]
 
 
 class FormatScorer:
-    """1 where the response has the format, else 0.
+    """1 if the response has the format, else 0.
 
-    Settings: `template`. "zero": one <think> and one <answer> element (v2 table 1). "chat": the R1 chat format. "chat_opened": the
-    same where the prompt already ended in "<think>\\n".
+    Settings: `template`. "zero": one <think> and one <answer> element (R1 v2 table 1). "chat": the R1 chat format. "chat_opened":
+    the same if the prompt already ended in "<think>\\n".
     """
 
     name = "format"
@@ -37,7 +37,7 @@ class FormatScorer:
 def follows_format(response: str) -> bool:
     """Whether a response is one <think> element and then one <answer> element.
 
-    Nothing but whitespace stands outside of the two, neither is blank, and no tag stands inside of them.
+    Nothing but whitespace stands outside the two, neither is blank, and no tag stands inside them.
     """
     if any(response.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
         return False
@@ -45,7 +45,7 @@ def follows_format(response: str) -> bool:
     reasoning, _, rest = rest.partition(THINK_CLOSE)
     between, _, rest = rest.partition(ANSWER_OPEN)
     answer, closing, after = rest.partition(ANSWER_CLOSE)
-    in_order = bool(closing)  # a tag that comes too early leaves nothing for the later partitions
+    in_order = bool(closing)  # if a tag comes too early, the later partitions find nothing
     outside_is_blank = not (before + between + after).strip()
     return in_order and outside_is_blank and bool(reasoning.strip()) and bool(answer.strip())
 

@@ -1,4 +1,4 @@
-"""Optional penalties, off by default: neither is in the recipe. Each is a score in [-1, 0] that its weight multiplies."""
+"""Optional penalties, off by default: the recipe has neither. Each is a score in [-1, 0], which is multiplied by its weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def length_penalty(length: int, max_tokens: int, cache_tokens: int) -> float:
 
 
 def repetition_penalty(token_ids: Sequence[int], ngram: int) -> float:
-    """Minus the share of n-grams that stood in the response before: 0 without repetition, near -1 for one phrase for ever.
+    """Minus the share of n-grams that occurred earlier in the response: 0 without repetition, near -1 for one phrase for ever.
 
     1 - |distinct n-grams| / |n-grams|, negated; 0 for a response shorter than `ngram` tokens.
     """

@@ -1,4 +1,4 @@
-"""What the sandbox takes from the host: the command line of bubblewrap, and the interpreter and compiler it makes visible."""
+"""What the sandbox takes from the machine: the command line of bubblewrap, and the interpreter and compiler that it shows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.sandbox.seccomp import supported_machines
 
-NOBODY = 65534  #: user and group of untrusted code, inside always, outside where the trainer is root
+NOBODY = 65534  #: user and group of untrusted code: always inside, and outside if the trainer is root
 FIRST_KERNEL = (5, 14)  #: counts RLIMIT_NPROC per user namespace; has pidfd_open
 TEMPORARY = "/tmp"  #: the only writable folder inside
-PACKAGES = "/packages"  #: where packages that programs may import stand inside
+PACKAGES = "/packages"  #: folder inside with the packages that programs may import
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64", "/usr/libexec/gcc")
 _TOOLCHAIN = ("/usr/bin", "/usr/include", "/bin")
@@ -25,7 +25,7 @@ _TOOLCHAIN = ("/usr/bin", "/usr/include", "/bin")
 
 def require_host() -> None:
     """Raises:
-    RewardError: this kernel or machine cannot hold untrusted code; the message says why.
+    RewardError: this kernel or machine cannot contain untrusted code; the message says why.
     """
     if sys.platform != "linux":
         raise RewardError(f"the code sandbox needs Linux, not {sys.platform}")
@@ -65,8 +65,8 @@ def find_python(wanted: str) -> tuple[str, str]:
     """The interpreter for untrusted code, and its prefix.
 
     Args:
-        wanted: a path, or "" for the one below the trainer's virtual environment; where the user that untrusted code runs as cannot
-            read that one (a trainer that is root, with Python in root's home), /usr/bin/python3.
+        wanted: a path, or "" for the interpreter under the trainer's virtual environment. If the user of untrusted code cannot read
+            that one (the trainer is root, and Python lies in root's home), /usr/bin/python3 is taken.
 
     Raises:
         RewardError: it is missing or that user cannot read it.
@@ -83,7 +83,7 @@ def find_python(wanted: str) -> tuple[str, str]:
 
 
 def can_be_read(path: str) -> bool:
-    """Whether the user that untrusted code runs as gets there: everyone's permissions where that is nobody."""
+    """Whether the user of untrusted code can reach the path. If that is nobody, the permissions for everyone count."""
     if os.geteuid() != 0:
         return os.access(path, os.R_OK | os.X_OK)
     needed = stat.S_IXOTH
@@ -102,7 +102,7 @@ def bubblewrap_command(
     executables: Mapping[str, int],
     seccomp: int,
 ) -> list[str]:
-    """The arguments up to the program. Everything not named here does not exist inside: no /proc, /sys, /etc, /home or /run.
+    """The command up to the program. What is not named here does not exist inside: no /proc, /sys, /etc, /home or /run.
 
     Args:
         bwrap: path of bubblewrap.

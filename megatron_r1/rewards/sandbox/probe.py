@@ -1,4 +1,4 @@
-"""Says whether untrusted code can be held on this machine, by holding some."""
+"""Finds out whether this machine can contain untrusted code, by running some."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class SandboxProbe:
     """What was found."""
 
     available: bool  #: untrusted Python is run, in full isolation
-    reason: str  #: why not, and what to install or set; "" where available
+    reason: str  #: why not, and what to install or set; "" if available
     layers: dict[str, bool] = field(default_factory=dict)  #: what a program inside found to hold
     python: str = ""  #: interpreter for untrusted code
-    compiler: str = ""  #: g++, or "" where C++ programs cannot be compiled
+    compiler: str = ""  #: g++, or "" if C++ programs cannot be compiled
 
 
 def probe_sandbox(settings: SandboxSettings) -> SandboxProbe:
-    """Run a small program in a sandbox, which reports what it can reach. Never raises; takes a tenth of a second.
+    """Run a small program in a sandbox; it reports what it can reach. Never raises; takes a tenth of a second.
 
-    With isolation switched off by the settings, the layers are still those that were found, and `available` says False.
+    If the settings switch isolation off, the layers are still those that were found, and `available` is False.
     """
     try:
         python = find_python(settings.python)[0]
@@ -66,7 +66,7 @@ def probe_sandbox(settings: SandboxSettings) -> SandboxProbe:
 
 
 def describe_sandbox() -> list[tuple[str, str]]:
-    """What a person wants to know of the probe: (what, what was found, and what to do where it is missing)."""
+    """The probe's findings for a person: (what, what was found, and what to do if it is missing)."""
     probe = probe_sandbox(SandboxSettings())
     if probe.available:
         sandbox = f"bubblewrap and seccomp hold ({', '.join(probe.layers)}) -> programs run under {probe.python}"
@@ -80,7 +80,7 @@ def describe_sandbox() -> list[tuple[str, str]]:
 
 
 def require_sandbox(settings: SandboxSettings) -> None:
-    """Have a run stop at its start, not at its first program, where code cannot be held as the settings say.
+    """Stop a run at its start, not at its first program, if code cannot be contained as the settings ask.
 
     Raises:
         RewardError: why not, in one line.

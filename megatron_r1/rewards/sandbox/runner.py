@@ -1,9 +1,9 @@
 """Process 1 of a sandbox. It starts every test in a process of its own, ends it, and says how it ended.
 
-This file runs inside, under any Python from 3.9, and imports nothing of the project but `sandbox_values`. It holds no expected
-outputs and never sees the bytes that a test reads or writes: those go through descriptors that arrive over the control socket
-(fd 0) and are given to the one child they are for. As process 1 it cannot be killed or stopped from inside; the child's filter
-has no ptrace, no process_vm_*, no pidfd_getfd, and there is no /proc, so its memory and descriptors are out of reach.
+This file runs inside, under any Python from 3.9, and imports nothing of the project but values.py, here called sandbox_values. It
+holds no expected outputs and never sees the bytes that a test reads or writes: those pass through descriptors that arrive over the
+control socket (fd 0) and go to one child. As process 1 it cannot be killed or stopped from inside. The child's filter allows no
+ptrace, process_vm_* or pidfd_getfd, and there is no /proc, so the memory and the descriptors of process 1 are out of reach.
 
 Messages are JSON, one packet each. First the configuration, answered by {"ready": true}; then tests, answered by endings.
 """
@@ -96,7 +96,7 @@ def run_test(config, test, descriptors, module):
 
 
 def wait_for(child, deadline, folder):
-    """None where the child ended by itself, else why it must be ended: "time" (also: the outside has gone) or "files"."""
+    """None if the child ended by itself, else why it must be ended: "time" (also if the outside is gone) or "files"."""
     handle = os.pidfd_open(child)
     try:
         poll = select.poll()
@@ -114,7 +114,7 @@ def wait_for(child, deadline, folder):
 
 
 def copy_file(path, target):
-    """Hand a file that the child left behind, the compiler's output, to the outside; nothing where it left none."""
+    """Hand a file that the child left behind, the compiler's output, to the outside, if there is one."""
     if not os.path.isfile(path):
         return
     with open(path, "rb") as file:
@@ -136,7 +136,7 @@ def end_everything_else():
 
 
 def be_child(config, descriptors, module):
-    """Take the test's descriptors, give up everything else, run. Does not return where the program is a command."""
+    """Take the test's descriptors, give up everything else, run. Does not return if the program is a command."""
     out_of_the_way = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in descriptors]
     for target, descriptor in enumerate(out_of_the_way):
         os.dup2(descriptor, target)

@@ -100,7 +100,7 @@ def build_filter(machine: str, supervisor: bool) -> bytes:
 
 
 def _rule(number: int, argument: int, check: list[bytes]) -> list[bytes]:
-    """For call `number`, load an argument and run `check`, which falls through where the call is refused."""
+    """For call `number`, load an argument and run `check`, which falls through if the call is refused."""
     body = [_op(_LOAD, _ARGUMENTS + 8 * argument), *check, _op(_RETURN, _ERRNO | errno.EPERM)]
     return [_op(_EQUAL, number, 0, len(body)), *body]
 

@@ -1,14 +1,14 @@
-"""A sandbox: untrusted programs, run once per test in processes that see nothing, reach nothing and outlive nothing.
+"""A sandbox: runs untrusted programs, once per test, in processes that see nothing, reach nothing and leave nothing behind.
 
 Layers, each of which would hold by itself against most of the attacks in tests/unit/rewards/sandbox/test_attacks.py:
   namespaces   bubblewrap: own users, processes, network (none), IPC, host name; nothing mounted but libraries, read-only
-  seccomp      an allow-list of system calls (`sandbox_seccomp.py`); a test cannot start a process
+  seccomp      an allow-list of system calls (`seccomp.py`); a test cannot start a process
   limits       CPU and wall time, address space, output, files, threads, stack; /tmp is a tmpfs of fixed size
-  supervision  process 1 inside (`sandbox_runner.py`) ends each test; the kernel ends all when process 1, bwrap or the trainer ends
+  supervision  process 1 inside (`runner.py`) ends each test; the kernel ends all when process 1, bwrap or the trainer ends
   secrecy      a test's input goes in as a sealed descriptor, its output comes back in another; expected outputs never go in
 
 A sandbox serves the tests of ONE program, each in a process forked or executed afresh. As soon as a test has touched /tmp, the next
-one gets a new sandbox. All memory a program can take: `memory_bytes`, `temporary_bytes` and three outputs.
+one gets a new sandbox. A program can take at most `memory_bytes`, `temporary_bytes` and three outputs of memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from megatron_r1.errors import RewardError
-from megatron_r1.rewards.sandbox import bubblewrap as sandbox_host
+from megatron_r1.rewards.sandbox import bubblewrap
 from megatron_r1.rewards.sandbox.seccomp import build_filter
 
 Isolation = Literal["bubblewrap", "none_i_accept_untrusted_code_on_this_machine"]
@@ -41,7 +41,7 @@ _HERE = Path(__file__).parent
 
 
 class SandboxError(RewardError):
-    """The sandbox could not start or stopped answering: the grader's failure, not the program's."""
+    """The sandbox could not start or stopped answering. The grader failed, not the program."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SandboxSettings:
     """How untrusted code is held on this machine."""
 
     isolation: Isolation = "bubblewrap"
-    python: str = ""  #: interpreter for untrusted code; "": the trainer's own, or /usr/bin/python3 where that is out of reach
+    python: str = ""  #: interpreter for untrusted code; "": the trainer's own, or /usr/bin/python3 if that is out of reach
     packages: tuple[str, ...] = ()  #: folders of packages, e.g. .../site-packages/numpy, that programs may import
 
 
@@ -78,10 +78,9 @@ class Program:
     check_prelude: str = ""  #: check: what `source` needs, run before the candidate's names are set
     modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import: path in the folder of packages -> source
     candidate_names: tuple[str, ...] = ()  #: check: under these names the candidate is called
-    compiler: tuple[
-        str, ...
-    ] = ()  #: this command, with `SOURCE` replaced, instead: with the toolchain visible, and it may start processes
-    collect: str = ""  #: file inside that becomes `Ending.result` where the command succeeds
+    #: the command to run in place of the program, with `SOURCE` replaced; it sees the toolchain and may start processes
+    compiler: tuple[str, ...] = ()
+    collect: str = ""  #: file inside that becomes `Ending.result` if the command succeeds
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Sandbox:
         """Run the program once.
 
         Args:
-            stdin: standard input of a command; for a function its request, see `sandbox_runner.call_function`.
+            stdin: standard input of a command; for a function its request, see `runner.call_function`.
 
         Raises:
             SandboxError: see there.
@@ -136,7 +135,7 @@ class Sandbox:
             os.close(descriptor)
 
     def start(self, stdin: int) -> RunningTest:
-        """Start the program with a descriptor as its standard input, which stays the caller's to close."""
+        """Start the program with a descriptor as its standard input. The caller closes the descriptor."""
         if self._process is None:
             self._start()
         outputs = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "result")]
@@ -152,7 +151,7 @@ class Sandbox:
     def close(self) -> None:
         """End every process of the sandbox and wait until they are gone."""
         if self._control is not None:
-            self._control.close()  # process 1 ends, the kernel ends its namespace with it, and bwrap ends when all that is over
+            self._control.close()  # process 1 ends, the kernel ends its whole namespace, and then bwrap ends
         if self._process is not None:
             try:
                 self._process.wait(GRACE_SECONDS)
@@ -169,7 +168,7 @@ class Sandbox:
         self._process.wait()
 
     def _start(self) -> None:
-        sandbox_host.require_host()
+        bubblewrap.require_host()
         self._messages = os.memfd_create("messages", os.MFD_CLOEXEC)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         files = {
@@ -190,7 +189,7 @@ class Sandbox:
                 cwd="/",
                 pass_fds=tuple(descriptors.values()),
                 start_new_session=True,
-                **({"user": sandbox_host.NOBODY, "group": sandbox_host.NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}),
+                **({"user": bubblewrap.NOBODY, "group": bubblewrap.NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}),
             )
         finally:
             theirs.close()
@@ -206,13 +205,13 @@ class Sandbox:
             raise self._failure("did not start")
 
     def _command(self, descriptors: Mapping[str, int]) -> list[str]:
-        python, prefix = sandbox_host.find_python(self._settings.python)
+        python, prefix = bubblewrap.find_python(self._settings.python)
         data = {"/runner/main.py": descriptors["runner"], "/runner/sandbox_values.py": descriptors["values"]}
-        data |= {f"{sandbox_host.PACKAGES}/{path}": descriptors[path] for path in self._program.modules}
+        data |= {f"{bubblewrap.PACKAGES}/{path}": descriptors[path] for path in self._program.modules}
         executables = {}
         (executables if self._program.executable else data)[self._source] = descriptors["source"]
-        outer = sandbox_host.bubblewrap_command(
-            sandbox_host.find_bubblewrap(),
+        outer = bubblewrap.bubblewrap_command(
+            bubblewrap.find_bubblewrap(),
             python=python,
             prefix=prefix,
             packages=self._settings.packages,
@@ -239,7 +238,7 @@ class Sandbox:
             (folder / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
             (folder / name).chmod(0o755)
-        return [sandbox_host.find_python(self._settings.python)[0], "-sS", str(folder / "main.py")]
+        return [bubblewrap.find_python(self._settings.python)[0], "-sS", str(folder / "main.py")]
 
     @property
     def _source(self) -> str:
@@ -251,17 +250,17 @@ class Sandbox:
 
     def _config(self) -> dict[str, Any]:
         program = self._program
-        python = sandbox_host.find_python(self._settings.python)[0]
+        python = bubblewrap.find_python(self._settings.python)[0]
         command = (self._source,) if program.executable else (python, "-s", self._source)
         if program.compiler:
             command = tuple(self._source if word == SOURCE else word for word in program.compiler)
-        packages = [sandbox_host.PACKAGES] if self._settings.packages or program.modules else []
+        packages = [bubblewrap.PACKAGES] if self._settings.packages or program.modules else []
         if self._folder is not None:
             packages = [f"{self._folder.name}/packages", *sorted({str(Path(folder).parent) for folder in self._settings.packages})]
         return {
             "kind": program.kind,
             "source": self._source,
-            "folder": f"{self._folder.name}/tmp" if self._folder is not None else sandbox_host.TEMPORARY,
+            "folder": f"{self._folder.name}/tmp" if self._folder is not None else bubblewrap.TEMPORARY,
             "command": command,
             "environment": {
                 "LANG": "C.UTF-8",
@@ -300,7 +299,7 @@ class RunningTest:
     _outputs: list[int] = field(repr=False)
 
     def finish(self) -> Ending:
-        """Wait for the end. A sandbox whose /tmp was touched, or whose files ran over, is closed: the next test gets a new one."""
+        """Wait for the end. If the test has touched /tmp, the sandbox is closed and the next test gets a new one."""
         sandbox = self._sandbox
         try:
             sandbox._control.settimeout(sandbox._limits.wall_seconds + GRACE_SECONDS)

@@ -1,8 +1,8 @@
-"""Values that cross the border of a sandbox, as JSON that holds data and nothing else.
+"""Values that enter or leave a sandbox, as JSON that holds data and nothing else.
 
-Used on both sides, so only the standard library: inside, a result is encoded; outside it is read with `json.loads` alone and
-compared by `code_compare.agrees`, which builds no set or dict from it. A user's class cannot influence a comparison: only its
-data leaves.
+Both sides use this file, which the sandbox sees as sandbox_values, so it imports only the standard library. Inside, a result is
+encoded; outside, it is read with `json.loads` alone and compared by `compare.agrees`, which builds no set or dict from it. A class
+of the program cannot influence a comparison, since only its data leaves the sandbox.
 
 None, bool, str, float, small int and list stand for themselves; everything else is an object with one key, its kind.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numbers
 
-_PLAIN_INT = 1 << 63  #: larger ones go as hexadecimal: decimal text takes quadratic time to read
+_PLAIN_INT = 1 << 63  #: larger ones are written as hexadecimal, since decimal text takes quadratic time to read
 _MAX_NODES = 1_000_000  #: of a linked list or tree that may be a ring
 
 

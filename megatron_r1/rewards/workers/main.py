@@ -1,11 +1,12 @@
-"""Main program of a scoring worker: scores what it is sent over an inherited socket until that closes.
+"""Main program of a scoring worker: it scores what comes over an inherited socket until the socket closes.
 
 Run as `python -m megatron_r1.rewards.workers.main SOCKET_FD PARENT_PID`. Messages are JSON in both directions: the parent unpickles
-nothing that comes from a process in which hostile text is parsed.
+nothing that comes from a process that parses hostile text.
 
-    parent: {"scorers": {name: [target, settings]}, "memory_bytes": n, "recycle_bytes": n}, then [[id, name, response, reference], ...]
-    worker: ["ready"] or ["broken", why], then ["started"] for a batch, and for each of its items ["done", id, verdict, refused, leaves];
-            refused: the scorer says that it cannot work here; leaves: the worker has grown and ends
+    parent: {"scorers": {name: [target, settings]}, "memory_bytes": n, "recycle_bytes": n}, then batches:
+            [[id, name, response, reference], ...]
+    worker: ["ready"] or ["broken", why], then ["started"] for a batch, and ["done", id, verdict, refused, leaves] for each item;
+            refused: the scorer says that it cannot work here; leaves: the worker has grown too large and ends
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _DETAIL_CHARACTERS = 300
 def work(socket_fd: int, parent_pid: int) -> None:
     """Build the scorers of the first message, then score batches."""
     _end_with(parent_pid)
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):  # Slurm signals all processes of a step; the rank decides
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):  # Slurm signals all processes of a step: the rank decides
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(socket_fd)
     try:
@@ -58,7 +59,7 @@ def work(socket_fd: int, parent_pid: int) -> None:
 
 
 def score_one(scorer: Scorer, response: str, reference: Any) -> tuple[Verdict, bool]:
-    """The scorer's verdict, and whether it refused to give one; whatever it raises is the outcome "error"."""
+    """The scorer's verdict, and whether it refused to give one. Whatever it raises becomes the outcome "error"."""
     try:
         return scorer.score(response, reference), False
     except RewardError as error:
@@ -69,7 +70,7 @@ def score_one(scorer: Scorer, response: str, reference: Any) -> tuple[Verdict, b
 
 
 def limit_memory(limit_bytes: int) -> None:
-    """Let this process and its children map `limit_bytes` each; beyond, Python raises MemoryError, which becomes an "error"."""
+    """Let this process and its children map `limit_bytes` each. Beyond that Python raises MemoryError, which becomes an "error"."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -82,7 +83,7 @@ def resident_bytes() -> int:
 
 
 def _end_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when the parent ends, also while a scorer is busy in C and after a SIGKILL of the parent."""
+    """Let the kernel kill this process when the parent ends, even while a scorer runs in C or if the parent gets SIGKILL."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it ended before the call
         os._exit(1)

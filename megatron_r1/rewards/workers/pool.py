@@ -1,7 +1,7 @@
 """The scoring pool: worker processes that score responses while the trainer does something else.
 
-`submit` returns at once; one thread hands responses out, watches the clock and replaces workers. Every response is scored by itself,
-so neither its verdict nor the order of results depends on the number of workers.
+`submit` returns at once. One thread hands out the responses, watches the clock and replaces workers. Every response is scored
+alone, so neither its verdict nor the order of results depends on the number of workers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.scorers import ScorerSpec
 from megatron_r1.rewards.workers.process import START_SECONDS, PendingResponse, WorkerLimits, WorkerProcess
 
-_MAX_FAILED_STARTS = 3  # one after the other, before the pool gives up
-_OVERSLEPT_SECONDS = 0.5  # the job was suspended, its workers with it: that time was not theirs
-_MAX_GIVEN = 2  # times that a response is handed out whose worker dies before it begins
+_MAX_FAILED_STARTS = 3  # in a row, after which the pool gives up
+_OVERSLEPT_SECONDS = 0.5  # the job and its workers were suspended: that time does not count for the workers
+_MAX_GIVEN = 2  # how often a response is handed out if its worker dies before it begins
 _MAX_BATCH_ITEMS, _MAX_BATCH_CHARACTERS = 16, 100_000
 
 
 class ScoringPool:
     """Scores responses in `workers` killable processes. Use it as a context manager, or call `close`.
 
-    A response whose worker is late is "timeout", one whose worker dies is "error"; the next worker scores the others of its batch.
+    If a worker is late, its response is a "timeout"; if it dies, an "error". The next worker scores the rest of the batch.
     A scorer that raises RewardError before it has scored anything cannot work here, e.g. without a sandbox: that ends the pool.
 
     Args:
@@ -62,14 +62,14 @@ class ScoringPool:
         self._ids = itertools.count()
         self._workers: list[WorkerProcess] = []
         self._failed_starts = 0
-        self._worked: set[str] = set()  # scorers that have worked: what they refuse later is an error of one response
+        self._worked: set[str] = set()  # scorers that have worked: if one refuses later, it is an error of one response
         self._error: RewardError | None = None
         self._closing = False
-        self._lock = threading.Lock()  # of what `submit` and the thread both change: _pending, _error, _closing
+        self._lock = threading.Lock()  # guards what `submit` and the thread both change: _pending, _error, _closing
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         self._started = threading.Event()
-        # Workers die with the thread that started them: this one, which lives as long as the pool.
+        # Workers die with the thread that started them. This thread lives as long as the pool.
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -98,7 +98,7 @@ class ScoringPool:
         return item.verdict
 
     def stream(self, items: Iterable[tuple[str, str, Any]], window: int = 256) -> Iterator[Verdict]:
-        """The verdicts on (scorer, response, reference), in their order, with at most `window` of them read ahead."""
+        """The verdicts on (scorer, response, reference), in order. At most `window` of them are read ahead."""
         futures: deque[Future[Verdict]] = deque()
         for item in items:
             futures.append(self.submit(*item))
@@ -108,7 +108,7 @@ class ScoringPool:
             yield futures.popleft().result()
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers there are now."""
+        """Process ids of the current workers."""
         return [worker.pid for worker in self._workers]
 
     def close(self) -> None:
@@ -167,11 +167,11 @@ class ScoringPool:
                 return
             try:
                 worker.give(batch)
-            except ConnectionError:  # it died while it was idle
+            except ConnectionError:  # the worker died while it was idle
                 self._replace(worker, "crash")
 
     def _next_batch(self) -> list[PendingResponse]:
-        """Several small responses at once, so that a worker does not wait for this thread after each; but a fair share of them."""
+        """A fair share of the small responses at once, so that a worker does not wait for this thread after each."""
         with self._lock:
             share = min(_MAX_BATCH_ITEMS, max(1, len(self._pending) // (4 * self._num_workers)))
             batch: list[PendingResponse] = []
@@ -240,7 +240,7 @@ class ScoringPool:
         self._replace(worker, "timeout", Verdict(None, "timeout", f"not judged within {limit:g} s"))
 
     def _replace(self, worker: WorkerProcess, reason: str, verdict: Verdict | None = None) -> None:
-        """End a worker; the response it was scoring gets `verdict`, or an "error" that says how the worker ended. The rest goes back."""
+        """End a worker. Its current response gets `verdict`, or an "error" that says how the worker ended; the rest goes back."""
         self._workers.remove(worker)
         how = worker.end()
         if not worker.ready:

@@ -26,10 +26,10 @@ _REAP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What a worker may use."""
+    """The memory that a worker may use."""
 
-    memory_bytes: int  #: address space, its children's too (each)
-    recycle_bytes: int  #: resident memory above which it is replaced after the current response
+    memory_bytes: int  #: address space of the worker, and of each of its children
+    recycle_bytes: int  #: resident memory above which the worker is replaced after the current response
 
 
 @dataclass
@@ -41,7 +41,7 @@ class PendingResponse:
     response: str
     reference: Any
     verdict: Future[Verdict]
-    given: int = 0  #: times it was handed to a worker
+    given: int = 0  #: how often it was handed to a worker
 
 
 class WorkerProcess:
@@ -56,9 +56,9 @@ class WorkerProcess:
         self, specs: Mapping[str, ScorerSpec], limits: WorkerLimits, environment: Mapping[str, str] | None, log: Path | None
     ) -> None:
         self.ready = False
-        self.clock_runs = False  #: the first of `items` has begun
-        self.items: deque[PendingResponse] = deque()  #: the batch it works on, what it does now first
-        self.deadline: float | None = time.monotonic() + START_SECONDS  #: None: it has nothing to do
+        self.clock_runs = False  #: whether the first of `items` has begun
+        self.items: deque[PendingResponse] = deque()  #: the batch it works on, the current response first
+        self.deadline: float | None = time.monotonic() + START_SECONDS  #: None: the worker has nothing to do
         self._specs = specs
         ours, theirs = socket.socketpair()
         with open(log or os.devnull, "ab") as output, theirs:
@@ -77,7 +77,7 @@ class WorkerProcess:
         try:
             self._send(start)
         except ConnectionError:
-            pass  # it is dead already, which the end of its socket tells whoever waits for its messages
+            pass  # the worker is dead already: whoever waits for its messages sees the end of its socket
 
     @property
     def pid(self) -> int:
@@ -85,7 +85,7 @@ class WorkerProcess:
         return self._process.pid
 
     def give(self, batch: Sequence[PendingResponse]) -> None:
-        """Send a batch to a worker that is waiting for one, and so reads it at once.
+        """Send a batch to a worker that waits for one and therefore reads it at once.
 
         Raises:
             ConnectionError: the worker is dead.
@@ -97,24 +97,24 @@ class WorkerProcess:
         self._send([[item.id, item.scorer, item.response, item.reference] for item in batch])
 
     def start_clock(self) -> None:
-        """The first of `items` begins now, or there are none left."""
+        """Start measuring: the first of `items` begins now, or none is left."""
         self.clock_runs = bool(self.items)
         self.deadline = time.monotonic() + self._specs[self.items[0].scorer].time_limit_seconds if self.items else None
 
     def receive(self) -> list[Any]:
-        """The next message. Raises EOFError or ConnectionError where the worker is dead."""
+        """The next message. Raises EOFError or ConnectionError if the worker is dead."""
         return json.loads(self.connection.recv_bytes())
 
     def end(self) -> str:
         """Kill the worker with its process group, and say how it ended: "SIGKILL", "exit code 1"."""
         self.connection.close()
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)  # before `wait`: until then its id cannot be another's
+            os.killpg(self._process.pid, signal.SIGKILL)  # before `wait`: until then no other process can have its id
         except ProcessLookupError:
             pass
         try:
             code = self._process.wait(_REAP_SECONDS)
-        except subprocess.TimeoutExpired:  # in the kernel, e.g. on a dead file system; it will go
+        except subprocess.TimeoutExpired:  # stuck in the kernel, e.g. on a dead file system
             return "not ending"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 

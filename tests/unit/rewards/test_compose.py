@@ -233,7 +233,7 @@ def test_the_settings_of_the_scorers_are_those_of_the_config():
 @pytest.mark.parametrize(
     "body",
     [HUGE, "1e" + HUGE, "1/" + HUGE, "<answer>" * 500_000, "<think>" * 500_000, "\\boxed{" * 500_000, "{" * 5_000_000,
-    ",".join(["111"] * 1_000_000),
+     ",".join(["111"] * 1_000_000),
      " " * 10_000_000, "\u0000\ud800\uffff" * 100_000],
     ids=["digits", "exponent", "denominator", "answers", "thinks", "boxes", "braces", "commas", "spaces", "not-text"],
 )  # fmt: skip

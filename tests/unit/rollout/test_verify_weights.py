@@ -164,7 +164,7 @@ groups = engine.generate(prompts, None, 3, on_group=rewards.submit)
 rewards.collect(groups)
 assert [(g.prompt.id, g.weights_version, g.rewards_G.tolist()) for g in groups] == [("p", 3, [0.0]), ("q", 3, [1.0])]
 if rank == 0:
-    rewards._scoring.started.clear()
+    rewards._scoring[0].started.clear()
 fails(lambda: rewards.collect(engine.generate(prompts[:1], None, 3, on_group=rewards.submit)), RewardError, "no judge")
 fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
 fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")

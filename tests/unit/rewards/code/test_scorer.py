@@ -42,8 +42,8 @@ def verdict_on(code, tests, language="", **settings):
         ("python", "print(3", ["compile_error", "compile_error"]),
         ("python", "import sys\nprint(sum(map(int, sys.stdin.read().split())))\nexit(0)", ["accepted", "accepted"]),
         ("cpp", "#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b; }", ["accepted", "accepted"]),
-        ("cpp", '#include <cstdio>\nint main() { int a; scanf("%d", &a); puts("3"); return a > 1; }', ["accepted",
-         "runtime_error"]),
+        ("cpp", '#include <cstdio>\nint main() { int a; scanf("%d", &a); puts("3"); return a > 1; }',
+         ["accepted", "runtime_error"]),
         ("cpp", "int main() { return x; }", ["compile_error", "compile_error"]),
     ],
 )  # fmt: skip
@@ -235,8 +235,8 @@ def test_output_agrees(output, expected, tolerance, same):
     ("value", "expected", "same"),
     [
         (1, True, True), (1.0, 1, True), ("1", 1, False), (None, 0, False), ([], None, False), (2**100, 2**100, True),
-        (1j, 1j, True),        ((1, 2), (1, 2), True), ([1, 2], (1, 2), False), ({1, 2}, {2, 1}, True), (frozenset({(1, 2)}), {(1,
-         2)}, True),
+        (1j, 1j, True),        ((1, 2), (1, 2), True), ([1, 2], (1, 2), False), ({1, 2}, {2, 1}, True),
+        (frozenset({(1, 2)}), {(1, 2)}, True),
         ({1}, {1, 2}, False),
         ({1: [2], "a": (3,)}, {"a": (3,), 1: [2]}, True), ({1: 2}, {1: 3}, False), ({1: 2}, {"1": 2}, False), (b"a", b"a", True),
         (float("nan"), float("nan"), False), (0.1 + 0.2, 0.3, False), (range(3), [0, 1, 2], False), (object(), None, False),

@@ -271,7 +271,7 @@ def test_a_missing_vote_leaves_no_preference():
 
 
 @pytest.mark.parametrize("output", ["", "A is better", "[[A>B]]\nor rather\n[[B>A]]", "[[A>B]]\n[[A>B]]",
-"[[A>B]] is my verdict.\nBye.",
+    "[[A>B]] is my verdict.\nBye.",
                                     "[[A<B]]", "[A>B]", "[[a>b]]", "[[A>>>B]]"])  # fmt: skip
 def test_only_one_label_on_the_last_line_is_a_vote(output):
     with pytest.raises(ValueError, match="labels"):

@@ -61,8 +61,8 @@ def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
         first = scoring.worker_pids()
         verdicts = list(scoring.stream(("odd", text, "8") for text in MIXED))
         assert [(v.score, v.outcome) for v in verdicts] == [
-            (1.0, "correct"), (None, "timeout"), (0.0, "wrong"), (None, "error"), (0.5, "correct"), (None, "error"), (None,
-             "error"),
+            (1.0, "correct"), (None, "timeout"), (0.0, "wrong"), (None, "error"), (0.5, "correct"), (None, "error"),
+            (None, "error"),
             (None, "error"), (None, "error"), (0.25, "correct"), (None, "error"),
         ]  # fmt: skip
         details = [v.detail for v in verdicts]
@@ -224,9 +224,9 @@ def test_a_closed_pool_says_so():
 
 
 def test_a_worker_starts_without_torch():
-    names = ("workers.main", "code.scorer", "math.scorer", "language.scorer", "rules.format")
-    imports = "".join(f"import megatron_r1.rewards.{name}\n" for name in names)
-    code = f"{imports}import sys\nprint({{'torch', 'pydantic'}} & set(sys.modules))"
+    modules = ("workers.main", "code.scorer", "math.scorer", "language.scorer", "rules.format", "rules.choice", "custom")
+    imports = ", ".join(f"megatron_r1.rewards.{module}" for module in modules)
+    code = f"import sys, {imports}; print({{'torch', 'pydantic'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=patient(60))
     assert done.stdout.strip() == "set()"
 
