@@ -148,9 +148,10 @@ def test_settings_in_the_text_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_imports_in_the_text_resolve(page):
-    for module, names in re.findall(
-        r"^ *from (megatron_r1[\w.]*) import ([\w, ]+)$", page.read_text(encoding="utf-8"), re.MULTILINE
-    ):
+    text = page.read_text(encoding="utf-8")
+    for module, names in re.findall(r"^ *from (megatron_r1[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+        if f"\n# {module.replace('.', '/')}.py\n" in text:
+            continue  # a module that the page has its reader write; a test of that page runs it
         for name in names.split(","):
             assert hasattr(importlib.import_module(module), name.strip()), f"{module} has no {name}"
 
