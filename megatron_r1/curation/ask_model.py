@@ -1,4 +1,4 @@
-"""A served model that writes data, asked many things; every answer is kept as soon as it is there."""
+"""Asks a served model to write data, in many requests; every answer is kept as soon as it arrives."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SECTION = "curation.writer"
 class Writer(Protocol):
     """A `ServedWriter`."""
 
-    concurrency: int  #: questions that it takes at a time
+    concurrency: int  #: requests at a time
 
     def ask(self, messages: Messages, seed: int) -> Future[Completion]:
-        """Start answering. The future raises NoCompletion if the model cannot be had."""
+        """Start answering. The future raises NoCompletion if the model does not answer."""
 
 
 class ServedWriter:
     """Asks an endpoint, `config.concurrency` requests at a time. Use it as a context manager, or call `close`.
 
     Args:
-        pause: for tests: how to wait.
+        pause: replaces the waiting between retries, for tests.
 
     Raises:
         ConfigError: url or model is not set, or the key cannot be read.
@@ -58,7 +58,7 @@ class ServedWriter:
         return self._threads.submit(self._endpoint.sample, request)
 
     def close(self) -> None:
-        """Drop what is waiting, and end after what is under way. Safe to call twice."""
+        """Drop waiting requests, and end after those that are under way. Safe to call twice."""
         self._endpoint.close()
         self._threads.shutdown(cancel_futures=True)
 
@@ -70,7 +70,7 @@ class ServedWriter:
 
 
 def ask_all(writer: Writer, requests: Mapping[str, Messages], ledger: Ledger, seed: int, description: str) -> dict[str, str]:
-    """The answers to all requests that have one: those of the ledger, and new ones, which go there at once.
+    """The answers to all requests that have one: those of the ledger, and new ones, which are appended to it at once.
 
     An answer that was cut at the limit or is blank is kept as none: asked again, it would most likely be the same.
 
@@ -81,7 +81,7 @@ def ask_all(writer: Writer, requests: Mapping[str, Messages], ledger: Ledger, se
         id -> the whole answer; reasoning that the server gives apart stands in think tags before it.
 
     Raises:
-        RolloutError: the model cannot be had. What came is kept: the same command goes on from there.
+        RolloutError: the model does not answer. What came is kept: the same command continues from there.
         RewardError: the endpoint refuses the key, the path or the model.
     """
     missing = [id for id in requests if id not in ledger.records]
@@ -96,7 +96,7 @@ def ask_all(writer: Writer, requests: Mapping[str, Messages], ledger: Ledger, se
 def _stream_answers(
     writer: Writer, requests: Iterable[tuple[str, Messages]], seed: int, ledger: Ledger
 ) -> Iterable[list[dict[str, Any]]]:
-    """Yield records as they come. After a request that fails for good no other is sent; what is under way is still taken."""
+    """Yield records as they come. After a request that fails for good no other is sent; those under way are still taken."""
     left = iter(requests)
     failure: NoCompletion | None = None
     under_way: dict[Future[Completion], str] = {}

@@ -7,7 +7,7 @@ Sources: R1 v1 (arXiv) section 2.3.1, R1 v2 B.3.2.
     zero       correct outputs of R1-Zero are translated if they left the question's language, rewritten, and summarised
                by a model (`refine: served`), or only get other tags (`refine: rules`)
 
-Every answer of a model is kept as soon as it is there. What comes out is checked again and filtered, and is then ready for review.
+Every answer of a model is kept as soon as it arrives. The results are checked again and filtered, and are then ready for review.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.ledger import Ledger, settle
 from megatron_r1.tags import without_reasoning
 
-_THINK = Form()  # what is worked on; `config.form` is put on at the end
+_THINK = Form()  # of all intermediate answers; `config.form` is applied at the end
 _NO_ANSWER = "no_answer"
 
 
@@ -52,18 +52,18 @@ def write_cold_start(
     config: CurationConfig,
     seed: int,
 ) -> RecordCounts:
-    """Make cold-start data; writes what `results.py` describes into `folder`. Started again after a kill, it goes on.
+    """Make cold-start data in `folder`, whose files `outputs.py` describes. Started again after a kill, it continues.
 
     Args:
         problems: for few_shot and direct.
         traces: for zero: what `sample_and_keep` kept of R1-Zero's samples, with think tags or in the config's form.
         writer: the served model; None if no way needs it.
-        check: what is written is checked against the reference again, since a rewrite may have changed the answer.
+        check: checks what is written against the reference again, because a rewrite may have changed the answer.
 
     Raises:
         ConfigError: a model is needed and there is none, or the folder was begun with other settings.
         DataError: nothing is accepted, or a trace has no reference.
-        RolloutError: the model cannot be had; what it has written is kept.
+        RolloutError: the model does not answer; what it has written is kept.
     """
     cold = config.cold_start
     new_ways = [way for way in ("few_shot", "direct") if way in cold.ways]
@@ -177,13 +177,13 @@ def _in_think_form(conversation: Conversation, form: Form) -> Conversation:
 
 
 def _answer_parts(conversation: Conversation) -> Answer:
-    """The parts of the last answer; one that is malformed, where no filter asks, is a summary alone."""
+    """The parts of the last answer; a malformed one, if no filter drops it, counts as a summary alone."""
     content = conversation.turns[-1][1]
     return _THINK.split(content) or Answer(None, content)
 
 
 def _question_of(problem: Problem, id: str, way: str) -> Conversation:
-    """A problem as a conversation that is not answered yet."""
+    """A problem as a conversation without an answer."""
     fields = {"prompt_id": problem.id, "kind": problem.kind, "reference": problem.answer}
     domain = problem.domain if problem.kind == "reasoning" else "general"
     named = {"domain": domain, "language": problem.language, "source": f"cold_start/{way}", "fields": fields}

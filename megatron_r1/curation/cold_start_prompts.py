@@ -64,8 +64,8 @@ Write the rewritten thought process alone, nothing before or after it."""
 
 DIRECT_PROMPT = f"""Think about the question below before you answer it, and show how you think.
 
-Write your thinking between {THINK_OPEN} and {THINK_CLOSE}: in the first person, in short paragraphs of plain text, in the language \
-of the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. \
+Write your thinking between {THINK_OPEN} and {THINK_CLOSE}: in the first person, in short paragraphs of plain text, in the \
+language of the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. \
 Before you finish, verify the result in another way.
 
 After {THINK_CLOSE}, write a clear and short solution for a reader who has not seen your thinking, with the final answer in \

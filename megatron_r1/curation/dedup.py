@@ -15,11 +15,11 @@ from megatron_r1.curation.words import hash_ngrams, words_of
 
 _RECALL = 0.95  # probability that two texts as similar as the threshold are compared
 _PIECE = 4096  # n-grams hashed at once, which bounds the memory
-_BUCKET = 8  # texts that a new one is compared with per band: bounds the time if many texts are somewhat alike
+_BUCKET = 8  # texts with which a new one is compared per band: bounds the time if many texts are somewhat alike
 
 
 class Signer:
-    """Makes signatures. The same settings and seed give the same ones, in any process."""
+    """Makes signatures. The same settings and seed give the same signatures in any process."""
 
     def __init__(self, config: DedupConfig, seed: int) -> None:
         self._ngram = config.ngram
@@ -57,7 +57,7 @@ class NearDuplicates:
         """The kept text that this one repeats, with the estimated similarity; None if it is new; it is kept from now on.
 
         Args:
-            index: of the text; later calls name it.
+            index: a number for the text, by which later calls name it.
         """
         keys = [signature[band * self._rows : (band + 1) * self._rows].tobytes() for band in range(self._bands)]
         found = [bucket.get(key, ()) for bucket, key in zip(self._buckets, keys)]

@@ -30,7 +30,7 @@ class Inspected:
     """What was found out about a record."""
 
     where: str
-    offset: int  #: of its line
+    offset: int  #: of its line, in bytes
     id: str
     domain: str
     rejection: Rejection | None
@@ -39,14 +39,14 @@ class Inspected:
 
 
 class Inspector:
-    """Examines records one at a time."""
+    """Inspects records one at a time."""
 
     def __init__(self, config: CurationConfig, sets: EvaluationSets, seed: int) -> None:
         self._config, self._sets, self._form = config, sets, Form.of(config)
         self._signer = Signer(config.dedup, seed) if config.dedup.enabled else None
 
     def inspect(self, line: RawLine, source: str) -> Inspected:
-        """Examine one line.
+        """Inspect one line.
 
         Raises:
             DataError: it is no conversation.
@@ -66,7 +66,7 @@ class Inspector:
 def inspect_all(
     lines: Iterable[RawLine], source: str, config: CurationConfig, sets: EvaluationSets, seed: int
 ) -> Iterator[Inspected]:
-    """Examine lines in their order, in `config.workers` processes; the result is the same for any number of them.
+    """Inspect lines in their order, in `config.workers` processes; the result is the same for any number of them.
 
     Raises:
         DataError: a line is no conversation, or a process died.

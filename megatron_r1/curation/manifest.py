@@ -52,17 +52,17 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write it whole, as the last file of its folder: what has a manifest is finished."""
+    """Write the manifest as the last file of its folder: a folder with a manifest is finished."""
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def remove_manifest(folder: Path) -> None:
-    """Before the files of a finished folder are replaced: until the new manifest is there, it is not finished."""
+    """Call this before the files of a finished folder are replaced: without a manifest the folder is not finished."""
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished folder; None if there is none, or none that can be read."""
+    """The manifest of a finished folder; None if there is none or it cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,7 +2,7 @@
 
 Sources: R1 v1 (arXiv) section 2.3.3, R1 v2 B.3.3.
 
-A simple query such as "hello" gets none. Neither does a conversation of several turns, nor an answer that reasons already.
+A simple query such as "hello" gets no chain of thought; nor does a conversation of several turns, or an answer that has reasoning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ in the language of the request. Do not write the answer itself, and do not menti
 
 
 def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, config: CurationConfig, seed: int) -> RecordCounts:
-    """Make supervised data of a file of conversations; writes what `results.py` describes. Started again after a kill, it goes on.
+    """Make supervised data of a file of conversations; `outputs.py` describes the files. Started again after a kill, it continues.
 
     Args:
         source: .jsonl, in any form that `data.conversations` reads.
@@ -46,7 +46,7 @@ def write_non_reasoning(source: Path, writer: Writer | None, folder: Path, confi
     Raises:
         ConfigError: a model is needed and there is none, or the folder was begun with other settings.
         DataError: file and line of a malformed record, or nothing is accepted.
-        RolloutError: the model cannot be had; what it has written is kept.
+        RolloutError: the model does not answer; what it has written is kept.
     """
     if writer is None and config.non_reasoning.cot_share > 0:
         raise ConfigError("curation.non_reasoning.cot_share is above 0: set curation.writer.url and model, or cot_share=0")
@@ -83,7 +83,7 @@ def is_simple(query: str, config: NonReasoningConfig) -> bool:
 
 
 def _gets_cot(conversation: Conversation, config: NonReasoningConfig, form: Form, seed: int) -> bool:
-    """Drawn from seed and id: the same choice in every run, whatever else the file holds."""
+    """Whether a model writes a chain of thought for this one: drawn from seed and id, whatever else the file holds."""
     turns = conversation.turns
     if len(turns) != 1 or is_simple(turns[0][0], config):
         return False
@@ -94,7 +94,7 @@ def _gets_cot(conversation: Conversation, config: NonReasoningConfig, form: Form
 
 
 def _answered(source: Path, thoughts: dict[str, str], form: Form) -> Iterator[Conversation]:
-    """The conversations of the file, with the chains of thought that there are."""
+    """The conversations of the file, with the chains of thought that were written."""
     for conversation in read_file(source):
         thought = without_reasoning(thoughts[conversation.id]) if conversation.id in thoughts else None
         yield conversation if not thought else conversation.answered(form.join(Answer(thought, conversation.turns[-1][1])))

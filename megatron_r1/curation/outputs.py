@@ -25,7 +25,7 @@ KEPT, REJECTED = "conversations.jsonl", "rejected.jsonl"
 
 
 class StepOutputs:
-    """Takes records one by one."""
+    """Takes records one by one and counts them."""
 
     def __init__(self, kept: TextIO, rejected: TextIO) -> None:
         """Use `write_outputs`."""
@@ -51,7 +51,7 @@ def write_outputs(folder: Path, made_from: Mapping[str, Any]) -> Iterator[StepOu
     """The outputs of a step. Their files appear when the block ends well and replace those of an earlier run.
 
     Args:
-        made_from: what they depend on, for the manifest.
+        made_from: what the outputs depend on, for the manifest.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -71,7 +71,7 @@ def write_outputs(folder: Path, made_from: Mapping[str, Any]) -> Iterator[StepOu
 
 
 def describe_losses(counts: RecordCounts) -> str:
-    """What dropped how many, the most first, on one line."""
+    """How many records each filter and set dropped, the most first, on one line."""
     losses = Counter({f"filter {name}": by_domain.total() for name, by_domain in counts.filtered.items()})
     losses.update({f"evaluation set {name}": by_domain.total() for name, by_domain in counts.contaminated.items()})
     losses.update({"near-duplicates": counts.duplicates.total()} if counts.duplicates else {})

@@ -2,7 +2,7 @@
 
     {"id", "messages": [{"role", "content"}, ...], "domain", "language", "source", ...}
 
-Only the conversation is required, in any form that `data.conversations` reads. Fields that have no name here are kept as they are.
+Only the conversation is required, in any form that `data.conversations` reads. Other fields are kept as they are.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def read_file(path: Path) -> Iterator[Conversation]:
 
 
 def check_id(id: str, where: str, seen: dict[str, str]) -> None:
-    """Note where an id stands.
+    """Note the place of an id.
 
     Raises:
         DataError: it stands somewhere else already.
@@ -105,7 +105,7 @@ def parse_line(line: RawLine, source: str) -> Conversation:
     """One line.
 
     Args:
-        source: of a record that names none; with the line's number it is also the id of a record that has none.
+        source: for a record that names none; with the number of the line it is also the id of a record without one.
 
     Raises:
         DataError: file and line of what is missing or malformed.

@@ -41,13 +41,13 @@ def sample_and_keep(
     policy: str,
     filters: FilterConfig | None = None,
 ) -> Selection:
-    """Sample, check, filter and choose; writes what `results.py` describes into `folder`. Started again, it goes on.
+    """Sample, check, filter and choose; `outputs.py` describes the files in `folder`. Started again, it continues.
 
     Called in one process. The engine holds the policy's weights already.
 
     Args:
         check: from `answer_check`.
-        policy: names what the engine holds, e.g. by the hash of its weights.
+        policy: a name for the weights that the engine holds, e.g. their hash.
         filters: those that a sample must pass; None: `config.filters`.
 
     Raises:
@@ -61,7 +61,7 @@ def sample_and_keep(
 def select(
     prompts: Sequence[Prompt], folder: Path, config: CurationConfig, seed: int, policy: str, filters: FilterConfig | None = None
 ) -> Selection:
-    """Filter and choose from samples that are there: with other filters, nothing is sampled again.
+    """Filter and choose from existing samples: other filters need no new samples.
 
     Raises:
         DataError: samples are missing, or none is accepted.
@@ -121,7 +121,7 @@ def _pick_kept(prompt: Prompt, accepted: Sequence[Conversation], config: Curatio
 
 
 def to_conversation(prompt: Prompt, record: dict[str, Any], form: Form, answer_summary: str) -> Conversation:
-    """A sample as supervised data; one in no known form stays as it is, for a filter to drop."""
+    """A sample as supervised data; a sample in no known form stays as it is, so that a filter drops it."""
     answer = read_sample(record["response"], answer_summary)
     fields = {name: record[name] for name in ("prompt_id", "outcome", "score", "detail", "tokens")}
     return Conversation.of_turn(

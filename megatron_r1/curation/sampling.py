@@ -33,10 +33,10 @@ OnSamples = Callable[[int], None]  #: is called with the number of samples that 
 def sample(
     engine: SamplingEngine, check: Check, prompts: Sequence[Prompt], folder: Path, config: RejectionConfig, seed: int, policy: str
 ) -> None:
-    """Sample `config.samples_per_prompt` responses to every prompt, and check them; what is in `folder` already is not made again.
+    """Sample `config.samples_per_prompt` responses to every prompt that `folder` does not hold yet, and check them.
 
     Args:
-        policy: names what the engine holds, e.g. by the hash of its weights.
+        policy: a name for the weights that the engine holds, e.g. their hash.
 
     Raises:
         ConfigError: the folder holds samples of another policy, of other prompts or with other settings.
@@ -106,7 +106,7 @@ def _fill_batch(
 
 
 class _Batch:
-    """A batch under way. What its ledgers hold from before a kill is taken over."""
+    """A batch under way. It takes over what its ledgers hold from before a kill."""
 
     def __init__(
         self, prompts: Sequence[Prompt], check: Check, responses: Ledger, verdicts: Ledger, per_prompt: int, on_samples: OnSamples
@@ -122,11 +122,11 @@ class _Batch:
         on_samples(len(responses.records))
 
     def unsampled_prompts(self) -> list[Prompt]:
-        """The prompts of which a sample is missing."""
+        """The prompts that lack a sample."""
         return list({prompt.id: prompt for id, prompt in self._by_id.items() if id not in self._responses.records}.values())
 
     def keep(self, group: RolloutGroup) -> None:
-        """Take the samples of a prompt, but those that are there, and start checking them."""
+        """Take the new samples of a prompt and start checking them."""
         records = [record for record in _sample_records(group) if record["id"] not in self._responses.records]
         self._responses.append(records)
         for record in records:
@@ -148,7 +148,7 @@ class _Batch:
         )
 
     def _keep_verdicts(self) -> None:
-        """Put on the disk what is known by now."""
+        """Put the verdicts that are known by now on the disk."""
         ready = [id for id, verdict in self._waiting.items() if verdict.done()]
         verdicts = {id: self._waiting.pop(id).result() for id in ready}
         self._verdicts.append(

@@ -1,7 +1,7 @@
-"""Texts as words, and runs of words as numbers: what near-duplicates and contamination are found by.
+"""Texts as words, and runs of words as numbers, which show near-duplicates and contamination.
 
-A word is a run of letters and digits in lower case. A Chinese character and a Japanese kana is a word by itself, since no space
-says where words end. Everything else (space, punctuation, the signs of formulas) counts for nothing.
+A word is a run of letters and digits in lower case. A Chinese character or a Japanese kana is a word by itself, because
+no space separates words there. Everything else (space, punctuation, the signs of formulas) is ignored.
 """
 
 from __future__ import annotations

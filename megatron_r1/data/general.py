@@ -28,7 +28,7 @@ def load_general(config: DataConfig) -> ProblemSource | None:
 
 
 class Requests:
-    """The requests of the generated world; see `tally_chat`."""
+    """The requests of the generated world; see `tally.requests`."""
 
     def __init__(self, heldout_fraction: float):
         self._fraction = heldout_fraction
@@ -55,12 +55,11 @@ class Requests:
 class GeneralMix:
     """Reasoning problems, and from a position on general ones among them.
 
-    R1 v2 (arXiv) section 3.2.2 has general ones only in the last 400 of 1,700 steps.
-
-    Which position holds which kind depends on the seed and the position alone.
+    The kind of a position depends on the seed and the position alone. Source: R1 v2 (arXiv) section 3.2.2, which has general
+    prompts only in the last 400 of 1,700 steps.
 
     Args:
-        first_position: of the stream, from which general problems come.
+        first_position: position of the stream from which general problems come.
         share: of general problems from there on.
     """
 

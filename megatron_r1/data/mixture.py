@@ -1,4 +1,4 @@
-"""Which samples of several sources make an epoch, and in which order: a function of sizes, weights and seed alone."""
+"""Which samples of several sources make an epoch, and in which order. It depends on sizes, weights and seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing samples of different lengths end to end, so that no compute goes into padding.
+"""Packs samples of different lengths end to end, so that no compute goes into padding.
 
 R1 v2 (arXiv 2501.12948v2) supplement B.1: sort the global batch by length, distribute it over the data-parallel group, fill
 fixed-length chunks by best fit, equalise the number of chunks.

@@ -81,5 +81,5 @@ def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_promp
 
 
 def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
-    """The prompt with an opened <think> at its end: measures what a base can reason, apart from whether it chooses to."""
+    """The prompt with an opened <think> at its end: measures how well a base reasons, apart from whether it chooses to reason."""
     return replace(prompt, text=prompt.text + THINK_OPEN, token_ids=prompt.token_ids + tuple(tokenizer.encode(THINK_OPEN)))

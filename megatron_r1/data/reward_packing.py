@@ -1,4 +1,4 @@
-"""Packing sequences whose last token is scored; those of one example, such as the two of a pair, stay in one micro-batch."""
+"""Packs sequences whose last token is scored. Those of one example, such as the two of a pair, stay in one micro-batch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def pack_examples(
 
 
 def last_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> torch.Tensor:
-    """[S] what stands at the last token of each sequence, padding left out, in the order of the micro-batch; keeps the gradient."""
+    """[S] the value at the last token of each sequence, without padding, in the order of the micro-batch; keeps the gradient."""
     assert micro_batch.cu_seqlens is not None, "only packed micro-batches have last tokens"
     is_real = [sample_id != PADDING for sample_id in micro_batch.sample_ids]
     last = micro_batch.cu_seqlens[1:].long() - 1

@@ -31,12 +31,12 @@ def write_store(folder: Path, samples: Iterable[tuple[int, TrainingSample]], des
     """Write (group, sample) pairs under a temporary name, then rename it to `folder`, which is replaced.
 
     Args:
-        describe: goes into the index when all samples are written, so it may be filled while they are made.
+        describe: written into the index after all samples, so it may be filled while they are made.
 
     Raises:
-        DataError: the disk does not take it.
+        DataError: the folder cannot be written.
     """
-    # A name of its own, not the process's: what a kill left behind is overwritten.
+    # Not named after the process: the next run overwrites what a kill left behind.
     temporary = folder.with_name(f"{folder.name}.tmp-store")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -58,7 +58,7 @@ def _write_arrays(folder: Path, samples: Iterable[tuple[int, TrainingSample]]) -
             tokens = np.asarray(sample.token_ids, dtype="<i4").tobytes()
             file.write(tokens)
             checksum.update(tokens)
-            # Where the mask rises and falls; entry t of the mask is about token t + 1.
+            # The places at which the mask rises and falls; entry t of the mask belongs to token t + 1.
             edges = np.flatnonzero(np.diff(np.asarray([0, 0, *sample.loss_mask, 0], dtype=np.int8))) + offsets[-1]
             spans.extend(edges.tolist())
             span_offsets.append(len(spans) // 2)
@@ -72,7 +72,7 @@ def _write_arrays(folder: Path, samples: Iterable[tuple[int, TrainingSample]]) -
 
 
 class SampleStore:
-    """The samples of a folder. What is not being read stays on the disk."""
+    """The samples of a folder. Samples that nobody reads stay on the disk."""
 
     def __init__(self, folder: Path):
         """

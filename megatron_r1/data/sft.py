@@ -23,13 +23,13 @@ from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import TrainingSample
 
 VALIDATION = -1  #: group of the samples that are not trained on
-PREVIEW = "preview.txt"  #: the first samples as text, what is trained on in brackets, to look at before a long run
+PREVIEW = "preview.txt"  #: the first samples as text, the trained parts in brackets, to look at before a long run
 _SHOWN = 5
 
 
 @dataclass
 class SourceCounts:
-    """What became of one source."""
+    """What happened to the records of one source."""
 
     path: str
     samples: int = 0
@@ -79,7 +79,7 @@ def prepare_sft(
 
 
 class SftData:
-    """The samples that `prepare_sft` made: which of them train in which order, and which validate."""
+    """The samples that `prepare_sft` made: the order of those that train, and those that validate."""
 
     def __init__(self, folder: Path, config: SftConfig, seed: int):
         """
@@ -209,7 +209,7 @@ def _encode_sources(
 
 
 def _limit(samples: list[TrainingSample], limit: int, overlong: str, counts: SourceCounts, where: str) -> Iterator[TrainingSample]:
-    """The samples of at most `limit` targets, and what is to become of longer ones."""
+    """The samples of at most `limit` targets, and longer ones as `overlong` says."""
     for sample in samples:
         if sample.num_targets <= limit:
             yield sample

@@ -1,4 +1,4 @@
-"""Records to training samples, here or in processes of their own: 800,000 long samples are hours of tokenisation for one."""
+"""Records to training samples, here or in several processes: one process takes hours to tokenise 800,000 long samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Encoded:
     """One conversation."""
 
     where: str
-    question: str  #: what makes two conversations one when they are split into training and validation
+    question: str  #: conversations with the same question go into the same part, training or validation
     samples: list[TrainingSample]
 
 
@@ -50,7 +50,7 @@ class Encoder:
 
 
 def encode_records(records: Iterable[Record], encoder: Encoder, workers: int) -> Iterator[Encoded | DataError]:
-    """Every record in order, encoded by this many processes, by this one if 0."""
+    """Every record in order, encoded by `workers` processes; by this process if 0."""
     if not workers:
         yield from map(encoder.encode, records)
         return

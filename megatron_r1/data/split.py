@@ -1,4 +1,4 @@
-"""Which problems are kept for evaluation."""
+"""The split into training and evaluation by a hash of each problem."""
 
 from __future__ import annotations
 

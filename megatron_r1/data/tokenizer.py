@@ -1,6 +1,7 @@
 """One wrapper over a Hugging Face `tokenizer.json`, strict about what may become a control token.
 
-Ways in, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode_response` (a given
+Methods for texts, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode_response`
+(a given
 response: only <think> and its like are tokens), `encode` (the same with every added token but the control tokens) and
 `encode_template` (a template's own text). Beginning and end of sequence are only ever placed by code or by a template.
 """
@@ -94,7 +95,7 @@ class Tokenizer:
         return ids
 
     def encode_template(self, text: str) -> list[int]:
-        """A template's own text: every added token in it is one, control tokens too."""
+        """The text of a template itself: every added token in it becomes a token, control tokens too."""
         self._with_tags.encode_special_tokens = False
         try:
             return self._with_tags.encode(text, add_special_tokens=False).ids
@@ -102,7 +103,7 @@ class Tokenizer:
             self._with_tags.encode_special_tokens = True
 
     def encode_fixed(self, text: str) -> list[int]:
-        """The same for one of a few texts that come again and again."""
+        """Like `encode_template`, for one of a few texts that come again and again."""
         if text not in self._fixed_ids:
             self._fixed_ids[text] = self.encode_template(text)
         return self._fixed_ids[text]

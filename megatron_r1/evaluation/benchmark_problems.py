@@ -1,4 +1,4 @@
-"""From the rows of a benchmark to problems: what the model is asked, and what its responses are held against."""
+"""From the records of a benchmark to problems: the question for the model, and the reference for its responses."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _fill_prompt(prompt: str, parts: Mapping[str, str]) -> str:
 
 
 def _take_question(benchmark: Benchmark, row: Record) -> str:
-    """As it stands: the leading space of a program matters."""
+    """The question as the record has it: the leading space of a program matters."""
     where, record = row
     name = _first_name(benchmark.question, row)
     take_text(record, name, where)
@@ -168,7 +168,7 @@ _FORMS: dict[str, Callable[[Benchmark, Record, str], Parts]] = {
 
 
 def digest(values: Iterable[Any]) -> str:
-    """A short name of a sequence of values: other values have another."""
+    """A short name for a sequence of values; other values have another name."""
     total = hashlib.sha256()
     for value in values:
         total.update(f"{value!r}\n".encode(errors="replace"))

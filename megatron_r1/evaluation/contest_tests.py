@@ -31,7 +31,7 @@ def contest_day(record: dict[str, Any], where: str) -> str:
 
 
 def contest_tests(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """All tests of a problem in the form of `rewards.code_forms`.
+    """All tests of a problem in the form of `rewards.code.forms`.
 
     Raises:
         DataError: a field that is missing or cannot be read.

@@ -57,7 +57,7 @@ def measure_benchmark(
     """The numbers of one benchmark. Every problem has all its samples in both ledgers.
 
     Args:
-        classes: see `scoring.vote_classes`; None: no vote.
+        classes: see `score_responses.vote_classes`; None: no vote.
         greedy_scores: of the responses at temperature 0.
         resamples, seed: of the bootstrap.
     """
@@ -91,7 +91,7 @@ def measure_benchmark(
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int, seed: int) -> tuple[float, float]:
-    """95% percentile interval of the mean of one value a problem, from `resamples` draws of as many problems with replacement.
+    """95% percentile interval of the mean of one value per problem, from `resamples` draws of as many problems with replacement.
 
     Problems are drawn, not samples: samples of one problem are not independent. If all values are the same, as 0 of 30, the
     interval is empty; `passk.wilson_interval` is not.

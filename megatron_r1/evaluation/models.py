@@ -1,4 +1,4 @@
-"""Who answers: a rollout engine of ours, or a served model behind an OpenAI-compatible endpoint."""
+"""The models that answer: in a rollout engine of ours, or served behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Model(Protocol):
     def sample(
         self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
     ) -> None:
-        """Ask for what `kept` does not have, and append every response as it comes.
+        """Sample the responses that `kept` lacks, and append each as it comes.
 
         A line: problem, sample, response, finished (ended by itself), tokens (None if the server does not count tokens).
 
@@ -37,12 +37,12 @@ class Model(Protocol):
 class EngineModel:
     """A `Model` on a rollout engine.
 
-    Problems are asked for in calls of fixed content. A call that was interrupted is made again as a whole, so that its responses
-    are the ones that it would have given; those which were kept before the kill stay.
+    The calls to the engine have fixed contents. An interrupted call is made again as a whole, so that it gives the same
+    responses; those that were kept before the kill stay.
 
     Args:
         make_prompt: renders and tokenises a problem.
-        opening: text at the end of every prompt that belongs to the response, e.g. a forced <think>.
+        opening: text at the end of every prompt that is a part of the response, e.g. a forced <think>.
         responses_per_call: about how many responses one call asks for.
     """
 
@@ -82,7 +82,7 @@ class EngineModel:
 class EndpointModel:
     """A `Model` behind an endpoint: one request a response, `config.concurrency` at a time. Use it as a context manager.
 
-    The first request that fails for good stops the sampling; what is under way then is still kept.
+    The first request that fails for good stops the sampling; responses that are under way are still kept.
 
     Raises:
         ConfigError: no model is named, a wrong url, a key that cannot be read.
@@ -123,7 +123,7 @@ class EndpointModel:
                         kept.append([_response_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
                         on_responses(1)
             except BaseException:
-                self._endpoint.close()  # Ctrl-C, a full disk: nobody waits an hour for what is under way
+                self._endpoint.close()  # Ctrl-C, a full disk: nobody waits an hour for requests under way
                 raise
         if failure is not None:
             there = _describe_kept(kept, len(wanted))
@@ -156,7 +156,7 @@ def _describe_kept(kept: Ledger, wanted: int) -> str:
 
 
 def _whole_text(completion: Completion) -> str:
-    """Reasoning that the server gives apart goes back into its tags, where a cut one stays open."""
+    """The text with the reasoning that the server gives apart, in its tags; reasoning that was cut stays open."""
     if not completion.reasoning:
         return completion.text
     closing = f"\n{THINK_CLOSE}\n\n{completion.text}" if completion.text or completion.finished else ""

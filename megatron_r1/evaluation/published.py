@@ -1,4 +1,4 @@
-"""Numbers that others published, to stand beside measured ones. Percent, but for ratings.
+"""Published numbers of others, to show beside measured ones. In percent, except ratings.
 
 Sources: R1 v1 is arXiv 2501.12948v1, R1 v2 is arXiv 2501.12948v2. If both have a number and the numbers differ, that of R1 v2
 stands here and the table says so.

@@ -21,7 +21,7 @@ def open_samples(path: Path, settings: Mapping[str, Any] | None, replace: bool =
     Args:
         path: of the records; it is made if it is missing.
         settings: what the records depend on; must survive JSON. None: those that the file was begun with.
-        replace: begin anew if the records were made under other settings.
+        replace: start again if the records were made under other settings.
 
     Raises:
         ConfigError: the records were made under other settings, or none are given and there are none.

@@ -13,7 +13,7 @@ from megatron_r1.rewards.protocol import Verdict
 
 
 class AnswerClasses:
-    """A scorer in form only: it sorts answers into classes of equal ones in a worker process, which can be killed when it is late.
+    """Sorts answers into classes of equal ones. A scorer in form only, so that it runs in a worker process, which can be killed.
 
     `score` takes a JSON list of answers as the response; `parts["classes"]` has the number of each answer's class.
     """

@@ -1,4 +1,4 @@
-"""What a report reads from a folder: one run, or the runs of a pipeline."""
+"""Reads one run, or the runs of a pipeline, from a folder for a report."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _state(folder: Path, signs: list[Sign], now: float) -> str:
 
 
 def _is_alive(sign: Sign, now: float) -> bool:
-    """By its own clock, which may be a little off; one sign may be late."""
+    """Whether the rank is alive by its own clock, which may be a little off; one sign may be late."""
     return sign.activity != ENDED and now - sign.time < 3 * sign.interval_seconds + 10
 
 

@@ -62,12 +62,12 @@ def r1_chat_jinja(opened: bool = False) -> str:
 
 
 def render(template: str, question: str) -> str:
-    """The text a model is prompted with; its response starts right after the last character."""
+    """The text of the prompt; the response starts right after its last character."""
     return "".join(split_prompt(template, question))
 
 
 def fixed_texts(template: str) -> tuple[str, str]:
-    """What stands before and after every question."""
+    """The texts before and after every question."""
     before, _, after = split_prompt(template, "")
     return before, after
 

@@ -31,13 +31,13 @@ class Turn:
 
 
 class ChatTemplate(Protocol):
-    """What stands around the messages of a conversation."""
+    """Encodes the messages of a conversation and what the template puts around them."""
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """What a model is asked with: these messages, and what opens the assistant's reply."""
+        """The prompt: these messages, and what opens the assistant's reply."""
 
     def encode_turn(self, messages: Sequence[Message]) -> tuple[list[int], Turn]:
-        """The history before the last message, which is the assistant's, and the turn itself.
+        """The history before the last message, and that message, which is the assistant's, as a turn.
 
         Raises:
             DataError: the template has no place for such messages.

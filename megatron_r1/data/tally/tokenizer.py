@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 
-from megatron_r1.data.chat.prompt_templates import marker_texts
+from megatron_r1.data.chat.prompt_templates import ASSISTANT, USER, marker_texts
 from megatron_r1.data.tally.arithmetic import pretraining_document
 from megatron_r1.data.tally.requests import draw_request, tally_chat_document
 from megatron_r1.data.tokenizer import TAGS, TALLY_PATTERN, Tokenizer, train_tokenizer
 
 _NUM_DOCUMENTS = 5000
-_TURNS = ("<｜User｜>", "<｜Assistant｜>")
 _CHAT_TEXTS = ("\n\n", "So \\boxed{8}.", "共\\boxed{8}。")  # what only the chat format has, many times over
 
 
@@ -37,7 +36,7 @@ def train_tally_chat_tokenizer(vocab_size: int = 512, template: str = "r1_zero",
     for _ in range(_NUM_DOCUMENTS):
         question, continuation = tally_chat_document(rng, heldout_fraction)
         texts += [f" {question}", *_without_tags(continuation), draw_request(rng, False, heldout_fraction).thought]
-    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, (*marker_texts(template), *_TURNS))
+    return train_tokenizer(texts, vocab_size, TALLY_PATTERN, (*marker_texts(template), USER, ASSISTANT))
 
 
 def _without_tags(text: str) -> list[str]:
