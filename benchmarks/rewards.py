@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.measure import positive
 
-PARTS = {"rewards_math": "math", "rewards_code": "code", "rewards_engine": ""}  #: module -> its part of the data
+PARTS = {"rewards_math": "math", "rewards_code": "code", "rewards_pool": ""}  #: module -> its part of the data
 
 
 def main() -> int:

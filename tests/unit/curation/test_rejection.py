@@ -240,7 +240,7 @@ def test_a_torn_line_is_repaired_and_a_damaged_one_is_named(tmp_path):
 
 
 class Rules:
-    """A scoring engine that gives the same verdict on everything."""
+    """A scoring pool that gives the same verdict on everything."""
 
     def __init__(self, verdict: Verdict) -> None:
         self.asked: list[tuple] = []

@@ -1,9 +1,9 @@
-"""The scoring pool: responses judged per second, from one worker to more.
+"""The scoring pool: responses scored per second, from one worker to more.
 
-    python -m benchmarks.rewards_engine --data FOLDER [--workers 1 2] [--limit N] [--repeats N] [--out FILE.json]
+    python -m benchmarks.rewards_pool --data FOLDER [--workers 1 2] [--limit N] [--repeats N] [--out FILE.json]
 
 FOLDER holds math/gsm8k_train.jsonl, math/math_train.json and language/<language>.txt as their authors publish them. Half of the
-math responses give the right answer, half another problem's. `format` costs next to nothing to judge: its rate is that of the pool.
+math responses give the right answer, half another problem's. `format` costs next to nothing to score: its rate is that of the pool.
 The verdicts must not depend on the number of workers, else the benchmark fails.
 """
 
@@ -72,7 +72,7 @@ def measure(scorer: str, items: list[Item], workers: int) -> tuple[float, list[A
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Judge the same responses with each number of workers in turn, `repeats` times."""
+    """Score the same responses with each number of workers in turn, `repeats` times."""
     if not (arguments.data / "math/gsm8k_train.jsonl").is_file():
         raise ConfigError(f"--data {arguments.data}: there is no math/gsm8k_train.jsonl in it")
     machine = describe_machine("cpu")
