@@ -1,0 +1,83 @@
+"""What a policy loss is handed: sequences and counts of the whole minibatch, however it is packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_r1.algorithms.losses import registry
+from megatron_r1.algorithms.losses.contract import PolicyBatch, PolicySettings
+from megatron_r1.config.grpo import GrpoConfig
+from megatron_r1.data.packing import pack_samples
+from megatron_r1.training.grpo import is_due, loss_of
+from megatron_r1.types import TrainingSample
+
+LENGTHS = (9, 4, 6)  # tokens; the first three are the prompt's
+
+
+def samples() -> list[TrainingSample]:
+    made = []
+    for number, length in enumerate(LENGTHS):
+        mask = [0, 0] + [1] * (length - 3)
+        zeros = torch.zeros(length - 1)
+        made.append(TrainingSample([number] * length, mask, float(number), old_logprobs=zeros, rollout_logprobs=zeros))
+    return made
+
+
+def test_a_loss_gets_boundaries_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[PolicyBatch, PolicySettings]] = []
+
+    def watch(batch: PolicyBatch, settings: PolicySettings) -> tuple[torch.Tensor, dict[str, Any]]:
+        seen.append((batch, settings))
+        return batch.logprobs.sum(), {}
+
+    monkeypatch.setitem(registry.POLICY_LOSSES, "watch", watch)
+    stage = GrpoConfig(loss="watch", clip_eps=0.3, kl_coef=0.0, normalization="token")
+    (micro_batches,) = pack_samples(samples(), max_tokens=13, dp_size=1, pad_multiple=16)
+    assert len(micro_batches) == 2
+    for micro_batch in micro_batches:
+        loss_of(stage, samples())(torch.zeros(1, 16, requires_grad=True), micro_batch)
+    for (batch, settings), micro_batch in zip(seen, micro_batches, strict=True):
+        assert settings == PolicySettings(0.3, 0.0, "token")
+        assert (batch.minibatch_sequences, batch.minibatch_tokens, batch.ref_logprobs) == (3, sum(LENGTHS) - 9, None)
+        assert batch.num_sequences == len(micro_batch.sample_ids) == len(batch.sequence_ids.unique())
+        for place, number in enumerate(micro_batch.sample_ids):
+            mine = batch.sequence_ids == place
+            assert batch.loss_mask[mine].sum() == (LENGTHS[number] - 3 if number >= 0 else 0)
+            assert (batch.advantages[mine] == max(number, 0)).all()
+        responses = batch.sum_sequences(torch.ones(1, 16)).tolist()
+        assert responses == [max(0, LENGTHS[number] - 3) if number >= 0 else 0 for number in micro_batch.sample_ids]
+
+
+def test_sums_over_sequences_ignore_prompts_and_pass_the_gradient_on() -> None:
+    (micro_batches,) = pack_samples(samples(), max_tokens=100, dp_size=1, pad_multiple=1)
+    values = torch.arange(1.0, micro_batches[0].num_tokens + 1, dtype=torch.float32)[None].requires_grad_()
+    fields = micro_batches[0].token_fields
+    batch = PolicyBatch(
+        logprobs=values,
+        old_logprobs=fields["old_logprobs"],
+        rollout_logprobs=fields["rollout_logprobs"],
+        ref_logprobs=None,
+        advantages=fields["advantages"],
+        loss_mask=micro_batches[0].loss_mask,
+        sequence_ids=micro_batches[0].sequence_numbers(),
+        sequence_lengths=fields["sequence_lengths"],
+        num_sequences=3,
+        minibatch_sequences=3,
+        minibatch_tokens=10,
+    )
+    sums = batch.sum_sequences(values)
+    weights = torch.tensor([1.0, 10.0, 100.0])
+    (sums * weights).sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, batch.at_tokens(weights) * batch.loss_mask)
+    assert sums.sum().item() == (values * batch.loss_mask).sum().item()
+
+
+@pytest.mark.parametrize(
+    ("updates", "new", "interval", "due"), [(4, 4, 4, True), (3, 3, 4, False), (9, 2, 4, True), (9, 2, 0, False)]
+)
+def test_a_reference_is_refreshed_once_its_interval_is_passed(updates: int, new: int, interval: int, due: bool) -> None:
+    assert is_due(updates, new, interval) == due
