@@ -51,31 +51,6 @@ def test_a_loss_gets_boundaries_and_counts(monkeypatch: pytest.MonkeyPatch) -> N
         assert responses == [max(0, LENGTHS[number] - 3) if number >= 0 else 0 for number in micro_batch.sample_ids]
 
 
-def test_sums_over_sequences_ignore_prompts_and_pass_the_gradient_on() -> None:
-    (micro_batches,) = pack_samples(samples(), max_tokens=100, dp_size=1, pad_multiple=1)
-    values = torch.arange(1.0, micro_batches[0].num_tokens + 1, dtype=torch.float32)[None].requires_grad_()
-    fields = micro_batches[0].token_fields
-    batch = PolicyBatch(
-        logprobs=values,
-        old_logprobs=fields["old_logprobs"],
-        rollout_logprobs=fields["rollout_logprobs"],
-        ref_logprobs=None,
-        advantages=fields["advantages"],
-        loss_mask=micro_batches[0].loss_mask,
-        sequence_ids=micro_batches[0].sequence_numbers(),
-        sequence_lengths=fields["sequence_lengths"],
-        num_sequences=3,
-        minibatch_sequences=3,
-        minibatch_tokens=10,
-    )
-    sums = batch.sum_sequences(values)
-    weights = torch.tensor([1.0, 10.0, 100.0])
-    (sums * weights).sum().backward()
-    assert values.grad is not None
-    assert torch.equal(values.grad, batch.at_tokens(weights) * batch.loss_mask)
-    assert sums.sum().item() == (values * batch.loss_mask).sum().item()
-
-
 @pytest.mark.parametrize(
     ("updates", "new", "interval", "due"), [(4, 4, 4, True), (3, 3, 4, False), (9, 2, 4, True), (9, 2, 0, False)]
 )
