@@ -203,7 +203,26 @@ def test_no_file_is_long():
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
-@pytest.mark.parametrize("package", ["rollout", "pipeline"])
+def names_defined_twice(trees: Mapping[str, ast.Module]) -> dict[str, list[str]]:
+    """Functions and classes at the top of modules, private ones included: name -> modules, if there are several."""
+    modules: dict[str, list[str]] = {}
+    for module, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                modules.setdefault(node.name, []).append(module)
+    return {name: found for name, found in modules.items() if len(found) > 1}
+
+
+def test_no_name_means_two_things():
+    assert names_defined_twice({module_name(path): parse(path) for path in MODULES}) == {}
+
+
+def test_a_name_defined_twice_would_be_found():
+    trees = {"a": ast.parse("def f(): ...\nclass C: ..."), "b": ast.parse("class C: ...\ndef g():\n    def f(): ...")}
+    assert names_defined_twice(trees) == {"C": ["a", "b"]}
+
+
+@pytest.mark.parametrize("package", ["rewards", "rollout", "pipeline"])
 def test_a_package_of_packages_is_short(package):
     entries = sorted(path.name for path in (ROOT / PACKAGE / package).iterdir() if path.name != "__pycache__")
     assert len(entries) <= MOST_ENTRIES, entries
