@@ -154,6 +154,7 @@ WORKER = """
 
 
 @pytest.mark.parametrize(("seed", "line"), [(1, "prompts.jsonl is empty"), (2, "only rank 1 failed")])
+@pytest.mark.slow
 def test_ranks_tell_an_error_once_and_all_fail(tmp_path, seed, line):
     """Also when rank 1 alone fails while rank 0 waits for it."""
     script = tmp_path / "worker.py"

@@ -20,6 +20,8 @@ from megatron_r1.weights.mapping import hf_shapes
 from tests.paths import ROOT
 from tests.patience import patient
 
+pytestmark = pytest.mark.slow
+
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]

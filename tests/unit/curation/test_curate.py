@@ -155,6 +155,7 @@ def test_a_short_question_matches_a_prompt_with_just_its_words():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_planted_questions_are_found_among_many_and_others_are_not(kind):
     texts = [record["question"] for record in math_records(kind)]
     sets = EvaluationSets.of({"test": texts[:500]}, 10)
@@ -228,6 +229,7 @@ def test_the_recipe_s_mix_is_its_table():
 # The command
 
 
+@pytest.mark.slow
 def test_curate_does_all_of_it_counts_all_of_it_and_gives_the_same_with_more_processes(tmp_path):
     evaluation = write(
         tmp_path / "aime.jsonl", {"problem": "how many ways are there to order ten different red books on one shelf"}

@@ -170,6 +170,7 @@ def kept_samples(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_sigkill_at_random_moments_loses_nothing_and_ends_with_the_same_files(tmp_path, seed, capfd):
     run(tmp_path / "whole", keep_per_prompt=2)
     generator = random.Random(seed)

@@ -169,6 +169,7 @@ def test_the_folder_is_made_once_and_again_where_anything_changed(tokenizer, tmp
         load(tmp_path, tokenizer, sources=[source])
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_makes_the_same_samples(tokenizer, tmp_path):
     sources = [write_pairs(tmp_path / f"{name}.jsonl", [(f"{name} {i}", f"<think>{i}") for i in range(300)]) for name in "ab"]
     with (tmp_path / "b.jsonl").open("a") as file:

@@ -23,6 +23,7 @@ from tests.patience import patient
 
 host.activate("cpu")
 
+pytestmark = pytest.mark.slow
 PACKAGE = host._package_folder()
 ONE_RANK = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
 

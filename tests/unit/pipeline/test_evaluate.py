@@ -77,6 +77,7 @@ def run(folder: Path, server: ChatServer, *arguments: str) -> int:
     return cli.main(["evaluate", *settings, gsm8k, gpqa, humaneval, *samples, *endpoint, *arguments])
 
 
+@pytest.mark.slow
 def test_benchmarks_are_measured_resumed_and_judged_again(files, capsys):
     greedy = "evaluate.benchmarks.greedy=true"
     with ChatServer(lambda body, number: Reply(503, b"") if number >= 5 else answer(body, number)) as server:

@@ -62,6 +62,7 @@ def test_settings_of_the_reward_can_be_given(tmp_path):
     assert run(tmp_path, "format", "--workers", "1")[1][0]["score"] == 0.0
 
 
+@pytest.mark.slow
 def test_outcomes_are_told_apart_and_lines_keep_their_order(tmp_path, odd):
     commands = ["echo 1", "sleep 3600", "echo 0", "segfault", *(f"echo {n / 200}" for n in range(1, 200))]
     path = write(tmp_path, *({"response": text, "answer": "x"} for text in commands))

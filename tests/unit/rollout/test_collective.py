@@ -26,6 +26,7 @@ from tests.paths import ROOT
 from tests.patience import patient
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
 KEY = b"k" * 32
 
 RANKS = """

@@ -175,6 +175,7 @@ dist.destroy_process_group()  # without it gloo's threads sometimes abort the in
 """
 
 
+@pytest.mark.slow
 def test_all_ranks_share_results_and_errors(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(COLLECTIVE)

@@ -114,6 +114,7 @@ def test_failed_start_leaves_no_process(tmp_path, environment, monkeypatch):
     assert started[0]._process.returncode is not None
 
 
+@pytest.mark.slow
 def test_engine_leaves_when_its_trainer_is_killed(tmp_path):
     """The real main program, without an engine in it: SIGKILL of the parent is noticed without the socket's help."""
     parent = tmp_path / "parent.py"

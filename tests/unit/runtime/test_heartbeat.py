@@ -21,6 +21,7 @@ from megatron_r1.runtime.heartbeat import ENDED, Heartbeat, clear_signs, read_si
 from megatron_r1.runtime.job import OUTCOME
 from tests.patience import patient, wait_until
 
+pytestmark = pytest.mark.slow
 RANK = """
 import re, sys, threading, time
 from pathlib import Path

@@ -227,18 +227,21 @@ def test_one_process_is_a_group_too(tmp_path):
     assert line == '["single", 1, ["rank 0 failed", "rank 0 failed", "file is empty"], 1]'
 
 
+@pytest.mark.slow
 def test_torchrun_ranks_meet_and_fail_together(tmp_path):
     line = meet(tmp_path, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
     assert line == '["torchrun", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian package openmpi-bin)")
+@pytest.mark.slow
 def test_mpirun_ranks_meet_and_fail_together(tmp_path):
     line = meet(tmp_path, ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable])
     assert line == '["openmpi", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian package openmpi-bin)")
+@pytest.mark.slow
 def test_ranks_of_mpirun_on_two_machines_learn_from_mpi_where_to_meet(tmp_path):
     """Two machines, as far as their variables say."""
     pytest.importorskip("mpi4py")

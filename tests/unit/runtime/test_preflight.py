@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from megatron_r1.runtime.launch import free_port
 from megatron_r1.runtime.preflight import Findings, find_bad_nodes, preflight_report
 from tests.paths import ROOT
@@ -41,6 +43,7 @@ def test_bad_nodes_are_named_with_the_reason():
     assert "6 node(s), 6 rank(s), 3 bad node(s)" in text and "preflight: n2 is bad: disk /local: No space left on device" in text
 
 
+@pytest.mark.slow
 def test_two_ranks_meet_and_the_one_whose_disk_is_missing_is_named(tmp_path):
     (tmp_path / "scratch-good").mkdir()
     bad_nodes = tmp_path / "bad_nodes"

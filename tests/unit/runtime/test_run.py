@@ -317,6 +317,7 @@ WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_changes_no_metric(tmp_path):
     """Killed again and again at random moments, while checkpoints are written too, a run ends with the metrics of a quiet one."""
     script, folder, steps = tmp_path / "worker.py", tmp_path / "killed", int(60 * slowness())

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.metrics import read_metrics
 from tests.patience import patient
 
+pytestmark = pytest.mark.slow
 WORKER = """
     import sys
     from pathlib import Path

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import sys
 from contextlib import contextmanager

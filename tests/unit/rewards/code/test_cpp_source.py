@@ -15,6 +15,7 @@ from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
 from tests.patience import patient
 
+pytestmark = pytest.mark.slow
 PROBE = probe_sandbox(SandboxSettings())
 needs_compiler = pytest.mark.skipif(not (PROBE.available and PROBE.compiler), reason=PROBE.reason or "there is no g++")
 

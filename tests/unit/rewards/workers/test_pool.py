@@ -75,6 +75,7 @@ def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
     assert not any(map(alive, last)), "close leaves no worker"
 
 
+@pytest.mark.slow
 def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
     texts = MIXED + [f"echo {n / 64}" for n in range(64)]
     seen, limit = [], float(round(patient(2.0)))
@@ -173,6 +174,7 @@ SUSPENDED = (
 )
 
 
+@pytest.mark.slow
 def test_time_in_which_the_job_is_suspended_does_not_count():
     limit = patient(1.5)
     parent = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(limit)], stdout=subprocess.PIPE, text=True)
