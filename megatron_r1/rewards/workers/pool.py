@@ -237,7 +237,7 @@ class ScoringPool:
             self._break(RewardError(f"a scoring worker did not start within {START_SECONDS:.0f} s{self._see_log()}"))
             return
         limit = self._specs[worker.items[0].scorer].time_limit_seconds if worker.clock_runs else START_SECONDS
-        self._replace(worker, "timeout", Verdict(None, "timeout", f"not judged within {limit:g} s"))
+        self._replace(worker, "timeout", Verdict(None, "timeout", f"not scored within {limit:g} s"))
 
     def _replace(self, worker: WorkerProcess, reason: str, verdict: Verdict | None = None) -> None:
         """End a worker. Its current response gets `verdict`, or an "error" that says how the worker ended; the rest goes back."""

@@ -66,7 +66,7 @@ def test_every_way_to_fail_is_its_own_outcome_and_a_dead_worker_is_replaced():
             (None, "error"), (None, "error"), (0.25, "correct"), (None, "error"),
         ]  # fmt: skip
         details = [v.detail for v in verdicts]
-        assert details[0] == "'8'" and details[1] == f"not judged within {limit:g} s"
+        assert details[0] == "'8'" and details[1] == f"not scored within {limit:g} s"
         assert "SIGSEGV" in details[3] and "ValueError: first line" in details[5] and "\n" not in details[5]
         assert "SystemExit" in details[6] and "exit code 0" in details[7] and "MemoryError" in details[10]
         assert scoring.replaced == {"timeout": 1, "crash": 3}
