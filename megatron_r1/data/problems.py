@@ -191,9 +191,9 @@ def _take_answer(record: dict[str, Any], config: DataConfig, kind: str, domain: 
     """The reference as text: tests, and the objects and lists of further domains, as JSON. A general problem may have none."""
     if kind == "general":
         return take_text(record, config.answer_field, where) if record.get(config.answer_field) else ""
-    if domain == "code":
+    if domain == "code" or (domain not in DOMAINS and "tests" in record):
         if not record.get("tests"):
-            raise DataError(f"{where}: a problem of domain code needs the field 'tests'")
+            raise DataError(f"{where}: a problem of domain {domain} needs the field 'tests'")
         return json.dumps(record["tests"])
     if domain not in DOMAINS and isinstance(record.get(config.answer_field), (dict, list)):
         return json.dumps(record[config.answer_field])

@@ -85,7 +85,12 @@ def accuracy_reference(config: RewardConfig, scorer: str, asked: Asked, cut: boo
     """
     if is_custom(config, scorer):
         return custom_reference(asked, asked.answer, cut)
-    return json.loads(asked.answer) if scorer in JSON_REFERENCES else asked.answer
+    if scorer not in JSON_REFERENCES:
+        return asked.answer
+    try:
+        return json.loads(asked.answer)
+    except (ValueError, RecursionError):
+        return None  # the scorer calls a reference unscorable that it cannot use
 
 
 def is_custom(config: RewardConfig, scorer: str) -> bool:

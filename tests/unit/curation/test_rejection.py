@@ -309,3 +309,10 @@ def test_the_judge_does_not_overrule_a_rule_and_judges_what_has_none():
     rules = Rules(Verdict(1.0, "correct"))
     answer_check(rules, judge)(code, RESPONSE)
     assert rules.asked == [("code", RESPONSE, [{"input": "1"}])]
+
+
+def test_a_domain_of_ones_own_is_checked_by_the_scorer_that_the_settings_name():
+    stem, rules = Prompt("s", "Which?", "B", "", (1,), "en", "stem"), Rules(Verdict(1.0, "correct"))
+    assert answer_check(rules)(stem, RESPONSE).result().outcome == "unscorable" and rules.asked == []
+    answer_check(rules, None, RewardConfig(domains={"stem": "choice"}))(stem, RESPONSE)
+    assert rules.asked == [("choice", RESPONSE, "B")]

@@ -55,6 +55,22 @@ def test_kind_domain_language_and_tests_choose_the_rewards(tmp_path):
     assert {p.kind for p in mixed.heldout(30, seed=0)} == {"reasoning"}, "a general problem has no accuracy to evaluate"
 
 
+def test_a_domain_of_ones_own_may_have_any_json_as_its_answer(tmp_path):
+    records = [
+        {"question": "q1", "answer": {"target": 24}, "domain": "countdown"},
+        {"question": "q2", "answer": "B", "domain": "stem"},
+        {"question": "q3", "tests": ["assert f(1) == 2"], "domain": "contest"},
+        {"question": "q4", "answer": "C", "domain": "choice"},
+    ]
+    config = write(tmp_path / "p.json", json.dumps(records))
+    problems = read_problems(config, {"math", "code", "choice", "countdown", "stem", "contest"})
+    assert [(p.domain, p.answer) for p in problems] == [
+        ("countdown", '{"target": 24}'), ("stem", "B"), ("contest", '["assert f(1) == 2"]'), ("choice", "C"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="p.json item 2: domain 'stem' is unknown; choose one of countdown, or name"):
+        read_problems(config, ["countdown"])
+
+
 GOOD = '{"question": "a", "answer": "1"}\n'
 
 
