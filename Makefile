@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Tests and runs share the cores with their own child processes: one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart r1 test test-fast setup lint types clean system-packages
+.PHONY: quickstart r1 test test-fast setup lint clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
@@ -49,8 +49,6 @@ $(READY): pyproject.toml constraints.txt tools/install_system_packages.sh
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: setup
 	$(BIN)/mypy
 
 clean:
