@@ -65,8 +65,8 @@ Write the rewritten thought process alone, nothing before or after it."""
 DIRECT_PROMPT = f"""Think about the question below before you answer it, and show how you think.
 
 Write your thinking between {THINK_OPEN} and {THINK_CLOSE}: in the first person, in short paragraphs of plain text, in the \
-language of the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back and correct it. \
-Before you finish, verify the result in another way.
+language of the question. Begin by making sure what is asked. Go step by step. When something looks wrong, say so, go back \
+and correct it. Before you finish, verify the result in another way.
 
 After {THINK_CLOSE}, write a clear and short solution for a reader who has not seen your thinking, with the final answer in \
 \\boxed{{}}.
@@ -153,6 +153,6 @@ def summary_messages(question: str, thought_process: str) -> Messages:
 
 
 def _ask(prompt: str, **texts: str) -> Messages:
-    """Put the texts in, all at once: braces inside of them, and those of \\boxed{}, are left alone."""
+    """Put the texts in, all at once: braces inside them, and those of \\boxed{}, stay as they are."""
     filled = re.sub(r"\{(question|thought_process)\}", lambda found: texts[found[1]], prompt)
     return [{"role": "user", "content": filled}]

@@ -80,7 +80,7 @@ def read_questions(path: Path, fields: Sequence[str]) -> list[str]:
 
 
 def compared_text(conversation: Conversation, text: str) -> str:
-    """What of a conversation is compared: "prompt", or all of it."""
+    """The text of a conversation that is compared: its prompt, or the whole conversation."""
     return conversation.prompt if text == "prompt" else conversation.text
 
 

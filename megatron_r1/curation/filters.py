@@ -100,7 +100,7 @@ def _is_one_language(turn: FilteredTurn, config: FilterConfig) -> str | None:
     """
     parts = {"reasoning": turn.reasoning or "", "summary": turn.summary}
     if any(len(text) > MAX_CHARACTERS for text in parts.values()):
-        return "too long to tell the language of"
+        return "too long to find its language"
     counts = {name: count_words(text) for name, text in parts.items()}
     language = turn.language.lower().replace("_", "-").partition("-")[0]
     if not language:

@@ -86,7 +86,7 @@ class DocumentStream:
 
         Returns:
             Without `mask_documents` [batch, sequence_length] rows. With it the same rows end to end, [1, batch x sequence_length],
-            with a sequence boundary at every document and every row: a document cut by the end of a row goes on as a new
+            with a sequence boundary at every document and every row: a document that the end of a row cuts continues as a new
             sequence, so no sequence is longer than a row.
         """
         size = batch * sequence_length

@@ -138,7 +138,7 @@ def _fill_row(samples: list[TrainingSample], chosen: list[int], size: int, longe
 def close_row(row: MicroBatch, bounds: list[int], longest: int) -> None:
     """Fill the rest of a packed row with padding and set its boundaries.
 
-    Attention in the thd layout wants every position inside a sequence, so padding makes sequences of its own, none longer than
+    Attention in the thd layout needs every position inside a sequence, so padding makes sequences of its own, none longer than
     `longest`, the longest sample: padding must not raise the cost of attention.
     """
     size = row.token_ids.shape[1]

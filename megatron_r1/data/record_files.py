@@ -68,7 +68,7 @@ def read_records(path: Path, split: str | None = "train") -> Iterator[Record]:
 def table_files(path: Path, split: str | None = "train") -> list[Path]:
     """The files that `read_records` reads: the path itself, or the tables of a folder by name.
 
-    If names of files or of their folders tell splits apart (train-00000-of-00002.parquet, test/part.jsonl), only those of `split`.
+    If names of files or of their folders name splits (train-00000-of-00002.parquet, test/part.jsonl), only the files of `split`.
 
     Raises:
         DataError: there is none.

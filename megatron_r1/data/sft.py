@@ -41,7 +41,7 @@ class SourceCounts:
 
 
 def prepare_sft(
-    config: SftConfig, data: DataConfig, tokenizer: Tokenizer, folder: Path, tell: Callable[[int], None] = lambda _: None
+    config: SftConfig, data: DataConfig, tokenizer: Tokenizer, folder: Path, on_progress: Callable[[int], None] = lambda _: None
 ) -> None:
     """Tokenise every conversation into `folder`, unless that was done from the same files and settings. On one rank only.
 
@@ -49,7 +49,7 @@ def prepare_sft(
         config: its `sources`, or `data.source` if there are none.
         data: names the template.
         folder: see `sample_store`.
-        tell: called with the number of conversations so far, now and then.
+        on_progress: called now and then with the number of conversations so far.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -71,7 +71,7 @@ def prepare_sft(
         counts: list[dict[str, Any]] = []
         fields = (config.prompt_field, config.response_field)
         encoders = [Encoder(tokenizer, data.template, source.format, *fields) for source in every]
-        samples = _encode_sources(config, list(zip(every, encoders)), len(sources), limit, counts, tell)
+        samples = _encode_sources(config, list(zip(every, encoders)), len(sources), limit, counts, on_progress)
         write_store(folder, samples, {"made_from": made_from, "sources": counts})
     store = SampleStore(folder)
     shown = [f"--- sample {i + 1}\n{describe_sample(store[i], tokenizer)}\n" for i in range(min(len(store), _SHOWN))]
@@ -184,7 +184,7 @@ def _encode_sources(
     num_training: int,
     limit: int,
     results: list[dict[str, Any]],
-    tell: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> Iterator[tuple[int, TrainingSample]]:
     """(group, sample) of every conversation; the counts of a source go into `results` when it is done."""
     number = 0
@@ -193,7 +193,7 @@ def _encode_sources(
         for encoded in encode_records(read_records(Path(source.path), source.split), encoder, config.workers):
             number += 1
             if number % 1000 == 0:
-                tell(number)
+                on_progress(number)
             if isinstance(encoded, DataError):
                 if config.invalid == "error":
                     raise encoded

@@ -1,9 +1,8 @@
 """One wrapper over a Hugging Face `tokenizer.json`, strict about what may become a control token.
 
 Methods for texts, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode_response`
-(a given
-response: only <think> and its like are tokens), `encode` (the same with every added token but the control tokens) and
-`encode_template` (a template's own text). Beginning and end of sequence are only ever placed by code or by a template.
+(a given response: only <think> and the other tags are tokens), `encode` (every added token but the control tokens is a token) and
+`encode_template` (the text of a template itself). Only code or a template places the beginning and the end of sequence.
 """
 
 from __future__ import annotations

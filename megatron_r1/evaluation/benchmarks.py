@@ -41,7 +41,7 @@ _ASSERTS = (
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark. Fields are given by every name that a published copy of it uses, the first that a row has counts."""
+    """One benchmark. Fields list every name that a published copy uses; the first name that a record has counts."""
 
     title: str
     size: int | None  #: problems as published; None: depends on the contest days chosen

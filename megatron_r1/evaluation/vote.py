@@ -30,7 +30,7 @@ class AnswerClasses:
 
 
 def sort_into_classes(answers: Sequence[str], agree: Callable[[str, str], bool]) -> list[int]:
-    """The class of every answer: that of the first earlier answer, one for each class, with which it agrees, else a new one."""
+    """The class of every answer: the first class with whose first member it agrees, otherwise a new class."""
     firsts: list[str] = []
     known: dict[str, int] = {}  # many samples write the same: compared once
     classes = []
@@ -48,8 +48,8 @@ def majority_score(classes: Sequence[int | None], correct: Sequence[bool]) -> fl
     """Whether the answer given most often is right, in [0, 1].
 
     A response without an answer (class None) has no vote; without any vote the score is 0. If several answers tie for the most
-    votes, the score is the share of them that are right: what a fair draw among them would give on average. The recipe does not say
-    how it breaks ties. A class is right if its first member was scored as right.
+    votes, the score is the share of right ones among them: the average of a fair draw. The recipe does not say how it breaks ties.
+    A class is right if its first member was scored as right.
     """
     votes = Counter(number for number in classes if number is not None)
     if not votes:

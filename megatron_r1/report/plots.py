@@ -61,7 +61,7 @@ PICTURE = (
 
 
 def curves_svg(records: list[dict[str, Any]]) -> str:
-    """All panels that the metrics have numbers for, and where the time goes."""
+    """All panels for which the metrics have numbers, and the seconds of each part of a step."""
     panels = [panel for panel in PANELS if _has_numbers(panel, records)]
     with mpl.rc_context(STYLE):
         figure = _draw(panels, records)
@@ -78,7 +78,7 @@ def write_curves_png(folder: Path, path: Path) -> None:
     """
     runs = [run for run in find_runs(folder) if run.metrics]
     if not runs:
-        raise DataError(f"{folder}/metrics.jsonl has no line yet: let the run go on for a step")
+        raise DataError(f"{folder}/metrics.jsonl has no line yet: let the run make a step")
     run = next((run for run in runs if any("reward/mean" in record for record in run.metrics)), runs[-1])
     panels = [panel for panel in PANELS if panel.title in PICTURE and _has_numbers(panel, run.metrics)]
     with mpl.rc_context(STYLE):
@@ -87,7 +87,7 @@ def write_curves_png(folder: Path, path: Path) -> None:
 
 
 def seconds_by_part(records: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Part -> seconds of each step; what no timer covered is `other`."""
+    """Part -> seconds of each step; time that no timer covered is `other`."""
     names = sorted({name for record in records for name in record if name.startswith("seconds/")} - {"seconds/step"})
     parts = {name.removeprefix("seconds/"): [record.get(name) or 0.0 for record in records] for name in names}
     timed = [sum(seconds) for seconds in zip(*parts.values(), strict=True)] or [0.0] * len(records)

@@ -30,7 +30,7 @@ class FollowingPart:
 
     Args:
         peers: this rank, the head's rank and the other nodes'.
-        others: see `VllmProcessEngine`.
+        The other arguments are those of `VllmProcessEngine`.
 
     Raises:
         RolloutError: the engine did not start, here or elsewhere.
@@ -78,7 +78,7 @@ def take_part(peers: Peers, head: EngineChannel | None, timeout: float = 60.0) -
 class SharedCall:
     """A call that the head's rank makes once all peers are ready for it, and that ends for all peers when it ends there.
 
-    A call that names memory files with weights names those of all nodes to the head.
+    If a call names memory files with weights, the head learns the files of all nodes.
 
     Args:
         call: on the head's rank.
@@ -100,7 +100,7 @@ class ServedParts:
 
     Args:
         servers: of its nodes, the head's first.
-        others: see `ServedEngine`.
+        The other arguments are those of `ServedEngine`.
     """
 
     def __init__(self, servers: Sequence[Announcement], environment: Mapping[str, str], timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""What a rollout engine is, to everything above it."""
+"""The interface of rollout engines for everything above this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of the checksums of what was sent with those of what the engine holds."""
+"""Compares the checksums of the weights that were sent with those of the weights that the engine holds."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from megatron_r1.weights.checksum import checksum
 
 
 class VllmProcessEngine:
-    """A `SingleEngine` on this machine, or on that of a server. Starting takes seconds; the first call must be `load_weights`.
+    """A `SingleEngine` on this machine or on a server's. Starting takes seconds; the first call must be `load_weights`.
 
     Args:
         options: from `engine_options`.
@@ -153,7 +153,7 @@ class VllmProcessEngine:
     def _watched(
         self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Pass on what the engine's model has, taking checksums on the way."""
+        """Pass on the tensors that the engine's model has, and take their checksums."""
         for name, tensor in weights:
             if self.options.is_draft_layer(name):
                 continue

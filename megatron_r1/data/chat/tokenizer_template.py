@@ -23,7 +23,7 @@ from megatron_r1.data.tokenizer import TAGS, Tokenizer
 from megatron_r1.errors import ConfigError, DataError
 
 _STAND_IN = "STAND-IN"
-# Unicode noncharacters, which no text holds: one of them breaks up what may not become a token, and goes before tokenisation.
+# Unicode noncharacters, which no text holds: one of them splits what may not become a token, and is removed before tokenisation.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 # Llama's templates print the date of today unless a date is given; this is the date that they fall back to.
 _TODAY = datetime.datetime(2024, 7, 26)

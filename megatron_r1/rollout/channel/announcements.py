@@ -1,4 +1,4 @@
-"""How trainers find the rollout servers, and how both make sure of each other.
+"""How trainers find the rollout servers, and how each side authenticates the other.
 
 Each server writes a file into a folder that both see, readable by its owner alone: the address at which it listens, and a key. Both
 sides of a connection must prove that they know the key; only then objects are unpickled.
@@ -35,7 +35,7 @@ class Announcement:
 
 
 def announce(folder: Path, announcement: Announcement) -> Path:
-    """Write the file of one server; returns it. What another server of that number left is replaced."""
+    """Write the file of one server and return its path. It replaces the file that an earlier server of that number left."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"engine_{announcement.number:05d}.json"
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -66,7 +66,7 @@ def find_servers(folder: Path, timeout: float) -> list[Announcement]:
 
 
 def connect(server: Announcement, timeout: float) -> Connection:
-    """A connection to a server, of which each has proved to know the key.
+    """A connection to a server; both sides have proved that they know the key.
 
     Raises:
         EngineLost: it cannot be reached, is busy with another trainer for `timeout` seconds, or does not know the key.
@@ -93,7 +93,7 @@ def connect(server: Announcement, timeout: float) -> Connection:
 
 
 def accept(listener: socket.socket, key: bytes) -> Connection | None:
-    """The next connection of someone who knows the key; None for someone who does not."""
+    """The next connection, or None if its other side does not know the key."""
     opened, _ = listener.accept()
     connection = _prepared(opened)
     try:

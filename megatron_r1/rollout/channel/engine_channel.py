@@ -1,4 +1,4 @@
-"""Waiting for the answer to one call of a rollout engine, wherever it runs."""
+"""Calls to a rollout engine, wherever it runs, and the wait for their answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OnPart = Callable[[Any], None]
 
 
 class EngineSilent(Exception):
-    """The engine let a time limit pass. The message says which."""
+    """The engine let a time limit pass; the message names the limit."""
 
 
 class EngineChannel(Protocol):
@@ -24,12 +24,12 @@ class EngineChannel(Protocol):
 
         Args:
             timeout: seconds for the whole call.
-            on_part: gets what the engine sends before the answer; None among it is a mere sign of life.
-            stall: seconds without any message after which the engine is given up; None: only `timeout` counts.
+            on_part: called with what the engine sends before the answer; None is only a sign of life.
+            stall: the engine is given up after this many seconds without a message; None: only `timeout` counts.
 
         Raises:
             EngineLost: the engine is gone, or let a limit pass and was ended.
-            R1Error: what the call itself raised there.
+            R1Error: the error that the call raised in the engine.
         """
 
     def close(self, patience: float = 10.0) -> None:

@@ -21,11 +21,11 @@ _TAIL_LINES, _TAIL_CHARACTERS = 5, 600
 
 
 class EngineProcess:
-    """A Python module running in a process and session of its own, answering one call at a time over a socket: an `EngineChannel`.
+    """An `EngineChannel` to a Python module that runs in a process and session of its own and answers one call at a time.
 
     Args:
         module: run with `python -m`; its arguments are the socket's file descriptor and this process's id.
-        log_path: takes the process's output; appended to.
+        log_path: the output of the process is appended to this file.
         environment: the process's complete environment.
     """
 

@@ -31,13 +31,13 @@ class _TrainerGone(Exception):
 
 
 class WeightStore:
-    """Weights that came over the network, where an engine process of this node finds them: an anonymous memory file."""
+    """Weights from the network in an anonymous memory file, in which an engine process of this node finds them."""
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("megatron_r1-weights")
 
     def keep(self, content: bytearray) -> str:
-        """Put the content of a bucket into the file; its path."""
+        """Put the content of a bucket into the file and return its path."""
         os.ftruncate(self._fd, max(len(content), 1))
         with mmap.mmap(self._fd, max(len(content), 1)) as shared:
             shared[: len(content)] = content
@@ -129,7 +129,7 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
 
 
 def _send_to_trainer(connection: Connection, message: object) -> None:
-    """Send, and turn an error of this connection into `_TrainerGone`, which nobody takes for an error of the engine."""
+    """Send; an error of this connection becomes `_TrainerGone`, so that nobody takes it for an error of the engine."""
     try:
         connection.send(message)
     except OSError as error:

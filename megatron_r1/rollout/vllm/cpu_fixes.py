@@ -1,4 +1,4 @@
-"""Everything that vLLM needs changed on a machine without CUDA, as one list, for one pinned version."""
+"""All changes to vLLM that a machine without CUDA needs, as one list, for one pinned version."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ Answer = tuple[list[int], list[float], bool]  # token ids, their log-probs, ende
 
 
 class VllmEngine:
-    """One `vllm.LLM` that starts with meaningless weights and is given real ones by updates.
+    """One `vllm.LLM` that starts with meaningless weights and receives real ones by updates.
 
     The four methods of weight transfer are those of vLLM's `VLLMWeightSyncClient` protocol.
 
     Args:
-        part: which node this is of an engine that spans several; starting waits for the others.
+        part: this node's place in an engine that spans several nodes; starting waits for the others.
     """
 
     def __init__(self, options: EngineOptions, part: Part | None = None) -> None:
@@ -92,11 +92,11 @@ class VllmEngine:
         for index, request in enumerate(requests):
             engine.add_request(str(index), *request)
         answers: list[dict[int, Answer]] = [{} for _ in prompts]
-        told_at = time.monotonic()
+        signed_at = time.monotonic()
         while engine.has_unfinished_requests():
-            if time.monotonic() - told_at > _SECONDS_BETWEEN_SIGNS:
+            if time.monotonic() - signed_at > _SECONDS_BETWEEN_SIGNS:
                 on_progress()
-                told_at = time.monotonic()
+                signed_at = time.monotonic()
             for output in engine.step():
                 prompt, sample = divmod(int(output.request_id), sampling.n)
                 answers[prompt][sample] = self._unpack(output.outputs[0])
@@ -144,7 +144,7 @@ class FollowingWorkers:
 
 @contextmanager
 def _model_folder(options: EngineOptions) -> Iterator[str]:
-    """What vLLM reads of a model that begins without weights; needed while it starts."""
+    """A folder with what vLLM reads of a model without weights; needed while the engine starts."""
     with tempfile.TemporaryDirectory(prefix="megatron_r1-engine-") as folder:
         Path(folder, "config.json").write_text(json.dumps(options.hf_config))
         yield folder

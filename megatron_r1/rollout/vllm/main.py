@@ -24,7 +24,9 @@ CALLS = (
 
 
 def run_engine(socket_fd: int, trainer_pid: int) -> None:
-    """Serve calls until the socket closes. The first call builds the engine, or this node's part of an engine that spans nodes.
+    """Serve calls until the socket closes.
+
+    "start" builds the engine, "follow" this node's workers of an engine whose head is on another node; the other calls need one.
 
     Every call is answered by (True, result) or (False, error). Before that, a long call sends any number of (None, part); the part
     None is a sign of life.

@@ -27,7 +27,7 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryBucket(WeightTransferUpdateInfo):
-    """Where the tensors of one bucket lie."""
+    """The places of the tensors of one bucket."""
 
     paths: list[str]  #: on each of the engine's nodes, the file that holds the bucket there
     num_bytes: int  #: used part of the file
