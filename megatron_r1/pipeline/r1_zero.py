@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.schema import Config
 from megatron_r1.evaluation.heldout import EvaluationResult
 from megatron_r1.evaluation.heldout_table import render_table
-from megatron_r1.pipeline.builders.rewards import evaluation_metric
+from megatron_r1.pipeline.builders.rewards import read_evaluation
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.grpo import run_grpo
 from megatron_r1.pipeline.stages.pretrain import run_pretrain
@@ -40,18 +39,10 @@ def run_r1_zero(config: Config, session: Session) -> None:
 def compare_with_base(root: Path) -> None:
     """Print the base beside R1-Zero, and keep the table as summary.json, summary.md and report.html."""
     evaluated = [m for m in read_metrics(root / "r1_zero" / "metrics.jsonl") if "eval/pass@1" in m]
-    results = {"base": _read_evaluation(evaluated[0]), "R1-Zero": _read_evaluation(evaluated[-1])}
+    results = {"base": read_evaluation(evaluated[0]), "R1-Zero": read_evaluation(evaluated[-1])}
     table = render_table(results)
     shown = [f.name for f in fields(EvaluationResult) if f.name not in ("intervals", "temperature")]
     rows = [{"name": name, **{field: getattr(result, field) for field in shown}} for name, result in results.items()]
     write_atomically(root / "summary.json", json.dumps({"rows": rows}, indent=1) + "\n")
     write_atomically(root / "summary.md", table + "\n")
     print(f"\n{table}\n\nreport: {write_report(root)}\nmodel:  {root / 'r1_zero' / 'hf'}", flush=True)
-
-
-def _read_evaluation(metrics: dict[str, Any]) -> EvaluationResult:
-    """The evaluation that a line of metrics.jsonl holds."""
-    values = {f.name: metrics[evaluation_metric(f.name)] for f in fields(EvaluationResult) if f.name != "intervals"}
-    shares = [name for name in values if f"{evaluation_metric(name)}/low" in metrics]
-    intervals = {name: (metrics[f"{evaluation_metric(name)}/low"], metrics[f"{evaluation_metric(name)}/high"]) for name in shares}
-    return EvaluationResult(**values, intervals=intervals)

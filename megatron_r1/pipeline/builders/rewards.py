@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.config.schema import Config
@@ -13,7 +14,7 @@ from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, RewardError
-from megatron_r1.evaluation.heldout import evaluate_heldout
+from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
 from megatron_r1.rewards.compose import Composition, judge_reward
 from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rewards.scorers import FORMATS, ScorerSpec, needed_scorers, scorer_specs
@@ -113,18 +114,29 @@ def build_evaluation(
         interval = config.evaluate.interval
         if step not in (0, last) and not (interval and step % interval == 0):
             return {}
-        result = asdict(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens))
-        intervals = result.pop("intervals")
-        bounds = {
-            f"{evaluation_metric(name)}/{end}": value
-            for name, pair in intervals.items()
-            for end, value in zip(("low", "high"), pair, strict=True)
-        }
-        return {evaluation_metric(name): value for name, value in result.items()} | bounds
+        max_tokens = config.rollout.max_response_tokens
+        return evaluation_metrics(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, max_tokens))
 
     return measure
 
 
-def evaluation_metric(field: str) -> str:
-    """The name in metrics.jsonl of a field of `EvaluationResult`."""
+def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
+    """An evaluation as a line of metrics.jsonl holds it: "eval/<name>", and "eval/<name>/low" and "/high" of its intervals."""
+    values = asdict(result)
+    intervals = values.pop("intervals")
+    metrics = {_metric_name(field): value for field, value in values.items()}
+    for field, (low, high) in intervals.items():
+        metrics |= {f"{_metric_name(field)}/low": low, f"{_metric_name(field)}/high": high}
+    return metrics
+
+
+def read_evaluation(metrics: Mapping[str, Any]) -> EvaluationResult:
+    """The evaluation that a line of metrics.jsonl holds; see `evaluation_metrics`."""
+    names = {field.name: _metric_name(field.name) for field in fields(EvaluationResult) if field.name != "intervals"}
+    bounded = {field: name for field, name in names.items() if f"{name}/low" in metrics}
+    intervals = {field: (metrics[f"{name}/low"], metrics[f"{name}/high"]) for field, name in bounded.items()}
+    return EvaluationResult(**{field: metrics[name] for field, name in names.items()}, intervals=intervals)
+
+
+def _metric_name(field: str) -> str:
     return f"eval/{_SHORT_NAMES.get(field, field)}"
