@@ -31,7 +31,7 @@ class Prompt:
     language: str = ""  #: "en", "zh", or "" if unknown
     domain: str = "math"  #: the subject, which names the scorer of accuracy; the `answer` of "code" is its tests as JSON
     kind: str = "reasoning"  #: which rewards apply: "reasoning" has a rule, "general" needs a model
-    preference: str = "helpful"  #: of a general prompt: which reward model judges it, "helpful" or "safety" (v2 section 3.1)
+    preference: str = "helpful"  #: of a general prompt: its reward model, "helpful" or "safety" (R1 v2 (arXiv) section 3.1)
 
 
 @dataclass(frozen=True)

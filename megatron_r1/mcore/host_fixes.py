@@ -26,7 +26,7 @@ class HostFix:
     module: str  #: the module that is changed
     target: str  #: qualified name inside the module whose source is pinned
     sha256: str  #: of the target's source in 0.16.1
-    needed: Literal["without_cuda", "without_te"]  #: where it is applied
+    needed: Literal["without_cuda", "without_te"]  #: the machines on which it is applied
     reason: str
     apply: Callable[[ModuleType], None]
 

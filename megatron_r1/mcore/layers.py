@@ -45,7 +45,7 @@ class ReplicatedLinear(torch.nn.Linear):
         init_method(self.weight)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """(y, no bias), as Megatron's linear layers answer."""
+        """(y, no bias), as Megatron's linear layers return."""
         return super().forward(x), None
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:

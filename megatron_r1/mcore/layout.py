@@ -73,7 +73,7 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
 
 
 def smallest_layout(parallel: ParallelConfig, arch: Architecture) -> Layout:
-    """The layout of these sizes on as few ranks as they need. Raises ConfigError where the sizes do not fit the model."""
+    """The layout of these sizes on as few ranks as they need. Raises ConfigError if the sizes do not fit the model."""
     etp = parallel.etp or (parallel.tp if parallel.ep == 1 else 1)
     world_size = parallel.pp * math.lcm(parallel.tp * parallel.cp, etp * parallel.ep)
     return resolve_layout(parallel, arch, world_size, mtp=False, packed=False)

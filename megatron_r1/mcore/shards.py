@@ -35,7 +35,7 @@ def shards_of_ranks(arch: Architecture, layout: parallel.Layout, ranks: Sequence
 def _collect(shards: Shards, rank: int, built: MetaRank, arch: Architecture) -> None:
     local = local_weights(built.modules, arch, built.groups)
     held = [(i, tensor) for i, tensors in local.tensors.items() for tensor in tensors]
-    # Megatron-Core's sharded tensors are parameters or views of parts of them: the storage tells whose.
+    # Megatron-Core's sharded tensors are parameters or views of parts of them: their storage shows of which.
     entry_of = {tensor.untyped_storage()._cdata: i for i, tensor in held}
     shards.elements[rank] = sum(tensor.numel() for _, tensor in held)
     for i in local.tensors:

@@ -1,4 +1,4 @@
-"""Which modules a layer is built of: Transformer Engine's where it is installed, our own (`layers.py`) where it is not."""
+"""Which modules a layer is built of: Transformer Engine's if they can be used here, else our own (`layers.py`)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TorchBackend(LocalSpecProvider):
 
 
 def block_specs(config: TransformerConfig, vp_stage: int | None) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
-    """Specs of this stage's decoder layers and of its multi-token prediction block (None where this stage has none)."""
+    """Specs of this stage's decoder layers and of its multi-token prediction block (None if this stage has none)."""
     if on_transformer_engine():
         decoder = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]

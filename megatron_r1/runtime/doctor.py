@@ -38,7 +38,7 @@ class Diagnosis:
 
 
 def run_doctor(choice: Literal["auto", "cpu", "cuda"], examine_sandbox: Callable[[], list[tuple[str, str]]]) -> int:
-    """Print the diagnosis. Returns 1 where the chosen device cannot run here, else 0.
+    """Print the diagnosis. Returns 1 if the chosen device cannot run here, else 0.
 
     Args:
         examine_sandbox: finds out whether programs can be rewarded here (`rewards.sandbox.probe.describe_sandbox`); training
