@@ -32,7 +32,7 @@ from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.prompt_templates import fixed_texts
-from megatron_r1.data.preferences import JudgedDialogues, read_pairs, split_heldout
+from megatron_r1.data.preferences import LabelledDialogues, read_pairs, split_heldout
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.pipeline.builders.preferences import load_reward_scorer
@@ -46,12 +46,12 @@ WORD = re.compile(r"[a-z']+|[?.!,]|\d+")
 LEAST_COUNT, PENALTY = 3, 0.01  # of the logistic regression: how often a word must occur; half the ridge
 
 
-def keep_last_questions(pairs: list[JudgedDialogues]) -> list[JudgedDialogues]:
+def keep_last_questions(pairs: list[LabelledDialogues]) -> list[LabelledDialogues]:
     """The same pairs without the turns before the last."""
     return [replace(p, dialogues=tuple(replace(d, messages=d.messages[-1:]) for d in p.dialogues)) for p in pairs]
 
 
-def write_pairs(path: Path, pairs: list[JudgedDialogues]) -> None:
+def write_pairs(path: Path, pairs: list[LabelledDialogues]) -> None:
     """As `reward-model` reads them: two whole dialogues of messages each."""
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:
@@ -59,14 +59,14 @@ def write_pairs(path: Path, pairs: list[JudgedDialogues]) -> None:
             file.write(json.dumps(dict(zip(("chosen", "rejected"), sides, strict=True))) + "\n")
 
 
-def write_tokenizer(folder: Path, pairs: list[JudgedDialogues]) -> None:
+def write_tokenizer(folder: Path, pairs: list[LabelledDialogues]) -> None:
     """Trained on every turn."""
     dialogues = [dialogue for pair in pairs for dialogue in pair.dialogues]
     texts = [text for d in dialogues for text in (*(message.content for message in d.messages), d.response)]
     train_tokenizer(texts, VOCABULARY, single_tokens=fixed_texts("r1_chat")).save(folder)
 
 
-def write_documents(path: Path, pairs: list[JudgedDialogues]) -> None:
+def write_documents(path: Path, pairs: list[LabelledDialogues]) -> None:
     """Every whole dialogue of both sides as a text to pretrain on."""
     with path.open("w", encoding="utf-8") as file:
         for dialogue in (dialogue for pair in pairs for dialogue in pair.dialogues):
@@ -91,7 +91,7 @@ def _command(name: str, config: str, settings: list[str]) -> float:
     return run_watched([sys.executable, "-m", "megatron_r1.cli", name, "--config", config, *settings]).wall_seconds
 
 
-def judge(weights: Path, pairs: list[JudgedDialogues]) -> torch.Tensor:
+def judge(weights: Path, pairs: list[LabelledDialogues]) -> torch.Tensor:
     """[P] 1 where the finished model prefers the chosen response, 0 where the other, half where it scores both the same."""
     config = Config(runtime=RuntimeConfig(device="cpu"), model=ModelConfig(weights=str(weights)))
     with open_session(config.runtime) as session:
@@ -106,18 +106,18 @@ def correct(margin: torch.Tensor) -> torch.Tensor:
     return (margin.sign().double() + 1) / 2
 
 
-def prefer_shorter(pairs: list[JudgedDialogues]) -> torch.Tensor:
+def prefer_shorter(pairs: list[LabelledDialogues]) -> torch.Tensor:
     """The same for the rule that needs no training."""
     lengths = torch.tensor([[len(dialogue.response) for dialogue in pair.dialogues] for pair in pairs])
     return correct(lengths[:, 1] - lengths[:, 0])
 
 
-def bag_of_words(training: list[JudgedDialogues], heldout: list[JudgedDialogues]) -> torch.Tensor:
+def bag_of_words(training: list[LabelledDialogues], heldout: list[LabelledDialogues]) -> torch.Tensor:
     """The same for Bradley and Terry's model on whether a word or a pair of words occurs."""
     counts = Counter(word for pair in training for dialogue in pair.dialogues for word in _words(dialogue.response))
     columns = {word: column for column, word in enumerate(word for word, count in counts.items() if count >= LEAST_COUNT)}
 
-    def differences(pairs: list[JudgedDialogues]) -> torch.Tensor:
+    def differences(pairs: list[LabelledDialogues]) -> torch.Tensor:
         matrix = torch.zeros(len(pairs), len(columns))
         for row, pair in enumerate(pairs):
             for sign, dialogue in zip((1, -1), pair.dialogues, strict=True):

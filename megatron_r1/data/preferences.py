@@ -38,24 +38,24 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
-class JudgedDialogues:
-    """One example with the preference or the label that somebody gave it."""
+class LabelledDialogues:
+    """One example with its preference or label."""
 
     where: str  #: file and line
     dialogues: tuple[Dialogue, ...]  #: (chosen, rejected), or the labelled one
     safe: bool = True  #: the label of a labelled one
 
 
-def read_pairs(path: Path) -> list[JudgedDialogues]:
+def read_pairs(path: Path) -> list[LabelledDialogues]:
     """Preference pairs of a file or of all files of a folder; see `record_files`.
 
     Raises:
         DataError: file and line of what is missing, malformed or of no known shape.
     """
-    return [JudgedDialogues(where, _take_pair(record, where)) for where, record in read_records(path, split=None)]
+    return [LabelledDialogues(where, _take_pair(record, where)) for where, record in read_records(path, split=None)]
 
 
-def read_labelled(path: Path) -> list[JudgedDialogues]:
+def read_labelled(path: Path) -> list[LabelledDialogues]:
     """Responses labelled safe or unsafe, from the same kinds of files.
 
     Raises:
@@ -67,16 +67,16 @@ def read_labelled(path: Path) -> list[JudgedDialogues]:
         if not isinstance(safe, bool):
             raise DataError(f"{where}: field 'safe' is {'missing' if safe is None else repr(safe)}, it must be true or false")
         dialogue = Dialogue(_take_prompt(record, "prompt", where), take_text(record, "response", where))
-        examples.append(JudgedDialogues(where, (dialogue,), safe))
+        examples.append(LabelledDialogues(where, (dialogue,), safe))
     return examples
 
 
-READERS: dict[str, Callable[[Path], list[JudgedDialogues]]] = {"helpful": read_pairs, "safety": read_labelled}
+READERS: dict[str, Callable[[Path], list[LabelledDialogues]]] = {"helpful": read_pairs, "safety": read_labelled}
 
 
-def split_heldout(examples: list[JudgedDialogues], fraction: float) -> tuple[list[JudgedDialogues], list[JudgedDialogues]]:
+def split_heldout(examples: list[LabelledDialogues], fraction: float) -> tuple[list[LabelledDialogues], list[LabelledDialogues]]:
     """(training, held-out) parts by a hash of what the person says first, so that no conversation is in both."""
-    parts: tuple[list[JudgedDialogues], list[JudgedDialogues]] = ([], [])
+    parts: tuple[list[LabelledDialogues], list[LabelledDialogues]] = ([], [])
     for example in examples:
         messages = example.dialogues[0].messages
         opening = next((message for message in messages if message.role == "user"), messages[0])

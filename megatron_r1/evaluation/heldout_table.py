@@ -25,7 +25,7 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
     rows.append(["response length (tokens)", *(f"{result.response_length:.1f}" for result in results.values())])
     rows.append(["finished", *(f"{result.finished:.1%}" for result in results.values())])
     if any(result.unscored for result in results.values()):
-        rows.append(["accuracy not judged", *(f"{result.unscored:.1%}" for result in results.values())])
+        rows.append(["accuracy not scored", *(f"{result.unscored:.1%}" for result in results.values())])
     note = f"Sampled at temperature {temperature:g}, {k} samples per problem; in brackets 95% Wilson intervals over problems."
     return f"{align_table(rows)}\n\n{note}"
 

@@ -186,7 +186,7 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
     """Score what is not scored yet, or with `rescore` everything, and measure."""
     settings, folder = config.evaluate.benchmarks, Path(config.run_dir) / task.name
     specs = evaluation_specs(task.benchmark, config.reward)
-    judged_by = {
+    scored_by = {
         "judge": {name: dict(spec.settings) for name, spec in specs.items()},
         "references": digest((p.id, p.reference) for p in task.problems),
     }
@@ -198,9 +198,9 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
             path = folder / f"{prefix}scores.jsonl"
             if rescore:
                 settings_path(path).unlink(missing_ok=True)
-            scores = stack.enter_context(open_samples(path, judged_by, replace=True))
+            scores = stack.enter_context(open_samples(path, scored_by, replace=True))
             if len(scores.records) < len(responses.records):
-                with Progress(len(responses.records), f"{task.benchmark.title}, judging", initial=len(scores.records)) as progress:
+                with Progress(len(responses.records), f"{task.benchmark.title}, scoring", initial=len(scores.records)) as progress:
                     score_responses(task.benchmark, task.problems, responses, scores, scoring, progress.advance)
             ledgers[prefix] = (responses, scores)
         responses, scores = ledgers[""]

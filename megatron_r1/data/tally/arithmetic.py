@@ -3,8 +3,8 @@
     Total 7+5-2+1-3?   ->  <think>first 12 second 10 third 11 fourth 8</think><answer>8</answer>
     求2+4-5+4-2？       ->  <think>一6二1三5四3</think><answer>3</answer>
 
-Every value on the way stays in 0..12. Each step word stands at the same distance from its operand: a model learns
-a variable distance several times more slowly. Reasoning is needed: forced to answer at once, a trained base is right one time in ten.
+Every value on the way stays in 0..12. Each step word stands at the same distance from its operand: a model learns a variable
+distance several times more slowly. Reasoning is needed: forced to answer at once, a trained base is right one time in ten.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.template import encode_chat
-from megatron_r1.data.preferences import JudgedDialogues
+from megatron_r1.data.preferences import LabelledDialogues
 from megatron_r1.data.reward_packing import ScoredExample
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def scored_part(kind: str, response: str) -> str | None:
     return find_summary(response) if kind == "helpful" and response.strip() else response
 
 
-def encode_examples(examples: Sequence[JudgedDialogues], stage: RewardModelConfig, tokenizer: Tokenizer) -> list[ScoredExample]:
+def encode_examples(examples: Sequence[LabelledDialogues], stage: RewardModelConfig, tokenizer: Tokenizer) -> list[ScoredExample]:
     """The examples as the reward model is trained on them.
 
     Raises:

@@ -119,7 +119,7 @@ def test_results_of_different_settings_do_not_stand_side_by_side():
         render_table({"a": run([[RIGHT, RIGHT]])[0], "b": run([[RIGHT]])[0]})
 
 
-def test_what_could_not_be_judged_is_told():
+def test_what_could_not_be_scored_is_named():
     def reward_fn(groups: Sequence[RolloutGroup]) -> None:
         for group in groups:
             scores = [None if rollout.text == LOOSE else 1.0 for rollout in group.rollouts]
@@ -128,5 +128,5 @@ def test_what_could_not_be_judged_is_told():
     prompts = [Prompt("p", "q", "8", "text", (1,))]
     result = evaluate_heldout(ScriptedEngine([[RIGHT, LOOSE, RIGHT]]), prompts, reward_fn, EvaluateConfig(samples=3), max_tokens=50)
     assert (result.unscored, result.pass_at_1) == (0.25, pytest.approx(2 / 3))
-    assert "| accuracy not judged      | 25.0%" in render_table({"base": result})
-    assert "not judged" not in render_table({"base": run([[RIGHT]])[0]})
+    assert "| accuracy not scored      | 25.0%" in render_table({"base": result})
+    assert "not scored" not in render_table({"base": run([[RIGHT]])[0]})

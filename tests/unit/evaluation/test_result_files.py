@@ -53,7 +53,7 @@ def measured(tmp_path):
         score_responses(benchmark, PROBLEMS, responses, scores, scoring, told.append)
         assert sum(told) == 12
         score_responses(benchmark, PROBLEMS, responses, scores, scoring, told.append)
-        assert sum(told) == 12, "nothing is judged twice"
+        assert sum(told) == 12, "nothing is scored twice"
         classes, failed = vote_classes(benchmark, PROBLEMS, 4, scores, scoring)
         assert classes == {"a": [0, 0, 1, 1], "b": [0, 0, 1, None], "c": [0, 0, 1, None]} and failed == 0
         assert scores.records["c", 3]["detail"] == "cut at the length limit" and scores.records["a", 1]["answer"] == "\\frac{1}{2}"
