@@ -1,8 +1,8 @@
 """Which language each word of a Latin-script text is in: a hidden Markov model over word frequencies.
 
-A word alone often does not tell ("die", "son", "international"), so the most likely sequence of languages is found, where
-staying in a language is likely and changing it is not, less so between sentences. Words that no list knows (names, compounds,
-misspellings) say nothing and follow their neighbours.
+A single word often belongs to several languages ("die", "son", "international"), so the most likely sequence of languages is found:
+to stay in a language is likely, to change it is not, except between sentences. Words that no list holds (names, compounds,
+misspellings) carry no evidence and follow their neighbours.
 
 The frequencies are those of the wordfreq package (its small lists, about 30,000 words a language, shipped with it).
 """
@@ -20,7 +20,7 @@ UNKNOWN = "unknown"  #: a word in a sentence of which too little is known
 
 # Tuned on one half of a collection of sentences, and on spans of one language put into another, so that most names stay with their
 # sentence and most foreign phrases of three words do not.
-_FLOOR = math.log(1e-7)  #: of a word that is not in a language's list, whose rarest has 1e-6
+_FLOOR = math.log(1e-7)  #: of a word that a language's list does not hold; the rarest word of a list has 1e-6
 _SWITCH = math.log(0.003)
 _SWITCH_AT_SENTENCE = math.log(0.1)
 _CAPITAL_WEIGHT = 0.3  #: of the evidence of a capital within a sentence: it is more often a name
@@ -45,7 +45,7 @@ def label_words(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
     known = word_scores()
     count = len(LANGUAGES)
     scores = [0.0] * count
-    steps: list[list[int] | None] = []  # for each word, where each language came from; None: every one from itself
+    steps: list[list[int] | None] = []  # for each word, the language before each language; None: the same one
     found: list[list[Scores | None]] = []
     for sentence in sentences:
         found.append([_scores_of(word, known) for word in sentence])
@@ -84,7 +84,7 @@ def _trace_back(scores: list[float], steps: list[list[int] | None], found: list[
 
 
 def _scores_of(word: str, known: dict[str, Scores]) -> Scores | None:
-    """The scores of a word; of its parts where an apostrophe joins two, as in "l'observateur"."""
+    """The scores of a word, or of its parts if an apostrophe joins two, as in "l'observateur"."""
     word = word.casefold().replace("\u2019", "'") if "ß" not in word else word.lower().replace("\u2019", "'")
     if word in known or "'" not in word:
         return known.get(word)

@@ -35,7 +35,7 @@ NO_ISOLATION: Isolation = "none_i_accept_untrusted_code_on_this_machine"
 
 START_SECONDS = 30.0  #: for the sandbox to come up on a busy machine
 GRACE_SECONDS = 10.0  #: over the wall limit, until the sandbox itself is given up
-SOURCE = "{source}"  #: in a compiler's command: where the source is
+SOURCE = "{source}"  #: stands for the path of the source in a compiler's command
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _HERE = Path(__file__).parent
 
