@@ -36,7 +36,7 @@ def run_recipe_command(config: Config, first: str | None, last: str | None) -> N
 
 
 def run_rescore_command(config: Config) -> None:
-    """Judge the kept responses to benchmarks again."""
+    """Score the kept responses to benchmarks again."""
     if not config.evaluate.benchmarks.files:
         raise ConfigError("--rescore needs evaluate.benchmarks.files: responses to held-out problems are not kept")
     evaluate_benchmarks(config, rescore=True)

@@ -65,20 +65,20 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
     """
     weights, folder = recipe.weights(stage), recipe.root / stage / "measured"
     models = {kind: recipe.artifact(kind) for kind in ("helpful", "safety")}
-    judged = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
+    have_models = on_rank_zero(lambda: all(artifact.exists for artifact in models.values()))
     model = weights_fingerprint(weights)
     found = on_rank_zero(lambda: read_measured(recipe.root, stage))
-    if found is not None and found.model == model and not (judged and lacks_requests(recipe, found)):
+    if found is not None and found.model == model and not (have_models and lacks_requests(recipe, found)):
         return found
     config = recipe.config_of(
         stage,
         {
             "model.weights": str(weights), "model.overrides": {}, "reward.language_weight": 1.0,
-            "reward.model": "reward_models" if judged else "none",
+            "reward.model": "reward_models" if have_models else "none",
         }
-        | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if judged else {}),
+        | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if have_models else {}),
     )  # fmt: skip
-    groups = _respond(config, weights, recipe.config.recipe, session, folder, with_requests=judged)
+    groups = _respond(config, weights, recipe.config.recipe, session, folder, with_requests=have_models)
     measured = _average_groups(model, config.curation, groups)
 
     def keep() -> None:

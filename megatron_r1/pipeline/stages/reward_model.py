@@ -28,10 +28,10 @@ def run_reward_model(config: Config, session: Session) -> Artifact:
     stage = config.reward_model
     require_no_context_parallel(config.parallel)
     require_setting(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
-    judged, judged_heldout = split_heldout(READERS[stage.kind](Path(config.data.source)), config.data.heldout_fraction)
-    require_setting(bool(judged), f"data.heldout_fraction={config.data.heldout_fraction} leaves no example to train on")
+    dialogues, heldout_dialogues = split_heldout(READERS[stage.kind](Path(config.data.source)), config.data.heldout_fraction)
+    require_setting(bool(dialogues), f"data.heldout_fraction={config.data.heldout_fraction} leaves no example to train on")
     tokenizer = build_tokenizer(config.data, config.model, find_architecture(config.model))
-    examples, heldout = (encode_examples(part, stage, tokenizer) for part in (judged, judged_heldout))
+    examples, heldout = (encode_examples(part, stage, tokenizer) for part in (dialogues, heldout_dialogues))
     with Run.open(Path(config.run_dir), config, "reward-model") as run:
         model = build_reward_model(
             config, session, label=stage.kind, optimizer=stage.optimizer, total_updates=count_reward_updates(stage, len(examples))
