@@ -20,9 +20,11 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "convert",
         help="Hugging Face folders to and from Megatron checkpoints",
-        description="Convert models of every family (docs/megatron_core.md) between Hugging Face safetensors and Megatron's distributed checkpoints. "
-        "Runs in one process, or in many started by torchrun, mpirun or srun, which share the work. Started again, it goes on where "
-        "it stopped.",
+        description=(
+            "Convert models of every family (docs/megatron_core.md) between Hugging Face safetensors and Megatron's distributed "
+            "checkpoints. Runs in one process, or in many started by torchrun, mpirun or srun, which share the work. Started again, "
+            "it goes on where it stopped."
+        ),
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 

@@ -56,7 +56,8 @@ def compare_folders(hf: Path, megatron: Path) -> str:
     if found:
         _, name, where = found[0]
         raise ConversionError(
-            f"{len(found)} of {len(shapes)} tensors differ between {hf} and {stored.folder}: the first is {name} {where} ({summary})"
+            f"{len(found)} of {len(shapes)} tensors differ between {hf} and {stored.folder}: "
+            f"the first is {name} {where} ({summary})"
         )
     return f"{total.total()} tensors are equal ({summary})"
 

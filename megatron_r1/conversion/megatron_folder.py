@@ -113,7 +113,7 @@ class MegatronFolder:
 
 
 def open_megatron(folder: Path) -> tuple[MegatronFolder, Architecture]:
-    """Open a folder that is, or holds, a model in Megatron's format, its weights found by Megatron-Core's names. All ranks call this.
+    """Open a folder that is, or holds, a model in Megatron's format. All ranks call this. Weights are found by Megatron's names.
 
     Raises:
         CheckpointError: no complete checkpoint, or one of an architecture that this project does not have.

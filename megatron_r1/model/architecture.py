@@ -82,7 +82,7 @@ class Architecture(BaseModel):
 
     @abstractmethod
     def megatron_settings(self) -> dict[str, Any]:
-        """Fields of Megatron-Core's TransformerConfig that set this family apart; they replace those of `mcore/transformer_config.py`."""
+        """Fields of Megatron-Core's TransformerConfig of this family; they replace those of `mcore/transformer_config.py`."""
 
     def megatron_refusal(self) -> str | None:
         """Why Megatron-Core does not compute this model, naming the field and what to do; None: it does."""

@@ -1,7 +1,7 @@
 """Finds the model families: every module in `families/`, and those that installed packages announce.
 
-A family's module has `FAMILY`, a subclass of `Architecture`, and may have `PRESETS`, named shapes of it. A package outside of this one
-announces its module as an entry point of the group `megatron_r1.model_families`.
+A family's module has `FAMILY`, a subclass of `Architecture`, and may have `PRESETS`, named shapes of it. A package outside of this
+one announces its module as an entry point of the group `megatron_r1.model_families`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What one kind of weight is called in Megatron-Core and in Hugging Face, its shape and how Megatron splits it, as plain data.
 
-A family lists its rows, `weights/mapping.py` makes the table of a whole model of them. The functions below are the rows that several
-families share.
+A family lists its rows, `weights/mapping.py` makes the table of a whole model of them. The functions below are the rows that
+several families share.
 """
 
 from __future__ import annotations

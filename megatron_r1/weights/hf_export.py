@@ -83,8 +83,8 @@ def export_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and `HfFolder` load; it appears under its name only when complete.
 
-    Writes where it is called: in a job of many ranks, through `consume_on_rank_zero`. Holds one tensor at a time. An existing folder
-    of that name is replaced.
+    Writes where it is called: in a job of many ranks, through `consume_on_rank_zero`. Holds one tensor at a time. An existing
+    folder of that name is replaced.
 
     Args:
         weights: (Hugging Face name, full tensor), each tensor of the model once, router biases in float32, all others in the

@@ -1,7 +1,7 @@
 """The one table between Megatron-Core's parameter names and Hugging Face's, with shapes and how Megatron splits each tensor.
 
-Import, export and the live weight sync all read it. It is filled in from the rows that a family lists (`model/families/`). The order
-of the table is the order in which weights are streamed: layer by layer.
+Import, export and the live weight sync all read it. It is filled in from the rows that a family lists (`model/families/`). The
+order of the table is the order in which weights are streamed: layer by layer.
 
 How several Hugging Face tensors make one Megatron tensor is `fused_tensors.py`'s.
 """

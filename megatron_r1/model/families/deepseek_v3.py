@@ -157,7 +157,10 @@ class DeepseekV3(Architecture):
                      hf="self_attn.kv_a_layernorm.weight"),
             Row(("self_attention.linear_kv_up_proj.weight",), ("self_attn.kv_b_proj.weight",),
                 ((heads * (self.qk_nope_head_dim + self.v_head_dim), self.kv_lora_rank),), Split.COLUMN),
-            Row(("self_attention.linear_proj.weight",), ("self_attn.o_proj.weight",), ((hidden, heads * self.v_head_dim),), Split.ROW),
+            Row(
+                ("self_attention.linear_proj.weight",), ("self_attn.o_proj.weight",), ((hidden, heads * self.v_head_dim),),
+                Split.ROW,
+            ),
             norm_row("pre_mlp_layernorm.weight", hidden, "mlp.linear_fc1.layer_norm_weight", hf="post_attention_layernorm.weight"),
         )  # fmt: skip
 
@@ -186,7 +189,7 @@ class DeepseekV3(Architecture):
         )
 
     def mtp_blocks(self) -> Iterator[Block]:
-        """Around each layer of multi-token prediction stand norms and a projection, of the embedding first, then the hidden state."""
+        """Around a layer of multi-token prediction stand norms and a projection, of the embedding first, then the hidden state."""
         hidden = self.hidden_size
         around = (
             norm_row("enorm.weight", hidden),

@@ -1,4 +1,7 @@
-"""Llama 3.1 and 3.3, students of R1's distillation. Sources: the published config.json files and transformers' `LlamaForCausalLM`."""
+"""Llama 3.1 and 3.3, students of R1's distillation.
+
+Sources: the published config.json files and transformers' `LlamaForCausalLM`.
+"""
 
 from __future__ import annotations
 

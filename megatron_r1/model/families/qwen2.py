@@ -21,7 +21,10 @@ class Qwen2(GroupedQueryArchitecture):
         if self.head_dim * self.num_attention_heads == self.hidden_size:
             return None
         width = self.hidden_size / self.num_attention_heads
-        return f"the model's head_dim={self.head_dim} is not hidden_size / num_attention_heads = {width:g}, which vLLM builds qwen2 with"
+        return (
+            f"the model's head_dim={self.head_dim} is not hidden_size / num_attention_heads = {width:g}, "
+            "which vLLM builds qwen2 with"
+        )
 
 
 FAMILY = Qwen2

@@ -170,7 +170,8 @@ def _lines(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
     return [
         {
             "prompt_id": group.prompt.id, "question": group.prompt.question, "answer": group.prompt.answer,
-            "response": rollout.text, "tokens": len(rollout.token_ids), **{name: row[i] for name, row in group.reward_parts.items()},
+            "response": rollout.text, "tokens": len(rollout.token_ids),
+            **{name: row[i] for name, row in group.reward_parts.items()},
         }
         for group in groups
         for i, rollout in enumerate(group.rollouts)
