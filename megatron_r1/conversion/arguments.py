@@ -22,8 +22,8 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
         help="Hugging Face folders to and from Megatron checkpoints",
         description=(
             "Convert models of every family (docs/megatron_core.md) between Hugging Face safetensors and Megatron's distributed "
-            "checkpoints. Runs in one process, or in many started by torchrun, mpirun or srun, which share the work. Started again, "
-            "it goes on where it stopped."
+            "checkpoints. Runs in one process, or in many started by torchrun, mpirun or srun, which share the work. Started "
+            "again, it goes on where it stopped."
         ),
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)

@@ -117,8 +117,8 @@ def _transfer(rollout: RolloutConfig, device: Literal["cpu", "cuda"]) -> Literal
         raise ConfigError("rollout.transfer=nccl needs a CUDA device: set rollout.transfer=shm or auto")
     if rollout.transfer == "nccl" and not apart:
         raise ConfigError(
-            f"rollout.transfer=nccl does not go with rollout.placement={rollout.placement}: trainer and engine are on the same GPU, "
-            "and NCCL takes no two processes on one; set rollout.transfer=shm or auto"
+            f"rollout.transfer=nccl does not go with rollout.placement={rollout.placement}: trainer and engine "
+            "are on the same GPU, and NCCL takes no two processes on one; set rollout.transfer=shm or auto"
         )
     return {"auto": "nccl" if device == "cuda" and apart else "shm"}.get(rollout.transfer, rollout.transfer)
 
