@@ -213,7 +213,7 @@ def test_a_limit_beyond_a_forward_pass_is_refused(tokenizer, tmp_path):
 
 
 def test_the_preset_is_the_recipe_s():
-    """Two epochs, lr 5e-6 with cosine decay to a tenth, batch 64, 32,768 tokens (v2 B.4.2), from V3-Base in R1's chat template."""
+    """Two epochs, lr 5e-6 with cosine to a tenth, batch 64, 32,768 tokens (R1 v2 B.4.2), from V3-Base in R1's chat template."""
     config = load_config(ROOT / "examples/v3_671b/stage3.yaml", ["model.weights=base", "sft.sources=[curated.jsonl]"])
     stage, optimizer = config.sft, config.sft.optimizer
     assert (stage.epochs, stage.batch_size, stage.max_tokens, stage.micro_batch_tokens) == (2, 64, 32768, 32768)
