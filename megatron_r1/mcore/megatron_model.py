@@ -90,7 +90,7 @@ class MegatronModel:
         self.optimizer = self.scheduler = None
         config = self.modules[0].config
         #: what the schedule runs: `modules`, inside the wrappers for bf16 and gradient reduction
-        self.chunks: list[torch.nn.Module] = [Float16Module(config, m) for m in self.modules] if config.bf16 else self.modules
+        self.chunks: list[torch.nn.Module] = [Float16Module(config, m) if config.bf16 else m for m in self.modules]
         if optimizer is not None:
             self._add_optimizer(optimizer, runtime, total_updates)
         self._forward_backward = get_forward_backward_func()

@@ -65,9 +65,9 @@ class MegatronPolicy(MegatronModel):
 
 
 class ReferencePolicy:
-    """pi_ref: a frozen copy of the policy's weights, held in host memory and swapped in to be evaluated.
+    """pi_ref: a frozen copy of the policy's weights, held in CPU memory and swapped in to be evaluated.
 
-    It costs one copy of the local shard in host memory instead of a second model on the device.
+    It costs one copy of the local shard in CPU memory instead of a second model on the device.
     """
 
     def __init__(self, policy: MegatronPolicy) -> None:

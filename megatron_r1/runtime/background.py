@@ -53,7 +53,7 @@ class ForkedWork(Generic[T]):
         except EOFError:
             self._process.join()
             code = self._process.exitcode
-            reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            reason = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
             raise CheckpointError(f"the process that was writing died ({reason}), perhaps for want of memory") from None
         finally:
             self._answer.close()
@@ -80,6 +80,7 @@ def _run(work: Callable[[], object], answer: Connection, parent: int) -> None:
     os.closerange(answer.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     torch.set_num_threads(1)  # the threads of the parent's pool are not here
     gc.disable()  # freeing a device tensor of the parent would reach for a device that a forked process may not use
+    outcome: tuple[object, Exception | None]
     try:
         outcome = (work(), None)
     except (OSError, R1Error) as error:

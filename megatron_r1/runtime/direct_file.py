@@ -48,7 +48,7 @@ class DirectFile:
             buffer = np.frombuffer(self._buffers[number % _NUM_BUFFERS], dtype=np.uint8)
             count = min(len(source), _BUFFER - start)
             np.copyto(buffer[start : start + count], source[:count])
-            self._checksum.update(buffer[start : start + count])
+            self._checksum.update(buffer[start : start + count].data)
             source, self.bytes = source[count:], self.bytes + count
             if start + count == _BUFFER:
                 self._submit(number, _BUFFER)

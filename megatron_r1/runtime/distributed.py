@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -87,10 +87,10 @@ def barrier() -> None:
 def broadcast_object(value: T | None) -> T:
     """Rank 0's `value` on every rank; what the others pass is ignored. The value must be picklable."""
     if world_size() == 1:
-        return value
+        return cast(T, value)
     box = [value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return cast(T, box[0])
 
 
 def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
@@ -113,7 +113,8 @@ def any_rank(*flags: bool) -> list[bool]:
 
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and return its result, or raise its error, on every rank."""
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     if is_rank_zero():
         try:
             result = work()
@@ -122,7 +123,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     result, error = broadcast_object((result, error))
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def kept_on_rank_zero(work: Callable[[], T]) -> T | None:

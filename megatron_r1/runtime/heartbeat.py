@@ -143,6 +143,7 @@ class Heartbeat:
 
     def _give_sign(self, last: bool = False) -> None:
         if not last:  # for the case that this thread does not run again in time
+            assert self._stacks is not None, "`start` opens it"
             faulthandler.dump_traceback_later(2 * self._config.lost_seconds, exit=True, file=self._stacks)
         self._sign.beat += 1
         self._sign.time = time.time()
@@ -179,6 +180,7 @@ class Heartbeat:
         abort = json.loads((self._folder / ABORT).read_text(encoding="utf-8"))
         why = f"{abort['why']}; stacks of all ranks are in {self._folder}; the same command resumes"
         faulthandler.cancel_dump_traceback_later()
+        assert self._stacks is not None, "`start` opens it"
         self._stacks.write(f"rank {self._sign.rank}, process {self._sign.pid}: {why}\n")
         self._stacks.flush()
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)

@@ -11,11 +11,11 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _asked: str | None = None
-_previous: dict[int, object] = {}
+_previous: dict[int, Any] = {}  # signal -> its handler before `listen`
 _listeners = 0
 
 
@@ -32,7 +32,7 @@ def listen(stacks: TextIO | None = None) -> None:
     if not _previous:
         for number in _SIGNALS:
             _previous[number] = signal.signal(number, _note)
-    faulthandler.register(signal.SIGUSR2, file=stacks or sys.__stderr__, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=stacks or sys.__stderr__ or sys.stderr, all_threads=True)
 
 
 def unlisten() -> None:
@@ -54,7 +54,7 @@ def leave_to_rank() -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or sys.stderr, all_threads=True)
 
 
 def stop_asked() -> str | None:

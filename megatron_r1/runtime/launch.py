@@ -114,8 +114,9 @@ def configure_threads(threads: int) -> None:
 
 def first_host(node_list: str) -> str:
     """The first host of a Slurm node list: `node[03-05,9],other` gives `node03`."""
-    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", node_list.strip()).group()
-    return re.sub(r"\[([^\]]*)\]", lambda ranges: re.split("[,-]", ranges.group(1))[0], first)
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", node_list.strip())
+    assert first is not None, "the pattern also matches nothing"
+    return re.sub(r"\[([^\]]*)\]", lambda ranges: re.split("[,-]", ranges.group(1))[0], first.group())
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -66,7 +66,7 @@ class Progress:
         count = f"{self.done}/{self.total}"
         if self._in_bytes:
             rate = (self.done - self._initial) / max(elapsed, 1e-9)
-            done, total, rate = (tqdm.format_sizeof(value, "B") for value in (self.done, self.total, rate))
-            count = f"{done}/{total}, {rate}/s"
+            done, total, per_second = (tqdm.format_sizeof(value, "B") for value in (self.done, self.total, rate))
+            count = f"{done}/{total}, {per_second}/s"
         line = f"{self.description}: {count}, {elapsed:.0f} s, about {left:.0f} s left"
         return f"{line}, {self._shown}" if self._shown else line
