@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.config.load import save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.conversations import Message
@@ -101,9 +102,8 @@ def _describe_model(config: Config) -> str:
     return f"{endpoint.model} at {endpoint.url}" if endpoint.url else str(config.model.weights)
 
 
-def _passes(config: Config, task: Task) -> Iterator[tuple[str, Sampling]]:
+def _passes(settings: BenchmarksConfig, task: Task) -> Iterator[tuple[str, Sampling]]:
     """The prefix of file names and the sampling of each pass: the sampled one and, if `greedy` is set, the greedy one."""
-    settings = config.evaluate.benchmarks
     yield "", Sampling(task.samples, settings.temperature, settings.top_p, settings.max_tokens)
     if settings.greedy:
         yield "greedy_", Sampling(1, 0.0, 1.0, settings.max_tokens)
@@ -120,8 +120,8 @@ def _settings_of(task: Task, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _open_responses(config: Config, task: Task, prefix: str, settings: dict[str, Any] | None) -> Ledger:
-    return open_samples(Path(config.run_dir) / task.name / f"{prefix}responses.jsonl", settings)
+def _open_responses(folder: Path, prefix: str, settings: dict[str, Any] | None) -> Ledger:
+    return open_samples(folder / f"{prefix}responses.jsonl", settings)
 
 
 def _sample_missing(config: Config, session: Session | None, tasks: list[Task]) -> None:
@@ -136,9 +136,9 @@ def _sample_missing(config: Config, session: Session | None, tasks: list[Task]) 
     with ExitStack() as stack:
         model: Model | None = None
         for task in tasks:
-            for prefix, sampling in _passes(config, task):
+            for prefix, sampling in _passes(settings, task):
                 sampled_with = _settings_of(task, sampling) | {"seed": settings.seed} | identity
-                with _open_responses(config, task, prefix, sampled_with) as kept:
+                with _open_responses(Path(config.run_dir) / task.name, prefix, sampled_with) as kept:
                     total = len(task.problems) * sampling.n
                     if len(kept.records) == total:
                         continue
@@ -192,8 +192,8 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
     }
     with ExitStack() as stack:
         ledgers: dict[str, tuple[Ledger, Ledger]] = {}
-        for prefix, sampling in _passes(config, task):
-            responses = stack.enter_context(_open_responses(config, task, prefix, None))
+        for prefix, sampling in _passes(settings, task):
+            responses = stack.enter_context(_open_responses(folder, prefix, None))
             _require_complete(task, sampling, responses)
             path = folder / f"{prefix}scores.jsonl"
             if rescore:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_r1.config.curation import CurationConfig, WriterConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.accept_samples import Check, answer_check
 from megatron_r1.curation.ask_model import ServedWriter
@@ -75,14 +76,14 @@ def _make_cold_start(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) 
     _sample_stage(zero, fingerprint, open_engine, problems, root / "zero", config, readable)
     traces = list(read_file(root / "zero" / KEPT))
     asked = draw_problems(source, settings.cold_start_problems, config.seed + _SEEDS["direct"])
-    with _open_writer(config) as writer, _open_check(config, source, root / "scoring.log") as check:
+    with _open_writer(config.curation.writer) as writer, _open_check(config, source, root / "scoring.log") as check:
         write_cold_start(asked, traces, writer, check, root / "cold_start", config.curation, config.seed)
-    return _review(root, config) if settings.review else root / "cold_start" / KEPT
+    return _review(root, config.curation) if settings.review else root / "cold_start" / KEPT
 
 
-def _review(root: Path, config: Config) -> Path:
+def _review(root: Path, curation: CurationConfig) -> Path:
     """Hand the conversations to people, and return the file of those that they accepted."""
-    conversations, form = list(read_file(root / "cold_start" / KEPT)), Form.of(config.curation)
+    conversations, form = list(read_file(root / "cold_start" / KEPT)), Form.of(curation)
     decisions = root / "review" / DECISIONS
     if not decisions.is_file():
         page = export_review(conversations, root / "review", form)
@@ -105,7 +106,7 @@ def _make_curated(recipe: Recipe, open_engine: OpenEngine, fingerprint: str) -> 
     _sample_stage(config, fingerprint, open_engine, problems, root / "samples", config)
     inputs = [root / "samples" / KEPT]
     if settings.non_reasoning is not None:
-        with _open_writer(config) as writer:
+        with _open_writer(config.curation.writer) as writer:
             write_non_reasoning(Path(settings.non_reasoning), writer, root / "non_reasoning", config.curation, config.seed)
         inputs.append(root / "non_reasoning" / KEPT)
     print(
@@ -160,9 +161,9 @@ def _open_check(config: Config, source: ProblemSource, log: Path) -> Iterator[Ch
 
 
 @contextmanager
-def _open_writer(config: Config) -> Iterator[ServedWriter | None]:
-    if config.curation.writer.url is None:
+def _open_writer(settings: WriterConfig) -> Iterator[ServedWriter | None]:
+    if settings.url is None:
         yield None
         return
-    with ServedWriter(config.curation.writer) as writer:
+    with ServedWriter(settings) as writer:
         yield writer
