@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, without_reasoning
 from tests.paths import ROOT
 
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
@@ -40,3 +40,17 @@ def test_only_tags_spells_the_tags(path: Path):
 def test_a_spelling_would_be_found():
     source = '"""<think>"""\nField(description="</think>")\nx = "a <think>"\ny = f"</answer>{x}"\nz = ("\\n<answer>",)'
     assert list(spelled_tags(ast.parse(source))) == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("<think>\na\n</think>\n\nb ", "b"),
+        ("  <think>a</think> b </think> c", "b </think> c"),
+        (" b ", "b"),
+        ("b <think>a</think>", "b <think>a</think>"),
+        ("<think>never closed", ""),
+    ],
+)
+def test_what_follows_the_first_reasoning(answer, said):
+    assert without_reasoning(answer) == said
