@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.paths import ROOT
 from tests.patience import patient
-
-ROOT = Path(__file__).parents[1]
 
 
 def run_ranks(script: Path, world_size: int, *arguments: object, timeout: float) -> list[str]:

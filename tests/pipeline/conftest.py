@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-spec = importlib.util.spec_from_file_location("grpo_runs", Path(__file__).with_name("grpo_runs.py"))
-grpo_runs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(grpo_runs)
+from tests.pipeline import grpo_runs
 
 
 @pytest.fixture(scope="session")
