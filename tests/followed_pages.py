@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.paths import ROOT
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE_NAME = re.compile(r"# ([\w./]+\.(?:py|yaml))\n")
+_FILE_NAME = re.compile(r"# ([\w./]+\.(?:py|yaml|toml))\n")
 
 
 def run_in_folder(commands: str, folder: Path, timeout: float = 400.0) -> str:
@@ -29,7 +29,7 @@ def run_in_folder(commands: str, folder: Path, timeout: float = 400.0) -> str:
 def follow_page(page: str, folder: Path) -> str:
     """Follow `docs/how_to/PAGE` in a folder and return what its commands printed.
 
-    A block of Python or YAML is a file, named in its first line; a block of bash is run.
+    A block of Python, YAML or TOML is a file, named in its first line; a block of bash is run.
     """
     text = (ROOT / "docs/how_to" / page).read_text(encoding="utf-8")
     printed = []
