@@ -41,7 +41,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     add("--dtype", choices=("fp8", "bf16", "fp32"), help="default: as stored; fp8: block-scaled, deepseek_v3 only")
     _add_common(add)
 
-    add = _adder(actions, "verify", "compare both sides tensor by tensor; exit 2 where they differ")
+    add = _adder(actions, "verify", "compare both sides tensor by tensor; exit 2 if they differ")
     add("--hf", type=Path, required=True, metavar="DIR", help="folder with config.json and safetensors")
     add("--megatron", type=Path, required=True, metavar="DIR", help="converted folder, checkpoint of a run, or run")
 

@@ -54,10 +54,10 @@ def compare_folders(hf: Path, megatron: Path) -> str:
     total: Counter[str] = sum(gather_objects(counts), Counter())
     summary = ", ".join(f"{count} {how}" for how, count in sorted(total.items(), key=lambda item: -item[1]))
     if found:
-        _, name, where = found[0]
+        _, name, place = found[0]
         raise ConversionError(
             f"{len(found)} of {len(shapes)} tensors differ between {hf} and {stored.folder}: "
-            f"the first is {name} {where} ({summary})"
+            f"the first is {name} {place} ({summary})"
         )
     return f"{total.total()} tensors are equal ({summary})"
 
@@ -83,7 +83,7 @@ def _compare_share(source: HfFolder, stored: MegatronFolder) -> tuple[Counter[st
 
 
 def _how_equal(source: HfFolder, name: str, part: torch.Tensor) -> str | None:
-    """In which way a tensor is equal to Megatron's; None where it is not."""
+    """In which way a tensor is equal to Megatron's; None if it is not."""
     dtype, read = source.dtype(name), partial(source.read, name)
     if dtype is torch.float8_e4m3fn:
         if _same_bits(read(dtype=part.dtype), part):

@@ -52,7 +52,7 @@ def find_megatron_folder(folder: Path) -> Path:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights of a model: config, tokenizer, and the model's own code where it has some."""
+    """Copy what stands beside the weights of a model: config, tokenizer, and the model's own code if it has some."""
     for path in sorted(source.iterdir()):
         is_companion = path.suffix in _COMPANIONS or path.name.startswith("LICENSE")
         if path.is_file() and is_companion and path.name not in _OWN and TEMPORARY not in path.name:
@@ -64,7 +64,7 @@ class MegatronFolder:
 
     Args:
         folder: see `find_megatron_folder`.
-        pieces: every stored box of the model, in any layout: tells the names.
+        pieces: every stored box of the model, in any layout; the names of the stored tensors come from them.
 
     Raises:
         CheckpointError: no complete checkpoint.

@@ -177,11 +177,11 @@ class StoredTensors:
         return set(self._tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Of the whole tensor. Raises CheckpointError where there is none."""
+        """Of the whole tensor. Raises CheckpointError if there is none."""
         return tuple(self._find(key).size)
 
     def dtype(self, key: str) -> torch.dtype:
-        """Of the tensor. Raises CheckpointError where there is none."""
+        """Of the tensor. Raises CheckpointError if there is none."""
         return self._find(key).properties.dtype
 
     def read(self, key: str, lead: tuple[int, ...] = ()) -> torch.Tensor:

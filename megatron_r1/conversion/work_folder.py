@@ -39,7 +39,7 @@ class WorkFolder:
             on_rank_zero(lambda: self._prepare(identity, is_complete))
 
     def note(self, part: str) -> dict[str, Any] | None:
-        """What was noted of a part; None where it is still to be done."""
+        """What was noted of a part; None if the part is still to be done."""
         path = self._notes / f"{part}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -48,7 +48,7 @@ class WorkFolder:
         write_atomically(self._notes / f"{part}.json", json.dumps(note))
 
     def require_space(self, needed: int) -> None:
-        """Raises ConversionError where the disk has no room for `needed` more bytes. Rank 0 only."""
+        """Raises ConversionError if the disk has no room for `needed` more bytes. Rank 0 only."""
         free = shutil.disk_usage(self.folder).free
         if needed + _MARGIN > free:
             raise ConversionError(

@@ -36,7 +36,7 @@ class R1GPTModel(GPTModel):
         runtime_gather_output: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        # The stock method runs multi-token prediction whenever the block exists, also where its loss reaches nothing.
+        # The stock method runs multi-token prediction whenever the block exists, even if its loss reaches nothing.
         if self.train_mtp and labels is not None and torch.is_grad_enabled():
             return super()._postprocess(hidden_states, *args, labels=labels, runtime_gather_output=runtime_gather_output, **kwargs)
         if not self.post_process:

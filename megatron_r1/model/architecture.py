@@ -31,8 +31,8 @@ class Experts:
 class Architecture(BaseModel):
     """Shape of a model; nothing about how it is trained or laid out over devices.
 
-    A subclass is one `model_type`. Where a family does not say otherwise, a model is dense and has no multi-token prediction, every
-    norm is an RMSNorm and every feed-forward a SwiGLU without biases.
+    A subclass is one `model_type`. Unless a family says otherwise, a model is dense and has no multi-token prediction, every norm
+    is an RMSNorm and every feed-forward a SwiGLU without biases.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -11,7 +11,7 @@ from megatron_r1.model.rows import Row, Split, norm_row
 
 
 class GroupedQueryArchitecture(Architecture):
-    """A model with grouped-query attention, dense where its family does not say otherwise."""
+    """A model with grouped-query attention, dense unless its family says otherwise."""
 
     ATTENTION: ClassVar[Literal["grouped_query", "latent"]] = "grouped_query"
     QKV_BIAS: ClassVar[bool] = False  #: whether the query, key and value projections have a bias
@@ -48,7 +48,7 @@ class GroupedQueryArchitecture(Architecture):
         return {"num_query_groups": self.num_key_value_heads, "kv_channels": self.head_dim, "add_qkv_bias": self.QKV_BIAS}
 
     def attention_rows(self) -> tuple[Row, ...]:
-        """Both norms, the fused projection of query, key and value, its bias where there is one, and the output projection."""
+        """Both norms, the fused projection of query, key and value, its bias if there is one, and the output projection."""
         hidden, queries, groups = self.hidden_size, self.num_attention_heads * self.head_dim, self.num_key_value_heads
         keys = groups * self.head_dim
         bias = Row(

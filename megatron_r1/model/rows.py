@@ -48,7 +48,7 @@ class Block:
 
 
 def norm_row(name: str, size: int, *fused: str, hf: str | None = None) -> Row:
-    """A norm that Transformer Engine may fuse into a linear layer, where it has another of the names `fused`."""
+    """A norm that Transformer Engine may fuse into a linear layer, which gives it one of the names `fused`."""
     return Row((name, *fused), (hf or name,), ((size,),))
 
 

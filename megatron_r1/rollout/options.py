@@ -15,7 +15,7 @@ CPU_SHAPES = {
     "latent": {"kv_lora_rank": (512,), "qk_rope_head_dim": (64,)},
 }
 
-NODE_ADDRESS = "VLLM_HOST_IP"  #: variable that tells vLLM under which address other nodes reach this one
+NODE_ADDRESS = "VLLM_HOST_IP"  #: variable in which vLLM looks for the address under which other nodes reach this one
 WORKER_EXTENSION = "megatron_r1.rollout.vllm.worker.HeldWeights"
 
 
@@ -57,8 +57,8 @@ class EngineOptions:
 class Part:
     """What one node holds of an engine that spans several."""
 
-    node: int  #: 0 is the head, which schedules and answers; the others' workers do what it tells them
-    address: str  #: of the head's node, where all workers meet
+    node: int  #: 0 is the head, which schedules and answers; the others' workers do as it asks
+    address: str  #: of the head's node, at which all workers meet
     port: int  #: free there
 
 
@@ -141,7 +141,7 @@ def engine_environment(device: Literal["cpu", "cuda"], threads: int, address: st
     """Variables that vLLM and torch read as they are imported in the engine process.
 
     Args:
-        address: of the process's node, where the engine spans several.
+        address: of the process's node, if the engine spans several.
     """
     common = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine process is already ours alone

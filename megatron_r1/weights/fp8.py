@@ -91,12 +91,12 @@ def dequantize_into(
 
 
 def prepare_decoder() -> None:
-    """Import what decodes on a CPU, whose compiler takes a second; `dequantize_into` does so where it was not done before."""
+    """Import what decodes on a CPU, whose compiler takes a second; `dequantize_into` does so itself if nobody has."""
     from megatron_r1.weights import fp8_cpu  # noqa: F401
 
 
 def may_hold_nan(weight: torch.Tensor, scale_inv: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether any value, in `dtype`, may be NaN or infinite: told from the codes, which takes less time than from the values.
+    """Whether any value, in `dtype`, may be NaN or infinite. Looks at the codes, which takes less time than looking at the values.
 
     Args:
         weight: [rows, columns] float8_e4m3fn.
@@ -112,7 +112,7 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of a weight: the largest value of a block becomes 448, the others are rounded to nearest even.
 
     Quantising what was dequantised from a weight whose blocks all hold a code of 448, as this function makes them, gives the
-    same codes, from float32 and from bfloat16; and the same scales where the first weight was itself bfloat16, as
+    same codes, from float32 and from bfloat16; and the same scales if the first weight was itself bfloat16, as
     DeepSeek's was. A block whose largest value is below 448 * 2^-126, or 0, becomes zeros with scale 1.
 
     Args:

@@ -52,7 +52,7 @@ def _look_up_codes(codes, tables, rows, columns, first_row, first_column, out):
         end = start + _BLOCK - first_column
         while start < stop:
             end = min(end, stop)
-            # Unsigned, or numba counts from the end of the array where an index is negative.
+            # Unsigned, or numba counts from the end of the array if an index is negative.
             for j in range(np.uint64(start), np.uint64(end)):
                 out[j] = tables[np.uint64(table) + np.uint64(codes[j])]
             start, end, table = end, end + _BLOCK, table + 256

@@ -16,10 +16,10 @@ def fuse(entry: Entry, tensors: Sequence[torch.Tensor], parts: int = 1) -> torch
     Args:
         entry: of the mapping table.
         tensors: one per name in `entry.hf`: whole, or the same one of `parts` equal pieces of axis 0.
-        parts: into how many the rows are cut by tensor parallelism.
+        parts: number of pieces into which tensor parallelism cuts the rows.
 
     Returns:
-        The tensor, or this piece of it as tensor parallelism cuts it; the argument itself where there is only one.
+        The tensor, or this piece of it as tensor parallelism cuts it; the argument itself if there is only one.
     """
     if len(tensors) == 1:
         return tensors[0]
@@ -29,7 +29,7 @@ def fuse(entry: Entry, tensors: Sequence[torch.Tensor], parts: int = 1) -> torch
 def unfuse(entry: Entry, tensor: torch.Tensor, parts: int = 1) -> list[torch.Tensor]:
     """The tensors named by `entry.hf` from the Megatron tensor or one of `parts` pieces of it: the inverse of `fuse`.
 
-    Views where the rows of each are contiguous.
+    They are views if the rows of each are contiguous.
     """
     if len(entry.hf) == 1:
         return [tensor]

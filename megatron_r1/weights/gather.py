@@ -36,8 +36,8 @@ def gather_weights(
     """Yield (Hugging Face name, full tensor) for the whole model, in the order of the mapping table, on every rank.
 
     Collective: every rank must iterate to the end. A rank holds one tensor at a time, in addition to its own shards; tensors
-    may be views of live parameters, so use or copy each before the model is trained on. What is where is found out anew at
-    every call.
+    may be views of live parameters, so use or copy each before training goes on. Every call finds out anew which rank holds
+    which tensor.
 
     Args:
         modules: this rank's Megatron modules without wrappers, one per virtual pipeline stage.
@@ -45,7 +45,7 @@ def gather_weights(
         groups: this rank's process groups.
 
     Raises:
-        ConversionError: on every rank and before anything is yielded, where a Megatron tensor has no place in the table, or a
+        ConversionError: on every rank and before anything is yielded: a Megatron tensor has no place in the table, or a
             tensor of the table is on no rank.
     """
     with failing_together():
@@ -64,7 +64,7 @@ def gather_weights(
 
 def _stages(tensors: dict[int, list[torch.Tensor]], num_entries: int, groups: WeightGroups) -> list[tuple[int, torch.dtype] | None]:
     """Per entry the first pipeline stage that holds it and its dtype. With experts split, ranks of a stage hold the same
-    numbers of experts, so a stage holds an expert where any of its expert-parallel ranks does."""
+    numbers of experts, so a stage holds an expert if any of its expert-parallel ranks does."""
     mine = {i: held[0].dtype for i, held in tensors.items()}
     if group_size(groups.ep) > 1:
         shared: list[dict[int, torch.dtype]] = [{} for _ in range(group_size(groups.ep))]

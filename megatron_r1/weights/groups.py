@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 class WeightGroups(Protocol):
-    """This rank's group on each axis that splits weights; None where the axis has one rank (`mcore.parallel.Groups` fits)."""
+    """This rank's group on each axis that splits weights; None if the axis has one rank (`mcore.parallel.Groups` fits)."""
 
     @property
     def tp(self) -> dist.ProcessGroup | None:

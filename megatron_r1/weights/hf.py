@@ -53,7 +53,7 @@ class HfFolder:
                 raise CheckpointError(f"{folder / self._file_of[name]} has scales {name} without their weight")
 
     def architecture(self) -> Architecture:
-        """Shape of the model. Raises CheckpointError where it is not one that this project has."""
+        """Shape of the model. Raises CheckpointError for one that this project does not have."""
         try:
             return read_hf_config(self.config)
         except ValueError as error:
@@ -64,7 +64,7 @@ class HfFolder:
         return self._find(name)[1].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor as it is stored: float8_e4m3fn where `read` dequantises."""
+        """Dtype of a tensor as it is stored: float8_e4m3fn if `read` dequantises it."""
         return DTYPES[self._find(name)[1].dtype]
 
     def nbytes(self, name: str) -> int:
@@ -100,7 +100,7 @@ class HfFolder:
         return out
 
     def check_names(self, wanted: Iterable[str]) -> None:
-        """Raises ConversionError where the folder's tensors, without scales, are not exactly `wanted`."""
+        """Raises ConversionError if the folder's tensors, without scales, are not exactly `wanted`."""
         wanted = set(wanted)
         missing, extra = sorted(wanted - self.files.keys()), sorted(self.files.keys() - wanted)
         for what, names in (("lacks", missing), ("has unknown", extra)):

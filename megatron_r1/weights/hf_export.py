@@ -90,7 +90,7 @@ def export_hf(
         weights: (Hugging Face name, full tensor), each tensor of the model once, router biases in float32, all others in the
             dtype of the first.
         arch: the model's shape.
-        folder: where to.
+        folder: the folder to write.
         bos_token_id: for config.json and generation_config.json.
         eos_token_id: likewise.
         tokenizer: folder whose tokenizer files are copied.
@@ -114,8 +114,8 @@ def export_hf(
 def _write_tensors(
     weights: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]], folder: Path, max_shard_bytes: int
 ) -> torch.dtype:
-    """Write the tensors and their index; return the dtype of the model. One file is open at a time where the order is that of
-    `shapes`."""
+    """Write the tensors and their index; return the dtype of the model. One file is open at a time if the tensors come in the order
+    of `shapes`."""
     remaining = dict(shapes)
     files: dict[str, list[HfTensor]] = {}
     file_of: dict[str, str] = {}

@@ -31,7 +31,7 @@ def consume_on_rank_zero(weights: Iterable[tuple[str, torch.Tensor]], work: Call
         return on_rank_zero(work_and_drain)
     try:
         _exhaust(remaining)
-    finally:  # also after a collective error: rank 0 has it too and waits to tell
+    finally:  # also after a collective error: rank 0 has the error too and waits for the others to report it
         result = on_rank_zero(work_and_drain)
     return result
 
