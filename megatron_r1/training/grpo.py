@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from megatron_r1.algorithms.advantage import group_advantages
-from megatron_r1.algorithms.losses.contract import Metrics, PolicyBatch, PolicySettings
+from megatron_r1.algorithms.losses.contract import Metrics, PolicyBatch, PolicySettings, checked_result
 from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.config.rollout import RolloutConfig
-from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
@@ -22,7 +20,7 @@ from megatron_r1.training.metrics import loss_metrics
 from megatron_r1.training.parity import check_parity, compare_logprobs
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
 from megatron_r1.training.samples import minibatches, to_training_samples, with_logprobs
-from megatron_r1.types import Metric, MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
+from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
 
 
 def train_grpo(
@@ -110,21 +108,6 @@ def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
         return checked_result(loss(batch, settings), stage.loss)
 
     return compute
-
-
-def checked_result(result: Any, name: str) -> tuple[torch.Tensor, Metrics]:
-    """What a loss returned, if it keeps to the contract: a user's own may not, and would fail far from its cause.
-
-    Raises:
-        ConfigError: it is not a scalar with gradient and a dictionary of metrics.
-    """
-    match result:
-        case (torch.Tensor() as loss, dict() as metrics) if loss.ndim == 0 and loss.requires_grad:
-            wrong = [key for key, metric in metrics.items() if not (isinstance(metric, Metric) and metric.value.ndim == 0)]
-            if not wrong:
-                return loss, metrics
-            raise ConfigError(f"grpo.loss={name} returned a metric {wrong[0]} that is no Metric of a scalar tensor")
-    raise ConfigError(f"grpo.loss={name} must return a scalar tensor with gradient and a dictionary of metrics")
 
 
 def is_due(updates: int, new_updates: int, interval: int) -> bool:

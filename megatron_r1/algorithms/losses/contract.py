@@ -8,9 +8,9 @@ It returns
 - the loss: a scalar tensor with gradient, **this micro-batch's part** of the minibatch's loss. Parts of micro-batches and ranks
   are added, so a mean divides by a number of the whole minibatch (`minibatch_sequences`, `minibatch_tokens`), never by one of
   the micro-batch. A loss that keeps to this does not depend on the layout or on the size of a micro-batch;
-- metrics: a name -> `Metric`, the same names at every call. Each says how its parts become one number of the step:
-  "sum", "token_mean" (the parts' sum over trained tokens), "sample_mean" (over sequences) or "max". Values are scalars without
-  gradient: sums over this micro-batch, or the largest value in it. They appear in `metrics.jsonl` under their names.
+- metrics: a name, with a slash as in "ratio/max", -> `Metric`; the same names at every call. Each says how its parts become
+  one number of the step: "sum", "token_mean" (the parts' sum over trained tokens), "sample_mean" (over sequences) or "max".
+  Values are scalars without gradient: sums over this micro-batch, or the largest value in it. They appear in `metrics.jsonl`.
 
 A micro-batch may be all padding: `loss_mask` is then zero everywhere, and the loss and all sums must be 0, not NaN.
 """
@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from megatron_r1.types import Metric
+from megatron_r1.errors import ConfigError
+from megatron_r1.types import Metric, Reduction
 
 Metrics = dict[str, Metric[torch.Tensor]]
 
@@ -67,3 +68,25 @@ class PolicySettings:
 
 
 PolicyLoss = Callable[[PolicyBatch, PolicySettings], tuple[torch.Tensor, Metrics]]
+
+
+def checked_result(result: Any, name: str) -> tuple[torch.Tensor, Metrics]:
+    """What the loss of this name returned, if it keeps to the contract: a user's own may not, and would fail far from its cause.
+
+    Raises:
+        ConfigError: the result is not a scalar with gradient and a dictionary of metrics.
+    """
+    match result:
+        case (torch.Tensor() as loss, dict() as metrics) if loss.ndim == 0 and loss.requires_grad:
+            for key, metric in metrics.items():
+                if not (isinstance(metric, Metric) and isinstance(metric.value, torch.Tensor) and metric.value.ndim == 0):
+                    raise ConfigError(f"grpo.loss={name} returned a metric {key} that is no Metric of a scalar tensor")
+                if "/" not in key:  # names without one are the loop's own: loss, lr ...
+                    raise ConfigError(f"grpo.loss={name} returned a metric {key}: write a name with a slash, such as {key}/mean")
+                if metric.reduction not in get_args(Reduction):
+                    raise ConfigError(
+                        f"grpo.loss={name} returned a metric {key} with reduction {metric.reduction}, "
+                        f"expected one of {', '.join(get_args(Reduction))}"
+                    )
+            return loss, metrics
+    raise ConfigError(f"grpo.loss={name} must return a scalar tensor with gradient and a dictionary of metrics")

@@ -90,12 +90,20 @@ def test_a_wrong_name_is_one_line(folder: Path, name: str, words: str) -> None:
         ("batch.logprobs.sum()", "must return a scalar tensor with gradient and a dictionary"),
         ("(batch.logprobs, {})", "must return a scalar"),
         ("(batch.logprobs.sum().detach(), {})", "must return a scalar tensor with gradient"),
-        ("(batch.logprobs.sum(), {'a': 1.0})", "a metric a that is no Metric"),
+        ("(batch.logprobs.sum(), {'a/b': 1.0})", "a metric a/b that is no Metric"),
+        ("(batch.logprobs.sum(), {'a/b': Metric(1.0, 'max')})", "a metric a/b that is no Metric of a scalar tensor"),
+        ("(batch.logprobs.sum(), {'loss': Metric(batch.logprobs[0, 0], 'max')})", "a metric loss: write a name with a slash"),
+        (
+            "(batch.logprobs.sum(), {'a/b': Metric(batch.logprobs[0, 0], 'mean')})",
+            "reduction mean, expected one of sum, token_mean",
+        ),
     ],
 )
 def test_a_result_that_breaks_the_contract_is_one_line(folder: Path, result: str, words: str) -> None:
     module = f"their_loss_{abs(hash(result))}"
-    (folder / f"{module}.py").write_text(f"def loss(batch, settings):\n    return {result}\n", encoding="utf-8")
+    (folder / f"{module}.py").write_text(
+        f"from megatron_r1.types import Metric\n\ndef loss(batch, settings):\n    return {result}\n", encoding="utf-8"
+    )
     zeros = torch.zeros(3)
     samples = [TrainingSample([0] * 4, [1] * 3, old_logprobs=zeros, rollout_logprobs=zeros)]
     (micro_batches,) = pack_samples(samples, max_tokens=3, dp_size=1, pad_multiple=1)
