@@ -14,6 +14,7 @@ from megatron_r1.conversion.parts import own_share, part_bytes, write_parts
 from megatron_r1.conversion.work_folder import WorkFolder, naming_problems
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.registry import families
 from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.files import write_atomically
@@ -38,7 +39,8 @@ def export_folder(megatron: Path, out: Path, dtype: torch.dtype | None, max_file
     source, arch = open_megatron(megatron)
     verify_checkpoint(source.folder)
     if dtype is FP8 and not arch.HAS_FP8:
-        raise ConversionError(f"--dtype fp8: block-scaled FP8 is deepseek_v3's, {arch.model_type} has bf16 and fp32")
+        have = ", ".join(f"{name}'s" for name, family in families().items() if family.architecture.HAS_FP8)
+        raise ConversionError(f"--dtype fp8: block-scaled FP8 is {have}, {arch.model_type} has bf16 and fp32")
     tensors, entry_of = _plan_tensors(source, dtype)
     total = sum(tensor.nbytes for tensor in tensors)
     limit = part_bytes(total, max_file_bytes)

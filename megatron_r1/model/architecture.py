@@ -42,7 +42,7 @@ class Architecture(BaseModel):
     HAS_FP8: ClassVar[bool] = False  #: whether folders with block-scaled FP8 weights are published (see `weights/fp8.py`)
     #: Hugging Face tensors that vLLM keeps as one: last part of the name of vLLM's -> those of Hugging Face, in order
     VLLM_FUSED: ClassVar[dict[str, tuple[str, ...]]] = {"gate_up_proj": ("gate_proj", "up_proj")}
-    NO_REWARD_MODEL_HAS: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False}  #: fields of a reward model and their values
+    REWARD_MODEL_FIELDS: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False}  #: what a reward model always has
 
     model_type: str
     vocab_size: int = Field(gt=0)
@@ -159,7 +159,7 @@ class Architecture(BaseModel):
 
     def as_reward_model(self, label: str) -> Self:
         """The same trunk under a scalar head: nothing to tie to the embedding, no multi-token prediction."""
-        return self.model_copy(update={"score_label": label} | self.NO_REWARD_MODEL_HAS)
+        return self.model_copy(update={"score_label": label} | self.REWARD_MODEL_FIELDS)
 
     def to_hf_config(self, bos_token_id: int, eos_token_id: int, dtype: str) -> dict[str, Any]:
         """The `config.json` that transformers and vLLM load (dtype: "float32" or "bfloat16")."""

@@ -40,7 +40,7 @@ class DeepseekV3(Architecture):
     VLLM_FUSED: ClassVar[dict[str, tuple[str, ...]]] = {
         **Architecture.VLLM_FUSED, "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
     }  # fmt: skip
-    NO_REWARD_MODEL_HAS: ClassVar[dict[str, Any]] = {**Architecture.NO_REWARD_MODEL_HAS, "num_nextn_predict_layers": 0}
+    REWARD_MODEL_FIELDS: ClassVar[dict[str, Any]] = {**Architecture.REWARD_MODEL_FIELDS, "num_nextn_predict_layers": 0}
 
     model_type: Literal["deepseek_v3"] = "deepseek_v3"
     first_k_dense_replace: int = Field(1, ge=0, description="leading layers with a dense feed-forward")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError, ConversionError
 from megatron_r1.mcore import host
-from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.architecture import Architecture, Experts
 from megatron_r1.model.families.deepseek_v3 import RopeScaling
+from megatron_r1.model.families.qwen3 import Qwen3
 from megatron_r1.model.presets import resolve_architecture
+from megatron_r1.model.rows import Row, expert_rows
 from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, random_weights
 
 host.activate("cpu")
@@ -74,6 +77,53 @@ def test_logits_equal_those_of_transformers(q_lora_rank: int | None, scaling: Ro
     tokens, positions, _ = rows()
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens, positions, None), theirs(tokens).logits, atol=2e-5, rtol=1e-5)
+
+
+class Qwen3Moe(Qwen3):
+    """A family with experts that the project does not have: all that it takes is said here."""
+
+    HF_CLASS: ClassVar[str] = "Qwen3MoeForCausalLM"
+    HF_FIXED: ClassVar[dict[str, Any]] = {**Qwen3.HF_FIXED, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
+
+    model_type: Literal["qwen3_moe"] = "qwen3_moe"
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+
+    @property
+    def experts(self) -> Experts:
+        return Experts(self.num_experts, self.moe_intermediate_size)
+
+    def is_moe_layer(self, layer: int) -> bool:
+        return True
+
+    def megatron_settings(self) -> dict[str, Any]:
+        router = {"moe_router_topk": self.num_experts_per_tok, "moe_router_score_function": "softmax"}
+        return super().megatron_settings() | router
+
+    def feed_forward_rows(self, layer: int) -> tuple[Row, ...]:
+        router = Row(("mlp.router.weight",), ("mlp.gate.weight",), ((self.num_experts, self.hidden_size),))
+        return router, *expert_rows(self.hidden_size, self.moe_intermediate_size)
+
+
+def test_a_family_with_experts_is_one_class(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    arch = Qwen3Moe(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=128, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, init_std=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**arch.to_hf_config(bos_token_id=0, eos_token_id=1, dtype="float32"))
+    theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = build(arch)
+    load_weights([ours], arch, tmp_path, parallel.groups())
+    tokens, positions, _ = rows()
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert expected.std() > 0.3
+        torch.testing.assert_close(ours(tokens, positions, None), expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [[20, 1, 11], [100, 2, 3, 1, 1, 5, 2, 2]], ids=["one group", "two or more groups"])
