@@ -31,12 +31,13 @@ class ChatServer:
                     server.most_at_once = max(server.most_at_once, server.at_once)
                 try:
                     reply = respond(body, number)
+                finally:  # before the client has the answer, after which it may send the next request
+                    with lock:
+                        server.at_once -= 1
+                try:
                     (reply if isinstance(reply, Reply) else completion(reply)).send(self)
                 except ConnectionError:
                     pass  # the client gave up, as a test of time-outs wants it to
-                finally:
-                    with lock:
-                        server.at_once -= 1
 
             def log_message(self, *_: Any) -> None:
                 pass

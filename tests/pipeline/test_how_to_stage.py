@@ -14,6 +14,7 @@ import pytest
 
 from megatron_r1.pipeline.artifact import Artifact
 from tests.paths import ROOT
+from tests.patience import patient
 
 PAGE = ROOT / "docs/how_to/stage.md"
 STEP = """
@@ -74,7 +75,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *command: str) -> str:
     """What a command in the folder prints, with the folder's package and command before the installed ones."""
     paths = {"PYTHONPATH": str(folder), "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=os.environ | paths, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | paths, capture_output=True, text=True, timeout=patient(600), check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -113,7 +113,7 @@ def test_an_endpoint_gets_one_request_a_response(tmp_path):
 
     def respond(body: dict[str, Any], number: int) -> Any:
         if number < 4:
-            gate.wait(5)  # four at a time
+            gate.wait(patient(5))  # four at a time
         if body["messages"][0]["content"] == "question 9":
             return completion("half", finish_reason="length")
         return f"{body['messages'][0]['content']} {body['seed']}"

@@ -157,8 +157,10 @@ def test_a_dead_endpoint_is_an_error():
 
 
 def test_requests_at_a_time_are_limited():
+    gate = threading.Barrier(3)
+
     def respond(*_):
-        time.sleep(0.05)
+        gate.wait(patient(5))  # three at a time
         return CORRECT
 
     with ChatServer(respond) as server, judge(server, concurrency=3) as made:
