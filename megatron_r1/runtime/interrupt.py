@@ -1,7 +1,8 @@
 """Signals that ask a run to save and leave.
 
 SIGUSR1 is what Slurm sends ahead of a time limit (`--signal=B:USR1@600`), SIGTERM what it sends at a preemption. Both only set a
-flag here: the ranks agree on it between two steps (`Run.checkpoint_due`). SIGUSR2 makes the process write its stacks.
+flag here: the ranks agree on it between two steps (`Run.checkpoint_due`), save, and leave with exit code 75 (`StopRequested`). The
+batch script then requeues the job (docs/cluster.md). SIGUSR2 makes the process write its stacks.
 """
 
 from __future__ import annotations
