@@ -31,7 +31,7 @@ def evaluation_specs(benchmark: Benchmark, config: RewardConfig) -> dict[str, Sc
         return {"code": ScorerSpec(SCORERS["code"], config.code_time_limit_seconds, config.code.model_dump())}
     limit = config.time_limit_seconds
     if benchmark.scorer == "choice":
-        return {"choice": ScorerSpec("megatron_r1.rewards.rules.choice:ChoiceScorer", limit)}
+        return {"choice": ScorerSpec(SCORERS["choice"], limit)}
     return {
         "math": ScorerSpec(SCORERS["math"], limit, {"answer_location": PLACE, "policy": policy}),
         "classes": ScorerSpec("megatron_r1.evaluation.vote:AnswerClasses", limit, {"policy": policy}),
