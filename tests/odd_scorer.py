@@ -34,6 +34,10 @@ class OddScorer:
         elif command == "wait":
             while not os.path.exists(argument):
                 time.sleep(0.01)
+        elif command == "meet":
+            open(os.path.join(argument, str(os.getpid())), "w").close()
+            while len(os.listdir(argument)) < 2:
+                time.sleep(0.01)
         elif command == "spin":
             9**9**9  # one call that never returns to the interpreter: no signal and no thread can end it
         elif command == "child":
