@@ -1,4 +1,4 @@
-"""Qwen3: what sets it apart. What holds for every family, this one included, is tested for all families at once:
+"""Qwen3: what sets it apart, and a run of GRPO. What holds for every family, this one included, is tested for all families at once:
 
 `test_weights_parity.py` (logits of transformers, one rank and split), `test_convert.py` (there and back, bit for bit),
 `test_vllm_folder.py` (log-probs, updates and tensors of vLLM), `test_reward_model.py` and `../distributed/test_layouts.py`.
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.weights.mapping import hf_shapes
+from tests.pipeline.grpo_runs import command, finish, grpo_command, read_metrics
 from tests.random_weights import further_families, write_random_model
 
 #: config.json of Qwen/Qwen3-0.6B as published.
@@ -75,3 +77,14 @@ def test_the_norms_of_queries_and_keys_are_seen(tmp_path: Path):
             after = model(ids).logits
             assert (after - before).abs().max() > 1e-2
             before = after
+
+
+def test_grpo_trains_it_with_rollouts_of_vllm(tmp_path: Path) -> None:
+    """Pretraining, then GRPO: vLLM samples from every version of the weights, and its log-probs are the trainer's."""
+    finish(command("pretrain", tmp_path / "base", "model.preset=tiny_qwen3"), tmp_path / "base.log")
+    config = json.loads((tmp_path / "base/hf/config.json").read_text())
+    assert (config["model_type"], config["tie_word_embeddings"], config["head_dim"]) == ("qwen3", True, 32)
+    finish(grpo_command(tmp_path / "grpo", tmp_path / "base", "grpo.rollouts=3"), tmp_path / "grpo.log")
+    steps = [line for line in read_metrics(tmp_path / "grpo") if line["step"] > 0]
+    assert len(steps) == 3 and max(line["grad_norm"] for line in steps) > 1e-2
+    assert all(line["logprob_diff/mean"] < 1e-4 and line["logprob_diff/max"] < 1e-2 for line in steps)
