@@ -6,6 +6,8 @@ FOLDER holds gsm8k_train.jsonl and math_train.json as published. Every answer is
 against the answer of another problem, and against itself with one digit changed, which must be rejected. A pair that is accepted
 although the texts differ is listed: "7 hours" and "7" are one answer under the default policy. math-verify runs as it comes, with
 its time-outs.
+
+Exit code 1: an answer does not agree with itself, or this package's reader is slower than `LEAST_PAIRS_PER_SECOND`, by CPU time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,6 +30,8 @@ from megatron_r1.errors import DataError
 from megatron_r1.rewards.math.scorer import answers_agree, clean_answer, reference_answer
 
 Pair = tuple[str, str]  #: answer, reference
+LEAST_PAIRS_PER_SECOND = {"plain numbers": 5_000, "the rest": 300}
+_PLAIN = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Result:
     pairs: int = 0
     accepted: int = 0
     seconds: float = 0.0  #: CPU of ours
+    by_form: dict[str, tuple[int, float]] = field(default_factory=dict)  #: plain numbers, the rest: pairs and seconds of ours
     peer_accepted: int = 0
     peer_seconds: float = 0.0
     surprises: list[Pair] = field(default_factory=list)  #: ours: rejected itself, or accepted something else
@@ -82,14 +88,20 @@ def compare(arguments: argparse.Namespace) -> None:
         measure.write_results(arguments.out, argparse.Namespace(**vars(arguments) | {"data": str(arguments.data)}), found,
                               measure.describe_machine("cpu"))  # fmt: skip
         print(f"{len(disagreements):,} disagreements are listed in {arguments.out}")
+    check(results)
 
 
 def judge(source: str, kind: str, pairs: list[Pair]) -> Result:
     """Hold each pair against both."""
     result = Result(source, kind, pairs=len(pairs))
-    start = time.process_time()
-    ours = [answers_agree(*pair) for pair in pairs]
-    result.seconds = time.process_time() - start
+    ours, forms = [], [form_of(pair) for pair in pairs]
+    seconds = dict.fromkeys(LEAST_PAIRS_PER_SECOND, 0.0)
+    for pair, form in zip(pairs, forms, strict=True):
+        start = time.process_time()
+        ours.append(answers_agree(*pair))
+        seconds[form] += time.process_time() - start
+    result.by_form = {form: (forms.count(form), seconds[form]) for form in seconds}
+    result.seconds = sum(seconds.values())
     start = time.process_time()
     peers = [peer_agrees(*pair) for pair in pairs]
     result.peer_seconds = time.process_time() - start
@@ -97,6 +109,28 @@ def judge(source: str, kind: str, pairs: list[Pair]) -> Result:
     result.surprises = [pair for pair, accepted in zip(pairs, ours, strict=True) if accepted != (kind == "itself")]
     result.disagreements = [(*pair, own) for pair, own, peer in zip(pairs, ours, peers, strict=True) if own != peer]
     return result
+
+
+def form_of(pair: Pair) -> str:
+    """Whether both sides are plain numbers."""
+    return "plain numbers" if all(_PLAIN.fullmatch(text) for text in pair) else "the rest"
+
+
+def check(results: list[Result]) -> None:
+    """Print the speed on plain numbers and on the rest.
+
+    Raises:
+        Disagreement: it is too low, or an answer does not agree with itself.
+    """
+    for form, least in LEAST_PAIRS_PER_SECOND.items():
+        pairs, seconds = (sum(column) for column in zip(*(result.by_form[form] for result in results), strict=True))
+        if pairs:
+            print(f"{form}: {pairs:,} pairs, {pairs / seconds:,.0f} pairs/s of CPU time; at least {least:,} are required")
+            if pairs / seconds < least:
+                raise measure.Disagreement(f"{form}: {pairs / seconds:,.0f} pairs/s are fewer than {least:,}")
+    rejected = [pair for result in results if result.kind == "itself" for pair in result.surprises]
+    if rejected:
+        raise measure.Disagreement(f"{len(rejected)} answers do not agree with themselves, the first is {rejected[0][0]!r}")
 
 
 def pairs_of(answers: list[str], seed: int) -> dict[str, list[Pair]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -9,6 +10,8 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 MAX_ANSWER_CHARACTERS = 1000  #: a longer text is no final answer
 MAX_ANSWERS = 16  #: a response with more is no answer
+
+_BOX = re.compile(r"\\boxed\s{0,3}\{")
 
 AnswerPlace = Literal["answer_tag", "boxed", "hash"]
 
@@ -46,16 +49,23 @@ def find_tagged_answer(response: str) -> str | None:
 def find_boxed_answers(response: str) -> list[str]:
     r"""The content of every \boxed{} after the reasoning; nothing if the braces of one do not close, or if there are too many."""
     answers: list[str] = []
-    opening = "\\boxed{"
-    at = response.find(opening, _end_of_reasoning(response))
-    while at >= 0:
-        start = at + len(opening)
-        end = _closing_brace(response, start)
+    found = _BOX.search(response, _end_of_reasoning(response))
+    while found:
+        end = _closing_brace(response, found.end())
         if end is None or len(answers) == MAX_ANSWERS:
             return []
-        answers.append(response[start:end].strip())
-        at = response.find(opening, end)
+        answers.append(response[found.end() : end].strip())
+        found = _BOX.search(response, end)
     return answers
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the last \boxed{} of a text; None if there is none, or if it does not close or holds nothing."""
+    found = None
+    for found in _BOX.finditer(text):
+        pass
+    end = _closing_brace(text, found.end()) if found else None
+    return None if found is None or end is None else text[found.end() : end].strip() or None
 
 
 def find_hash_answers(response: str) -> list[str]:

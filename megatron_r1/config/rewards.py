@@ -95,6 +95,11 @@ class MathRewardConfig(Section):
         description="How a response with several boxes is judged. agree: each box must be correct; last: the last box counts. The "
         "paper does not state it.",
     )
+    sentences: bool = Field(
+        False,
+        description="Whether the answer element may hold a sentence with the answer in a box. false: it holds the answer alone, as "
+        "R1's format asks.",
+    )
 
 
 class CodeRewardConfig(Section):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from megatron_r1.rewards.math.policy import MathPolicy
+from megatron_r1.rewards.math.sets import INTERVALS, OPERATIONS, REALS, described_set, is_variable, reversed_relation, sets_agree
 from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
-from megatron_r1.rewards.math.value import equal_values, exact_value, names_of, proportional, rounds_to
+from megatron_r1.rewards.math.units import unit_of_letter
+from megatron_r1.rewards.math.value import equal_values, exact_value, names_of, proportional, real_value, rounds_to
 
 _MAX_ITEMS = 32
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-_INFINITY = Name("\\infty")
-_MINUS_INFINITY = Apply("neg", (_INFINITY,))
+_USUAL_NAMES = tuple(map(frozenset, ("xy", "xyz", "xyzw", "ab", "abc", "abcd")))  #: whose order everyone knows
 
 
 def trees_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
@@ -28,6 +29,8 @@ def trees_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
 
 
 def _agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
+    if _is_set(answer) or _is_set(reference):
+        return _bounds_agree(answer, reference, policy)
     if isinstance(reference, Relation):
         if isinstance(answer, Relation):
             return _relations_agree(answer, reference, policy)
@@ -41,41 +44,114 @@ def _agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         return _words_of(answer) == _words_of(reference) != ""
     if isinstance(answer, Dots) or isinstance(reference, Dots):
         return answer == reference
+    if _is_unreckoned(answer) or _is_unreckoned(reference):
+        return _unreckoned_agree(answer, reference, policy)
+    if all(isinstance(node, Apply) and node.op == "letters" for node in (answer, reference)):
+        return answer == reference
     return _quantities_agree(answer, reference, policy)
 
 
+def _bounds_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
+    """Two sets, one of which at least is no tuple for sure; if both say of which variable, of the same one."""
+    bound = [isinstance(node, Relation) and node.signs == ("\\in",) for node in (answer, reference)]
+    if all(bound) and answer.sides[0] != reference.sides[0]:
+        return False
+    sets = [node.sides[1] if is_bound else node for node, is_bound in zip((answer, reference), bound, strict=True)]
+    same = sets_agree(*sets)
+    if same is not None:
+        return same
+    if any(bound):
+        return _agree(sets[0], sets[1], policy)
+    if all(isinstance(node, Group) for node in sets):
+        return _groups_agree(sets[0], sets[1], policy)
+    return sets[0] == sets[1]
+
+
 def _quantities_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
+    answer, reference = _with_letter_unit(answer, reference), _with_letter_unit(reference, answer)
     (answer, unit), (reference, reference_unit) = _split_unit(answer), _split_unit(reference)
     if "percent" in (unit, reference_unit):
         if unit not in ("percent", "") or reference_unit not in ("percent", ""):
             return False
-        if policy.percent != "hundredth" and _scalars_agree(answer, reference, policy):
+        if unit == reference_unit:
+            return _scalars_agree(answer, reference, policy)
+        # 0.5% for 0.5 is a slip, whatever the policy: only from 1 on may the sign be missing
+        if policy.percent != "hundredth" and _is_large(reference) and _scalars_agree(answer, reference, policy):
             return True
         hundredths = [Apply("percent", (value,)) if u else value for value, u in ((answer, unit), (reference, reference_unit))]
-        return (policy.percent != "unit" or unit == reference_unit) and _scalars_agree(*hundredths, policy)
+        return policy.percent != "unit" and _scalars_agree(*hundredths, policy)
     if policy.units == "required" and unit != reference_unit:
+        return False
+    if unit != reference_unit and any(u.startswith("ordinal") for u in (unit, reference_unit)):
         return False
     if policy.units == "optional" and unit != reference_unit and unit and reference_unit:
         return False
     return _scalars_agree(answer, reference, policy)
 
 
+def _is_large(node: Node) -> bool:
+    value = real_value(node)
+    return value is None or value == 0 or abs(value) >= 1
+
+
+def _with_letter_unit(node: Node, other: Node) -> Node:
+    """`5 m` against `5 meters`: a letter that is short for the other side's unit is a unit, too."""
+    is_product = isinstance(node, Apply) and node.op == "mul" and isinstance(node.args[1], Name)
+    if is_product and isinstance(other, Quantity) and unit_of_letter(node.args[1].text) == other.unit:
+        return Quantity(node.args[0], other.unit)
+    return node
+
+
 def _scalars_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     if answer == reference or equal_values(answer, reference):
         return True
-    negative = isinstance(answer, Apply) and answer.op == "neg"
-    decimal = answer.args[0] if negative else answer
-    if not policy.rounding or not isinstance(decimal, Number) or decimal.decimals < 0 or names_of(reference):
+    if not policy.rounding or names_of(reference) or _has_decimal_form(reference):
+        return False
+    sign, hundredths, decimal = 1, False, answer
+    while isinstance(decimal, Apply) and decimal.op in ("neg", "percent"):
+        sign, hundredths, decimal = (-sign if decimal.op == "neg" else sign), hundredths or decimal.op == "percent", decimal.args[0]
+    if not isinstance(decimal, Number) or decimal.decimals < 0:
         return False
     digits = str(int(decimal.value * 10**decimal.decimals)).lstrip("0")
-    if len(digits) < policy.rounding or _has_decimal_form(reference):
+    if len(digits) < policy.rounding:
         return False
-    return rounds_to(reference, replace(decimal, value=-decimal.value) if negative else decimal)
+    exact = Apply("mul", (reference, Number(Fraction(100)))) if hundredths else reference
+    return rounds_to(exact, replace(decimal, value=sign * decimal.value))
+
+
+def _is_unreckoned(node: Node) -> bool:
+    """Whether a node is a score, a range or a date, not a sum to compute: 3-2, 5-10 km, 6/3/2020."""
+    node = _split_unit(node)[0]
+    if not isinstance(node, Apply) or node.op not in ("add", "div"):
+        return False
+    if node.op == "div":
+        numbers = [node.args[1], *(node.args[0].args if isinstance(node.args[0], Apply) and node.args[0].op == "div" else ())]
+        return len(numbers) == 3 and all(isinstance(number, Number) for number in numbers)
+    first, *rest = node.args
+    negated = all(
+        isinstance(term, Apply) and term.op == "neg" and isinstance(_split_unit(term.args[0])[0], Number) for term in rest
+    )
+    return isinstance(first, Number) and negated
+
+
+def _unreckoned_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
+    (answer, unit), (reference, reference_unit) = _split_unit(answer), _split_unit(reference)
+    units_differ = (
+        unit != reference_unit and policy.units != "ignored" and (policy.units == "required" or (unit and reference_unit))
+    )
+    return _without_decimals(answer) == _without_decimals(reference) and not units_differ
+
+
+def _without_decimals(node: Node) -> Node:
+    if isinstance(node, Number):
+        return Number(node.value)
+    return Apply(node.op, tuple(map(_without_decimals, node.args))) if isinstance(node, Apply) else node
 
 
 def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     unordered = ("list", "\\{\\}")
-    kinds = [node.kind if isinstance(node, Group) else "" for node in (answer, reference)]
+    if "named" in (kinds := [node.kind if isinstance(node, Group) else "" for node in (answer, reference)]):
+        return _named_agree(answer, reference, policy)
     if "" in kinds:  # one answer against several: only a set of one is the same
         single = [node.items[0] if isinstance(node, Group) and node.kind == "\\{\\}" and len(node.items) == 1 else node
                   for node in (answer, reference)]  # fmt: skip
@@ -84,6 +160,8 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         return False
     if len(answer.items) != len(reference.items) or len(reference.items) > _MAX_ITEMS:
         return False
+    if kinds[0] == "mod":
+        return _congruent(answer, reference)
     has_dots = any(isinstance(item, Dots) for item in (*answer.items, *reference.items))
     in_order = has_dots or (kinds[0] == kinds[1] == "list" and policy.list_order == "same")
     if in_order or kinds[0] not in (*unordered, "union"):
@@ -101,79 +179,121 @@ def _match(answers: Sequence[Node], references: list[Node], policy: MathPolicy) 
     return True
 
 
+def _named_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
+    """x = 1, y = 2 against itself in any order, or against (1, 2) or 1, 2 in the order of the names."""
+    named = [node for node in (answer, reference) if isinstance(node, Group) and node.kind == "named"]
+    if len(named) == 2:
+        values = [{item.sides[0]: item.sides[1] for item in node.items} for node in (answer, reference)]
+        return values[0].keys() == values[1].keys() and all(_agree(values[0][n], values[1][n], policy) for n in values[0])
+    bare = reference if named[0] is answer else answer
+    if not isinstance(bare, Group) or bare.kind not in ("()", "list") or len(bare.items) != len(named[0].items):
+        return False
+    if any(isinstance(item, Relation) for item in bare.items):
+        return False
+    items = named[0].items
+    letters = [item.sides[0].text for item in items if isinstance(item.sides[0], Name)]
+    if letters != sorted(letters):
+        if frozenset(letters) not in _USUAL_NAMES:
+            return False
+        items = sorted(items, key=lambda item: item.sides[0].text)
+    pairs = [(item.sides[1], value) for item, value in zip(items, bare.items, strict=True)]
+    return all(_agree(*(pair if named[0] is answer else reversed(pair)), policy) for pair in pairs)
+
+
+def _congruent(answer: Group, reference: Group) -> bool:
+    """Whether two remainders are the same for the same modulus."""
+    (value, modulus), (other, other_modulus) = answer.items, reference.items
+    if not equal_values(modulus, other_modulus):
+        return False
+    steps = exact_value(Apply("div", (Apply("add", (value, Apply("neg", (other,)))), modulus)))
+    return steps.denominator == 1 if steps is not None else equal_values(value, other)
+
+
 def _relations_agree(answer: Relation, reference: Relation, policy: MathPolicy) -> bool:
     """The same relation up to the order of its sides, or up to a factor once all is on one side."""
     same_name = _is_name(reference.sides[0]) and answer.sides[0] == reference.sides[0]
     if same_name and _is_equation(answer) and _is_equation(reference):
         return all(_agree(value, target, policy) for value in answer.sides[1:] for target in reference.sides[1:])
-    if len(answer.signs) != 1 or len(reference.signs) != 1:
-        return _chains_agree(answer, reference, policy)
     signs = answer.signs[0], reference.signs[0]
+    if len(answer.signs) != 1 or len(reference.signs) != 1 or "\\equiv" in signs:
+        return _chains_agree(answer, reference, policy)
     factor = proportional(*(Apply("add", (node.sides[0], Apply("neg", (node.sides[1],)))) for node in (answer, reference)))
-    if factor is None or signs[0] not in (*_FLIPPED, "=", "!="):
+    if factor is None:
         return False
-    return (signs[0] if factor > 0 else _FLIPPED.get(signs[0], signs[0])) == signs[1]
+    as_written, flipped = (signs[0], reversed_relation(answer)[0][0])
+    return (as_written if factor > 0 else flipped) == signs[1] and "\\in" not in signs
 
 
 def _chains_agree(answer: Relation, reference: Relation, policy: MathPolicy) -> bool:
-    for signs, sides in ((answer.signs, answer.sides), _reversed(answer)):
+    for signs, sides in ((answer.signs, answer.sides), reversed_relation(answer)):
         if signs == reference.signs:
             return all(_agree(a, r, policy) for a, r in zip(sides, reference.sides, strict=True))
     return False
 
 
 def _unwrapped(node: Node) -> Node:
-    """One form for what is written in several: intervals for inequalities in one variable, two items for a plus-minus sign."""
+    """One form for what is written in several.
+
+    A set for an inequality in one variable (as x \\in set), two items for a plus-minus sign, values by name for x = 1, y = 2 and
+    (x, y) = (1, 2), a tuple for a point with its name.
+    """
     if isinstance(node, Relation):
-        return _interval(node) or node
+        return _unwrapped_relation(node)
     if isinstance(node, Group):
-        items = []
+        items: list[Node] = []
         for item in node.items:
             item = _unwrapped(item)
-            nested = isinstance(item, Group) and item.kind == "list" and node.kind in ("list", "or", "\\{\\}")
+            nested = isinstance(item, Group) and item.kind == "list" and node.kind in ("list", "or", "and", "\\{\\}")
             items += item.items if nested else [item]
-        if node.kind == "or":
-            are_intervals = all(isinstance(item, Group) and item.kind in ("()", "[]", "(]", "[)") for item in items)
-            return Group("union" if are_intervals else "list", tuple(items))
-        return Group(node.kind, tuple(items))
+        return _joined_answers(node.kind, items) if node.kind in ("list", "or", "and") else Group(node.kind, tuple(items))
+    if isinstance(node, Apply) and node.op == "mul" and isinstance(node.args[1], Group) and isinstance(node.args[0], Name):
+        return _unwrapped(node.args[1]) if node.args[0].text.isupper() and node.args[1].kind == "()" else node
     if _has_plus_minus(node):
         return Group("list", (_with_sign(node, True), _with_sign(node, False)))
     return node
 
 
-def _interval(relation: Relation) -> Node | None:
-    """The set that an inequality in one variable, or a membership, describes; None for other relations."""
+def _unwrapped_relation(relation: Relation) -> Node:
     signs, sides = relation.signs, relation.sides
-    if signs == ("\\in",) and _is_name(sides[0]):
-        return _unwrapped(sides[1])
     if signs == ("=",) and _has_plus_minus(sides[1]):
         return Group("list", tuple(Relation(("=",), (sides[0], item)) for item in _unwrapped(sides[1]).items))
-    if len(signs) == 2 and not isinstance(sides[0], Name):
-        if any(sign in (">", ">=") for sign in signs):
-            signs, sides = _reversed(relation)
-        if not (set(signs) <= {"<", "<="} and isinstance(sides[1], Name) and not _mentions(sides[1], sides[0], sides[2])):
-            return None
-        return Group(("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]"), (sides[0], sides[2]))
-    if len(signs) != 1:
-        return None
-    if isinstance(sides[1], Name) and not isinstance(sides[0], Name):
-        signs, sides = _reversed(relation)
-    if not isinstance(sides[0], Name) or _mentions(sides[0], sides[1]) or names_of(sides[1]):
-        return None
-    bound = sides[1]
-    below, above = (_MINUS_INFINITY, bound), (bound, _INFINITY)
-    forms = {"<": ("()", below), "<=": ("(]", below), ">": ("()", above), ">=": ("[)", above)}
-    if signs[0] == "!=":
-        return Group("union", (Group("()", below), Group("()", above)))
-    return Group(*forms[signs[0]]) if signs[0] in forms else None
+    if signs == ("=",) and all(isinstance(side, Group) and side.kind == "()" for side in sides):
+        names, values = (side.items for side in sides)
+        if len(names) == len(values) == len(set(names)) and all(map(is_variable, names)):
+            return Group("named", tuple(Relation(("=",), pair) for pair in zip(names, values, strict=True)))
+    if described := described_set(relation):
+        return Relation(("\\in",), (described[0], _unwrapped(described[1])))
+    return Relation(signs, tuple(_unwrapped(side) if isinstance(side, Group) else side for side in sides))
 
 
-def _reversed(relation: Relation) -> tuple[tuple[str, ...], tuple[Node, ...]]:
-    return tuple(_FLIPPED.get(sign, sign) for sign in reversed(relation.signs)), tuple(reversed(relation.sides))
+def _joined_answers(kind: str, items: list[Node]) -> Node:
+    """Several answers joined by commas, "and" or "or"."""
+    bounds = [item for item in items if isinstance(item, Relation) and item.signs == ("\\in",)]
+    if len(bounds) == len(items) and len({bound.sides[0] for bound in bounds}) == 1:
+        excluding = any(isinstance(bound.sides[1], Group) and bound.sides[1].kind == "union" for bound in bounds)
+        operation = {"or": "union", "and": "intersection"}.get(kind) or ("intersection" if excluding else "")
+        if operation:
+            return Relation(("\\in",), (bounds[0].sides[0], Group(operation, tuple(bound.sides[1] for bound in bounds))))
+        return Group("list", tuple(items))
+    if kind == "or" and all(isinstance(item, Group) and item.kind in INTERVALS for item in items):
+        return Group("union", tuple(items))
+    equations = [item for item in items if isinstance(item, Relation) and item.signs == ("=",) and _is_name(item.sides[0])]
+    if len(equations) == len(items) > 1 and len({item.sides[0] for item in equations}) == len(items) and kind != "or":
+        return Group("named", tuple(equations))
+    if (
+        len(equations) == 1
+        and items[0] is equations[0]
+        and not any(isinstance(item, Relation) or names_of(item) for item in items[1:])
+    ):
+        return Group("list", (equations[0].sides[1], *items[1:]))  # x = 1, 2
+    return Group("list", tuple(items))
 
 
-def _mentions(name: Name, *nodes: Node) -> bool:
-    return any(name.text in names_of(node) or not isinstance(node, Number | Name | Apply) for node in nodes)
+def _is_set(node: Node) -> bool:
+    """Whether a node is a set of numbers, and neither a tuple nor a list for sure."""
+    if isinstance(node, Relation):
+        return node.signs == ("\\in",)
+    return node == REALS or (isinstance(node, Group) and (node.kind in OPERATIONS or node.kind in INTERVALS - {"()", "[]"}))
 
 
 def _is_equation(relation: Relation) -> bool:
@@ -182,7 +302,7 @@ def _is_equation(relation: Relation) -> bool:
 
 def _is_degenerate(node: Node) -> bool:
     """An equation without a variable, such as 0 = 0, says nothing: only its own text is the same."""
-    return isinstance(node, Relation) and not any(names_of(side) or isinstance(side, Words) for side in node.sides)
+    return isinstance(node, Relation) and not any(names_of(side) or isinstance(side, Words | Group) for side in node.sides)
 
 
 def _named_values(equation: Relation) -> list[Node]:
@@ -192,10 +312,10 @@ def _named_values(equation: Relation) -> list[Node]:
 
 
 def _is_name(node: Node) -> bool:
-    """Whether a side only names what the other side gives: x, f(x), "Area"."""
+    """Whether a side only names what the other side gives: x, f(x), AB, "Area"."""
     if isinstance(node, Name):
-        return bool(names_of(node))
-    return isinstance(node, Words) or (isinstance(node, Apply) and node.op == "call")
+        return is_variable(node)
+    return isinstance(node, Words) or (isinstance(node, Apply) and node.op in ("call", "letters"))
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
@@ -206,6 +326,8 @@ def _words_of(node: Node) -> str:
     if isinstance(node, Words):
         words = " ".join(node.text.split()).strip(" .()")
         return words if len(words) == 1 else words.casefold()
+    if isinstance(node, Apply) and node.op == "letters":
+        return "".join(name.text for name in node.args).casefold()
     return node.text if isinstance(node, Name) else ""
 
 

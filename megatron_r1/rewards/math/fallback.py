@@ -1,48 +1,108 @@
-r"""math-verify, guarded: it decides only if the reader of this package (`parse.py`) does not understand the reference.
+r"""math-verify as a second opinion, under vetoes: if the reader of this package cannot read a side, or says no without proof.
 
-Left to itself, math-verify 0.9.0 compares with a tolerance and evaluates whatever it gets: it accepts 1/2004! for 1/2006!,
-{1,2} for (1,2), 4 for 4\sqrt2 and sequences that differ behind the ellipsis, and 9**9**9**9 fills the memory. So relations,
-ellipses and collections never get here, nothing that grows fast is parsed, and numbers are compared to 200 digits.
+Left to itself, math-verify 0.9.0 compares with a tolerance, drops words and units, and evaluates whatever it gets. Each veto below
+names what it would get wrong. What passes them are scalars, matrices and short sums, which it compares to 200 digits.
 
-Its time-outs, which are signals of the main thread, are switched off. The scoring pool ends a process that is late.
+It runs in the main thread only, where a signal stops it after `_CPU_SECONDS` of CPU time; its own time-outs count wall time and are
+switched off.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _MAX_CHARACTERS = 100  #: the time of its parser grows faster than the text
 _MAX_DEPTH = 3
 _DIGITS = 200
-#: factorials, long numerals, powers of powers, exponents of three digits, endless sums, ellipses, several answers and relations;
-#: also words, which math-verify drops
-_REFUSED = re.compile(
-    r"!|[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}"
-    r"|\\infty|\\[lcdv]?dots|\.\.\.|\u2026"
-    r"|[,;=<>]|\\(?:sum|prod|int|lim|le|ge|leq|geq|ne|neq|equiv|approx|sim|in|or|and|boxed)(?![A-Za-z])"
-    r"|\\(?:text|math|mbox)|(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4}"
+_CPU_SECONDS = 0.3
+
+#: (what is vetoed, why). All are tried on both sides
+_VETOES = (
+    (r"!", "1/2004! and 1/2006! are equal within its tolerance, and large factorials fill the memory"),
+    (r"[0-9]{20}|[0-9][eE][+-]?[0-9]{3}|(?:\^|\*\*)\s*\{?[+-]?[0-9]{3}", "9^{999} and its like cost too much to evaluate"),
+    (r"\^[^+*/()=-]{0,20}\^|\*\*[^+/()=-]{0,20}\*\*", "powers of powers: 9**9**9**9 fills the memory"),
+    (r"\\infty|\\(?:int|lim)(?![A-Za-z])", "endless sums, integrals and limits are no computed answer, and may take for ever"),
+    (r"\\sum|\\prod", "of sums and products only those with short bounds are left when the vetoes are tried"),
+    (r"\\[lcdv]?dots|\.\.\.|\u2026", "it drops what stands behind an ellipsis"),
+    (r"[,;]|\\(?:in|or|and|boxed)(?![A-Za-z])", "it accepts {1,2} for (1,2), and parts of a list"),
+    (r"[=<>:]|\\(?:le|ge|leq|geq|ne|neq|equiv|approx|sim|mod)(?![A-Za-z])", "it drops names and sides of relations, and of ratios"),
+    (r"\\(?:text|math|mbox)|(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{3}", "it drops words, and units with them"),
+    (r"(?<![\\A-Za-z])(?:[kcm]m|[km]g|m[lL]|ft|in|yd|mi|oz|lb|hr|[ap]m)(?![A-Za-z])", "it drops units"),
+    (r"[%$\u4e00-\u9fff]|\^\s*\{?\s*\\circ", "it drops the percent sign, currencies and degrees"),
+    (r"[0-9]\s*_|_\s*\{?[^{}]*[-+*/^]", "it drops the base of a numeral, and reads a_{n+1} as a_n + 1"),
+    (r"[-+]\s*[-+]|\*\s*\*\s*\*|//", "it mends slips such as --8"),
+    (r"[0-9]\s+[0-9]|[0-9]-[0-9]+$", "it multiplies two numbers in a row, and computes ranges and scores"),
 )
+_VETO = re.compile("|".join(pattern for pattern, _ in _VETOES))
+_SHORT_SUM = re.compile(
+    r"\\(?:sum|prod)\s*(?:\\limits\s*)?_\s*\{\s*[a-z]\s*=\s*[0-9]{1,3}\s*\}\s*\^\s*(?:\{\s*[0-9]{1,3}\s*\}|[0-9])"
+)
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception: SymPy catches those."""
 
 
 def math_verify_agrees(answer: str, reference: str) -> bool:
     """Whether math-verify finds two expressions or matrices equal. Not symmetric: the reference is trusted more."""
-    if any(len(text) > _MAX_CHARACTERS or _REFUSED.search(text) or not _is_shallow(text) for text in (answer, reference)):
+    if any(len(text) > _MAX_CHARACTERS or not _is_shallow(text) for text in (answer, reference)):
         return False
-    from math_verify import LatexExtractionConfig, parse, verify  # here: it imports sympy and is rarely needed
-    from sympy import Expr, MatrixBase
+    if any(_VETO.search(_SHORT_SUM.sub("+", text)) for text in (answer, reference)):
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    import math_verify  # noqa: F401  here, as it imports sympy and is rarely needed; outside of the time that is measured
+
+    try:
+        with _cpu_time(_CPU_SECONDS):
+            return _agrees(answer, reference)
+    except (_OutOfTime, RecursionError, MemoryError):
+        return False
+
+
+def _agrees(answer: str, reference: str) -> bool:
+    from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Expr, MatrixBase, MatrixExpr, Product, Sum
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that its time-outs are off
-    parsed = [
-        parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-        for text in (reference, answer)
-    ]
-    if not all(len(found) == 1 and isinstance(found[0], Expr | MatrixBase) for found in parsed):
+    parsed = []
+    for text in (reference, answer):
+        found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+        if len(found) != 1:
+            return False
+        value = found[0]
+        parsed.append(
+            value.doit() if isinstance(value, MatrixExpr) or (isinstance(value, Expr) and value.has(Sum, Product)) else value
+        )
+    gold, target = parsed
+    if not all(isinstance(value, Expr | MatrixBase) for value in parsed) or isinstance(gold, MatrixExpr | MatrixBase) != isinstance(
+        target, MatrixExpr | MatrixBase
+    ):
         return False
-    gold, target = (found[0] for found in parsed)
-    if isinstance(gold, MatrixBase) != isinstance(target, MatrixBase) or gold.free_symbols != target.free_symbols:
+    if gold.free_symbols != target.free_symbols:
         return False
     return verify(gold, target, float_rounding=_DIGITS, numeric_precision=_DIGITS, timeout_seconds=None)
+
+
+@contextmanager
+def _cpu_time(seconds: float) -> Iterator[None]:
+    """Raises _OutOfTime in this thread, the main one, once the process has used so much CPU time."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _is_shallow(text: str) -> bool:

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from megatron_r1.rewards.math.tokens import FUNCTIONS, Token, Unreadable, tokenize
-from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
-from megatron_r1.rewards.math.units import canonical_unit
+from megatron_r1.rewards.math.node_makers import is_proper_fraction, joined_sets, numeral, with_sign
+from megatron_r1.rewards.math.tokens import FUNCTIONS, Token, TokenCursor, tokenize
+from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Unreadable, Words
+from megatron_r1.rewards.math.units import NotAUnit, split_words
 
 MAX_DEPTH = 24
-MAX_DIGITS = 400
 
 _CLOSING = {"(": ")", "[": "]", "\\{": "\\}", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _MINUS_ONE = Apply("neg", (Number(Fraction(1)),))
 _SIGNS = {"+", "-", "\\pm", "\\mp"}
+_SET_SIGNS = {"\\cup": "union", "\\cap": "intersection", "\\setminus": "difference"}
 
 
 def parse_answer(text: str) -> Node:
@@ -33,18 +34,13 @@ def parse_answer(text: str) -> Node:
     return tree
 
 
-class _Reader:
+class _Reader(TokenCursor):
     """Recursive descent over the tokens; `depth` bounds the recursion."""
 
     def __init__(self, tokens: list[Token]):
-        self._tokens = tokens
-        self._at = 0
+        super().__init__(tokens)
         self._depth = 0
         self._bars = 0  # inside |...|, where a bar closes
-
-    def peek(self, ahead: int = 0) -> Token | None:
-        """The next token but `ahead`, None past the end."""
-        return self._tokens[self._at + ahead] if self._at + ahead < len(self._tokens) else None
 
     def read_list(self) -> Node:
         """Items separated by commas or connectives."""
@@ -60,20 +56,29 @@ class _Reader:
         self._depth -= 1
         if not separators:
             return items[0]
-        return Group("or" if set(separators) == {"or"} else "list", tuple(items))
+        kind = separators[0] if len(set(separators)) == 1 and separators[0] != "," else "list"
+        return Group(kind, tuple(items))
 
     def _read_union(self) -> Node:
-        items = [self._read_relation()]
-        while self._next_is("op", "\\cup"):
-            self._take()
-            items.append(self._read_relation())
-        return items[0] if len(items) == 1 else Group("union", tuple(items))
+        """Relations joined by signs between sets, the left ones first."""
+        value = self._read_relation()
+        while self._next_is("op", *_SET_SIGNS):
+            kind = _SET_SIGNS[self._take().text]
+            more = self._read_relation()
+            if isinstance(value, Relation) and value.signs == ("\\in",):
+                value = Relation(value.signs, (value.sides[0], joined_sets(kind, value.sides[1], more)))
+            else:
+                value = joined_sets(kind, value, more)
+        return value
 
     def _read_relation(self) -> Node:
         sides, signs = [self._read_side()], []
         while self._next_is("relation"):
             signs.append(self._take().text)
             sides.append(self._read_side())
+        if self._next_is("mod"):
+            self._take()
+            sides[-1] = Group("mod", (sides[-1], self._read_sum()))
         return Relation(tuple(signs), tuple(sides)) if signs else sides[0]
 
     def _read_side(self) -> Node:
@@ -83,11 +88,23 @@ class _Reader:
             return Dots()
         if self._next_is("word"):
             return Words(self._read_words())
+        if letters := self._read_letters():
+            return letters
         parts = [self._read_quantity()]
         while self._next_is("op", ":"):
             self._take()
             parts.append(self._read_quantity())
         return parts[0] if len(parts) == 1 else Group("ratio", tuple(parts))
+
+    def _read_letters(self) -> Node | None:
+        """Two or more letters that stand alone: a word or the name of a thing as likely as a product."""
+        count = 0
+        while self._next_is("name", ahead=count) and self.peek(count).text.isalpha() and not (count and self.peek(count).spaced):
+            count += 1
+        behind = self.peek(count)
+        if count < 2 or (behind is not None and behind.kind not in ("separator", "relation", "close")):
+            return None
+        return Apply("letters", tuple(Name(self._take().text) for _ in range(count)))
 
     def _read_quantity(self) -> Node:
         unit = ""
@@ -101,14 +118,20 @@ class _Reader:
             value = Apply("percent", (value,))
         if negative:
             value = Apply("neg", (value,))
+        if isinstance(value, Apply) and value.op == "neg" and isinstance(value.args[0], Apply) and value.args[0].op == "base":
+            value = Apply("base", (Apply("neg", (value.args[0].args[0],)), value.args[0].args[1]))
         if isinstance(value, Apply) and value.op in ("degree", "percent", "base"):
             value, unit = value.args[0], (value.op if value.op != "base" else f"base {value.args[1].value}")
+        if self._next_is("ordinal"):
+            return Quantity(value, f"ordinal {self._take().text}")
         if self._next_is("word"):
             words = self._read_words()
             try:
-                unit = canonical_unit(f"{unit if unit == 'degree' else ''} {words}") or unit
-            except ValueError as error:
+                factor, named = split_words(f"{'degree ' if unit == 'degree' else ''}{words}")
+            except NotAUnit as error:
                 raise Unreadable("words that are no unit") from error
+            unit = named or unit
+            value = Apply("mul", (value, Number(Fraction(factor)))) if factor != 1 else value
         elif self._next_is("currency"):
             unit = self._take().text
         return Quantity(value, unit) if unit else value
@@ -119,24 +142,32 @@ class _Reader:
         while (token := self.peek()) is not None:
             if token.kind == "word" or (words and token.kind == "name" and token.spaced and len(token.text) == 1):
                 words.append(self._take().text)
-            elif words and self._next_is("op", "/") and self._next_is("word", ahead=1):
+            elif words and self._next_is("op", "/") and self._next_is_unit(ahead=1):
                 self._take()
-                words.append("/")
+                words += ["/", self._take().text]
             elif words and self._next_is("op", "^"):
                 self._take()
                 exponent = self._read_tex_argument()
-                if not isinstance(exponent, Number):
+                negative = isinstance(exponent, Apply) and exponent.op == "neg"
+                size = exponent.args[0] if negative else exponent
+                if not isinstance(size, Number):
                     raise Unreadable("power of a word")
-                words.append(f"^{exponent.value}")
+                words.append(f"^{'-' if negative else ''}{size.value}")
             else:
                 break
         return " ".join(words)
+
+    def _next_is_unit(self, ahead: int) -> bool:
+        """Whether a word stands there, or a letter that is no product's first: the h of km/h."""
+        behind = self.peek(ahead + 1)
+        alone = behind is None or behind.kind in ("separator", "close", "op")
+        return self._next_is("word", ahead=ahead) or (self._next_is("name", ahead=ahead) and alone)
 
     def _read_sum(self) -> Node:
         terms = [self._signed(self._read_product)]
         while self._next_is("op", *_SIGNS):
             sign = self._take().text
-            terms.append(_sign(sign, self._signed(self._read_product)))
+            terms.append(with_sign(sign, self._signed(self._read_product)))
         return terms[0] if len(terms) == 1 else Apply("add", tuple(terms))
 
     def _read_product(self) -> Node:
@@ -145,10 +176,16 @@ class _Reader:
             if self._next_is("op", "*", "/"):
                 op = "mul" if self._take().text == "*" else "div"
                 value = Apply(op, (value, self._signed(self._read_power)))
-            elif self._starts_factor():
+            elif self._starts_factor() or self._starts_power(value):
                 value = Apply("mul", (value, self._read_power()))
             else:
                 return value
+
+    def _starts_power(self, value: Node) -> bool:
+        """Whether a number after a power starts a factor: `2^3 3^2`."""
+        last = value.args[1] if isinstance(value, Apply) and value.op == "mul" else value
+        is_power = isinstance(last, Apply) and last.op == "pow" and self._next_is("number") and self._next_is("op", "^", ahead=1)
+        return is_power and (self.peek().spaced or self._tokens[self._at - 1].kind == "close")
 
     def _read_power(self) -> Node:
         value = self._read_primary()
@@ -161,16 +198,22 @@ class _Reader:
             elif token.kind == "op" and token.text == "^":
                 self._take()
                 exponent = self._read_exponent()
-                value = Apply("degree", (value,)) if exponent is None else Apply("pow", (value, exponent))
+                value = self._read_scale(value) if exponent is None else Apply("pow", (value, exponent))
             elif token.kind == "degree":
                 self._take()
-                value = Apply("degree", (value,))
+                value = self._read_scale(value)
             elif token.kind == "percent" and self.peek(1) is not None and self._next_is("op", ahead=1):
                 self._take()
                 value = Apply("percent", (value,))
             else:
                 break
         return value
+
+    def _read_scale(self, value: Node) -> Node:
+        """What stands before a degree sign: an angle, or a temperature if the letter of a scale follows."""
+        if self._next_is("name", "C", "F"):
+            self._tokens[self._at] = Token("word", self.peek().text)
+        return Apply("degree", (value,))
 
     def _read_exponent(self) -> Node | None:
         """None: the degree sign."""
@@ -206,7 +249,7 @@ class _Reader:
 
     def _read_numeral(self, token: Token) -> Node:
         """A number, a mixed number such as `1 1/2` or `1\\frac12`, or a numeral with its base."""
-        value = parse_numeral(token.text)
+        value = numeral(token.text)
         if self._next_is("op", "_"):
             self._take()
             base = self._read_tex_argument()
@@ -216,29 +259,41 @@ class _Reader:
         if value.decimals < 0 and self._next_is("command", "frac"):
             start = self._at
             fraction = self._read_primary()
-            if _is_proper(fraction):
+            if is_proper_fraction(fraction):
                 return Apply("add", (value, fraction))
             self._at = start
         fraction_follows = self._next_is("number") and self._next_is("op", "/", ahead=1) and self._next_is("number", ahead=2)
         if value.decimals < 0 and fraction_follows:
             numerator, _, denominator = (self._take() for _ in range(3))
-            fraction = Apply("div", (parse_numeral(numerator.text), parse_numeral(denominator.text)))
-            if numerator.spaced and _is_proper(fraction):
+            fraction = Apply("div", (numeral(numerator.text), numeral(denominator.text)))
+            if numerator.spaced and is_proper_fraction(fraction):
                 return Apply("add", (value, fraction))
             raise Unreadable("two numbers in a row")
         return value
 
     def _read_name(self, name: str) -> Node:
+        """A name with its subscript and primes; `f(x)` if one symbol follows in brackets."""
         if self._next_is("op", "_"):
             self._take()
-            index = self._read_tex_argument()
-            if not isinstance(index, Number | Name):
-                raise Unreadable("subscript")
-            name = f"{name}_{index.value if isinstance(index, Number) else index.text}"
+            name += self._read_subscript()
+        while self._next_is("prime"):
+            self._take()
+            name += "'"
         if self._next_is("open", "(") and self._next_is("close", ")", ahead=2) and not self.peek().spaced:
             argument = self._read_primary()
             return Apply("call", (Name(name), argument))
         return Name(name)
+
+    def _read_subscript(self) -> str:
+        """The text of a subscript: one symbol, or those between braces."""
+        token = self._take()
+        if token.kind in ("number", "name", "word"):
+            return f"_{token.text}"
+        texts = []
+        while token.kind == "open" and token.text == "{" and not self._next_is("close"):
+            texts.append(self._take().text)
+        self._expect("close", "}")
+        return f"_{''.join(texts)}"
 
     def _read_function(self, name: str) -> Node:
         """A function, with the power or base that stands before its argument."""
@@ -277,7 +332,7 @@ class _Reader:
             if not token.text.isdigit():
                 raise Unreadable("argument without braces")
             self._tokens[self._at] = Token("number", token.text[1:])
-            return parse_numeral(token.text[0])
+            return numeral(token.text[0])
         return self._read_primary()
 
     def _behind_command(self) -> bool:
@@ -320,7 +375,7 @@ class _Reader:
 
     def _signed(self, read: Callable[[], Node]) -> Node:
         """One sign at most: `--8` is a slip, not 8."""
-        return _sign(self._take().text, read()) if self._next_is("op", *_SIGNS) else read()
+        return with_sign(self._take().text, read()) if self._next_is("op", *_SIGNS) else read()
 
     def _starts_factor(self) -> bool:
         """Whether a factor follows without a sign. Two numbers in a row are no product."""
@@ -330,45 +385,3 @@ class _Reader:
         if token.kind == "bar":
             return not self._bars
         return token.kind in ("name", "function", "command", "open", "matrix") and not token.text.startswith("end")
-
-    def _take(self) -> Token:
-        token = self.peek()
-        if token is None:
-            raise Unreadable("unfinished")
-        self._at += 1
-        return token
-
-    def _expect(self, kind: str, *texts: str) -> Token:
-        if not self._next_is(kind, *texts):
-            raise Unreadable(f"no {texts[0] if texts else kind} where one belongs")
-        return self._take()
-
-    def _next_is(self, kind: str, *texts: str, ahead: int = 0) -> bool:
-        token = self.peek(ahead)
-        return token is not None and token.kind == kind and (not texts or token.text in texts)
-
-
-def parse_numeral(text: str) -> Number:
-    """An exact number from a number token; `0.1~6` repeats the 6."""
-    if len(text) > MAX_DIGITS:
-        raise Unreadable("too many digits")
-    if "~" in text:
-        head, _, period = text.partition("~")
-        decimals = len(head.partition(".")[2])
-        return Number(Fraction(head + "0") + Fraction(int(period), (10 ** len(period) - 1) * 10**decimals))
-    return Number(Fraction(text), len(text.partition(".")[2]) if "." in text else -1)
-
-
-def _sign(sign: str, value: Node) -> Node:
-    if sign == "+":
-        return value
-    return Apply({"-": "neg", "\\pm": "plus_minus", "\\mp": "minus_plus"}[sign], (value,))
-
-
-def _is_proper(node: Node) -> bool:
-    """Whether a node is a fraction of whole numbers below one."""
-    if not isinstance(node, Apply) or node.op != "div":
-        return False
-    if not all(isinstance(arg, Number) and arg.decimals < 0 for arg in node.args):
-        return False
-    return 0 < node.args[0].value < node.args[1].value

@@ -26,6 +26,8 @@ class MathPolicy:
     list_order: Literal["any", "same"] = "any"
     #: several boxes (or #### lines) after the reasoning. agree: each must be correct. last: the last one counts
     several_answers: Literal["agree", "last"] = "agree"
+    #: whether the last box within a sentence in the answer element is the answer; off, as R1's format wants the answer alone there
+    sentences: bool = False
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from megatron_r1.rewards.math.units import SHORT_UNITS
+from megatron_r1.rewards.math.tree import Unreadable
+from megatron_r1.rewards.math.units import ORDINALS, SHORT_UNITS
 
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 400
+_WORD = 4  #: letters in a row that are a word, not a product; behind a number one letter less will do
 
 
 def _names(text: str) -> frozenset[str]:
@@ -47,6 +49,15 @@ _COMMANDS = {
     "neq": ("relation", "!="),
     "in": ("relation", "\\in"),
     "cup": ("op", "\\cup"),
+    "cap": ("op", "\\cap"),
+    "setminus": ("op", "\\setminus"),
+    "backslash": ("op", "\\setminus"),
+    "smallsetminus": ("op", "\\setminus"),
+    "equiv": ("relation", "\\equiv"),
+    "mod": ("mod", ""),
+    "prime": ("prime", ""),
+    "vee": ("separator", "or"),
+    "wedge": ("separator", "and"),
     "colon": ("op", ":"),
     "circ": ("degree", ""),
     "degree": ("degree", ""),
@@ -83,13 +94,8 @@ _SYMBOLS = {
     ":": ("op", ":"), "(": ("open", "("), ")": ("close", ")"), "[": ("open", "["), "]": ("close", "]"), "{": ("open", "{"),
     "}": ("close", "}"), "|": ("bar", "|"), ",": ("separator", ","), ";": ("separator", ","), "=": ("relation", "="),
     "<": ("relation", "<"), ">": ("relation", ">"), "&": ("cell", ""), "%": ("percent", ""), "$": ("currency", "dollar"),
-    "\u2212": ("op", "-"), "\u2013": ("op", "-"), "\u00d7": ("op", "*"), "\u00b7": ("op", "*"), "\u22c5": ("op", "*"),
-    "\u00f7": ("op", "/"), "\u00b1": ("op", "\\pm"), "\u2264": ("relation", "<="), "\u2265": ("relation", ">="),
-    "\u2260": ("relation", "!="), "\u2208": ("relation", "\\in"), "\u222a": ("op", "\\cup"), "\u221a": ("function", "sqrt"),
-    "\u221e": ("name", "\\infty"), "\u03c0": ("name", "\\pi"), "\u00b0": ("degree", ""), "\u20ac": ("currency", "euro"),
-    "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen"),
+    "\u20ac": ("currency", "euro"), "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen"), "'": ("prime", ""),
 }  # fmt: skip
-_SUPERSCRIPTS = {"\u00b2": "2", "\u00b3": "3", "\u2074": "4"}
 
 _SPACE = re.compile(r"(?:\s|\\[,;:! ()\[\]]|~)+")  # also the delimiters of a formula
 _DOTS = re.compile(r"\.\.\.+|\u2026|\\(?:l|c|d|v)?dots(?:b|c|i|m|o)?(?![A-Za-z])")
@@ -99,18 +105,16 @@ _LATEX_THOUSANDS = re.compile(r"[0-9]{1,3}(?:(?:\{,\}|,\\!|\\,)[0-9]{3})+(?![0-9
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])(?:\.[0-9]+)?")
 _PLAIN = re.compile(r"[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+")
 _LETTERS = re.compile(r"[A-Za-z]+")
+_IDEOGRAPHS = re.compile("[\u4e00-\u9fff]+")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
 _BRACED = re.compile(r"\s*\{([^{}]*)\}")
-
-
-class Unreadable(Exception):
-    """The text is no answer that this reader understands. The message says why, in a few words."""
 
 
 class Token(NamedTuple):
     """One token: `spaced` says whether a space stands before it."""
 
-    #: number name function op relation separator open close bar command word dots degree percent currency matrix cell row
+    #: number name function op relation separator open close bar command word dots degree percent currency matrix cell row prime mod
+    #: ordinal
     kind: str
     text: str
     spaced: bool = False
@@ -161,14 +165,15 @@ def _read_rest(text: str, at: int, before: list[Token], spaced: bool) -> tuple[l
     letters = _LETTERS.match(text, at)
     if letters:
         return _read_letters(letters[0], before, spaced), letters.end()
+    ideographs = _IDEOGRAPHS.match(text, at)
+    if ideographs:
+        return [Token("word", ideographs[0])], ideographs.end()
     command = _COMMAND.match(text, at)
     if command:
         return _read_command(text, command)
     for length in (2, 1):
         if text[at : at + length] in _SYMBOLS:
             return [Token(*_SYMBOLS[text[at : at + length]])], at + length
-    if text[at] in _SUPERSCRIPTS:
-        return [Token("op", "^"), Token("number", _SUPERSCRIPTS[text[at]])], at + 1
     raise Unreadable(f"unknown symbol {text[at]!a}")
 
 
@@ -180,11 +185,15 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
         return [Token("function", letters)]
     if letters in CONSTANTS:
         return [Token("name", CONSTANTS[letters])]
-    after_word = bool(before) and before[-1].kind == "word"
-    after_value = bool(before) and before[-1].kind in ("number", "close")
-    if letters in SHORT_UNITS and len(letters) > 1 and (after_value or after_word):
+    last = before[-1].kind if before else ""
+    if last in ("number", "close", "command") and letters in ORDINALS and not spaced:
+        return [Token("ordinal", letters)]
+    after_value = last in ("number", "close", "percent", "currency", "degree")
+    if letters in SHORT_UNITS and len(letters) > 1 and (after_value or last == "word"):
         return [Token("word", letters)]
-    if len(letters) > 1 and (after_word or (len(letters) >= 4 and (spaced or not before))):
+    if after_value and (len(letters) >= _WORD + 1 or (spaced and len(letters) >= _WORD - 1)):
+        return [Token("word", letters)]
+    if len(letters) > 1 and (last == "word" or (len(letters) >= _WORD and (spaced or not before))):
         return [Token("word", letters)]
     return [Token("name", letter) for letter in letters]
 
@@ -219,3 +228,31 @@ def _read_text(content: str) -> list[Token]:
     if len(word) == 1 and word.isascii() and word.isalpha():
         return [Token("name", word) if content == word else Token("word", word)]
     return [Token("word", " ".join(content.split()))] if content else []
+
+
+class TokenCursor:
+    """A place in a list of tokens."""
+
+    def __init__(self, tokens: list[Token]):
+        self._tokens = tokens
+        self._at = 0
+
+    def peek(self, ahead: int = 0) -> Token | None:
+        """The next token but `ahead`, None past the end."""
+        return self._tokens[self._at + ahead] if self._at + ahead < len(self._tokens) else None
+
+    def _take(self) -> Token:
+        token = self.peek()
+        if token is None:
+            raise Unreadable("unfinished")
+        self._at += 1
+        return token
+
+    def _expect(self, kind: str, *texts: str) -> Token:
+        if not self._next_is(kind, *texts):
+            raise Unreadable(f"no {texts[0] if texts else kind} where one belongs")
+        return self._take()
+
+    def _next_is(self, kind: str, *texts: str, ahead: int = 0) -> bool:
+        token = self.peek(ahead)
+        return token is not None and token.kind == kind and (not texts or token.text in texts)

@@ -23,7 +23,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """An operation or function on scalars."""
+    """An operation or function on scalars. "letters" is a product written as a word, such as xy."""
 
     op: str
     args: tuple[Node, ...]
@@ -46,7 +46,11 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    r"""Several answers: `kind` is "list", "or", "union", "ratio", "matrix", "row", or two brackets such as "()", "[)", "\{\}"."""
+    r"""Several answers. Kinds:
+
+    "list", "or", "and"; "ratio"; "matrix", "row"; "union", "intersection", "difference"; "mod" (a value and its modulus); or two
+    brackets such as "()", "[)" and "\{\}".
+    """
 
     kind: str
     items: tuple[Node, ...]
@@ -66,3 +70,11 @@ class Dots:
 
 
 Node = Number | Name | Apply | Words | Quantity | Group | Relation | Dots
+
+
+class Unreadable(Exception):
+    """The text is no answer that this reader understands. The message says why, in a few words."""
+
+
+class TooLarge(Unreadable):
+    """The text is understood, but it cannot be computed within bounds: nothing else should try."""

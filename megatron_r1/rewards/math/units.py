@@ -1,61 +1,196 @@
-"""Units of measure: what counts as one, and which spellings are the same unit. No unit is converted into another."""
+"""The words behind a number: an amount that multiplies it, a unit of measure, or the name of what is counted.
+
+No unit is converted into another. A word that is none of these makes the answer unreadable: `5 quadrillion`, `5 incorrect` and
+`5 tens` are not 5.
+"""
 
 from __future__ import annotations
 
 import re
 
 _ALIASES = {
-    "meter": "m metre", "centimeter": "cm centimetre", "millimeter": "mm millimetre", "kilometer": "km kilometre",
-    "inch": "in inches", "foot": "ft feet", "yard": "yd", "mile": "mi", "gram": "g gm", "kilogram": "kg", "milligram": "mg",
-    "pound": "lb lbs", "ounce": "oz", "liter": "l L litre", "milliliter": "ml mL millilitre", "second": "s sec", "minute": "min",
-    "hour": "h hr", "day": "", "year": "yr", "dollar": "$ USD usd", "cent": "", "degree": "deg", "unit": "", "square": "sq",
-    "cubic": "cu", "mile per hour": "mph", "kilometer per hour": "kph kmh", "newton": "N", "joule": "J", "watt": "W", "volt": "V",
-    "hertz": "Hz", "radian": "rad", "kelvin": "K",
+    "meter": "m metre 米", "centimeter": "cm centimetre 厘米", "millimeter": "mm millimetre 毫米", "kilometer": "km kilometre 千米 公里",
+    "decimeter": "dm decimetre 分米", "nanometer": "nm", "inch": "in inches", "foot": "ft feet", "yard": "yd", "mile": "mi",
+    "gram": "g gm gramme 克", "kilogram": "kg 千克 公斤", "milligram": "mg 毫克", "ton": "tonne t 吨", "pound": "lb lbs",
+    "ounce": "oz", "liter": "l L litre 升", "milliliter": "ml mL millilitre 毫升", "second": "s sec 秒", "millisecond": "ms",
+    "minute": "min 分钟", "hour": "h hr 小时", "day": "天 日", "week": "周", "month": "月 个月", "year": "yr 年 岁",
+    "dollar": "$ USD usd 美元", "cent": "¢", "yuan": "元 RMB", "euro": "€ EUR", "rupee": "", "yen": "", "degree": "deg 度",
+    "unit": "个 人 名 种 次 只 件 条 本 张 棵 支 辆 袋 瓶 箱", "square": "sq 平方", "cubic": "cu 立方", "acre": "", "hectare": "ha",
+    "mile per hour": "mph", "kilometer per hour": "kph kmh", "newton": "N", "joule": "J", "kilojoule": "kJ", "watt": "W",
+    "kilowatt": "kW", "volt": "V", "ampere": "A amp", "ohm": "\\Omega", "hertz": "Hz", "pascal": "Pa", "kilopascal": "kPa",
+    "radian": "rad", "kelvin": "K", "mole": "mol", "celsius": "", "fahrenheit": "", "gallon": "gal", "pint": "pt",
+    "quart": "qt", "cup": "", "calorie": "cal", "byte": "", "bit": "", "atmosphere": "atm", "coulomb": "C", "tesla": "T",
 }  # fmt: skip
 _CANONICAL = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in (unit, *spellings.split())}
-SHORT_UNITS = frozenset(spelling for spelling in _CANONICAL if len(spelling) <= 4 and spelling.isalpha()) | {"kmh"}
+SHORT_UNITS = frozenset(
+    spelling for spelling in _CANONICAL if len(spelling) <= 4 and spelling.isascii() and spelling.isalpha()
+) | {"kmh", "pct"}  # fmt: skip
+_PERCENT = frozenset({"percent", "percents", "pct", "per cent", "percentage"})
+ORDINALS = frozenset({"st", "nd", "rd", "th"})
 
+#: amounts that multiply the number before them
+_AMOUNTS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
+            "dozen": 12, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8, "千": 1000, "百": 100}  # fmt: skip
+#: what comes in numbers without the plural's s
+_UNCOUNTABLE = frozenset(
+    [
+        "people",
+        "children",
+        "men",
+        "women",
+        "feet",
+        "mice",
+        "geese",
+        "teeth",
+        "fish",
+        "sheep",
+        "deer",
+        "oxen",
+        "cattle",
+        "police",
+        "money",
+        "fruit",
+        "furniture",
+        "paper",
+        "clothing",
+        "candy",
+        "cash",
+        "water",
+        "milk",
+        "rice",
+        "bread",
+        "grain",
+        "soil",
+        "wine",
+        "juice",
+        "oil",
+        "gas",
+        "sugar",
+        "flour",
+        "chocolate",
+    ]
+)
 _LONGEST_UNIT = 5  #: words
+_NAMED_WORDS = 3  #: words that name what is counted, the noun last: "red apples"
 
 #: words after a number that change its value or are no unit
 _VALUE_WORDS = """
-    hundred thousand million billion trillion dozen score half halves third thirds quarter quarters fourths fifths sixths tenth
-    tenths hundredth hundredths percent percentage squared cubed root power factorial times plus minus over divided mod modulo
-    more less fewer than not no if when where for only approximately about except without but to from either neither maybe
-    is are was be equals equal answer wrong false true choose with base
-    seventh sevenths eighth eighths ninth ninths eleventh elevenths twelfth twelfths twentieth twentieths hundreds thousands
-    millions thousandth thousandths millionth millionths sixth fifth fourth halve lakh crore gross myriad pair pairs couple couples
-    dozens zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety
-    kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice unless nothing none below
-    above under between and or nor also bc ad bce ce instead actually however possibly perhaps probably least most
+    hundred thousand million billion trillion dozen score scores half halves percent percentage squared cubed root roots
+    power powers factorial times plus minus over divided mod modulo more less fewer than not no if when where for only
+    approximately about except without but to from either neither maybe is are was be equals equal wrong false true
+    choose with base gross grosses myriad myriads pair pairs couple couples lots zero one two three four five six seven eight nine
+    ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty
+    ninety ones twos threes fours fives sixes sevens eights nines twenties thirties forties fifties sixties seventies eighties
+    nineties kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice doubles triples
+    unless nothing none below above under between and or nor also bc ad bce ce instead actually however possibly perhaps probably
+    least most basis bps ppm ppb decimals quarter quarters third thirds exponents unknowns this that these those
 """
 VALUE_WORDS = frozenset(_VALUE_WORDS.split())
+#: amounts in any form: tens, hundreds, lakhs, quadrillions, dozens; fractions: sevenths, hundredths, halves
+_AMOUNT = re.compile(r"(?:tens|hundreds?|thousands?|[a-z]*illions?|dozens?|lakhs?|crores?|[a-z]+ths?|[a-z]*thirds?|[a-z]*half)")
+_NOT_FRACTIONS = frozenset(
+    [
+        "months",
+        "births",
+        "deaths",
+        "moths",
+        "cloths",
+        "paths",
+        "baths",
+        "booths",
+        "youths",
+        "depths",
+        "lengths",
+        "widths",
+        "truths",
+        "myths",
+    ]
+)
+_DENYING = re.compile(r"(?:in|un|im|ir|il|mis|non)[a-z]{4,}|[a-z]+(?:less|ly)")
 
 
-def canonical_unit(words: str) -> str:
-    """One spelling of a unit: singular, without abbreviations, `square` and `cubic` as powers.
+class NotAUnit(Exception):
+    """The words behind a number are no unit."""
+
+
+def split_words(words: str) -> tuple[int, str]:
+    """What words behind a number mean: (factor, unit). The unit is in one spelling: singular, no abbreviation, powers as ^2.
 
     Raises:
-        ValueError: the words are no unit, e.g. "million".
+        NotAUnit: they are no unit, e.g. "incorrect", or they change the value, e.g. "tenths".
     """
+    pieces = re.findall(r"\\Omega|[A-Za-z$€¢]+|[\u4e00-\u9fff]+|\^\{?-?[0-9]\}?|/|\S", words.replace("\\$", "$"))
+    factor = 1
+    while pieces and pieces[0].lower() in _AMOUNTS:
+        factor *= _AMOUNTS[pieces.pop(0).lower()]
+        if len(pieces) > 1 and pieces[0].lower() == "of":
+            pieces.pop(0)
+    if not pieces:
+        return factor, ""
+    if " ".join(pieces).lower() in _PERCENT:
+        return factor, "percent"
+    return factor, _unit(pieces)
+
+
+def _unit(pieces: list[str]) -> str:
     found: list[str] = []
     power = ""
-    for word in re.findall(r"[A-Za-z$]+|\^[0-9]|/|\S", words.replace("\\$", "$")):
-        if word.lower() in VALUE_WORDS or word.isdigit() or len(found) == _LONGEST_UNIT:
-            raise ValueError(words)
-        unit = _CANONICAL.get(word) or _CANONICAL.get(word.lower()) or _singular(word.lower())
+    unknown: list[str] = []
+    for piece in pieces:
+        word = piece.lower()
+        if word.isdigit() or len(found) == _LONGEST_UNIT:
+            raise NotAUnit(piece)
+        unit = _CANONICAL.get(piece) or _CANONICAL.get(word) or _singular(word)
         if unit in ("square", "cubic"):
             power = {"square": "^2", "cubic": "^3"}[unit]
-        elif unit == "/":
+        elif piece[0] == "^":
+            if not found:
+                raise NotAUnit(piece)
+            found[-1] += f"^{piece.strip('^{}')}"
+        elif piece in ("/", "per"):
             found.append("per")
-        elif unit not in (".", ","):
-            found.append(unit + power)
+        elif piece not in (".", ",", "*", "-", "(", ")", "~"):
+            if unit is None:
+                unknown.append(word)
+            found.append((unit or _without_s(word)) + power)
             power = ""
-    return re.sub(r" (\^[0-9])", r"\1", " ".join(found))
+    if unknown and not _is_counted(unknown):
+        raise NotAUnit(unknown[-1])
+    if not found or (found[0] in ("c", "f") and len(found) == 1):
+        raise NotAUnit(" ".join(pieces))
+    name = " ".join(found)
+    for scale, letter in (("celsius", "coulomb"), ("fahrenheit", "f")):
+        if name in (scale, f"degree {scale}", f"degree {letter}", f"degree {scale[0]}"):
+            return scale
+    return name
 
 
-def _singular(word: str) -> str:
+def _is_counted(words: list[str]) -> bool:
+    """Whether words that are no unit of measure name what is counted: "red apples", but not "tens" or "incorrect"."""
+    if words == ["f"]:
+        return True
+    noun = words[-1]
+    if len(words) > _NAMED_WORDS or any(word in VALUE_WORDS or not word.isalpha() for word in words):
+        return False
+    if any(_AMOUNT.fullmatch(word) and word not in _NOT_FRACTIONS for word in words):
+        return False
+    if any(_DENYING.fullmatch(word) for word in words[:-1]):
+        return False
+    return noun in _UNCOUNTABLE or (len(noun) > 3 and noun.endswith("s") and not noun.endswith(("ss", "us", "is")))
+
+
+def _singular(word: str) -> str | None:
+    """The unit of measure that a word names, None if it names none."""
     for plural in (word.removesuffix("s"), word.removesuffix("es")):
         if plural in _CANONICAL:
             return _CANONICAL[plural]
+    return None
+
+
+def _without_s(word: str) -> str:
     return word.removesuffix("s") if len(word) > 3 else word
+
+
+def unit_of_letter(letter: str) -> str | None:
+    """The unit of measure that one letter is short for, e.g. "meter" for m; None if it is short for none."""
+    return _CANONICAL.get(letter) if len(letter) == 1 else None

@@ -12,11 +12,11 @@ import math
 import zlib
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import partial, reduce
 
 from mpmath import MPContext
 
-from megatron_r1.rewards.math.tokens import Unreadable
-from megatron_r1.rewards.math.tree import Apply, Name, Node, Number
+from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, TooLarge, Unreadable
 
 _MAX_EXACT_BITS = 8000  #: of a numerator or denominator; beyond it numbers are rounded
 _MAX_EXPONENT = 10**7  #: of a power
@@ -28,7 +28,9 @@ _CONSTANTS = frozenset({"\\pi", "e", "i", "\\infty"})
 _UNKNOWN_BASE = "log base"  #: log without a base: 10, e or 2, so it is a variable
 
 # Sizes and signs of the points at which expressions with variables are compared. Whole numbers are for factorials.
-_SCALES = (Fraction(1), Fraction(-1), Fraction(7), Fraction(-7), Fraction(60), Fraction(-60), Fraction(5000), Fraction(1, 9))
+_SCALES = tuple(
+    Fraction(scale) for scale in ["1", "-1", "7", "-7", "60", "-60", "5000", "1/9", "1/2", "-1/2", "1/4", "-1/4", "1/20", "-1/9"]
+)
 _WHOLE_POINTS = 5
 _MIN_POINTS = 3
 
@@ -40,14 +42,16 @@ class Undefined(Exception):
 
 
 def equal_values(first: Node, second: Node) -> bool:
-    """Whether two scalars are equal wherever both are real and defined.
+    """Whether two scalars of the same variables are equal wherever both are real and defined.
 
     Raises:
         Unreadable: one is no scalar, is defined nowhere, or is too large to compute.
     """
-    infinite = _infinity(first), _infinity(second)
+    infinite = infinity(first), infinity(second)
     if any(infinite):
         return infinite[0] == infinite[1]
+    if names_of(first) - {_UNKNOWN_BASE} != names_of(second) - {_UNKNOWN_BASE}:
+        return False  # a name that has no influence is still a different answer: 0 m is not 0 km
     points = _points(names_of(first) | names_of(second))
     complex_too = _mentions_i(first) or _mentions_i(second)
     compared = 0
@@ -65,6 +69,8 @@ def equal_values(first: Node, second: Node) -> bool:
             compared += 1
         except Undefined:
             continue
+    if not compared and len(points) == 1:
+        return False  # 1/0 and 0^0 are equal to nothing
     if compared < min(_MIN_POINTS, len(points)):
         raise Unreadable("defined nowhere")
     return True
@@ -102,6 +108,24 @@ def proportional(first: Node, second: Node) -> Fraction | None:
     return Fraction(1 if reference[0] * reference[1] > 0 else -1)
 
 
+def real_value(node: Node) -> Value | None:
+    """The value of an expression without variables to 400 digits, plus and minus infinity included; None if it has none."""
+    if infinite := infinity(node):
+        return _HIGH.inf * infinite
+    try:
+        value = _evaluate(node, {}, _HIGH)
+    except (Undefined, Unreadable):
+        return None
+    return _rounded(value, _HIGH).real if _is_real(value) else None
+
+
+def order(a: Value, b: Value) -> int:
+    """-1, 0 or 1: how two values of `real_value` compare. What differs in the last hundred digits only is equal."""
+    if a == b or (_HIGH.isfinite(a) and _HIGH.isfinite(b) and abs(a - b) <= max(abs(a), abs(b)) * _HIGH.mpf(10) ** -300):
+        return 0
+    return -1 if a < b else 1
+
+
 def exact_value(node: Node) -> Fraction | None:
     """The value of an expression without variables as an exact fraction, None if it has none."""
     try:
@@ -133,10 +157,10 @@ def names_of(node: Node) -> frozenset[str]:
     return frozenset()
 
 
-def _infinity(node: Node) -> int:
+def infinity(node: Node) -> int:
     """1 or -1 for plus or minus infinity, 0 for anything else."""
     if isinstance(node, Apply) and node.op == "neg":
-        return -_infinity(node.args[0])
+        return -infinity(node.args[0])
     return int(isinstance(node, Name) and node.text == "\\infty")
 
 
@@ -229,7 +253,7 @@ def _add_values(context: MPContext, *terms: Value) -> Value:
             continue
         total, term = _rounded(total, context), _rounded(term, context)
         if context is _HIGH and total and term and abs(context.mag(total) - context.mag(term)) > context.prec:
-            raise Unreadable("terms of too different size")  # the smaller one would vanish without a trace
+            raise TooLarge("terms of too different size")  # the smaller one would vanish without a trace
         total += term
     return total
 
@@ -254,7 +278,7 @@ def _power(context: MPContext, base: Value, exponent: Value) -> Value:
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
         count = int(exponent)
         if abs(count) > _MAX_EXPONENT:
-            raise Unreadable("power too large")
+            raise TooLarge("power too large")
         if isinstance(base, Fraction):
             bits = max(base.numerator.bit_length(), base.denominator.bit_length())
             if bits * abs(count) <= _MAX_EXACT_BITS:
@@ -262,7 +286,7 @@ def _power(context: MPContext, base: Value, exponent: Value) -> Value:
         return _rounded(base, context) ** count
     base, exponent = _rounded(base, context), _rounded(exponent, context)
     if abs(exponent) * (1 + abs(context.ln(base))) > _MAX_EXPONENT:
-        raise Unreadable("power too large")
+        raise TooLarge("power too large")
     return context.power(base, exponent)
 
 
@@ -281,7 +305,7 @@ def _factorial(context: MPContext, n: Value) -> Value:
     if not isinstance(n, Fraction) or n.denominator != 1 or n < 0:
         raise ValueError
     if n > _MAX_FACTORIAL:
-        raise Unreadable("factorial too large")
+        raise TooLarge("factorial too large")
     return Fraction(math.factorial(int(n))) if n <= 300 else context.factorial(int(n))
 
 
@@ -289,7 +313,7 @@ def _binomial(context: MPContext, n: Value, k: Value) -> Value:
     if not all(isinstance(value, Fraction) and value.denominator == 1 and value >= 0 for value in (n, k)):
         raise ValueError
     if max(n, k) > _MAX_FACTORIAL:
-        raise Unreadable("binomial too large")
+        raise TooLarge("binomial too large")
     return Fraction(math.comb(int(n), int(k))) if n <= 1000 else context.binomial(int(n), int(k))
 
 
@@ -302,7 +326,7 @@ def _logarithm(context: MPContext, value: Value, base: Value) -> Value:
 def _function(name: str, limit: int = _MAX_ANGLE):
     def apply(context: MPContext, value: Value) -> Value:
         if abs(value) > limit:
-            raise Unreadable(f"argument of {name} too large")
+            raise TooLarge(f"argument of {name} too large")
         return getattr(context, name)(_rounded(value, context))
 
     return apply
@@ -312,6 +336,7 @@ _OPERATIONS = {
     "add": _add_values,
     "mul": _multiply,
     "call": _multiply,
+    "letters": lambda context, *factors: reduce(partial(_multiply, context), factors),
     "div": _divide,
     "pow": _power,
     "root": _root,

@@ -17,6 +17,7 @@ def accuracy(text: str, answer: str = "8", location: str = "answer_tag") -> floa
         "<think>a</think>So 8.<answer>8</answer>",
         "first 12 fourth 8</think><answer>8</answer>",  # the prompt ended in a forced <think>
         "<think>a</think><think>b</think><answer> 8. </answer> bye",
+        "<think>a</think><answer>８</answer>",
     ],
 )
 def test_accuracy_needs_the_answer_element_but_not_the_whole_format(text):
@@ -44,7 +45,6 @@ def test_accuracy_needs_the_answer_element_but_not_the_whole_format(text):
         "<think>a</think><answer>7=8</answer>",
         "<think>a</think><answer>88</answer>",
         "<think>a</think><answer>-8</answer>",
-        "<think>a</think><answer>８</answer>",
         "<think>a</think><answer>٨</answer>",
         "<think>a</think><answer>⑧</answer>",
         "<think>a</think><answer>8</answer>".replace("<", "&lt;"),

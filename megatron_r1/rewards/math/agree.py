@@ -1,0 +1,172 @@
+"""Whether an answer is the reference: words and forms, then this package's reader, then math-verify under vetoes."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from megatron_r1.rewards.math.compare import trees_agree
+from megatron_r1.rewards.math.fallback import math_verify_agrees
+from megatron_r1.rewards.math.forms import (
+    form_of,
+    is_phrase,
+    is_plain_clock,
+    named_value,
+    same_words,
+    with_range_sign,
+    without_lead,
+)
+from megatron_r1.rewards.math.parse import parse_answer
+from megatron_r1.rewards.math.policy import DEFAULT_POLICY, MathPolicy
+from megatron_r1.rewards.math.spelling import respell
+from megatron_r1.rewards.math.tokens import MAX_CHARACTERS, tokenize
+from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, Quantity, TooLarge, Unreadable
+
+_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
+_MAX_WRAPPERS = 4
+_NUMERAL = re.compile(r"-?[0-9]{1,300}(?:\.[0-9]{1,300})?")
+_DECIMAL_COMMA = re.compile(r"-?(?:0,[0-9]{1,9}|[0-9]{1,9},(?:[0-9]{1,2}|[0-9]{4,9}))")
+_APPROXIMATE = re.compile(r"\s*(?:\\approx|\\simeq|\\doteq)(?![A-Za-z])\s*")
+
+
+def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLICY) -> bool:
+    """Whether an answer is the reference. Never raises; a blank or unreadable answer agrees with nothing but its own text.
+
+    The order matters: `x = 5` is a fine answer to `5`, as is `0 < x < 5` to `(0, 5)`.
+    """
+    answer, reference = clean_answer(answer), clean_answer(reference)
+    if not answer or not reference or max(len(answer), len(reference)) > MAX_CHARACTERS:
+        return False
+    if answer == reference:
+        return True
+    if _NUMERAL.fullmatch(answer) and _NUMERAL.fullmatch(reference):
+        return Fraction(answer) == Fraction(reference)
+    answer, reference = _readied(answer), _readied(reference)
+    if not answer or not reference:
+        return False
+    if answer == reference:
+        return True
+    if _has_letters_only(answer) and _has_letters_only(reference):
+        return same_words(answer, reference)
+    if same_words(answer, reference):
+        return True
+    forms = form_of(answer), form_of(reference)
+    if any(forms) and (forms[0] == forms[1] or not all(map(is_plain_clock, (answer, reference)))):
+        return forms[0] == forms[1] or (_is_ratio(answer, reference, forms) and _formulas_agree(answer, reference, policy))
+    return _formulas_agree(answer, reference, policy) or _agree_but_for_comma(answer, reference)
+
+
+@lru_cache(maxsize=4096)
+def is_readable(reference: str) -> bool:
+    """Whether an answer can agree with a reference other than by being the same text; short phrases count as readable."""
+    reference = _readied(clean_answer(reference))
+    if not reference or len(reference) > MAX_CHARACTERS:
+        return False
+    if _NUMERAL.fullmatch(reference) or form_of(reference) or _parsed(reference) is not None or is_phrase(reference):
+        return True
+    value = named_value(reference, is_reference=True)
+    if value is not None and _parsed(value) is not None:
+        return True
+    return math_verify_agrees(reference, reference)
+
+
+def clean_answer(text: str) -> str:
+    """An answer without its wrapping: space, dollars and brackets of a formula, a box, a full stop, "The answer is"."""
+    text = without_lead(" ".join(text.split()))
+    for _ in range(_MAX_WRAPPERS):
+        if text.endswith((".", "。")) and not text.endswith(".."):
+            text = text[:-1].rstrip()
+        for opening, closing in _WRAPPERS:
+            inner = text[len(opening) : len(text) - len(closing)]
+            if text.startswith(opening) and text.endswith(closing) and _is_one_piece(inner, opening):
+                text = inner.strip()
+                break
+    return _without_dollar_pairs(text)
+
+
+def _readied(text: str) -> str:
+    """An answer in one spelling. A sign of approximation is one of equality: whether the number is exact enough shows later."""
+    return _APPROXIMATE.sub(lambda found: "=" if found.start() else "", with_range_sign(respell(text)))
+
+
+def _agree_but_for_comma(answer: str, reference: str) -> bool:
+    """`2,74` and 2.74: a decimal comma. `1,234` is 1234, and `1, 2` two answers."""
+    for text, other in ((answer, reference), (reference, answer)):
+        if _DECIMAL_COMMA.fullmatch(text) and "." in other and _NUMERAL.fullmatch(other):
+            return Fraction(text.replace(",", ".")) == Fraction(other)
+    return False
+
+
+def _is_ratio(answer: str, reference: str, forms: tuple) -> bool:
+    """Whether a text like 3:10 stands against another that is no time: then it is a ratio, unless a zero says that it is a time."""
+    clock = answer if forms[0] else reference
+    return not all(forms) and is_plain_clock(clock) and clock.split(":")[1][0] != "0"
+
+
+def _formulas_agree(answer: str, reference: str, policy: MathPolicy) -> bool:
+    trees = _parsed(answer), _parsed(reference)
+    if None not in trees:
+        try:
+            if trees_agree(*trees, policy):
+                return True
+            if all(_is_scalar(tree) for tree in trees):
+                return False
+        except TooLarge:
+            return _same_tokens(answer, reference)
+        except Unreadable:
+            pass
+    values = named_value(answer, is_reference=False), named_value(reference, is_reference=True)
+    if (values[0] is None) != (values[1] is None):
+        return _formulas_agree(values[0] or answer, values[1] or reference, policy)
+    if None not in values and _same_tokens(answer.partition("=")[0], reference.partition("=")[0]):
+        return _formulas_agree(*values, policy)
+    return _same_tokens(answer, reference) or math_verify_agrees(answer, reference)
+
+
+def _is_scalar(tree: Node) -> bool:
+    return isinstance(tree, Number | Name | Apply | Quantity)
+
+
+def _without_dollar_pairs(text: str) -> str:
+    """`$x = 1$ or $x = 2$` without its dollars. Those of `$5 and $6`, which stand before a number and not after one, are money."""
+    pieces = text.split("$")
+    formulas, between = pieces[1::2], pieces[2:-1:2]
+    if len(pieces) % 2 == 0 or len(pieces) < 3 or any(piece.endswith("\\") for piece in pieces):
+        return text
+    if all(piece and piece == piece.strip() for piece in formulas) and all(piece[:1] in " ,;" for piece in between):
+        return "".join(pieces)
+    return text
+
+
+def _is_one_piece(inner: str, opening: str) -> bool:
+    """Whether what stands between an opening and a closing belongs together: not the middle of `$1$ or $2$`."""
+    if opening != "\\boxed{":
+        return bool(inner) and opening.lstrip("\\") not in inner.replace("\\$", "")
+    depth = 0
+    for character in inner:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return False
+    return depth == 0 and bool(inner)
+
+
+def _has_letters_only(text: str) -> bool:
+    return len(text) > 1 and text.isascii() and text.isalpha()
+
+
+@lru_cache(maxsize=512)
+def _parsed(text: str) -> Node | None:
+    try:
+        return parse_answer(text)
+    except Unreadable:
+        return None
+
+
+def _same_tokens(answer: str, reference: str) -> bool:
+    """Whether two texts differ in spacing and spelling of commands only."""
+    try:
+        tokens = [[token[:2] for token in tokenize(text)] for text in (answer, reference)]
+    except Unreadable:
+        return False
+    return bool(tokens[0]) and tokens[0] == tokens[1]

@@ -1,0 +1,178 @@
+"""Answers that are no formula: words, times of day, dates, and values with the name of what they are the value of."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_r1.rewards.math.spelling import plain_words
+
+_TIME = re.compile(
+    r"(?:at )?(\d{1,2})(?:\s*:\s*(\d{2}))?(?:\s*:\s*(\d{2}))?\s*((?:[ap]\.?\s?m\.?)|o'clock|noon|midnight)?"
+    r"(?: in the (morning|afternoon|evening))?",
+    re.IGNORECASE,
+)
+_TIME_ALONE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
+_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
+_DATES = (
+    re.compile(rf"(?P<month>{_MONTH})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?P<year>\d{{4}}))?", re.IGNORECASE),
+    re.compile(
+        rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<month>{_MONTH})\.?,?(?: (?P<year>\d{{4}}))?", re.IGNORECASE
+    ),
+    re.compile(r"(?:(?P<year>\d{4}) ?年 ?)?(?P<month>\d{1,2}) ?月 ?(?P<day>\d{1,2}) ?[日号]"),
+)
+_RANGE = re.compile(r"(?:from )?(\$?\d[\d.]*%?) (?:to|through) (\$?\d[\d.]*%?)( .*)?")
+
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct |required )?(?:answer|result) ?"
+    r"(?:(?:is|=|:|equals)+:? *|(?=\$|\\\())"
+    r"|(?:最终|正确)?答案(?:是|为|:|：)+ *|答[:：] *",
+    re.IGNORECASE,
+)
+
+#: phrases that say the same
+_SYNONYMS = {
+    "no solutions": "no solution", "there is no solution": "no solution", "there are no solutions": "no solution",
+    "无解": "no solution", "does not exist": "dne", "doesn't exist": "dne", "不存在": "dne",
+    "infinitely many": "infinitely many solutions",
+    "true.": "true", "neither even nor odd": "neither", "neither odd nor even": "neither", "是": "yes", "否": "no", "不是": "no",
+    "infinity": "\\infty", "empty set": "\\emptyset", "the empty set": "\\emptyset", "perpendicular lines": "perpendicular",
+}  # fmt: skip
+_WORD = re.compile(r"[^\W\d_]+")
+_MARKUP = re.compile(r"[\\{}\[\]_^=<>]")
+_NAMED_SIDE = re.compile(
+    r"\\(?:text|mathrm|textbf|textrm|mathit|operatorname|overline|overrightarrow|widehat|vec|mbox)\s*\{[^{}]*\}"
+)
+_COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
+_FUNCTIONS = frozenset(
+    [
+        "\\sin",
+        "\\cos",
+        "\\tan",
+        "\\cot",
+        "\\sec",
+        "\\csc",
+        "\\angle",
+        "\\triangle",
+        "\\det",
+        "\\deg",
+        "\\lvert",
+        "\\rvert",
+        "\\left",
+        "\\right",
+    ]
+)
+_LETTER_COMMANDS = re.compile(
+    r"\\(?:alpha|beta|gamma|delta|theta|phi|varphi|lambda|mu|omega|sigma|rho|tau|epsilon|ell|Delta|Gamma|Omega)(?![A-Za-z])"
+)
+_SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?\w)")
+_LETTER = re.compile(rf"(?:{_LETTER_COMMANDS.pattern}|[A-Za-z])(?:{_SUBSCRIPT.pattern})?")
+_INVERSE = re.compile(r"\^\s*(?:\{\s*(?:-1|\\prime|\([a-z0-9]\))\s*\}|\\prime)")
+_CALL = re.compile(r"(?<=[A-Za-z'}])\s*(?:\\left)?[(\[][^()\[\]]*(?:\\right)?[)\]]")
+_COORDINATES = frozenset("xyz")
+
+
+def without_lead(text: str) -> str:
+    """An answer without "The answer is" or "Answer:" before it."""
+    found = _LEAD.match(text)
+    return text[found.end() :].strip() if found else text
+
+
+def form_of(text: str) -> tuple | None:
+    """What a time of day or a date says, None for everything else. Equal forms are equal answers."""
+    words = plain_words(text)
+    time = _TIME.fullmatch(words)
+    if time and (time[2] or time[4] or time[5]):
+        return _time_of(time)
+    for pattern in _DATES:
+        date = pattern.fullmatch(words)
+        if date:
+            month = date["month"]
+            number = int(month) if month.isdigit() else 1 + next(i for i, m in enumerate(_MONTHS) if m[:3] == month[:3].lower())
+            return ("date", number, int(date["day"]), date["year"])
+    return None
+
+
+def is_plain_clock(text: str) -> bool:
+    """Whether a text like 3:00 may be a time or a ratio; with a zero before the minutes it is a time."""
+    return bool(_TIME_ALONE.fullmatch(text))
+
+
+def with_range_sign(text: str) -> str:
+    """`5 to 10` as `5-10`."""
+    found = _RANGE.fullmatch(plain_words(text))
+    return f"{found[1]}-{found[2]}{found[3] or ''}" if found else text
+
+
+def _time_of(time: re.Match[str]) -> tuple:
+    hour, minute, second = int(time[1]), int(time[2] or 0), int(time[3] or 0)
+    half = (time[4] or "").replace(".", "").replace(" ", "").lower()
+    half = {"noon": "pm", "midnight": "am", "o'clock": ""}.get(half, half) or {"morning": "am", None: ""}.get(time[5], "pm")
+    if half and 1 <= hour <= 12:
+        hour = hour % 12 + 12 * (half == "pm")
+        return ("time", hour, minute, second)
+    if hour > 12 or (time[1].startswith("0") and len(time[1]) == 2):
+        return ("time", hour, minute, second)
+    return ("clock", hour, minute, second)
+
+
+def same_words(answer: str, reference: str) -> bool:
+    r"""Whether two texts are the same words, in \text{} or not: "No solution", "Row 3", DNE.
+
+    Capital letters matter in words of one or two letters only, which may be names: AB and ab are two segments.
+    """
+    phrases = [" ".join(plain_words(text).replace(" ,", ",").split()) for text in (answer, reference)]
+    if any(len(phrase) > 1 and phrase[0] == "(" and phrase[-1] == ")" and phrase[1:-1].isalpha() for phrase in phrases):
+        phrases = [phrase.strip("()") for phrase in phrases]
+    phrases = [_SYNONYMS.get(phrase.lower(), phrase) for phrase in phrases]
+    words = [_WORD.findall(phrase) for phrase in phrases]
+    if not all(words):
+        return False
+    if phrases[0] == phrases[1]:
+        return True
+    if any(_MARKUP.search(phrase) for phrase in phrases) or phrases[0].casefold() != phrases[1].casefold():
+        return False
+    return all(a == b or len(a) > 2 or (len(a) == 2 and a[1] == b[1]) for a, b in zip(*words, strict=True))
+
+
+def is_phrase(text: str) -> bool:
+    """Whether a text is words that only the same words can match; longer prose is no answer."""
+    words = plain_words(text)
+    return bool(_WORD.search(words)) and not _MARKUP.search(words) and len(words.split()) <= 10 and len(words) <= 80
+
+
+def named_value(text: str, is_reference: bool) -> str | None:
+    r"""The value of `m+n = 33`, `\angle ABC = 30^\circ` or `f'(1) = 3`; None if the left side is no name of a value.
+
+    `2x = 10` and `x^2 = 4` are equations still to be solved. Nor is a curve, `x + y = 5`, the value 5, if a reference says so.
+    """
+    at = _equals_sign(text)
+    if at is None:
+        return None
+    name, value = text[:at].strip(), text[at + 1 :].strip()
+    if not name or not value:
+        return None
+    core = _NAMED_SIDE.sub("W", _INVERSE.sub("", name))
+    core = _CALL.sub("", core)
+    commands = {found for found in _COMMAND.findall(_LETTER_COMMANDS.sub("", core)) if found[1:].isalpha()}
+    bare = _COMMAND.sub(lambda found: found[0] if _LETTER_COMMANDS.fullmatch(found[0]) else " ", core)
+    names = set(_LETTER.findall(bare))
+    if not names:
+        return None
+    core = _SUBSCRIPT.sub("", core)
+    has_digits = bool(re.search(r"[0-9]", core))
+    if has_digits or re.search(r"[+*/^:-]", core) or commands - _FUNCTIONS:
+        if len(names) < 2 or value == "0" or names & set(_LETTER.findall(_COMMAND.sub("", value))):
+            return None
+        if names <= _COORDINATES and (is_reference or has_digits) or (is_reference and has_digits):
+            return None
+    return value
+
+
+def _equals_sign(text: str) -> int | None:
+    """The index of the only sign of relation, if it is an equals sign outside of all brackets."""
+    if re.search(r"[<>]|!=|\\(?:ne|neq|le|leq|ge|geq|lt|gt|in|equiv|approx)(?![A-Za-z])", text) or text.count("=") != 1:
+        return None
+    at = text.index("=")
+    before = text[:at]
+    return at if all(before.count(a) == before.count(b) for a, b in ("()", "[]", "{}")) else None

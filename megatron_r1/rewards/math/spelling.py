@@ -1,0 +1,235 @@
+r"""One spelling for what LaTeX, Unicode and other languages write in many ways; nothing is read or computed here.
+
+Bold, colour and frames go, `{1 \over 2}` becomes `\frac{1}{2}`, a full-width 8 becomes 8, a superscript becomes a power, groups of
+three digits are joined. Every step is linear in the length of the text, which its caller bounds.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_MAX_STYLES = 40  #: commands that are unwrapped; a text with more keeps the rest
+_GREEK = {  # but for \pi and the letters that look Latin
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta", "ι": "iota",
+    "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "ρ": "rho", "σ": "sigma", "τ": "tau", "υ": "upsilon",
+    "φ": "phi", "ϕ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda",
+    "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega", "π": "pi",
+}  # fmt: skip
+_SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "±": "\\pm ",
+    "∓": "\\mp ", "≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≦": "<=", "≧": ">=", "≠": "!=", "∈": "\\in ", "∪": "\\cup ",
+    "∩": "\\cap ", "∖": "\\setminus ", "√": "\\sqrt ", "∛": "\\cbrt ", "∞": "\\infty ", "°": "^\\circ ",
+    "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "≈": "\\approx ", "≡": "\\equiv ",
+    "∣": "|", "∠": "\\angle ", "△": "\\triangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ",
+    "∧": "\\land ", "∨": "\\lor ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "\\ldots ", "⋯": "\\cdots ",
+    "，": ",", "、": ",", "；": ";", "：": ":", "。": ".", "．": ".", "％": "%", "℃": "^\\circ\\text{C}",
+    "℉": "^\\circ\\text{F}", "\u2061": "", "\u2062": "", "\u200b": "", "\ufeff": "", "\u00a0": " ", "\u2009": " ",
+    "\u202f": " ", "\u3000": " ", "【": "[", "】": "]", "〔": "[", "〕": "]",
+}  # fmt: skip
+_FULL_WIDTH = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+_TABLE = str.maketrans(_FULL_WIDTH | _SYMBOLS | {letter: f"\\{name} " for letter, name in _GREEK.items()})
+
+_RAISED = {unicodedata.normalize("NFKC", sign).replace("−", "-"): sign for sign in "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ"}
+_LOWERED = {unicodedata.normalize("NFKC", sign).replace("−", "-"): sign for sign in "₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ"}
+_UP = str.maketrans({sign: plain for plain, sign in _RAISED.items()})
+_DOWN = str.maketrans({sign: plain for plain, sign in _LOWERED.items()})
+_RAISED_RUN = re.compile(f"[{''.join(_RAISED.values())}]+")
+_LOWERED_RUN = re.compile(f"[{''.join(_LOWERED.values())}]+")
+_VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
+
+#: the words for "or" and "and" between answers, as a whole \text{} or beside Chinese and Japanese characters
+_CONNECTIVES = {"或": "or", "或者": "or", "または": "or", "和": "and", "与": "and", "且": "and", "及": "and", "以及": "and",
+                "ou": "or", "oder": "or", "или": "or", "et": "and", "und": "and"}  # fmt: skip
+_BARE_CONNECTIVE = re.compile("或者|或|または|以及|和|与|且|及")
+_TEXT_CONNECTIVE = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*(\w+)\s*\}")
+
+_STYLES = frozenset(
+    [
+        "mathbf",
+        "boldsymbol",
+        "bm",
+        "bold",
+        "pmb",
+        "fbox",
+        "framebox",
+        "boxed",
+        "underline",
+        "mathit",
+        "mathsf",
+        "mathtt",
+        "ensuremath",
+        "cancel",
+    ]
+)
+_TEXTS = frozenset(
+    ["text", "textbf", "textit", "textrm", "textnormal", "texttt", "textsf", "mathrm", "mbox", "hbox", "emph", "textup"]
+)
+_PAINTS = {"color": 1, "textcolor": 1, "colorbox": 1, "fcolorbox": 2}  #: groups before the one that is shown
+_DECLARATIONS = (
+    "bf|it|sf|tt|em|bfseries|boldmath|tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle|scriptstyle"
+)
+_DECLARATION = re.compile(rf"\\(?:{_DECLARATIONS})(?![A-Za-z])\s*")
+_ROMAN = re.compile(r"\{\s*\\rm(?![A-Za-z])\s*([^{}]*)\}|\\rm\s*\{([^{}]*)\}")
+_STYLE = re.compile(rf"\\({'|'.join(sorted(_STYLES | _TEXTS | set(_PAINTS), key=len, reverse=True))})(?![A-Za-z])\s*(?=\{{)")
+
+_GAP = r"(?: |\\,|\\ |\\;|\\:|~|\{,\}|\{ \})"
+_GROUPS = re.compile(rf"(?<![0-9.,_^])(?<![0-9] )([1-9][0-9]{{0,2}}(?:{_GAP}[0-9]{{3}})+)(?![0-9/]|{_GAP}[0-9]|,[0-9])")
+_TIGHT_COMMA = re.compile(r"(?<=[0-9]),\s*\\!\s*(?=[0-9]{3})|(?<=[0-9])\\!\s*,\s*(?=[0-9]{3})")
+_OVER = re.compile(r"\\(over|choose)(?![A-Za-z])")
+_FRACTION = re.compile(r"\\(?:sfrac|nicefrac|flatfrac|xfrac)(?![A-Za-z])")
+_MODULUS = re.compile(
+    r"\\pmod\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))|\(\s*(?:\\bmod|\\mod|\\text\{\s*mod\s*\}|\\mathrm\{mod\}|mod)(?![A-Za-z])\s*([^()]*)\)"
+)
+_BARE_MODULUS = re.compile(r"(?:\\bmod|\\text\{\s*mod\s*\}|\\mathrm\{mod\}|(?<![A-Za-z\\])mod)(?![A-Za-z])")
+_UNION_LETTER = re.compile(r"(?<=[)\]}])\s*U\s*(?=[(\[\\])")
+_OPEN_LEFT = re.compile(r"(^|\\cup|\\in)\s*\](\s*[^\[\](){};,]+[;,][^\[\](){};,]+)([\[\]])")
+_OPEN_RIGHT = re.compile(r"(^|\\cup|\\in)\s*\[(\s*[^\[\](){};,]+[;,][^\[\](){};,]+)\[")
+_BUILDER = re.compile(
+    r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\\mid|\\vert|\||:|\\colon|\\big\||\\;\|)\s*(?!\s)(.+?)\\?\}"
+)
+_FIELD = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])")
+_TWICE_ESCAPED = re.compile(r"\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|cdot|times|infty|text|mathrm|cup|circ|pm)(?![a-z]))")
+_SYSTEM = re.compile(
+    r"(?:\\left\s*)?(?:\\\{|\\lbrace)?\s*\\begin\{(cases|array|aligned|gathered)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\{\1\}"
+    r"(?:\s*\\right\s*\.?)?"
+)
+_RELATION = re.compile(r"[=<>]|\\[lg]eq?(?![a-z])")
+_ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*\\(?:text|mathrm|textrm)\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
+_OF_REALS = re.compile(
+    r"(?i)(?:the set of |set of )?(?:all )?(?:the )?real(?: number)?s(?: x)?(?: (?:except|except for|but|other than) (.+))?"
+)
+_PLAIN = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
+_STARS = re.compile(r"(\*\*|__|`|\*)([^*`]+)\1")
+
+
+@lru_cache(maxsize=1024)
+def respell(text: str) -> str:
+    """The text in one spelling: shorter, equal in meaning, possibly empty."""
+    if _PLAIN.fullmatch(text):
+        return text
+    text = _without_unicode(text)
+    if "\\begin" not in text:
+        text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
+    text = _FIELD.sub(r"\\mathbb{\1}", text)
+    text = text.replace("\\dots", "\\ldots").replace("\\left.", "").replace("\\right.", "")
+    text = _ORDINAL.sub(r"\1", _ROMAN.sub(lambda found: f"\\mathrm{{{found[1] or found[2]}}}", text))
+    text = _without_styles(_DECLARATION.sub("", text))
+    text = _TIGHT_COMMA.sub("", text).replace("\\!", "")
+    text = _GROUPS.sub(lambda found: re.sub(r"[^0-9]", "", found[1]), text)
+    text = _FRACTION.sub(r"\\frac", text)
+    text = _with_fractions(text)
+    text = _MODULUS.sub(lambda found: f"\\mod {{{(found[1] or found[2] or found[3] or '').strip()}}}", text)
+    text = _BARE_MODULUS.sub(r"\\mod ", text)
+    text = _UNION_LETTER.sub(r"\\cup ", text)
+    text = _OPEN_LEFT.sub(lambda found: f"{found[1]} ({found[2]}{')' if found[3] == '[' else ']'}", text)
+    text = _OPEN_RIGHT.sub(r"\1 [\2)", text)
+    text = " ".join(text.split())
+    system = _SYSTEM.fullmatch(text)
+    if system and all(map(_RELATION.search, rows := [row for row in system[2].split("\\\\") if row.strip()])):
+        text = " and ".join(row.replace("&", " ").strip(" ,;.") for row in rows)
+    starred = _STARS.fullmatch(text)
+    if starred:
+        text = starred[2].strip()
+    builder = _BUILDER.fullmatch(text)
+    if builder:
+        text = builder[2].strip()
+    reals = _OF_REALS.fullmatch(plain_words(text))
+    if reals:
+        text = "\\mathbb{R}" + (f"\\setminus\\{{{reals[1]}\\}}" if reals[1] else "")
+    return text
+
+
+def plain_words(text: str) -> str:
+    r"""A phrase without \text{} and its like, spaced once: `\text{Row 3}` is `Row 3`."""
+    text = re.sub(rf"\\(?:{'|'.join(_TEXTS)}|operatorname)\s*\{{([^{{}}]*)\}}", r" \1 ", text)
+    text = re.sub(r"\\[ ,;:]|~|\\q?quad(?![A-Za-z])", " ", text)
+    return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split())).strip(" .")
+
+
+def _without_unicode(text: str) -> str:
+    if not text.isascii():
+        text = _BARE_CONNECTIVE.sub(lambda found: f" {_CONNECTIVES[found[0]]} ", text)
+        text = _VULGAR.sub(_vulgar_fraction, text)
+        text = _RAISED_RUN.sub(lambda found: f"^{{{found[0].translate(_UP)}}}", text)
+        text = _LOWERED_RUN.sub(lambda found: f"_{{{found[0].translate(_DOWN)}}}", text)
+        text = text.translate(_TABLE)
+    return _TEXT_CONNECTIVE.sub(lambda found: f" {_CONNECTIVES[found[1]]} " if found[1] in _CONNECTIVES else found[0], text)
+
+
+def _vulgar_fraction(found: re.Match[str]) -> str:
+    above, _, below = unicodedata.normalize("NFKC", found[0]).partition("⁄")
+    return f"\\frac{{{above}}}{{{below}}}"
+
+
+def _without_styles(text: str) -> str:
+    """Without bold, colour and frames; \text{} stays around letters only."""
+    at = 0
+    for _ in range(_MAX_STYLES):
+        found = _STYLE.search(text, at)
+        if found is None:
+            break
+        start = found.end()
+        for _ in range(_PAINTS.get(found[1], 0)):
+            end = group_end(text, start)
+            start = start if end is None else end
+            start += len(text[start:]) - len(text[start:].lstrip())
+        end = group_end(text, start) if text[start : start + 1] == "{" else start
+        if end is None:
+            break
+        inner = text[start + 1 : end - 1]
+        if found[1] in _TEXTS and any(character.isalpha() for character in inner):
+            at = end
+            continue
+        if _binds(text, found.start(), end) and any(character.isalnum() for character in inner):
+            inner = f"{{{inner}}}"
+        text = f"{text[: found.start()]} {inner}{text[end:]}"
+        at = found.start()
+    return text
+
+
+def _binds(text: str, start: int, end: int) -> bool:
+    """Whether what stands beside a group makes its braces needed: `2\\mathbf{x+1}` or `\\mathbf{13}^2`."""
+    before, after = text[:start].rstrip()[-1:], text[end:].lstrip()[:1]
+    return before in ("^", "_", "}") or before.isalnum() or after == "^"
+
+
+def _with_fractions(text: str) -> str:
+    r"""`{a \over b}` and `{n \choose k}` as `\frac` and `\binom`."""
+    for _ in range(8):
+        found = _OVER.search(text)
+        if found is None:
+            break
+        start, end = _enclosing_group(text, found.start(), found.end())
+        command = "frac" if found[1] == "over" else "binom"
+        above, below = text[start : found.start()].strip(), text[found.end() : end].strip()
+        text = f"{text[:start]}\\{command}{{{above}}}{{{below}}}{text[end:]}"
+    return text
+
+
+def _enclosing_group(text: str, before: int, after: int) -> tuple[int, int]:
+    """Where the contents of the innermost braces around a place start and end; the whole text if there are none."""
+    depth, start = 0, 0
+    for index in range(before - 1, -1, -1):
+        depth += {"{": -1, "}": 1}.get(text[index], 0)
+        if depth < 0:
+            start = index + 1
+            break
+    depth, end = 0, len(text)
+    for index in range(after, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth < 0:
+            end = index
+            break
+    return start, end
+
+
+def group_end(text: str, start: int) -> int | None:
+    """The index behind the brace that closes the one at `start`; None if it never closes."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return index + 1
+    return None

@@ -1,0 +1,147 @@
+"""Right and wrong answers of every kind, the second opinion, and which references can be read."""
+
+import time
+
+import pytest
+
+from megatron_r1.rewards.math.agree import answers_agree, clean_answer, is_readable
+from megatron_r1.rewards.math.fallback import math_verify_agrees
+from megatron_r1.rewards.math.policy import MathPolicy
+from tests.unit.rewards.math.different_answers import DIFFERENT
+from tests.unit.rewards.math.same_answers import SAME
+
+#: kinds in which an answer may say more than the reference, so that only one direction is certain
+_ONE_WAY = {"named values"}
+
+
+@pytest.mark.parametrize(("kind", "answer", "reference"), [(kind, *pair) for kind, pairs in SAME.items() for pair in pairs])
+def test_the_same_answer_in_another_form_agrees(kind, answer, reference):
+    assert answers_agree(answer, reference)
+    assert answers_agree(reference, answer)
+
+
+@pytest.mark.parametrize(("kind", "answer", "reference"), [(kind, *pair) for kind, pairs in DIFFERENT.items() for pair in pairs])
+def test_an_answer_that_only_looks_alike_does_not_agree(kind, answer, reference):
+    assert not answers_agree(answer, reference)
+    assert kind in _ONE_WAY or not answers_agree(reference, answer)
+
+
+def test_every_kind_has_neighbours_that_must_be_rejected():
+    assert SAME.keys() == DIFFERENT.keys()
+
+
+@pytest.mark.parametrize(
+    ("policy", "answer", "reference", "same"),
+    [
+        ({"percent": "unit"}, "28 percent", "28", True),
+        ({"percent": "unit"}, "0.5%", "0.5", False),
+        ({"percent": "either"}, "0.5%", "0.005", True),
+        ({"percent": "either"}, "0.5%", "0.5", False),
+        ({"percent": "hundredth"}, "28 percent", "0.28", True),
+        ({"percent": "hundredth"}, "28 percent", "28", False),
+        ({"units": "required"}, "5 apples", "5", False),
+        ({"units": "ignored"}, "5 apples", "5 oranges", True),
+        ({"units": "ignored"}, "5 wrong", "5", False),
+        ({"rounding": 3}, r"x\approx 3.142", r"\pi", True),
+        ({"rounding": 3}, r"\approx 3.142", r"\pi", True),
+        ({"rounding": 3}, "x = 3.142", r"x=\pi", True),
+        ({"rounding": 3}, "3.142 cm", r"\pi\text{ cm}", True),
+        ({"rounding": 3}, "(0.333, 2)", r"(\frac13, 2)", True),
+        ({"rounding": 3}, "(0.334, 2)", r"(\frac13, 2)", False),
+        ({"rounding": 3, "percent": "either"}, r"66.7\%", r"\frac23", True),
+        ({"rounding": 3, "percent": "either"}, r"66.8\%", r"\frac23", False),
+        ({"rounding": 3}, "0.33", r"\frac13", False),
+        ({"rounding": 0}, "0.333", r"\frac13", False),
+        ({"rounding": 0}, r"\approx 3.142", r"\pi", False),
+        ({"list_order": "same"}, "y=2, x=1", "x=1, y=2", True),
+        ({"list_order": "same"}, "x=2 or x=1", "1,2", False),
+    ],
+)
+def test_what_a_policy_allows(policy, answer, reference, same):
+    assert answers_agree(answer, reference, MathPolicy(**policy)) == same
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "5",
+        r"\frac{1}{2}",
+        "(1,2)",
+        r"\text{No solution}",
+        "June 20",
+        "5:00 PM",
+        r"\angle ABC=30^\circ",
+        r"\sum_{n=1}^{9} n",
+        "全部正确",
+        "ABCD is a square",
+    ],
+)
+def test_a_reference_that_can_be_read(reference):
+    assert is_readable(reference)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "",
+        "$",
+        "???",
+        r"\frac{1}{",
+        "1" * 1001,
+        "See the figure: the two circles are tangent at the point where the line through both of the centres meets the chord.",
+        r"\begin{tikzpicture}",
+        "[asy] draw((0,0)--(1,1)); [/asy]",
+    ],
+)
+def test_a_reference_that_cannot_be_read(reference):
+    assert not is_readable(reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("The answer is $5$.", "5"),
+        ("Answer: \\boxed{5}", "5"),
+        ("$$ x $$", "x"),
+        ("\\(5\\)", "5"),
+        ("answering", "answering"),
+        ("The answer is", ""),
+    ],
+)
+def test_the_wrapping_of_an_answer_goes(text, clean):
+    assert clean_answer(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+        ("{1,2}", "(1,2)"),
+        ("4", "4 km"),
+        ("4", "4 miles"),
+        ("1, 2, \\ldots, n", "1, 3, \\ldots, n"),
+        ("9^{999}", "9^{998}"),
+        (r"5\text{ cm}", r"5\text{ m}"),
+        ("101_2", "101_3"),
+        ("--8", "8"),
+        (r"\int_0^1 x dx", r"\frac12"),
+        (r"\sum_{k=1}^{10^9} k", "1"),
+        ("30^\\circ", "30"),
+    ],
+)
+def test_math_verify_has_no_say_where_it_is_known_to_err(answer, reference):
+    assert not math_verify_agrees(answer, reference)
+
+
+def test_math_verify_is_stopped_by_its_cpu_time(monkeypatch):
+    from megatron_r1.rewards.math import fallback
+
+    def spin(answer, reference):
+        while True:
+            pass
+
+    math_verify_agrees("1", "2")  # imports it
+    monkeypatch.setattr(fallback, "_agrees", spin)
+    start = time.process_time()
+    assert not math_verify_agrees("1", "2")
+    assert time.process_time() - start < 2
