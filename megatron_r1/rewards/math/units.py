@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 _ALIASES = {
-    "meter": "m metre 米", "centimeter": "cm centimetre 厘米", "millimeter": "mm millimetre 毫米", "kilometer": "km kilometre 千米 公里",
+    "meter": "m metre 米", "centimeter": "cm centimetre 厘米", "millimeter": "mm millimetre 毫米",
+    "kilometer": "km kilometre 千米 公里",
     "decimeter": "dm decimetre 分米", "nanometer": "nm", "inch": "in inches", "foot": "ft feet", "yard": "yd", "mile": "mi",
     "gram": "g gm gramme 克", "kilogram": "kg 千克 公斤", "milligram": "mg 毫克", "ton": "tonne t 吨", "pound": "lb lbs",
     "ounce": "oz", "liter": "l L litre 升", "milliliter": "ml mL millilitre 毫升", "second": "s sec 秒", "millisecond": "ms",
