@@ -242,7 +242,7 @@ class ScoringPool:
     def _replace(self, worker: WorkerProcess, reason: str, verdict: Verdict | None = None) -> None:
         """End a worker. Its current response gets `verdict`, or an "error" that says how the worker ended; the rest goes back."""
         self._workers.remove(worker)
-        how = worker.end()
+        how = worker.end(by_itself=reason == "crash")
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:

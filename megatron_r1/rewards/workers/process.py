@@ -105,9 +105,15 @@ class WorkerProcess:
         """The next message. Raises EOFError or ConnectionError if the worker is dead."""
         return json.loads(self.connection.recv_bytes())
 
-    def end(self) -> str:
-        """Kill the worker with its process group, and say how it ended: "SIGKILL", "exit code 1"."""
+    def end(self, by_itself: bool = False) -> str:
+        """Kill the worker with its process group, and say how it ended: "SIGKILL", "exit code 1".
+
+        Args:
+            by_itself: it has closed its socket, so it is ending; a busy machine may take a moment over that.
+        """
         self.connection.close()
+        if by_itself:
+            self._wait_for_exit()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)  # before `wait`: until then no other process can have its id
         except ProcessLookupError:
@@ -117,6 +123,14 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:  # stuck in the kernel, e.g. on a dead file system
             return "not ending"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _wait_for_exit(self) -> None:
+        """Wait until the worker has ended, without reaping it: until then no other process can have its id."""
+        deadline = time.monotonic() + _REAP_SECONDS
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
+            time.sleep(0.005)
 
     def _send(self, message: Any) -> None:
         self.connection.send_bytes(json.dumps(message).encode())
