@@ -102,10 +102,22 @@ class MathRewardConfig(Section):
     )
 
 
+class CodeMostConfig(Section):
+    """The most that a problem gets if its record asks for other limits than those of `reward.code`: a record is untrusted data."""
+
+    cpu_seconds: float = Field(20.0, gt=0, description="Most seconds of CPU time for one test that a problem may set.")
+    wall_seconds: float = Field(60.0, gt=0, description="Most seconds by the clock for one test that a problem may set.")
+    memory_mb: float = Field(2048, gt=0, description="Most memory in MiB for one test that a problem may set.")
+    output_mb: float = Field(64, gt=0, description="Most output in MiB for one test that a problem may set or need.")
+    stack_mb: float = Field(512, gt=0, description="Largest stack in MiB of a C++ program that a problem may set.")
+    recursion_depth: float = Field(1_000_000, gt=0, description="Deepest recursion of Python functions that a problem may set.")
+
+
 class CodeRewardConfig(Section):
     """How programs are run against their tests.
 
-    The paper names a compiler and test cases (R1 v2 section 2.2); all limits are ours.
+    The paper names a compiler and test cases (R1 v2 section 2.2); all limits are ours. The record of a problem may set its own in
+    "limits", by the same names, up to those of `reward.code.most`.
     """
 
     isolation: Literal["bubblewrap", "none_i_accept_untrusted_code_on_this_machine"] = Field(
@@ -121,6 +133,19 @@ class CodeRewardConfig(Section):
         15.0, gt=0, description="Time in seconds that one test may take by the clock, which catches programs that sleep."
     )
     memory_mb: int = Field(512, gt=0, description="Memory in MiB that a program may use in one test.")
+    output_mb: float = Field(
+        1,
+        gt=0,
+        description="Most MiB that a program may write in one test. Problems whose tests expect more than half of it get twice "
+        "what they expect.",
+    )
+    stack_mb: float = Field(
+        256, gt=0, description="Stack in MiB of a C++ program, beside its memory. Every thread that a program starts takes as much."
+    )
+    recursion_depth: int = Field(
+        50_000, gt=0, description="Depth of recursion at which Python stops a program, unless the program sets its own."
+    )
+    most: CodeMostConfig = CodeMostConfig()
     program_seconds: float = Field(
         60.0,
         gt=0,
@@ -129,12 +154,28 @@ class CodeRewardConfig(Section):
     )
     float_tolerance: float | None = Field(
         None,
-        description="Largest difference, absolute or relative to the expected value, at which two decimal numbers agree. null: "
-        "they must be equal.",
+        description="Largest difference, absolute or relative to the expected value, at which a number agrees with an expected "
+        "one that has a point or an exponent. Whole numbers must be equal. null: all must.",
     )
     stop_at_first_failure: bool = Field(
         False, description="Whether the tests after the first that fails are left out. The score is the same."
     )
+    partial_credit: bool = Field(
+        False,
+        description="Whether the score is the share of tests that a program passes. false: 1 if all pass, else 0, as in the paper.",
+    )
+    cpp_cache_mb: int = Field(
+        1024,
+        ge=0,
+        description="Most MiB of compiled C++ programs and headers that are kept in the folder for temporary files. 0: none.",
+        json_schema_extra=MAY_CHANGE,
+    )
+
+    @model_validator(mode="after")
+    def _partial_credit_has_all_tests(self) -> Self:
+        if self.partial_credit and self.stop_at_first_failure:
+            raise ConfigError("reward.code.partial_credit=true needs all tests: set reward.code.stop_at_first_failure=false")
+        return self
 
 
 class CustomRewardConfig(Section):

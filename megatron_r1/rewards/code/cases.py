@@ -16,7 +16,7 @@ class StdioTest:
     """A program reads `stdin` and must print `stdout`."""
 
     stdin: bytes
-    stdout: bytes
+    stdout: bytes | None  #: None: only the problem's checker knows
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,20 @@ class CheckTest:
     function: str  #: expression that gives the candidate in the program's namespace
 
 
+Test = StdioTest | CallTest | CheckTest
+
+
 @dataclass(frozen=True)
 class Suite:
     """All tests of one problem."""
 
-    tests: tuple[StdioTest | CallTest | CheckTest, ...]
-    prelude: str = ""  #: Python that stands before the program
+    tests: tuple[Test, ...]
+    #: what the tests may mean as well if the data leaves it open, see `forms`. A program must pass all tests in one reading
+    other_readings: tuple[tuple[Test, ...], ...] = ()
+    prelude: str = ""  #: Python that stands before the program; from us
+    before: str = ""  #: likewise, from the problem: it runs only where the program runs
+    limits: Mapping[str, float] = field(default_factory=dict)  #: that the problem asks for, by the names of `limits.ProblemLimits`
+    checker: str = ""  #: Python that decides whether a result is right, see `checker`; "": the result must be the expected one
     modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import, see `supervisor.Program`
 
     @property

@@ -1,6 +1,8 @@
 """Tests that decide for themselves: their code runs in one sandbox, the program in another, and only calls pass between them.
 
-The program never shares a process with an expected value, and the check gets plain data, never the program's objects.
+The program never shares a process with an expected value, and the check gets plain data, never the program's objects: those stay
+where they are, and the check uses them from afar (`sandbox.remote`). An exception of the program is raised again in the check,
+which may expect it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ MAX_CALLS = 10_000
 _MAX_REQUEST_BYTES = 16 << 20
 _ASSERTION_FAILED, _ENDED_FROM_OUTSIDE = 4, 3  #: exit codes of `runner.be_check`
 
-#: (encoded positional and named arguments) -> the encoded value, or why there is none
-Call = Callable[[Any], tuple[Any, TestResult | None]]
+Answer = dict[str, Any]  #: to the steps of a check, see `sandbox.remote.carry_out`
+Call = Callable[[list[Any]], tuple[Answer, TestResult | None]]  #: steps -> the answer, or why there is none
 
 
 def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: SandboxSettings) -> TestResult:
@@ -43,7 +45,7 @@ def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: Sand
             running = sandbox.start(theirs.fileno())
         finally:
             theirs.close()
-        calls, failure = _serve(ours, call, time.monotonic() + limits.wall_seconds)
+        calls, failure, raised = _serve(ours, call, time.monotonic() + limits.wall_seconds)
         ours.shutdown(socket.SHUT_RDWR)
         ending = running.finish()
     if failure is not None:
@@ -53,6 +55,8 @@ def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: Sand
         raise TestsError(f"the check does not call the candidate: {last_words}")
     if ending.exit_code == 0:
         return TestResult("accepted")
+    if raised is not None:  # the check let it pass
+        return raised
     if ending.exit_code == _ASSERTION_FAILED:
         return TestResult("wrong")
     if ending.exit_code == _ENDED_FROM_OUTSIDE:
@@ -63,26 +67,39 @@ def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: Sand
     return TestResult("wrong", f"the check could not use the value: {stopped.verdict if stopped else 'unknown'}")
 
 
-def _serve(ours: socket.socket, call: Call, deadline: float) -> tuple[int, TestResult | None]:
-    """Answer calls until the check ends, a call fails, or time is up. Returns how many there were, and the failure."""
-    pending, calls = b"", 0
+def _serve(ours: socket.socket, call: Call, deadline: float) -> tuple[int, TestResult | None, TestResult | None]:
+    """Answer calls until the check ends, a call fails, or time is up.
+
+    Returns: how many there were; the failure; and the verdict if the last call raised an exception, which the check may expect.
+    """
+    pending, calls, raised = b"", 0, None
     while calls < MAX_CALLS:
         while b"\n" not in pending:
             ours.settimeout(max(0.001, deadline - time.monotonic()))
             try:
                 piece = ours.recv(1 << 16)
             except (TimeoutError, ConnectionError):
-                return calls, None
+                return calls, None, raised
             if not piece or len(pending) > _MAX_REQUEST_BYTES:
-                return calls, None
+                return calls, None, raised
             pending += piece
         line, _, pending = pending.partition(b"\n")
         calls += 1
-        value, failure = call(json.loads(line))
+        answer, failure = call(json.loads(line))
         if failure is not None:
-            return calls, failure
+            return calls, failure, None
         try:
-            ours.sendall(json.dumps(value).encode() + b"\n")
+            raised = _raised_result(answer)
+            ours.sendall(json.dumps(answer).encode() + b"\n")
         except OSError:  # the check ended without waiting
-            return calls, None
-    return calls, None
+            return calls, None, raised
+    return calls, None, raised
+
+
+def _raised_result(answer: Answer) -> TestResult | None:
+    """The verdict on a program whose exception a check did not expect; None if it raised none."""
+    if "raised" not in answer:
+        return None
+    names, message = answer["raised"]
+    line = f"{names[0] if names else 'Exception'}: {message}".partition("\n")[0]
+    return TestResult("runtime_error", f"exit code 1: {printable(line.encode(errors='replace'))}")

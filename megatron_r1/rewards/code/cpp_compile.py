@@ -2,30 +2,90 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+from dataclasses import replace
+
+from megatron_r1.rewards.code.cpp_cache import CppCache
+from megatron_r1.rewards.code.extract import CppStandard
 from megatron_r1.rewards.code.verdicts import TestResult, failure_of, printable
-from megatron_r1.rewards.sandbox.bubblewrap import find_compiler
-from megatron_r1.rewards.sandbox.supervisor import SOURCE, Program, Sandbox, SandboxLimits, SandboxSettings
+from megatron_r1.rewards.sandbox.bubblewrap import can_be_read, find_compiler
+from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, SOURCE, Program, Sandbox, SandboxLimits, SandboxSettings
 
 COMPILE_LIMITS = SandboxLimits(
     cpu_seconds=20.0, wall_seconds=40.0, memory_bytes=1 << 30, output_bytes=32 << 20, temporary_bytes=128 << 20, threads=16
 )
-_FLAGS = ("-std=gnu++17", "-O2", "-w", "-fmax-errors=1", "-fdiagnostics-color=never")
+_HEADER_LIMITS = replace(
+    COMPILE_LIMITS, cpu_seconds=60.0, wall_seconds=120.0, memory_bytes=2 << 30, output_bytes=320 << 20, temporary_bytes=400 << 20
+)
+HEADER_SECONDS = _HEADER_LIMITS.wall_seconds  #: that the first program may wait for the headers, once on a machine
+_FLAGS = ("-O2", "-w", "-fmax-errors=1", "-fdiagnostics-color=never")
+_HEADER = b"#include <bits/stdc++.h>\n"
+_HEADER_INSIDE = "/header/all.hpp"
+# What may stand before the include of all headers: where only this does, it makes no difference if that include comes first.
+_INCLUDE = r"#[ \t]*include[ \t]*"
+_STARTS_WITH_ALL_HEADERS = re.compile(
+    rf"(?:\s|//[^\n\\]*\n|/\*(?:[^*]|\*(?!/))*+\*/|{_INCLUDE}<(?!bits/stdc)[\w./+]+>[^\n\\]*\n)*+{_INCLUDE}<bits/stdc\+\+\.h>"
+)
 
 
-def compile_cpp(source: str, settings: SandboxSettings, limits: SandboxLimits = COMPILE_LIMITS) -> bytes | TestResult:
+def compile_cpp(
+    source: str,
+    settings: SandboxSettings,
+    limits: SandboxLimits = COMPILE_LIMITS,
+    standard: CppStandard = "gnu++20",
+    cache: CppCache | None = None,
+) -> bytes | TestResult:
     """The executable, or the verdict "compile_error" with the first error, whatever stopped the compiler.
+
+    Args:
+        cache: has the compiled headers, and the programs that were compiled before. It is not used without isolation, since
+            programs could then write it.
 
     Raises:
         SandboxError: see `Sandbox`.
     """
-    command = (find_compiler(), "-x", "c++", *_FLAGS, "-o", "program", SOURCE)
-    program = Program("command", source.encode(errors="replace"), compiler=command, collect="program")
+    compiler = find_compiler()
+    flags = (f"-std={standard}", *_FLAGS)
+    text = source.encode(errors="replace")
+    if settings.isolation == NO_ISOLATION:
+        cache = None
+    key = _key(compiler, flags, text)
+    kept = cache.program(key) if cache is not None else None
+    if kept is not None:
+        return kept
+    files = {}
+    if cache is not None and _STARTS_WITH_ALL_HEADERS.match(source):
+        header = cache.header(_key(compiler, flags, _HEADER), lambda: _compile_header(compiler, flags, settings))
+        if header is not None and can_be_read(str(header.parent)):
+            files = {f"{_HEADER_INSIDE}.gch": str(header)}
+    include = ("-include", _HEADER_INSIDE) if files else ()
+    command = (compiler, *flags, *include, "-x", "c++", "-o", "program", SOURCE)
+    data = {_HEADER_INSIDE: _HEADER} if files else {}
+    program = Program("command", text, compiler=command, collect="program", files=files, data=data)
     with Sandbox(program, limits, settings) as sandbox:
         ending = sandbox.run(b"")
     if ending.exit_code == 0 and ending.result and not ending.overflow:
+        if cache is not None:
+            cache.keep_program(key, ending.result)
         return ending.result
     errors = [line for line in ending.stderr.splitlines() if b"error:" in line]
     failure = failure_of(ending, limits)
     return TestResult(
         "compile_error", printable(errors[0]) if errors else f"the compiler: {failure.verdict if failure else 'no output'}"
     )
+
+
+def _compile_header(compiler: str, flags: tuple[str, ...], settings: SandboxSettings) -> bytes | None:
+    """All headers of the standard library, which takes some seconds; None if it fails, e.g. for lack of memory."""
+    command = (compiler, *flags, "-x", "c++-header", "-o", "program", SOURCE)
+    with Sandbox(Program("command", _HEADER, compiler=command, collect="program"), _HEADER_LIMITS, settings) as sandbox:
+        ending = sandbox.run(b"")
+    return ending.result if ending.exit_code == 0 and not ending.overflow else None
+
+
+def _key(compiler: str, flags: tuple[str, ...], source: bytes) -> str:
+    found = os.stat(compiler)
+    identity = repr((compiler, found.st_size, found.st_mtime_ns, flags)).encode()
+    return hashlib.sha256(identity + b"\0" + source).hexdigest()

@@ -53,7 +53,7 @@ def cpp_source(program: str, suite: Suite) -> str:
     Raises:
         NotForCppError: the tests call more than one function, or have Python that must run before the call.
     """
-    names = {_name_of(test) for test in suite.tests}
+    names = {function_name(test) for test in suite.tests}
     if len(names) != 1:
         raise NotForCppError(f"the tests call {len(names)} functions")
     if any(isinstance(test, CallTest) and test.setup.strip() for test in suite.tests):
@@ -122,8 +122,12 @@ def _decoded(encoded: Any) -> Any:
     raise NotForCppError(f"an argument is a {kind}")
 
 
-def _name_of(test: CallTest | CheckTest) -> str:
-    """The name of the function that an expression of `asserts` or `forms.find_function` calls or denotes."""
+def function_name(test: CallTest | CheckTest) -> str:
+    """The name of the function that an expression of `asserts` or `forms.find_function` calls or denotes.
+
+    Raises:
+        NotForCppError: it is no name.
+    """
     function = ast.parse(test.function if isinstance(test, CheckTest) else test.expression, mode="eval").body
     if isinstance(test, CallTest) and test.arguments is None:
         function = function.func

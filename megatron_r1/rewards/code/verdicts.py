@@ -9,8 +9,10 @@ from typing import Literal, get_args
 from megatron_r1.rewards.sandbox.supervisor import Ending, SandboxLimits
 
 TestVerdict = Literal[
-    "accepted", "wrong", "runtime_error", "time_limit", "memory_limit", "output_limit", "compile_error", "not_run"
-]
+    "accepted", "wrong", "runtime_error", "time_limit", "memory_limit", "output_limit", "compile_error", "not_run",
+    "checker_error", "checker_timeout",
+]  # fmt: skip
+CHECKER_FAILED: tuple[TestVerdict, ...] = ("checker_error", "checker_timeout")  #: nothing is known of the program
 VERDICTS: tuple[TestVerdict, ...] = get_args(TestVerdict)
 
 _OUT_OF_MEMORY = (b"MemoryError", b"terminate called after throwing an instance of 'std::bad_alloc'")

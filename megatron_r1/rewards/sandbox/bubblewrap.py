@@ -100,6 +100,7 @@ def bubblewrap_command(
     temporary_bytes: int,
     data: Mapping[str, int],
     executables: Mapping[str, int],
+    files: Mapping[str, str],
     seccomp: int,
 ) -> list[str]:
     """The command up to the program. What is not named here does not exist inside: no /proc, /sys, /etc, /home or /run.
@@ -112,6 +113,7 @@ def bubblewrap_command(
         temporary_bytes: size of /tmp.
         data: path inside -> descriptor with the content of a read-only file.
         executables: the same, executable.
+        files: path inside -> file of the machine that is shown there, read-only.
         seccomp: descriptor with the filter.
     """
     arguments = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
@@ -131,8 +133,10 @@ def bubblewrap_command(
     arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for name in _DEVICES:
         arguments += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-    for mode, files in (("0444", data), ("0555", executables)):
-        for path, descriptor in files.items():
+    for mode, contents in (("0444", data), ("0555", executables)):
+        for path, descriptor in contents.items():
             arguments += ["--perms", mode, "--ro-bind-data", str(descriptor), path]
+    for inside, path in files.items():
+        arguments += ["--ro-bind", path, inside]
     arguments += ["--size", str(temporary_bytes), "--perms", "0700", "--tmpfs", TEMPORARY]
     return [*arguments, "--remount-ro", "/", "--chdir", "/", "--"]  # last: until then mount points are made in the root

@@ -1,9 +1,10 @@
 """Process 1 of a sandbox. It starts every test in a process of its own, ends it, and says how it ended.
 
-This file runs inside, under any Python from 3.9, and imports nothing of the project but values.py, here called sandbox_values. It
-holds no expected outputs and never sees the bytes that a test reads or writes: those pass through descriptors that arrive over the
-control socket (fd 0) and go to one child. As process 1 it cannot be killed or stopped from inside. The child's filter allows no
-ptrace, process_vm_* or pidfd_getfd, and there is no /proc, so the memory and the descriptors of process 1 are out of reach.
+This file runs inside, under any Python from 3.9, and imports nothing of the project but values.py and remote.py, here called
+sandbox_values and sandbox_remote. It holds no expected outputs and never sees the bytes that a test reads or writes: those pass
+through descriptors that arrive over the control socket (fd 0) and go to one child. As process 1 it cannot be killed or stopped
+from inside. The child's filter allows no ptrace, process_vm_* or pidfd_getfd, and there is no /proc, so the memory and the
+descriptors of process 1 are out of reach.
 
 Messages are JSON, one packet each. First the configuration, answered by {"ready": true}; then tests, answered by endings.
 """
@@ -22,6 +23,7 @@ import sys
 import time
 import types
 
+import sandbox_remote
 import sandbox_values
 
 CONTROL, RESULT = 0, 3  #: descriptors: of the control socket here, of the result in a child
@@ -159,6 +161,7 @@ def be_child(config, descriptors, module):
     sys.path[:] = [*config["packages"], *(entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__)))]
     sys.modules["solution"] = sys.modules["__main__"] = module
     sys.argv = ["solution"]
+    sys.setrecursionlimit(config["recursion_depth"])
     set_limits(config["limits"])
     install_filter(config["filter"])
     if config["kind"] == "check":
@@ -172,10 +175,17 @@ def be_child(config, descriptors, module):
 
 
 def call_function(config, request, namespace):
-    """Run the program, the test's set-up and the call, and return the encoded value. Raises whatever the program raises."""
+    """Run the program, the test's set-up and the call, and return the encoded value. Raises whatever the program raises.
+
+    With `steps`, the answer of `sandbox_remote.carry_out`.
+    """
+    exec(compile(config["before"], "<before>", "exec"), namespace)  # noqa: S102
     with open(config["source"], "rb") as file:
         exec(compile(file.read(), "main.py", "exec"), namespace)  # noqa: S102
     exec(compile(request["setup"], "<setup>", "exec"), namespace)  # noqa: S102
+    if request.get("steps"):
+        candidate = eval(compile(request["expression"], "<test>", "eval"), namespace)
+        return sandbox_remote.carry_out(candidate, request["steps"])
     if request["arguments"] is None:
         return sandbox_values.encode_value(eval(compile(request["expression"], "<test>", "eval"), namespace))
     function = eval(compile(request["expression"], "<test>", "eval"), namespace)
@@ -190,14 +200,14 @@ def be_check(config, namespace):
     """
     answers = os.fdopen(os.dup(0), "rb")
 
-    def candidate(*positional, **named):
-        arguments = [sandbox_values.encode_value(list(positional)), sandbox_values.encode_value(named)]
-        write_bytes(0, json.dumps(arguments).encode() + b"\n")
+    def ask(steps):
+        write_bytes(0, json.dumps(steps).encode() + b"\n")
         answer = answers.readline()
         if not answer:
             os._exit(3)
-        return sandbox_values.decode_value(json.loads(answer))
+        return json.loads(answer)
 
+    candidate = sandbox_remote.make_candidate(ask)
     with open(config["source"], "rb") as file:
         source = file.read()
     try:

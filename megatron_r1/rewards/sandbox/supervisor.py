@@ -56,6 +56,7 @@ class SandboxLimits:
     stack_bytes: int = 64 << 20
     open_files: int = 64
     threads: int = 32
+    recursion_depth: int = 50_000  #: of a Python function; a Python program that is run as a whole has its own, see `Program.start`
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class Program:
     prelude: str = ""  #: Python that runs before `source` (function, check): what the tests' platform has imported
     check_prelude: str = ""  #: check: what `source` needs, run before the candidate's names are set
     modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import: path in the folder of packages -> source
+    files: Mapping[str, str] = field(default_factory=dict)  #: path inside -> file of the machine that it sees, read-only
+    data: Mapping[str, bytes] = field(default_factory=dict)  #: path inside -> content of a further read-only file
+    before: str = ""  #: function: Python that runs in the test's own process, before `source`
+    start: str = ""  #: command: Python that is run with the path of `source`, in place of it
     candidate_names: tuple[str, ...] = ()  #: check: under these names the candidate is called
     #: the command to run in place of the program, with `SOURCE` replaced; it sees the toolchain and may start processes
     compiler: tuple[str, ...] = ()
@@ -174,10 +179,13 @@ class Sandbox:
         files = {
             "runner": (_HERE / "runner.py").read_bytes(),
             "values": (_HERE / "values.py").read_bytes(),
+            "remote": (_HERE / "remote.py").read_bytes(),
             "source": self._program.source,
             "seccomp": build_filter(platform.machine(), supervisor=True),
         }
-        descriptors = {name: _sealed(content) for name, content in (*files.items(), *self._program.modules.items())}
+        files |= {"start": self._program.start.encode()} if self._program.start else {}
+        parts = (*files.items(), *self._program.modules.items(), *self._program.data.items())
+        descriptors = {name: _sealed(content) for name, content in parts}
         try:
             command = self._command(descriptors) if self._settings.isolation == "bubblewrap" else self._bare_command(files)
             self._process = subprocess.Popen(
@@ -206,7 +214,10 @@ class Sandbox:
 
     def _command(self, descriptors: Mapping[str, int]) -> list[str]:
         python, prefix = bubblewrap.find_python(self._settings.python)
-        data = {"/runner/main.py": descriptors["runner"], "/runner/sandbox_values.py": descriptors["values"]}
+        data = {"/runner/main.py": descriptors["runner"]}
+        data |= {f"/runner/sandbox_{name}.py": descriptors[name] for name in ("values", "remote")}
+        data |= {path: descriptors[path] for path in self._program.data}
+        data |= {"/runner/start.py": descriptors["start"]} if self._program.start else {}
         data |= {f"{bubblewrap.PACKAGES}/{path}": descriptors[path] for path in self._program.modules}
         executables = {}
         (executables if self._program.executable else data)[self._source] = descriptors["source"]
@@ -219,6 +230,7 @@ class Sandbox:
             temporary_bytes=self._limits.temporary_bytes,
             data=data,
             executables=executables,
+            files=self._program.files,
             seccomp=descriptors["seccomp"],
         )
         return [*outer, python, "-sS", "/runner/main.py"]
@@ -232,8 +244,10 @@ class Sandbox:
         folder.chmod(0o755)
         (folder / "tmp").mkdir()
         (folder / "tmp").chmod(0o777)
-        written = {"main.py": files["runner"], "sandbox_values.py": files["values"], "source": files["source"]}
+        written = {"main.py": files["runner"], "source": files["source"]}
+        written |= {f"sandbox_{name}.py": files[name] for name in ("values", "remote")}
         written |= {f"packages/{path}": content for path, content in self._program.modules.items()}
+        written |= {"start.py": files["start"]} if self._program.start else {}
         for name, content in written.items():
             (folder / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
@@ -248,10 +262,16 @@ class Sandbox:
             "/program/main" if self._program.executable else "/program/main.cpp" if self._program.compiler else "/program/main.py"
         )
 
+    @property
+    def _start_file(self) -> tuple[str, ...]:
+        """The path of `Program.start`, if there is one."""
+        folder = self._folder.name if self._folder is not None else "/runner"
+        return (f"{folder}/start.py",) if self._program.start else ()
+
     def _config(self) -> dict[str, Any]:
         program = self._program
         python = bubblewrap.find_python(self._settings.python)[0]
-        command = (self._source,) if program.executable else (python, "-s", self._source)
+        command = (self._source,) if program.executable else (python, "-s", *self._start_file, self._source)
         if program.compiler:
             command = tuple(self._source if word == SOURCE else word for word in program.compiler)
         packages = [bubblewrap.PACKAGES] if self._settings.packages or program.modules else []
@@ -273,6 +293,8 @@ class Sandbox:
             "packages": packages,
             "collect": program.collect,
             "prelude": program.prelude,
+            "before": program.before,
+            "recursion_depth": self._limits.recursion_depth,
             "check_prelude": program.check_prelude,
             "candidate_names": program.candidate_names,
             "filter": "" if program.compiler else build_filter(platform.machine(), supervisor=False).hex(),

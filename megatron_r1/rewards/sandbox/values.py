@@ -10,6 +10,7 @@ None, bool, str, float, small int and list stand for themselves; everything else
 from __future__ import annotations
 
 import numbers
+import sys
 
 _PLAIN_INT = 1 << 63  #: larger ones are written as hexadecimal, since decimal text takes quadratic time to read
 _MAX_NODES = 1_000_000  #: of a linked list or tree that may be a ring
@@ -36,6 +37,12 @@ def encode_value(value):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": value.hex()}
+    # Not imported here: a program whose result is one of these has imported its module.
+    fractions, decimal = sys.modules.get("fractions"), sys.modules.get("decimal")
+    if fractions and isinstance(value, fractions.Fraction):
+        return {"fraction": [hex(value.numerator), hex(value.denominator)]}
+    if decimal and isinstance(value, decimal.Decimal):
+        return {"decimal": str(value)}
     if type(value).__name__ == "ListNode":
         return {"linked_list": [encode_value(item) for item in _linked_list_values(value)]}
     if type(value).__name__ == "TreeNode":
@@ -62,6 +69,10 @@ def decode_value(encoded):
         return complex(*content)
     if kind == "bytes":
         return bytes.fromhex(content)
+    if kind == "fraction":
+        return __import__("fractions").Fraction(*(int(part, 16) for part in content))
+    if kind == "decimal":
+        return __import__("decimal").Decimal(content)
     raise TypeError(f"a check cannot take a {kind}")
 
 

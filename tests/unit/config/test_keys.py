@@ -20,5 +20,5 @@ FREE = """
     rollout.start_timeout_seconds rollout.step_timeout_seconds rollout.stall_seconds rollout.restarts
     sft.workers reward.workers
     reward.judge.url reward.judge.api_key_file reward.judge.cache reward.judge.concurrency
-    reward.judge.timeout_seconds reward.judge.retries
+    reward.judge.timeout_seconds reward.judge.retries reward.code.cpp_cache_mb
 """

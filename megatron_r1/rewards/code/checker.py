@@ -1,0 +1,94 @@
+"""Special judges: a problem's own Python that decides whether a result is right, for problems with several right results.
+
+The record's `checker` defines `check(input, output, expected)`, which returns True or False. For a program, these are texts: what
+it read, what it printed, and the expected output of the data (None if the data gives none). For a function, they are the list (or
+object) of its arguments, its result and the expected one, as plain values.
+
+A checker is untrusted like a program and runs in a sandbox of its own, in a fresh process for every test. The program never runs
+there: its output goes in as data, and the verdict comes back in a descriptor that the program has never had.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from typing import Any, Self
+
+from megatron_r1.rewards.code.cases import TestsError
+from megatron_r1.rewards.code.compare import is_data
+from megatron_r1.rewards.code.verdicts import TestResult, failure_of
+from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimits, SandboxSettings
+from megatron_r1.rewards.sandbox.values import encode_value
+
+FUNCTION = "check"
+MAX_CHECKER_CHARACTERS = 64 << 10
+
+
+def check_checker(source: Any) -> str:
+    """The checker of a record.
+
+    Raises:
+        TestsError: it is no Python that defines the function.
+    """
+    if not isinstance(source, str) or len(source) > MAX_CHECKER_CHARACTERS:
+        raise TestsError(f"tests: checker is Python of at most {MAX_CHECKER_CHARACTERS} characters")
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise TestsError(f"tests: checker is not Python: {type(error).__name__}") from error
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == FUNCTION]
+    if not found or len(found[-1].args.args) != 3:
+        raise TestsError(f"tests: checker defines no function {FUNCTION}(input, output, expected)")
+    return source
+
+
+class Checker:
+    """Use as a context manager; `judge` takes one result at a time."""
+
+    def __init__(self, source: str, limits: SandboxLimits, settings: SandboxSettings):
+        program = Program("function", source.encode(errors="replace"))
+        self._limits, self._sandbox = limits, Sandbox(program, limits, settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sandbox.close()
+
+    def judge(self, given: Any, result: Any, expected: Any) -> TestResult:
+        """The verdict on a program's result.
+
+        If the checker fails, the expected result is given to it. If it can judge that one, the program's result is at fault, for
+        example a word in place of a number: "wrong". Else the checker is at fault.
+
+        Args:
+            given: what the program read, or its arguments, encoded (`values.encode_value`).
+            result: of the program, encoded: any JSON at all.
+            expected: encoded; None: the data gives none.
+        """
+        if not is_data(result):
+            return TestResult("wrong", "the result is no plain value")
+        verdict = self._run(given, result, expected)
+        if verdict.verdict in ("accepted", "wrong") or expected is None:
+            return verdict
+        if self._run(given, expected, expected).verdict in ("accepted", "wrong"):
+            return TestResult("wrong", f"the checker cannot judge this result: {verdict.reason}")
+        return verdict
+
+    def _run(self, given: Any, result: Any, expected: Any) -> TestResult:
+        request = {"expression": FUNCTION, "setup": "", "arguments": [[given, result, expected], {"dict": []}]}
+        ending = self._sandbox.run(json.dumps(request).encode())
+        failure = failure_of(ending, self._limits)
+        if failure is not None:
+            kind = "checker_timeout" if failure.verdict == "time_limit" else "checker_error"
+            return TestResult(kind, f"{failure.verdict}: {failure.reason}" if failure.reason else failure.verdict)
+        if ending.result == b"true":
+            return TestResult("accepted")
+        if ending.result == b"false":
+            return TestResult("wrong", "the checker rejects it")
+        return TestResult("checker_error", "the checker returned neither True nor False")
+
+
+def text_value(content: bytes | None) -> Any:
+    """What a program read or printed, as the checker gets it."""
+    return None if content is None else encode_value(content.decode(errors="replace"))
