@@ -49,6 +49,10 @@ class OddScorer:
             sys.exit(0)
         elif command == "hard-exit":
             os._exit(0)
+        elif command == "leave":
+            os.closerange(3, 64)  # the socket, as at the end of a process on a busy machine
+            time.sleep(0.5)
+            os._exit(9)
         elif command == "allocate":
             bytearray(int(argument))
         elif command == "keep":

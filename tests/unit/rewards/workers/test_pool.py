@@ -85,6 +85,11 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_workers():
     assert seen[0] == seen[1]
 
 
+def test_a_worker_that_is_slow_to_end_is_not_said_to_be_killed():
+    with pool() as scoring:
+        assert scoring.submit("odd", "leave").result().detail == "the scoring worker died (exit code 9)"
+
+
 def test_workers_share_the_work(tmp_path):
     with pool(2, limit=patient(60)) as scoring:
         verdicts = list(scoring.stream(("odd", f"meet {tmp_path}", None) for _ in range(2)))
