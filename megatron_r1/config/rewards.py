@@ -139,9 +139,7 @@ class CodeRewardConfig(Section):
         description="Most MiB that a program may write in one test. Problems whose tests expect more than half of it get twice "
         "what they expect.",
     )
-    stack_mb: float = Field(
-        256, gt=0, description="Stack in MiB of a C++ program, beside its memory. Every thread that a program starts takes as much."
-    )
+    stack_mb: float = Field(256, gt=0, description="Stack in MiB of a C++ program, which is part of its memory.")
     recursion_depth: int = Field(
         50_000, gt=0, description="Depth of recursion at which Python stops a program, unless the program sets its own."
     )

@@ -24,6 +24,13 @@ _FLAGS = ("-O2", "-w", "-fmax-errors=1", "-fdiagnostics-color=never")
 _HEADER = b"#include <bits/stdc++.h>\n"
 _HEADER_INSIDE = "/header/all.hpp"
 # What may stand before the include of all headers: where only this does, it makes no difference if that include comes first.
+# Threads would get as much stack as the program, of which its memory holds few.
+_USES_THREADS = re.compile(r"\b(?:thread|jthread|async|pthread_create)\b")
+_THREADS_INSIDE = "/program/threads.cpp"
+_THREADS = b"""#include <pthread.h>
+namespace { __attribute__((constructor)) void r1_stack_of_threads() {
+pthread_attr_t all; pthread_attr_init(&all); pthread_attr_setstacksize(&all, 64 << 20); pthread_setattr_default_np(&all); } }
+"""
 _INCLUDE = r"#[ \t]*include[ \t]*"
 _STARTS_WITH_ALL_HEADERS = re.compile(
     rf"(?:\s|//[^\n\\]*\n|/\*(?:[^*]|\*(?!/))*+\*/|{_INCLUDE}<(?!bits/stdc)[\w./+]+>[^\n\\]*\n)*+{_INCLUDE}<bits/stdc\+\+\.h>"
@@ -61,8 +68,11 @@ def compile_cpp(
         if header is not None and can_be_read(str(header.parent)):
             files = {f"{_HEADER_INSIDE}.gch": str(header)}
     include = ("-include", _HEADER_INSIDE) if files else ()
-    command = (compiler, *flags, *include, "-x", "c++", "-o", "program", SOURCE)
     data = {_HEADER_INSIDE: _HEADER} if files else {}
+    if _USES_THREADS.search(source) and settings.isolation != NO_ISOLATION:
+        data[_THREADS_INSIDE] = _THREADS
+    threads = (_THREADS_INSIDE,) if _THREADS_INSIDE in data else ()
+    command = (compiler, *flags, *include, "-x", "c++", "-o", "program", SOURCE, *threads)
     program = Program("command", text, compiler=command, collect="program", files=files, data=data)
     with Sandbox(program, limits, settings) as sandbox:
         ending = sandbox.run(b"")

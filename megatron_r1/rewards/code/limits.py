@@ -22,7 +22,7 @@ class ProblemLimits:
     wall_seconds: float = 15.0  #: by the clock
     memory_mb: float = 512
     output_mb: float = 1
-    stack_mb: float = 256  #: of a C++ program, beside its memory
+    stack_mb: float = 256  #: of a C++ program, part of its memory
     recursion_depth: float = 50_000  #: of Python functions
 
 
@@ -72,7 +72,7 @@ def sandbox_limits(limits: ProblemLimits, language: Language) -> SandboxLimits:
     return SandboxLimits(
         cpu_seconds=limits.cpu_seconds,
         wall_seconds=limits.wall_seconds,
-        memory_bytes=memory + stack if language == "cpp" else memory,
+        memory_bytes=memory,
         output_bytes=output,
         temporary_bytes=max(SandboxLimits.temporary_bytes, output),
         stack_bytes=stack if language == "cpp" else PYTHON_STACK_BYTES,
