@@ -49,6 +49,7 @@ def measure_benchmark(
     scores: Ledger,
     *,
     classes: Mapping[str, Sequence[int | None]] | None,
+    right_votes: Mapping[str, Sequence[bool]] | None = None,
     greedy_scores: Ledger | None,
     resamples: int,
     seed: int,
@@ -58,6 +59,7 @@ def measure_benchmark(
 
     Args:
         classes: see `score_responses.vote_classes`; None: no vote.
+        right_votes: see `score_responses.judge_votes`; None: the scores of the responses stand for those of their answers.
         greedy_scores: of the responses at temperature 0.
         resamples, seed: of the bootstrap.
     """
@@ -77,7 +79,9 @@ def measure_benchmark(
         problems=len(problems),
         samples=samples,
         pass_at_1=estimate(list(shares.values())),
-        cons=estimate([majority_score(classes[p.id], right[p.id]) for p in problems]) if classes is not None else None,
+        cons=estimate([majority_score(classes[p.id], (right_votes or right)[p.id]) for p in problems])
+        if classes is not None
+        else None,
         pass_at={k: estimate([pass_at_k(samples, sum(row), k) for row in right.values()]) for k in sizes},
         greedy=estimate([float(greedy_scores.records[p.id, 0]["score"] == 1.0) for p in problems])
         if greedy_scores is not None

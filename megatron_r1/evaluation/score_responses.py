@@ -12,7 +12,7 @@ from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.benchmarks import Benchmark
 from megatron_r1.evaluation.models import OnResponses
 from megatron_r1.evaluation.sample_ledger import SampleKey
-from megatron_r1.evaluation.vote import sort_into_classes
+from megatron_r1.evaluation.vote import sort_into_classes, voted_answer, winning_classes
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.rules.choice import find_letter
 from megatron_r1.rewards.scorers import SCORERS, ScorerSpec
@@ -115,3 +115,35 @@ def vote_classes(
         rest = iter(numbers)
         classes[id] = [None if answer is None else next(rest) for answer in answers[id]]
     return classes, failed
+
+
+def judge_votes(
+    benchmark: Benchmark,
+    problems: Sequence[BenchmarkProblem],
+    classes: Mapping[str, Sequence[int | None]],
+    scores: Ledger,
+    scoring: ScoringPool,
+) -> Mapping[str, list[bool]]:
+    """Whether the answer that each sample votes for is right, by problem, as far as the vote depends on it.
+
+    The answers of the classes with the most votes are judged by themselves: a response with a second box may be wrong and vote for
+    the right answer. Other samples, and those whose answer cannot be judged, keep the scores of their responses.
+    """
+    right = {p.id: [scores.records[p.id, sample]["score"] == 1.0 for sample in range(len(classes[p.id]))] for p in problems}
+    if benchmark.scorer != "math":
+        return right
+    asked: deque[tuple[str, int]] = deque()
+
+    def to_judge() -> Iterator[tuple[str, str, Any]]:
+        for problem in problems:
+            answers = [scores.records[problem.id, sample]["answer"] for sample in range(len(classes[problem.id]))]
+            for winner in winning_classes(classes[problem.id]):
+                asked.append((problem.id, winner))
+                yield "math", f"\\boxed{{{voted_answer(classes[problem.id], answers, winner)}}}", problem.reference
+
+    for verdict in scoring.stream(to_judge()):
+        id, winner = asked.popleft()
+        if verdict.score is not None:
+            row = zip(classes[id], right[id], strict=True)
+            right[id] = [verdict.score == 1.0 if number == winner else is_right for number, is_right in row]
+    return right

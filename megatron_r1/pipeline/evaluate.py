@@ -30,7 +30,7 @@ from megatron_r1.evaluation.measure import BenchmarkResult, measure_benchmark
 from megatron_r1.evaluation.models import EndpointModel, EngineModel, Model
 from megatron_r1.evaluation.result_files import ModelResults, write_results
 from megatron_r1.evaluation.sample_ledger import open_samples, read_settings, settings_path
-from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
+from megatron_r1.evaluation.score_responses import evaluation_specs, judge_votes, score_responses, vote_classes
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
@@ -204,9 +204,10 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
                     score_responses(task.benchmark, task.problems, responses, scores, scoring, progress.advance)
             ledgers[prefix] = (responses, scores)
         responses, scores = ledgers[""]
-        classes, notes = None, _size_notes(task)
+        classes, right_votes, notes = None, None, _size_notes(task)
         if task.benchmark.votes:
             classes, failed = vote_classes(task.benchmark, task.problems, task.samples, scores, scoring)
+            right_votes = judge_votes(task.benchmark, task.problems, classes, scores, scoring)
             notes += [f"answers to {failed} problems could not be compared, and were counted as written"] if failed else []
         return measure_benchmark(
             task.problems,
@@ -214,6 +215,7 @@ def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> B
             responses,
             scores,
             classes=classes,
+            right_votes=right_votes,
             greedy_scores=ledgers["greedy_"][1] if settings.greedy else None,
             resamples=settings.resamples,
             seed=settings.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from megatron_r1.evaluation.published import METRICS, PUBLISHED, STAGES
 from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.result_files import ModelResults, named_results, read_results, write_results
 from megatron_r1.evaluation.sample_ledger import open_samples
-from megatron_r1.evaluation.score_responses import evaluation_specs, score_responses, vote_classes
-from megatron_r1.evaluation.vote import majority_score
+from megatron_r1.evaluation.score_responses import evaluation_specs, judge_votes, score_responses, vote_classes
+from megatron_r1.evaluation.vote import majority_score, sort_into_classes
 from megatron_r1.rewards.scorers import build_scorer
 
 PROBLEMS = [
@@ -81,10 +82,65 @@ def test_shares_are_means_over_samples_and_problems(measured):
         ([0, 1, 2], [False, True, False], 1 / 3),
         ([None, 0, None], [False, True, False], 1.0),
         ([None, None], [False, False], 0.0),
+        ([0, 0, 0], [False, True, True], 1.0),  # the first member shows a second, wrong box
+        ([0, 0, 1, 1], [True, False, False, False], 0.5),
+        ([], [], 0.0),
     ],
 )
 def test_majority_vote(classes, correct, score):
     assert majority_score(classes, correct) == pytest.approx(score)
+
+
+@pytest.mark.parametrize("answers", [["5", "5.0", "6", None, "6"], ["1/3", "0.333", "0.3333", "0.33333"], ["a", "b", "ab", "b"]])
+def test_the_order_of_samples_does_not_change_the_vote(answers):
+    def agree(left, right):  # not transitive, as rounding is
+        return left[:4] == right[:4] or {left, right} == {"5", "5.0"} or {left, right} == {"1/3", "0.333"}
+
+    found = set()
+    for order in permutations(range(len(answers))):
+        row = [answers[index] for index in order if answers[index] is not None]
+        classes = sort_into_classes(row, agree)
+        assert [classes.index(number) for number in sorted(set(classes))] == sorted(map(classes.index, set(classes)))
+        groups = {frozenset(text for text, own in zip(row, classes, strict=True) if own == number) for number in classes}
+        found.add((frozenset(groups), majority_score(classes, [text in ("5", "1/3", "b") for text in row])))
+    assert len(found) == 1
+
+
+BOXES = {  # the responses' boxes, and the right vote
+    "all members show a second box": ([["4", "5"], ["4", "5"], ["7"]], 1.0),
+    "one member shows a second box": ([["4", "5"], ["5"], ["5.0"]], 1.0),
+    "the voted answer is wrong": ([["5", "4"], ["5", "4"], ["5"]], 0.0),
+    "a tie": ([["4", "5"], ["4"]], 0.5),
+    "no answer": ([[], []], 0.0),
+    "right and right": ([["5"], ["5"], ["6"]], 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_the_voted_answer_itself_is_judged(kind, tmp_path):
+    rows, score = BOXES[kind]
+    problem = BenchmarkProblem("a", "", "5", "")
+    for number, order in enumerate(permutations(rows)):
+        with open_samples(tmp_path / f"r{number}", {}) as responses, open_samples(tmp_path / f"s{number}", {}) as scores:
+            responses.append(
+                {"problem": "a", "sample": n, "response": " ".join(f"\\boxed{{{x}}}" for x in row), "finished": True, "tokens": 1}
+                for n, row in enumerate(order)
+            )
+            benchmark, scoring = BENCHMARKS["math500"], DirectScoring()
+            score_responses(benchmark, [problem], responses, scores, scoring, lambda _: None)
+            classes, _ = vote_classes(benchmark, [problem], len(rows), scores, scoring)
+            result = measure_benchmark(
+                [problem],
+                len(rows),
+                responses,
+                scores,
+                classes=classes,
+                right_votes=judge_votes(benchmark, [problem], classes, scores, scoring),
+                greedy_scores=None,
+                resamples=10,
+                seed=0,
+            )
+        assert result.cons.value == score, order
 
 
 def test_bootstrap_interval_is_the_normal_one_for_many_problems():
