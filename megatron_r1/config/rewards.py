@@ -113,6 +113,23 @@ class CodeMostConfig(Section):
     recursion_depth: float = Field(1_000_000, gt=0, description="Deepest recursion of Python functions that a problem may set.")
 
 
+class LanguageRewardConfig(Section):
+    """What counts as a word of the reasoning; the paper says only that the share of target-language words is the reward."""
+
+    min_words: int = Field(
+        8,
+        gt=0,
+        description="Words that a reasoning is at least counted as. With fewer words, the missing ones are in no language. "
+        "The paper does not state it.",
+    )
+    aside_words: float = Field(
+        1.0,
+        ge=0,
+        description="Words of other languages, per word of prose, that code, formulas, addresses and identifiers may hold; more of "
+        "them count as words of no language. Phrases count in any case. The paper does not state it.",
+    )
+
+
 class CodeRewardConfig(Section):
     """How programs are run against their tests.
 
@@ -278,6 +295,7 @@ class RewardConfig(Section):
         1 << 30, gt=0, description="Resident memory in bytes above which a scoring process is replaced after its current response."
     )
     math: MathRewardConfig = MathRewardConfig()
+    language: LanguageRewardConfig = LanguageRewardConfig()
     code: CodeRewardConfig = CodeRewardConfig()
     judge: JudgeConfig = JudgeConfig()
     custom: list[CustomRewardConfig] = Field(

@@ -134,6 +134,7 @@ def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> d
     settings: dict[str, dict[str, Any]] = {
         "math": {"answer_location": config.answer_location, "policy": config.math.model_dump()},
         "code": config.code.model_dump(),
+        "language": config.language.model_dump(),
         "format": {"template": FORMATS[template]},
     }
     customs = {custom.name: custom for custom in config.custom}
