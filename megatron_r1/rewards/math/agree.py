@@ -21,7 +21,7 @@ from megatron_r1.rewards.math.parse import parse_answer
 from megatron_r1.rewards.math.policy import DEFAULT_POLICY, MathPolicy
 from megatron_r1.rewards.math.spelling import respell
 from megatron_r1.rewards.math.tokens import MAX_CHARACTERS, tokenize
-from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, Quantity, TooLarge, Unreadable
+from megatron_r1.rewards.math.tree import Apply, Group, Name, Node, Number, Quantity, TooLarge, Unreadable
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
 _MAX_WRAPPERS = 4
@@ -51,6 +51,8 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return same_words(answer, reference)
     if same_words(answer, reference):
         return True
+    if _is_other_choice(answer, reference):
+        return False
     forms = form_of(answer), form_of(reference)
     if any(forms) and (forms[0] == forms[1] or not all(map(is_plain_clock, (answer, reference)))):
         return forms[0] == forms[1] or (_is_ratio(answer, reference, forms) and _formulas_agree(answer, reference, policy))
@@ -90,6 +92,12 @@ def _readied(text: str) -> str:
     return _APPROXIMATE.sub(lambda found: "=" if found.start() else "", with_range_sign(respell(text)))
 
 
+def _is_other_choice(answer: str, reference: str) -> bool:
+    """Whether one says "A and B" and the other "A or B"; of numbers, both just list the answers."""
+    joined = [set(re.findall(r"(?<![a-z])(?:and|or)(?![a-z])", text.lower())) for text in (answer, reference)]
+    return {frozenset(words) for words in joined} == {frozenset({"and"}), frozenset({"or"})} and not re.search(r"[0-9=<>]", answer)
+
+
 def _agree_but_for_comma(answer: str, reference: str) -> bool:
     """`2,74` and 2.74: a decimal comma. `1,234` is 1234, and `1, 2` two answers."""
     for text, other in ((answer, reference), (reference, answer)):
@@ -110,8 +118,8 @@ def _formulas_agree(answer: str, reference: str, policy: MathPolicy) -> bool:
         try:
             if trees_agree(*trees, policy):
                 return True
-            if all(_is_scalar(tree) for tree in trees):
-                return False
+            if all(map(_is_computed, trees)):
+                return False  # their values differ: a proof, which needs no second opinion
         except TooLarge:
             return _same_tokens(answer, reference)
         except Unreadable:
@@ -121,11 +129,16 @@ def _formulas_agree(answer: str, reference: str, policy: MathPolicy) -> bool:
         return _formulas_agree(values[0] or answer, values[1] or reference, policy)
     if None not in values and _same_tokens(answer.partition("=")[0], reference.partition("=")[0]):
         return _formulas_agree(*values, policy)
-    return _same_tokens(answer, reference) or math_verify_agrees(answer, reference)
+    return _same_tokens(answer, reference) or _same_signs(answer, reference) or math_verify_agrees(answer, reference)
 
 
-def _is_scalar(tree: Node) -> bool:
-    return isinstance(tree, Number | Name | Apply | Quantity)
+def _is_computed(tree: Node) -> bool:
+    """Whether a tree is one whose values are computed wherever it is compared: a scalar, or a matrix of them."""
+    if isinstance(tree, Quantity):
+        return _is_computed(tree.value)
+    if isinstance(tree, Apply):
+        return not any(isinstance(arg, Group) for arg in tree.args) and all(map(_is_computed, tree.args))
+    return isinstance(tree, Number | Name) or (isinstance(tree, Group) and tree.kind == "matrix")
 
 
 def _without_dollar_pairs(text: str) -> str:
@@ -170,3 +183,9 @@ def _same_tokens(answer: str, reference: str) -> bool:
     except Unreadable:
         return False
     return bool(tokens[0]) and tokens[0] == tokens[1]
+
+
+def _same_signs(answer: str, reference: str) -> bool:
+    """Whether two texts of signs alone, such as \u2460, differ in spacing only."""
+    signs = ["".join(text.split()) for text in (answer, reference)]
+    return signs[0] == signs[1] and not re.search(r"[0-9A-Za-z]", signs[0])

@@ -10,7 +10,7 @@ from megatron_r1.rewards.math.policy import MathPolicy
 from megatron_r1.rewards.math.sets import INTERVALS, OPERATIONS, REALS, described_set, is_variable, reversed_relation, sets_agree
 from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
 from megatron_r1.rewards.math.units import unit_of_letter
-from megatron_r1.rewards.math.value import equal_values, exact_value, names_of, proportional, real_value, rounds_to
+from megatron_r1.rewards.math.value import equal_values, exact_value, infinity, names_of, proportional, real_value, rounds_to
 
 _MAX_ITEMS = 32
 _USUAL_NAMES = tuple(map(frozenset, ("xy", "xyz", "xyzw", "ab", "abc", "abcd")))  #: whose order everyone knows
@@ -156,6 +156,8 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         single = [node.items[0] if isinstance(node, Group) and node.kind == "\\{\\}" and len(node.items) == 1 else node
                   for node in (answer, reference)]  # fmt: skip
         return single != [answer, reference] and _agree(single[0], single[1], policy)
+    if set(kinds) == {"list", "union"} and _are_rays(answer if kinds[0] == "list" else reference):
+        return _bounds_agree(Group("union", answer.items), Group("union", reference.items), policy)
     if kinds[0] != kinds[1] and not set(kinds) <= set(unordered):
         return False
     if len(answer.items) != len(reference.items) or len(reference.items) > _MAX_ITEMS:
@@ -167,6 +169,13 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     if in_order or kinds[0] not in (*unordered, "union"):
         return all(_agree(a, r, policy) for a, r in zip(answer.items, reference.items, strict=True))
     return _match(answer.items, list(reference.items), policy)
+
+
+def _are_rays(group: Group) -> bool:
+    """Whether several intervals are named one by one, at least one of them endless: no points of the plane."""
+    return all(isinstance(item, Group) and item.kind in INTERVALS for item in group.items) and any(
+        infinity(end) for item in group.items for end in item.items
+    )
 
 
 def _match(answers: Sequence[Node], references: list[Node], policy: MathPolicy) -> bool:

@@ -35,6 +35,8 @@ _VETOES = (
     (r"(?<![\\A-Za-z])(?:[kcm]m|[km]g|m[lL]|ft|in|yd|mi|oz|lb|hr|[ap]m)(?![A-Za-z])", "it drops units"),
     (r"[%$\u4e00-\u9fff]|\^\s*\{?\s*\\circ", "it drops the percent sign, currencies and degrees"),
     (r"[0-9]\s*_|_\s*\{?[^{}]*[-+*/^]", "it drops the base of a numeral, and reads a_{n+1} as a_n + 1"),
+    (r"(?:exp|sinh|cosh|tanh).{0,40}(?:exp|sinh|cosh|\^|[0-9]{3})", "towers of exponentials cost too much"),
+    (r"['\"`]|\\cancel|\\not", "it drops primes and strokes"),
     (r"[-+]\s*[-+]|\*\s*\*\s*\*|//", "it mends slips such as --8"),
     (r"[0-9]\s+[0-9]|[0-9]-[0-9]+$", "it multiplies two numbers in a row, and computes ranges and scores"),
 )

@@ -39,13 +39,17 @@ _SYNONYMS = {
     "infinity": "\\infty", "empty set": "\\emptyset", "the empty set": "\\emptyset", "perpendicular lines": "perpendicular",
 }  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+")
+_ARTICLE = re.compile(r"(?:a|an|the) (?=[a-z]{3})", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-Za-z])\)?|\(([A-Za-z]+)\)", re.IGNORECASE)
 _MARKUP = re.compile(r"[\\{}\[\]_^=<>]")
 _NAMED_SIDE = re.compile(
-    r"\\(?:text|mathrm|textbf|textrm|mathit|operatorname|overline|overrightarrow|widehat|vec|mbox)\s*\{[^{}]*\}"
+    r"\\(?:text|mathrm|textbf|textrm|mathit|operatorname|overline|overrightarrow|widehat|vec|mbox|mathbb)\s*\{([^{}]*)\}"
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _FUNCTIONS = frozenset(
     [
+        "\\measuredangle",
+        "\\Pr",
         "\\sin",
         "\\cos",
         "\\tan",
@@ -69,6 +73,10 @@ _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?\w)")
 _LETTER = re.compile(rf"(?:{_LETTER_COMMANDS.pattern}|[A-Za-z])(?:{_SUBSCRIPT.pattern})?")
 _INVERSE = re.compile(r"\^\s*(?:\{\s*(?:-1|\\prime|\([a-z0-9]\))\s*\}|\\prime)")
 _CALL = re.compile(r"(?<=[A-Za-z'}])\s*(?:\\left)?[(\[][^()\[\]]*(?:\\right)?[)\]]")
+_POWER = re.compile(r"()\^\s*\{?[0-9]\}?")
+_POWER_OF_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*\^\s*\{?[0-9]\}?")
+_OTHER_RELATION = re.compile(r"[<>]|!=|\\(?:ne|neq|le|leq|ge|geq|lt|gt|in|equiv|approx)(?![A-Za-z])")
+_MAX_SIDES = 6
 _COORDINATES = frozenset("xyz")
 
 
@@ -121,9 +129,8 @@ def same_words(answer: str, reference: str) -> bool:
 
     Capital letters matter in words of one or two letters only, which may be names: AB and ab are two segments.
     """
-    phrases = [" ".join(plain_words(text).replace(" ,", ",").split()) for text in (answer, reference)]
-    if any(len(phrase) > 1 and phrase[0] == "(" and phrase[-1] == ")" and phrase[1:-1].isalpha() for phrase in phrases):
-        phrases = [phrase.strip("()") for phrase in phrases]
+    phrases = [_ARTICLE.sub("", " ".join(plain_words(text).replace(" ,", ",").split())) for text in (answer, reference)]
+    phrases = [chosen[1] or chosen[2] if (chosen := _CHOICE.fullmatch(phrase)) else phrase for phrase in phrases]
     phrases = [_SYNONYMS.get(phrase.lower(), phrase) for phrase in phrases]
     words = [_WORD.findall(phrase) for phrase in phrases]
     if not all(words):
@@ -146,33 +153,41 @@ def named_value(text: str, is_reference: bool) -> str | None:
 
     `2x = 10` and `x^2 = 4` are equations still to be solved. Nor is a curve, `x + y = 5`, the value 5, if a reference says so.
     """
-    at = _equals_sign(text)
-    if at is None:
+    sides = _sides(text)
+    if not 2 <= len(sides) <= _MAX_SIDES or not all(sides):
         return None
-    name, value = text[:at].strip(), text[at + 1 :].strip()
-    if not name or not value:
-        return None
-    core = _NAMED_SIDE.sub("W", _INVERSE.sub("", name))
+    *names, value = sides
+    return value if all(_is_name_of(name, value, is_reference) for name in names) else None
+
+
+def _is_name_of(name: str, value: str, is_reference: bool) -> bool:
+    core = _NAMED_SIDE.sub(r" \1 ", _INVERSE.sub("", name))
     core = _CALL.sub("", core)
+    if "," in core:
+        return False  # (x, y) = (1, 2) gives every name its value
     commands = {found for found in _COMMAND.findall(_LETTER_COMMANDS.sub("", core)) if found[1:].isalpha()}
     bare = _COMMAND.sub(lambda found: found[0] if _LETTER_COMMANDS.fullmatch(found[0]) else " ", core)
     names = set(_LETTER.findall(bare))
     if not names:
-        return None
-    core = _SUBSCRIPT.sub("", core)
+        return False
+    core = (_POWER if len(names) > 1 else _POWER_OF_FUNCTION).sub(r"\1", _SUBSCRIPT.sub("", core))
     has_digits = bool(re.search(r"[0-9]", core))
     if has_digits or re.search(r"[+*/^:-]", core) or commands - _FUNCTIONS:
         if len(names) < 2 or value == "0" or names & set(_LETTER.findall(_COMMAND.sub("", value))):
-            return None
+            return False
         if names <= _COORDINATES and (is_reference or has_digits) or (is_reference and has_digits):
-            return None
-    return value
+            return False
+    return True
 
 
-def _equals_sign(text: str) -> int | None:
-    """The index of the only sign of relation, if it is an equals sign outside of all brackets."""
-    if re.search(r"[<>]|!=|\\(?:ne|neq|le|leq|ge|geq|lt|gt|in|equiv|approx)(?![A-Za-z])", text) or text.count("=") != 1:
-        return None
-    at = text.index("=")
-    before = text[:at]
-    return at if all(before.count(a) == before.count(b) for a, b in ("()", "[]", "{}")) else None
+def _sides(text: str) -> list[str]:
+    """The sides of a chain of equals signs outside of all brackets; none if there is another sign of relation."""
+    sides, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "=" and not depth:
+            sides.append(text[start:index].strip())
+            start = index + 1
+    sides.append(text[start:].strip())
+    flat = re.sub(r"\([^()]*\)|\{[^{}]*\}", "", text)
+    return [] if depth or _OTHER_RELATION.search(flat) else sides

@@ -60,7 +60,6 @@ _STYLES = frozenset(
         "mathsf",
         "mathtt",
         "ensuremath",
-        "cancel",
     ]
 )
 _TEXTS = frozenset(
@@ -96,7 +95,19 @@ _SYSTEM = re.compile(
     r"(?:\s*\\right\s*\.?)?"
 )
 _RELATION = re.compile(r"[=<>]|\\[lg]eq?(?![a-z])")
-_ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*\\(?:text|mathrm|textrm)\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
+_SHORTENED = re.compile(r"(?<=[0-9}\s{])(sq|cu|ft|in|hrs?|min|sec|lbs?|oz|yd|mi|cm|km|mm|pct|deg|gal)\.(?![0-9])")
+_ORDINAL = re.compile(
+    r"(?<=[0-9])\s*(?:\^?\s*\{?\s*\\(?:text|mathrm|textrm)\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?|\^\s*\{\s*(st|nd|rd|th)\s*\})"
+)
+_WITHOUT = re.compile(r"(\\mathbb\{[RZ]\})\s*-\s*(?=\\\{)")
+_DOTTED = re.compile(r"(?<=\.)([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?(?![0-9])")
+_LETTERS_IN_TEXT = re.compile(r"\\text\s*\{\s*([A-Z](?:(?:,| and|, and| or) ?[A-Z])+)\s*\}")
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen"""
+_TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBERS = {word: str(number) for number, word in enumerate(_ONES.split())}
+_NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 1)}
+_NUMBERS |= {"one half": "1/2", "one third": "1/3", "two thirds": "2/3", "one quarter": "1/4", "three quarters": "3/4"}
 _OF_REALS = re.compile(
     r"(?i)(?:the set of |set of )?(?:all )?(?:the )?real(?: number)?s(?: x)?(?: (?:except|except for|but|other than) (.+))?"
 )
@@ -112,9 +123,11 @@ def respell(text: str) -> str:
     text = _without_unicode(text)
     if "\\begin" not in text:
         text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
+    text = _SHORTENED.sub(r"\1", text)
     text = _FIELD.sub(r"\\mathbb{\1}", text)
     text = text.replace("\\dots", "\\ldots").replace("\\left.", "").replace("\\right.", "")
-    text = _ORDINAL.sub(r"\1", _ROMAN.sub(lambda found: f"\\mathrm{{{found[1] or found[2]}}}", text))
+    text = _WITHOUT.sub(r"\1\\setminus", _DOTTED.sub(r"\1\\overline{\2\3\4}", text))
+    text = _ORDINAL.sub(lambda found: found[1] or found[2], _ROMAN.sub(lambda found: f"\\mathrm{{{found[1] or found[2]}}}", text))
     text = _without_styles(_DECLARATION.sub("", text))
     text = _TIGHT_COMMA.sub("", text).replace("\\!", "")
     text = _GROUPS.sub(lambda found: re.sub(r"[^0-9]", "", found[1]), text)
@@ -129,6 +142,10 @@ def respell(text: str) -> str:
     system = _SYSTEM.fullmatch(text)
     if system and all(map(_RELATION.search, rows := [row for row in system[2].split("\\\\") if row.strip()])):
         text = " and ".join(row.replace("&", " ").strip(" ,;.") for row in rows)
+    if lettered := _LETTERS_IN_TEXT.fullmatch(text):
+        return lettered[1]
+    if (words := plain_words(text).lower()) in _NUMBERS:
+        return _NUMBERS[words]
     starred = _STARS.fullmatch(text)
     if starred:
         text = starred[2].strip()
@@ -137,7 +154,8 @@ def respell(text: str) -> str:
         text = builder[2].strip()
     reals = _OF_REALS.fullmatch(plain_words(text))
     if reals:
-        text = "\\mathbb{R}" + (f"\\setminus\\{{{reals[1]}\\}}" if reals[1] else "")
+        without = re.sub(r"\b[a-z] ?= ?", "", reals[1] or "")
+        text = "\\mathbb{R}" + (f"\\setminus\\{{{without}\\}}" if without else "")
     return text
 
 

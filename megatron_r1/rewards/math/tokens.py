@@ -186,6 +186,8 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
     if letters in CONSTANTS:
         return [Token("name", CONSTANTS[letters])]
     last = before[-1].kind if before else ""
+    if letters in _GREEK and len(letters) >= _WORD and last != "word":
+        return [Token("name", f"\\{letters}")]
     if last in ("number", "close", "command") and letters in ORDINALS and not spaced:
         return [Token("ordinal", letters)]
     after_value = last in ("number", "close", "percent", "currency", "degree")

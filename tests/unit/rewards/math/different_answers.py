@@ -66,6 +66,8 @@ DIFFERENT: dict[str, Pairs] = {
         (r"\{1,3\}\cup\{2\}", r"\{1,2\}"),
         ("]0,5[", "[0,5]"),
         (r"\emptyset", r"\{0\}"),
+        (r"(-\infty,3) \text{ and } (3,\infty)", r"(-\infty,3)"),
+        ("(1,2),(3,4)", r"(1,2)\cup(3,4)"),
     ],
     "lists": [
         ("x=2,y=1", "1,2"),
@@ -104,6 +106,12 @@ DIFFERENT: dict[str, Pairs] = {
         ("Yes or No", "Yes"),
         ("increasing", "decreasing"),
         ("DNE", "0"),
+        ("A and B", "A or B"),
+        ("Option B", "Option C"),
+        ("five", "6"),
+        ("one third", "1/2"),
+        ("①、③", "①, ②"),
+        ("five or six", "5"),
     ],
     "styles": [("**13**", "31"), (r"\mathbf{13}", "3"), (r"\color{red}{13}", "12"), ("2**10", "20"), (r"\fbox{1}3", "31")],
     "percent": [
@@ -132,6 +140,10 @@ DIFFERENT: dict[str, Pairs] = {
         ("7=8", "8"),
         ("x=5", "y=5"),
         ("5=5", "x"),
+        (r"\angle A=60^\circ=\angle B=30^\circ", "30"),
+        ("P(X=2)=0.3", "2"),
+        ("f(2)=4=5", "5"),
+        ("(q,p)=(5,7)", "p=5, q=7"),
     ],
     "functions on a short interval": [
         (r"\arccos x", r"\arcsin x"),
@@ -175,6 +187,9 @@ DIFFERENT: dict[str, Pairs] = {
         (r"\sum_{k=1}^{10}k", r"\sum_{k=1}^{9}k"),
         (r"\frac12\begin{pmatrix}2\\4\end{pmatrix}", r"\begin{pmatrix}1\\4\end{pmatrix}"),
         (r"F_n=\sum_{k=0}^{n-2}F_k", r"F_n=\sum_{k=0}^{n-1}F_k"),
+        (r"0.\dot{3}", "0.3"),
+        (r"\cancel{5}", "5"),
+        (r"5'", "5"),
     ],
     "units": [
         (r"0^\circ C", r"0^\circ F"),

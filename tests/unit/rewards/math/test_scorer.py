@@ -70,6 +70,7 @@ def test_accuracy_takes_the_answer_from_its_place_only(text):
         ("\\boxed{7}\\boxed{8", []),
         ("\\boxed{{{8}}", []),
         ("\\boxed 8", []),
+        ("\\boxed {8}", ["8"]),
         ("boxed{8}", []),
         ("", []),
         ("\\boxed{" + "8" * 2000 + "}", []),
@@ -141,3 +142,60 @@ def test_the_config_says_where_the_answer_stands():
 def test_only_an_answer_element_is_found():
     assert find_tagged_answer("<think>a</think><answer> 8 </answer>") == "8"
     assert find_tagged_answer("<answer>" + "8" * 1001 + "</answer>") is None
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "right"),
+    [
+        ("I put it within \\boxed{}. The answer is \\boxed{5}", "5", True),
+        ("\\boxed{}", "5", False),
+        ("\\boxed{1} and \\boxed{2}", "1,2", True),
+        ("\\boxed{1} and \\boxed{2}", "1", False),
+        ("\\boxed{1} and \\boxed{3}", "1,2", False),
+        ("\\boxed{1} or \\boxed{2}", "(1,2)", False),
+        ("\\boxed{x=1} and \\boxed{y=2}", "(1,2)", True),
+        ("\\boxed{y=1} and \\boxed{x=2}", "(1,2)", False),
+    ],
+)
+def test_empty_boxes_and_parts_in_several_boxes(response, reference, right):
+    assert MathScorer("boxed").score(response, reference).outcome == ("correct" if right else "wrong")
+
+
+@pytest.mark.parametrize(
+    ("answer", "alone", "in_a_sentence"),
+    [
+        ("We get \\boxed{5} in the end.", False, True),
+        ("So $x = 7 - 2$, hence $\\boxed{5}$.", False, True),
+        ("We get \\boxed{6}, no, \\boxed{5}.", False, True),
+        ("We get \\boxed{5}, no, \\boxed{6}.", False, False),
+        ("We get 5 in the end.", False, False),
+        ("\\boxed{5}", True, True),
+        ("The answer is \\boxed{5}.", True, True),
+    ],
+)
+def test_a_sentence_around_the_box_counts_only_if_the_setting_allows_it(answer, alone, in_a_sentence):
+    response = f"<think>a</think><answer>{answer}</answer>"
+    assert MathScorer().score(response, "5").score == float(alone)
+    assert MathScorer(policy={"sentences": True}).score(response, "5").score == float(in_a_sentence)
+
+
+def test_of_a_worked_solution_the_last_box_is_the_reference():
+    solution = "Since $2^3 = 8$, adding $\\boxed{1}$ to it gives $8 + 1 = \\boxed{9}$."
+    assert MathScorer().score("<answer>9</answer>", solution).outcome == "correct"
+    assert MathScorer().score("<answer>8</answer>", solution).outcome == "wrong"
+
+
+@pytest.mark.parametrize(
+    "reference", ["???", "\\frac{1}{", "The proof is by induction over the number of edges of the graph, which we omit here."]
+)
+def test_a_reference_that_nothing_can_read_is_unscorable(reference):
+    verdict = MathScorer().score("<answer>8</answer>", reference)
+    assert (verdict.outcome, verdict.detail) == ("unscorable", "the reference answer cannot be read")
+
+
+def test_rollouts_with_plain_answers_score_as_they_look():
+    """Whole numbers, as the toy world's: right is the number itself, whatever the rest of the response says."""
+    for reference in ("0", "7", "-3", "15", "110"):
+        for answer in ("0", "7", "-3", "15", "110", "1", "8", "", "1 5", "7三"):
+            expected = float(answer == reference)
+            assert MathScorer().score(f"<think>1+7=8</think><answer>{answer}</answer>", reference).score == expected
