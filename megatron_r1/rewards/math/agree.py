@@ -22,6 +22,7 @@ from megatron_r1.rewards.math.policy import DEFAULT_POLICY, MathPolicy
 from megatron_r1.rewards.math.spelling import respell
 from megatron_r1.rewards.math.tokens import MAX_CHARACTERS, tokenize
 from megatron_r1.rewards.math.tree import Apply, Group, Name, Node, Number, Quantity, TooLarge, Unreadable
+from megatron_r1.rewards.math.value import names_of, rounds_to
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
 _MAX_WRAPPERS = 4
@@ -88,8 +89,19 @@ def clean_answer(text: str) -> str:
 
 
 def _readied(text: str) -> str:
-    """An answer in one spelling. A sign of approximation is one of equality: whether the number is exact enough shows later."""
-    return _APPROXIMATE.sub(lambda found: "=" if found.start() else "", with_range_sign(respell(text)))
+    """An answer in one spelling.
+
+    Of `x = 1/3 \\approx 0.333` the exact value counts if the decimal is its rounding. Otherwise a sign of approximation is one of
+    equality: whether the number is exact enough shows later.
+    """
+    text = with_range_sign(respell(text))
+    exact, sign, rounded = text.rpartition("\\approx")
+    decimal = _parsed(rounded.strip()) if sign and exact.strip() else None
+    if isinstance(decimal, Number):
+        value = _parsed(exact.rpartition("=")[2].strip())
+        if value is not None and not names_of(value) and rounds_to(value, decimal):
+            return exact.strip()
+    return _APPROXIMATE.sub(lambda found: "=" if found.start() else "", text)
 
 
 def _is_other_choice(answer: str, reference: str) -> bool:

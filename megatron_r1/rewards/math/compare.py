@@ -120,13 +120,10 @@ def _scalars_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
 
 
 def _is_unreckoned(node: Node) -> bool:
-    """Whether a node is a score, a range or a date, not a sum to compute: 3-2, 5-10 km, 6/3/2020."""
+    """Whether a node is a score or a range, not a difference to compute: 3-2, 5-10 km, 2020-06-03."""
     node = _split_unit(node)[0]
-    if not isinstance(node, Apply) or node.op not in ("add", "div"):
+    if not isinstance(node, Apply) or node.op != "add":
         return False
-    if node.op == "div":
-        numbers = [node.args[1], *(node.args[0].args if isinstance(node.args[0], Apply) and node.args[0].op == "div" else ())]
-        return len(numbers) == 3 and all(isinstance(number, Number) for number in numbers)
     first, *rest = node.args
     negated = all(
         isinstance(term, Apply) and term.op == "neg" and isinstance(_split_unit(term.args[0])[0], Number) for term in rest

@@ -21,11 +21,12 @@ _DATES = (
     ),
     re.compile(r"(?:(?P<year>\d{4}) ?年 ?)?(?P<month>\d{1,2}) ?月 ?(?P<day>\d{1,2}) ?[日号]"),
 )
+_SLASHED_DATE = re.compile(r"(\d{1,4})/(\d{1,2})/(\d{1,4})")
 _RANGE = re.compile(r"(?:from )?(\$?\d[\d.]*%?) (?:to|through) (\$?\d[\d.]*%?)( .*)?")
 
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct |required )?(?:answer|result) ?"
-    r"(?:(?:is|=|:|equals)+:? *|(?=\$|\\\())"
+    r"(?:(?:is|=|:|equals)+:? *|(?=\$|\\[(\[]))"
     r"|(?:最终|正确)?答案(?:是|为|:|：)+ *|答[:：] *",
     re.IGNORECASE,
 )
@@ -92,6 +93,8 @@ def form_of(text: str) -> tuple | None:
     time = _TIME.fullmatch(words)
     if time and (time[2] or time[4] or time[5]):
         return _time_of(time)
+    if parts := _SLASHED_DATE.fullmatch(words):
+        return ("slashed date", *map(int, parts.groups()))
     for pattern in _DATES:
         date = pattern.fullmatch(words)
         if date:

@@ -86,7 +86,8 @@ _UNION_LETTER = re.compile(r"(?<=[)\]}])\s*U\s*(?=[(\[\\])")
 _OPEN_LEFT = re.compile(r"(^|\\cup|\\in)\s*\](\s*[^\[\](){};,]+[;,][^\[\](){};,]+)([\[\]])")
 _OPEN_RIGHT = re.compile(r"(^|\\cup|\\in)\s*\[(\s*[^\[\](){};,]+[;,][^\[\](){};,]+)\[")
 _BUILDER = re.compile(
-    r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\\mid|\\vert|\||:|\\colon|\\big\||\\;\|)\s*(?!\s)(.+?)\\?\}"
+    r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\\[,;: ]\s*)*"
+    r"(?:\\mid|\\vert|\||:|\\colon|\\big\|)(?:\\[,;: ]|\s)*(?!\s)(.+?)\\?\}"
 )
 _FIELD = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])")
 _TWICE_ESCAPED = re.compile(r"\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|cdot|times|infty|text|mathrm|cup|circ|pm)(?![a-z]))")
@@ -138,7 +139,7 @@ def respell(text: str) -> str:
     text = _UNION_LETTER.sub(r"\\cup ", text)
     text = _OPEN_LEFT.sub(lambda found: f"{found[1]} ({found[2]}{')' if found[3] == '[' else ']'}", text)
     text = _OPEN_RIGHT.sub(r"\1 [\2)", text)
-    text = " ".join(text.split())
+    text = " ".join(text.split()).removesuffix("\\").strip()
     system = _SYSTEM.fullmatch(text)
     if system and all(map(_RELATION.search, rows := [row for row in system[2].split("\\\\") if row.strip()])):
         text = " and ".join(row.replace("&", " ").strip(" ,;.") for row in rows)

@@ -68,6 +68,8 @@ _COMMANDS = {
     "lvert": ("bar", "|"),
     "rvert": ("bar", "|"),
     "vert": ("bar", "|"),
+    "langle": ("open", "("),
+    "rangle": ("close", ")"),
     "lfloor": ("open", "\\lfloor"),
     "rfloor": ("close", "\\rfloor"),
     "lceil": ("open", "\\lceil"),

@@ -190,6 +190,7 @@ DIFFERENT: dict[str, Pairs] = {
         (r"0.\dot{3}", "0.3"),
         (r"\cancel{5}", "5"),
         (r"5'", "5"),
+        (r"\frac{\frac12}{3}", r"\frac{1}{\frac23}"),
     ],
     "units": [
         (r"0^\circ C", r"0^\circ F"),
@@ -235,5 +236,6 @@ DIFFERENT: dict[str, Pairs] = {
         ("Answer: 6", "5"),
         (r"We get \boxed{5} in the end", "5"),
         ("I think it is 5", "5"),
+        (r"\frac13\approx 0.34", r"\frac13"),
     ],
 }

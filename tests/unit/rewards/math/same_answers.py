@@ -80,6 +80,7 @@ SAME: dict[str, Pairs] = {
         ("the empty set", r"\emptyset"),
         (r"(-\infty,3) \text{ and } (3,\infty)", r"(-\infty,3)\cup(3,\infty)"),
         (r"\mathbb{R}-\{3\}", r"x\ne 3"),
+        (r"\{x\,|\,0<x<1\}", "(0,1)"),
     ],
     "lists": [
         ("2, 1", "1,2"),
@@ -267,6 +268,9 @@ SAME: dict[str, Pairs] = {
         (r"3^{rd}", "3rd"),
         (r"\Theta(\log n)", "Theta(log n)"),
         (r"8\text{ sq. ft}", r"8\text{ ft}^2"),
+        (r"\frac{\frac12}{3}", r"\frac16"),
+        (r"\langle 1,2\rangle", r"\langle 1, 2 \rangle"),
+        ("3\\ ", "3"),
     ],
     "units": [
         (r"5^\circ\text{C}", "5"),
@@ -300,5 +304,7 @@ SAME: dict[str, Pairs] = {
         ("So the answer is: 5", "5"),
         ("answer is Yes", "yes"),
         (r"x\approx 11", "11"),
+        (r"x=\frac13\approx 0.33", r"\frac13"),
+        (r"Answer \[ 9 \]", "9"),
     ],
 }
