@@ -19,7 +19,8 @@ from megatron_r1.errors import ConfigError, RewardError
 T = TypeVar("T")
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # the same request may succeed later
-_OUR_FAULT = {401, 403, 404, 405}  # no request will ever succeed
+_OUR_FAULT = {401, 403, 405}  # no request will ever succeed
+_NOT_FOUND = 404  # a wrong path or model; or a router that has lost its server for a moment
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _MAX_REPLY_BYTES = 16 << 20
 
@@ -45,9 +46,9 @@ class NoCompletion(Exception):
 class _Failed(Exception):
     """An attempt failed, and another one may succeed."""
 
-    def __init__(self, outcome: str, reason: str, pause_seconds: float = 0.0) -> None:
+    def __init__(self, outcome: str, reason: str, pause_seconds: float = 0.0, refusal: RewardError | None = None) -> None:
         super().__init__(reason)
-        self.outcome, self.pause_seconds = outcome, pause_seconds
+        self.outcome, self.pause_seconds, self.refusal = outcome, pause_seconds, refusal
 
 
 class ChatEndpoint:
@@ -88,7 +89,7 @@ class ChatEndpoint:
 
         Raises:
             NoCompletion: every attempt failed.
-            RewardError: the endpoint refuses the key, the path or the model.
+            RewardError: the endpoint refuses the key, or, in every attempt, the path or the model.
         """
 
         def take(completion: Completion) -> tuple[str, T]:
@@ -112,6 +113,8 @@ class ChatEndpoint:
                     self._count("invalid")
                     raise _Failed("error", f"the answer of the endpoint of {self._section} cannot be used: {error}") from None
             except _Failed as failed:
+                if attempt == self._retries and failed.refusal is not None:
+                    raise failed.refusal from None
                 if attempt == self._retries or self._closing.is_set():
                     raise NoCompletion(failed.outcome, f"{failed} ({attempt + 1} attempts)") from None
                 self._count("retries")
@@ -135,10 +138,13 @@ class ChatEndpoint:
             raise _Failed("error", f"{self._url} cannot be reached: {type(error).__name__}") from None
         if status != 200:
             self._count(f"http_{status}")
-        if status in _OUR_FAULT:
-            raise RewardError(
+        if status in _OUR_FAULT or status == _NOT_FOUND:
+            refusal = RewardError(
                 f"the endpoint at {self._url} refuses (HTTP {status}): check {self._section}.url, model and api_key_file"
             )
+            if status == _NOT_FOUND:
+                raise _Failed("error", f"HTTP {status}", _retry_after(headers), refusal)
+            raise refusal
         if status in _PASSING:
             raise _Failed("error", f"HTTP {status}", _retry_after(headers))
         if status != 200:

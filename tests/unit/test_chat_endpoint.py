@@ -40,6 +40,25 @@ def test_a_refusal_names_the_settings_to_check_and_is_not_repeated():
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("status", [404, 502, 503])
+def test_a_router_that_loses_its_server_once_is_asked_again(status):
+    with ChatServer(lambda _, number: Reply(status, b"") if number == 0 else "four") as server:
+        client = endpoint(server)
+        assert client.sample(REQUEST).text == "four" and client.counts[f"http_{status}"] == 1
+        client.close()
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 3), (401, 1), (403, 1), (405, 1)])
+def test_a_path_that_is_never_found_is_a_refusal(status, requests):
+    with ChatServer(lambda *_: Reply(status, b"")) as server:
+        client = endpoint(server)
+        with pytest.raises(RewardError, match=rf"refuses \(HTTP {status}\)"):
+            client.sample(REQUEST)
+        client.close()
+    assert len(server.requests) == requests
+
+
 def test_a_cut_answer_is_a_sample_and_no_complete_answer():
     with ChatServer(lambda *_: completion("one, two", "length")) as server:
         client = endpoint(server, retries=0)

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from megatron_r1.tags import without_reasoning
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 Messages = list[dict[str, str]]  #: as the chat completions protocol has them
 
@@ -85,7 +85,10 @@ _LABEL = re.compile(r"\[\[\s*(A>>B|A>B|A=B|B>A|B>>A)\s*\]\]")
 # What opens a tag (<data-...>, </think>), a chat token (<|im_start|>, [INST]) or a label is written as a JSON escape.
 _OPENINGS = re.compile(r"<(?=[|\uff5c/!?A-Za-z])|\[(?=/?[A-Z_]{2,}\]|\[)")
 _LINE_ENDS = re.compile(r"[\x7f-\x9f\u2028\u2029]")
-_FENCE = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
+_FENCE_END = re.compile(r"\s*```$")
+_VERDICT = re.compile(r"['\"]\s{0,3}correctness\s{0,3}['\"]\s{0,3}:", re.IGNORECASE)
+_OBJECT = re.compile(r"\{\s{0,100}\"\s{0,3}(?:analysis|correctness)\s{0,3}\"\s{0,100}:", re.IGNORECASE)
+_BACKSLASH = re.compile(r"\\([\"\\/bfnrt]|u[0-9a-fA-F]{4})?")  #: one that is no escape of JSON is LaTeX
 
 
 def grading_messages(question: str, reference: str, answer: str) -> Messages:
@@ -110,24 +113,34 @@ def render_payload(text: str, nonce: str) -> str:
 def read_grade(output: str) -> tuple[bool, str]:
     """(is it correct, the analysis), from the judge's whole output.
 
+    Prose may stand before the verdict, a fence around it, capitals in it, and LaTeX with single backslashes in its strings.
+
     Raises:
-        ValueError: the output is not exactly one JSON object with exactly the keys 'analysis' and 'correctness'.
+        ValueError: the output does not end in one JSON object with exactly the keys 'analysis' and 'correctness', or has another
+            verdict before it.
     """
-    text = without_reasoning(output)
-    fenced = _FENCE.fullmatch(text)
+    text = _after_reasoning(output)
+    fence = _FENCE_END.search(text)
+    text = text[: fence.start()] if fence else text
+    start = _last_object(text)
+    if _VERDICT.search(text, 0, start):
+        raise ValueError("more than one verdict")
     try:
         # strict=False: a line break inside a string, as models write it, and xgrammar lets them
-        pairs = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=list, strict=False)
+        pairs = json.loads(_BACKSLASH.sub(_repaired, text[start:]), object_pairs_hook=list, strict=False)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise ValueError("not a JSON object")
-    if sorted(key for key, _ in pairs) != ["analysis", "correctness"]:
+    if sorted(key.strip().lower() for key, _ in pairs) != ["analysis", "correctness"]:
         raise ValueError("the keys are not exactly 'analysis' and 'correctness'")
-    grade = dict(pairs)
-    if not isinstance(grade["analysis"], str) or grade["correctness"] not in ("correct", "incorrect"):
-        raise ValueError("'analysis' is not text, or 'correctness' neither correct nor incorrect")
-    return grade["correctness"] == "correct", grade["analysis"]
+    grade = {key.strip().lower(): value for key, value in pairs}
+    if not all(isinstance(value, str) for value in grade.values()):
+        raise ValueError("'analysis' or 'correctness' is not text")
+    correctness = grade["correctness"].strip().lower()
+    if correctness not in ("correct", "incorrect"):
+        raise ValueError("'correctness' is neither correct nor incorrect")
+    return correctness == "correct", grade["analysis"]
 
 
 def read_comparison(output: str) -> int:
@@ -136,11 +149,40 @@ def read_comparison(output: str) -> int:
     Raises:
         ValueError: the output has not exactly one label, on its last line.
     """
-    text = without_reasoning(output)
+    text = _after_reasoning(output)
     labels = _LABEL.findall(text)
     if len(labels) != 1 or not _LABEL.search(text.splitlines()[-1]):
         raise ValueError(f"{len(labels)} labels, or not on the last line")
     return LABELS[labels[0]]
+
+
+def _after_reasoning(output: str) -> str:
+    """What the judge says after its reasoning, which its template may have opened.
+
+    Raises:
+        ValueError: the reasoning never ends, or what stands before </think> is itself a verdict: it may be the judge's, and what
+            follows a quotation from the answer.
+    """
+    text = output.strip()
+    before, ended, after = text.partition(THINK_CLOSE)
+    if text.startswith(THINK_OPEN):
+        if not ended:
+            raise ValueError("the reasoning never ends")
+    elif not ended:
+        return text
+    elif _VERDICT.search(before) or _LABEL.search(before):
+        raise ValueError("a verdict before </think>")
+    return after.strip()
+
+
+def _last_object(text: str) -> int:
+    """Where the object begins that ends the text: at the brace that the last one closes, not counting those in strings."""
+    starts = [found.start() for found in _OBJECT.finditer(text)]
+    return starts[-1] if starts and text.endswith("}") else 0
+
+
+def _repaired(found: re.Match[str]) -> str:
+    return found[0] if found[1] else "\\\\"
 
 
 def _messages(prompt: str, **texts: str) -> Messages:

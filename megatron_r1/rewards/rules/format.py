@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.rewards.rules.visible import has_visible
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
 FormatName = Literal["zero", "chat", "chat_opened"]
@@ -37,7 +38,7 @@ class FormatScorer:
 def follows_format(response: str) -> bool:
     """Whether a response is one <think> element and then one <answer> element.
 
-    Nothing but whitespace stands outside the two, neither is blank, and no tag stands inside them.
+    Nothing but whitespace stands outside the two, both hold something that can be seen, and no tag stands inside them.
     """
     if any(response.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
         return False
@@ -47,11 +48,11 @@ def follows_format(response: str) -> bool:
     answer, closing, after = rest.partition(ANSWER_CLOSE)
     in_order = bool(closing)  # if a tag comes too early, the later partitions find nothing
     outside_is_blank = not (before + between + after).strip()
-    return in_order and outside_is_blank and bool(reasoning.strip()) and bool(answer.strip())
+    return in_order and outside_is_blank and has_visible(reasoning) and has_visible(answer)
 
 
 def follows_chat_format(response: str, opened: bool = False) -> bool:
-    r"""Whether a response is "<think>\n{reasoning}\n</think>\n\n{summary}", both parts not blank.
+    r"""Whether a response is "<think>\n{reasoning}\n</think>\n\n{summary}", both with something to see.
 
     This is the text that R1 trains on (docs/paper_facts.md, "Tokenizer and chat template").
     The line breaks are exact, since the model is to write what its chat template cuts; more blank lines belong to the parts, and
@@ -69,7 +70,7 @@ def follows_chat_format(response: str, opened: bool = False) -> bool:
     reasoning, found, summary = response.partition(closing)
     if not found or any(tag in part for tag in (THINK_OPEN, THINK_CLOSE) for part in (reasoning, summary)):
         return False
-    return bool(reasoning.strip()) and bool(summary.strip())
+    return has_visible(reasoning) and has_visible(summary)
 
 
 _CHECKS = {

@@ -56,6 +56,49 @@ def test_anything_else_is_not_the_format(text):
     assert not follows_format(text)
 
 
+INVISIBLE = {
+    "space": " \t\n\u00a0\u2003\u3000",
+    "zero-width space": "\u200b",
+    "joiners": "\u200c\u200d\u2060",
+    "byte order mark": "\ufeff",
+    "soft hyphen": "\u00ad",
+    "marks of direction": "\u200e\u200f\u202a\u202c\u2066\u2069",
+    "variation selectors": "\ufe0f\ufe00\U000e0100",
+    "Mongolian selectors": "\u180b\u180e",
+    "tags": "\U000e0041\U000e0042",
+    "Braille blank": "\u2800\u2800",
+    "fillers of hangul": "\u3164\u115f\u1160\uffa0",
+    "Khmer vowels": "\u17b4\u17b5",
+    "accents alone": "\u0301\u0308\u20dd",
+    "grapheme joiner": "\u034f",
+    "control characters": "\x00\x07\x1b\x7f\x85",
+    "private use": "\ue000\uf8ff",
+    "not assigned": "\uffff\u0378",
+    "half a surrogate pair": "\ud800",
+    "line ends": "\u2028\u2029\x0b\x0c\r",
+    "a mixture": "\u200b \ufeff\n\u0301\u2800",
+}
+
+
+@pytest.mark.parametrize("kind", INVISIBLE)
+def test_what_cannot_be_seen_is_neither_reasoning_nor_answer(kind):
+    blank = INVISIBLE[kind]
+    assert not follows_format(f"<think>{blank}</think><answer>8</answer>")
+    assert not follows_format(f"<think>a</think><answer>{blank}</answer>")
+    assert not follows_chat_format(f"<think>\n{blank}\n</think>\n\nb")
+    assert not follows_chat_format(f"{blank}\n</think>\n\nb", opened=True)
+    assert not follows_chat_format(f"<think>\na\n</think>\n\n{blank}")
+    assert follows_format(f"<think>a{blank}</think><answer>{blank}8</answer>"), "beside what can be seen it does no harm"
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "5", "\u4e00", "\uac00", "\u03b1", "...", "=", "\u2801", "\u00e9", "e\u0301", "\U0001f600", "\u2460", "-"]
+)
+def test_anything_that_can_be_seen_is_something(text):
+    assert follows_format(f"<think>{text}</think><answer>{text}</answer>")
+    assert follows_chat_format(f"<think>\n{text}\n</think>\n\n{text}")
+
+
 CHAT = [
     "<think>\na\n</think>\n\nb",
     "<think>\nOne.\n\nTwo, x < 3.\n</think>\n\n**Solution:** \\boxed{9}\n",
