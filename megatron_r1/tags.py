@@ -11,7 +11,7 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 MAX_ANSWER_CHARACTERS = 1000  #: a longer text is no final answer
 MAX_ANSWERS = 16  #: a response with more is no answer
 
-_BOX = re.compile(r"\\boxed\s{0,3}\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
 
 AnswerPlace = Literal["answer_tag", "boxed", "hash"]
 
@@ -47,7 +47,7 @@ def find_tagged_answer(response: str) -> str | None:
 
 
 def find_boxed_answers(response: str) -> list[str]:
-    r"""The content of every \boxed{} after the reasoning; nothing if the braces of one do not close, or if there are too many."""
+    r"""The content of every \boxed{} or \fbox{} after the reasoning; nothing if one does not close, or if there are too many."""
     answers: list[str] = []
     found = _BOX.search(response, _end_of_reasoning(response))
     while found:

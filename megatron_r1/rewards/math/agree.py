@@ -10,6 +10,7 @@ from megatron_r1.rewards.math.compare import trees_agree
 from megatron_r1.rewards.math.fallback import math_verify_agrees
 from megatron_r1.rewards.math.forms import (
     form_of,
+    has_relation,
     is_phrase,
     is_plain_clock,
     named_value,
@@ -137,7 +138,7 @@ def _formulas_agree(answer: str, reference: str, policy: MathPolicy) -> bool:
         except Unreadable:
             pass
     values = named_value(answer, is_reference=False), named_value(reference, is_reference=True)
-    if (values[0] is None) != (values[1] is None):
+    if (values[0] is None) != (values[1] is None) and not has_relation(answer if values[0] is None else reference):
         return _formulas_agree(values[0] or answer, values[1] or reference, policy)
     if None not in values and _same_tokens(answer.partition("=")[0], reference.partition("=")[0]):
         return _formulas_agree(*values, policy)

@@ -96,8 +96,12 @@ def _is_large(node: Node) -> bool:
 
 def _with_letter_unit(node: Node, other: Node) -> Node:
     """`5 m` against `5 meters`: a letter that is short for the other side's unit is a unit, too."""
-    is_product = isinstance(node, Apply) and node.op == "mul" and isinstance(node.args[1], Name)
-    if is_product and isinstance(other, Quantity) and unit_of_letter(node.args[1].text) == other.unit:
+    if not (isinstance(node, Apply) and node.op == "mul" and isinstance(other, Quantity)):
+        return node
+    letter, power = node.args[1], ""
+    if isinstance(letter, Apply) and letter.op == "pow" and isinstance(letter.args[1], Number):
+        letter, power = letter.args[0], f"^{letter.args[1].value}"
+    if isinstance(letter, Name) and (unit := unit_of_letter(letter.text)) and unit + power == other.unit:
         return Quantity(node.args[0], other.unit)
     return node
 
@@ -267,6 +271,10 @@ def _unwrapped_relation(relation: Relation) -> Node:
         names, values = (side.items for side in sides)
         if len(names) == len(values) == len(set(names)) and all(map(is_variable, names)):
             return Group("named", tuple(Relation(("=",), pair) for pair in zip(names, values, strict=True)))
+    if signs == ("!=",) and _has_plus_minus(sides[1]):
+        both = [described_set(Relation(signs, (sides[0], value))) for value in _unwrapped(sides[1]).items]
+        if None not in both:
+            return Relation(("\\in",), (both[0][0], Group("intersection", tuple(item[1] for item in both))))
     if described := described_set(relation):
         return Relation(("\\in",), (described[0], _unwrapped(described[1])))
     return Relation(signs, tuple(_unwrapped(side) if isinstance(side, Group) else side for side in sides))

@@ -11,6 +11,7 @@ _TIME = re.compile(
     r"(?: in the (morning|afternoon|evening))?",
     re.IGNORECASE,
 )
+_HOURS = {"noon": 12, "midnight": 0}
 _TIME_ALONE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
@@ -25,9 +26,9 @@ _SLASHED_DATE = re.compile(r"(\d{1,4})/(\d{1,2})/(\d{1,4})")
 _RANGE = re.compile(r"(?:from )?(\$?\d[\d.]*%?) (?:to|through) (\$?\d[\d.]*%?)( .*)?")
 
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct |required )?(?:answer|result) ?"
+    r"(?:\\text\s*\{\s*)?(?:(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct |required )?(?:answer|ans|result) ?"
     r"(?:(?:is|=|:|equals)+:? *|(?=\$|\\[(\[]))"
-    r"|(?:最终|正确)?答案(?:是|为|:|：)+ *|答[:：] *",
+    r"|(?:所以|因此|故)?[，,]?(?:最终|正确)?答案(?:是|为|:|：)+ *|答[:：] *)(?:\}\s*)?",
     re.IGNORECASE,
 )
 
@@ -40,11 +41,11 @@ _SYNONYMS = {
     "infinity": "\\infty", "empty set": "\\emptyset", "the empty set": "\\emptyset", "perpendicular lines": "perpendicular",
 }  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+")
-_ARTICLE = re.compile(r"(?:a|an|the) (?=[a-z]{3})", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?:a|an|the) (?=\S*[a-z]{3})", re.IGNORECASE)
 _CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-Za-z])\)?|\(([A-Za-z]+)\)", re.IGNORECASE)
 _MARKUP = re.compile(r"[\\{}\[\]_^=<>]")
 _NAMED_SIDE = re.compile(
-    r"\\(?:text|mathrm|textbf|textrm|mathit|operatorname|overline|overrightarrow|widehat|vec|mbox|mathbb)\s*\{([^{}]*)\}"
+    r"\\(?:text|mathrm|textbf|textrm|mathit|operatorname|overline|overrightarrow|widehat|vec|mbox|mathbb|dot|ddot|hat|bar|tilde)\s*\{([^{}]*)\}"
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _FUNCTIONS = frozenset(
@@ -70,12 +71,13 @@ _FUNCTIONS = frozenset(
 _LETTER_COMMANDS = re.compile(
     r"\\(?:alpha|beta|gamma|delta|theta|phi|varphi|lambda|mu|omega|sigma|rho|tau|epsilon|ell|Delta|Gamma|Omega)(?![A-Za-z])"
 )
-_SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?\w)")
+_SUBSCRIPT = re.compile(r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?\w)")
 _LETTER = re.compile(rf"(?:{_LETTER_COMMANDS.pattern}|[A-Za-z])(?:{_SUBSCRIPT.pattern})?")
 _INVERSE = re.compile(r"\^\s*(?:\{\s*(?:-1|\\prime|\([a-z0-9]\))\s*\}|\\prime)")
+_DERIVATIVE = re.compile(r"\\d?frac\s*\{\s*(?:\\mathrm\{d\}|d)\s*\w*\s*\}\s*\{\s*(?:\\mathrm\{d\}|d)\s*\w+\s*\}")
 _CALL = re.compile(r"(?<=[A-Za-z'}])\s*(?:\\left)?[(\[][^()\[\]]*(?:\\right)?[)\]]")
 _POWER = re.compile(r"()\^\s*\{?[0-9]\}?")
-_POWER_OF_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*\^\s*\{?[0-9]\}?")
+_POWER_OF_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|sigma))\s*\^\s*\{?[0-9]\}?")
 _OTHER_RELATION = re.compile(r"[<>]|!=|\\(?:ne|neq|le|leq|ge|geq|lt|gt|in|equiv|approx)(?![A-Za-z])")
 _MAX_SIDES = 6
 _COORDINATES = frozenset("xyz")
@@ -84,12 +86,16 @@ _COORDINATES = frozenset("xyz")
 def without_lead(text: str) -> str:
     """An answer without "The answer is" or "Answer:" before it."""
     found = _LEAD.match(text)
-    return text[found.end() :].strip() if found else text
+    if found and found[0].count("{") == found[0].count("}"):
+        return text[found.end() :].strip()
+    return text
 
 
 def form_of(text: str) -> tuple | None:
     """What a time of day or a date says, None for everything else. Equal forms are equal answers."""
     words = plain_words(text)
+    if words.lower() in _HOURS:
+        return ("time", _HOURS[words.lower()], 0, 0)
     time = _TIME.fullmatch(words)
     if time and (time[2] or time[4] or time[5]):
         return _time_of(time)
@@ -163,22 +169,29 @@ def named_value(text: str, is_reference: bool) -> str | None:
     return value if all(_is_name_of(name, value, is_reference) for name in names) else None
 
 
+def has_relation(text: str) -> bool:
+    """Whether a text is an equation, an inequality or another relation, not a bare value."""
+    return len(_sides(text)) != 1
+
+
 def _is_name_of(name: str, value: str, is_reference: bool) -> bool:
     core = _NAMED_SIDE.sub(r" \1 ", _INVERSE.sub("", name))
-    core = _CALL.sub("", core)
+    core = _CALL.sub("", _DERIVATIVE.sub("Y", core))
     if "," in core:
         return False  # (x, y) = (1, 2) gives every name its value
-    commands = {found for found in _COMMAND.findall(_LETTER_COMMANDS.sub("", core)) if found[1:].isalpha()}
     bare = _COMMAND.sub(lambda found: found[0] if _LETTER_COMMANDS.fullmatch(found[0]) else " ", core)
     names = set(_LETTER.findall(bare))
-    if not names:
-        return False
-    core = (_POWER if len(names) > 1 else _POWER_OF_FUNCTION).sub(r"\1", _SUBSCRIPT.sub("", core))
+    core = _SUBSCRIPT.sub("", core)
+    commands = {found for found in _COMMAND.findall(_LETTER_COMMANDS.sub("", core)) if found[1:].isalpha()}
+    if not names:  # \tan(A+B), but not 5 or \sqrt{4}
+        return bool(commands) and commands <= _FUNCTIONS and core.strip() in commands and bool(_LETTER.search(name[len(core) :]))
+    core = (_POWER if len(names) > 1 else _POWER_OF_FUNCTION).sub(r"\1", core)
     has_digits = bool(re.search(r"[0-9]", core))
     if has_digits or re.search(r"[+*/^:-]", core) or commands - _FUNCTIONS:
         if len(names) < 2 or value == "0" or names & set(_LETTER.findall(_COMMAND.sub("", value))):
             return False
-        if names <= _COORDINATES and (is_reference or has_digits) or (is_reference and has_digits):
+        is_curve = names <= _COORDINATES and (has_digits or (is_reference and bool(re.search(r"[+-]", core))))
+        if is_curve or (is_reference and has_digits):
             return False
     return True
 

@@ -184,7 +184,7 @@ class _Reader(TokenCursor):
     def _starts_power(self, value: Node) -> bool:
         """Whether a number after a power starts a factor: `2^3 3^2`."""
         last = value.args[1] if isinstance(value, Apply) and value.op == "mul" else value
-        is_power = isinstance(last, Apply) and last.op == "pow" and self._next_is("number") and self._next_is("op", "^", ahead=1)
+        is_power = isinstance(last, Apply) and last.op == "pow" and self._next_is("number")
         return is_power and (self.peek().spaced or self._tokens[self._at - 1].kind == "close")
 
     def _read_power(self) -> Node:

@@ -21,6 +21,9 @@ _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "±": "\\pm ",
     "∓": "\\mp ", "≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≦": "<=", "≧": ">=", "≠": "!=", "∈": "\\in ", "∪": "\\cup ",
     "∩": "\\cap ", "∖": "\\setminus ", "√": "\\sqrt ", "∛": "\\cbrt ", "∞": "\\infty ", "°": "^\\circ ",
+    "∘": "^\\circ ",
+    "º": "^\\circ ",
+    "˚": "^\\circ ",
     "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "≈": "\\approx ", "≡": "\\equiv ",
     "∣": "|", "∠": "\\angle ", "△": "\\triangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ",
     "∧": "\\land ", "∨": "\\lor ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "\\ldots ", "⋯": "\\cdots ",
@@ -89,6 +92,8 @@ _BUILDER = re.compile(
     r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\\[,;: ]\s*)*"
     r"(?:\\mid|\\vert|\||:|\\colon|\\big\|)(?:\\[,;: ]|\s)*(?!\s)(.+?)\\?\}"
 )
+_SIZES = re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[Bb]igg?[lrm]?)(?![A-Za-z])")
+_STYLED_SYMBOL = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf)\s+(?=[0-9A-Za-z])")
 _FIELD = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])")
 _TWICE_ESCAPED = re.compile(r"\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|cdot|times|infty|text|mathrm|cup|circ|pm)(?![a-z]))")
 _SYSTEM = re.compile(
@@ -125,11 +130,12 @@ def respell(text: str) -> str:
     if "\\begin" not in text:
         text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
     text = _SHORTENED.sub(r"\1", text)
+    text = _SIZES.sub("", text)
     text = _FIELD.sub(r"\\mathbb{\1}", text)
-    text = text.replace("\\dots", "\\ldots").replace("\\left.", "").replace("\\right.", "")
+    text = text.replace("\\dots", "\\ldots")
     text = _WITHOUT.sub(r"\1\\setminus", _DOTTED.sub(r"\1\\overline{\2\3\4}", text))
     text = _ORDINAL.sub(lambda found: found[1] or found[2], _ROMAN.sub(lambda found: f"\\mathrm{{{found[1] or found[2]}}}", text))
-    text = _without_styles(_DECLARATION.sub("", text))
+    text = _without_styles(_STYLED_SYMBOL.sub("", _DECLARATION.sub("", text)))
     text = _TIGHT_COMMA.sub("", text).replace("\\!", "")
     text = _GROUPS.sub(lambda found: re.sub(r"[^0-9]", "", found[1]), text)
     text = _FRACTION.sub(r"\\frac", text)

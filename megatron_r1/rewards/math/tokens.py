@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from megatron_r1.rewards.math.tree import Unreadable
-from megatron_r1.rewards.math.units import ORDINALS, SHORT_UNITS
+from megatron_r1.rewards.math.units import ORDINALS, SHORT_UNITS, unit_of_letter
 
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 400
@@ -172,7 +172,7 @@ def _read_rest(text: str, at: int, before: list[Token], spaced: bool) -> tuple[l
         return [Token("word", ideographs[0])], ideographs.end()
     command = _COMMAND.match(text, at)
     if command:
-        return _read_command(text, command)
+        return _read_command(text, command, before)
     for length in (2, 1):
         if text[at : at + length] in _SYMBOLS:
             return [Token(*_SYMBOLS[text[at : at + length]])], at + length
@@ -193,7 +193,8 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
     if last in ("number", "close", "command") and letters in ORDINALS and not spaced:
         return [Token("ordinal", letters)]
     after_value = last in ("number", "close", "percent", "currency", "degree")
-    if letters in SHORT_UNITS and len(letters) > 1 and (after_value or last == "word"):
+    per_unit = last == "op" and before[-1].text == "/" and len(before) > 1 and before[-2].kind == "word"
+    if letters in SHORT_UNITS and len(letters) > 1 and (after_value or last == "word" or per_unit):
         return [Token("word", letters)]
     if after_value and (len(letters) >= _WORD + 1 or (spaced and len(letters) >= _WORD - 1)):
         return [Token("word", letters)]
@@ -202,7 +203,7 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
     return [Token("name", letter) for letter in letters]
 
 
-def _read_command(text: str, command: re.Match[str]) -> tuple[list[Token], int]:
+def _read_command(text: str, command: re.Match[str], before: list[Token]) -> tuple[list[Token], int]:
     name = command[1]
     if name in _IGNORED:
         return [], command.end()
@@ -214,7 +215,7 @@ def _read_command(text: str, command: re.Match[str]) -> tuple[list[Token], int]:
         return [Token("name", "\\emptyset" if name == "varnothing" else f"\\{name}")], command.end()
     braced = _BRACED.match(text, command.end())
     if braced and name in _TEXT:
-        return _read_text(braced[1].strip()), braced.end()
+        return _read_text(braced[1].strip(), before), braced.end()
     if braced and name in ("mathbb", "mathcal", "vec", "overline", "overrightarrow", "hat", "bar"):
         return [Token("name", f"\\{name}{{{braced[1].strip()}}}")], braced.end()
     if braced and name in ("begin", "end") and braced[1].strip("*bpvBV") in ("matrix", "smallmatrix"):
@@ -222,7 +223,7 @@ def _read_command(text: str, command: re.Match[str]) -> tuple[list[Token], int]:
     raise Unreadable(f"unknown command \\{name}")
 
 
-def _read_text(content: str) -> list[Token]:
+def _read_text(content: str, before: list[Token]) -> list[Token]:
     r"""What \text{} and its like hold: a connective, a function, a single name, or words."""
     word = content.strip(" ,")
     if word.lower() in ("and", "or"):
@@ -230,7 +231,8 @@ def _read_text(content: str) -> list[Token]:
     if word in FUNCTIONS:
         return [Token("function", word)]
     if len(word) == 1 and word.isascii() and word.isalpha():
-        return [Token("name", word) if content == word else Token("word", word)]
+        is_unit = bool(before) and before[-1].kind in ("number", "close") and unit_of_letter(word) is not None
+        return [Token("word", word) if is_unit or content != word else Token("name", word)]
     return [Token("word", " ".join(content.split()))] if content else []
 
 

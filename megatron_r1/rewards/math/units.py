@@ -82,7 +82,8 @@ _VALUE_WORDS = """
     choose with base gross grosses myriad myriads pair pairs couple couples lots zero one two three four five six seven eight nine
     ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty
     ninety ones twos threes fours fives sixes sevens eights nines twenties thirties forties fifties sixties seventies eighties
-    nineties kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice doubles triples
+    nineties halfs zeros zeroes wrongs
+    kilo mega giga nano micro milli negative positive inverse reciprocal opposite double triple twice doubles triples
     unless nothing none below above under between and or nor also bc ad bce ce instead actually however possibly perhaps probably
     least most basis bps ppm ppb decimals quarter quarters third thirds exponents unknowns this that these those
 """
@@ -150,6 +151,8 @@ def _unit(pieces: list[str]) -> str:
             found[-1] += f"^{piece.strip('^{}')}"
         elif piece in ("/", "per"):
             found.append("per")
+        elif word == "us" and found == [] and len(pieces) > 1:
+            continue  # US dollars
         elif piece not in (".", ",", "*", "-", "(", ")", "~"):
             if unit is None:
                 unknown.append(word)

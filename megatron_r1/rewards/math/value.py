@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 
 from mpmath import MPContext
 
@@ -28,11 +28,11 @@ _CONSTANTS = frozenset({"\\pi", "e", "i", "\\infty"})
 _UNKNOWN_BASE = "log base"  #: log without a base: 10, e or 2, so it is a variable
 
 # Sizes and signs of the points at which expressions with variables are compared. Whole numbers are for factorials.
-_SCALES = tuple(
-    Fraction(scale) for scale in ["1", "-1", "7", "-7", "60", "-60", "5000", "1/9", "1/2", "-1/2", "1/4", "-1/4", "1/20", "-1/9"]
-)
+_SCALES = tuple(map(Fraction, ["1", "-1", "7", "-7", "60", "-60", "5000", "1/9", "1/2", "-1/2", "1/4", "-1/4", "1/20", "-1/9"]))
+_FURTHER = tuple(Fraction(step, 5) for step in range(-60, 61) if step)  #: for what is real on a short interval only
 _WHOLE_POINTS = 5
 _MIN_POINTS = 3
+_USUAL_POINTS = len(_SCALES) + _WHOLE_POINTS
 
 Value = object  # Fraction, or mpf or mpc of the context at hand
 
@@ -53,9 +53,12 @@ def equal_values(first: Node, second: Node) -> bool:
     if names_of(first) - {_UNKNOWN_BASE} != names_of(second) - {_UNKNOWN_BASE}:
         return False  # a name that has no influence is still a different answer: 0 m is not 0 km
     points = _points(names_of(first) | names_of(second))
+    enough = min(_MIN_POINTS, len(points))
     complex_too = _mentions_i(first) or _mentions_i(second)
     compared = 0
-    for point in points:
+    for index, point in enumerate(points):
+        if index >= _USUAL_POINTS and compared >= enough:
+            break  # the further ones are for what is real on a short interval only
         try:
             low = _evaluate(first, point, _LOW), _evaluate(second, point, _LOW)
             if not complex_too and len(points) > 1 and not (_is_real(low[0]) and _is_real(low[1])):
@@ -71,7 +74,7 @@ def equal_values(first: Node, second: Node) -> bool:
             continue
     if not compared and len(points) == 1:
         return False  # 1/0 and 0^0 are equal to nothing
-    if compared < min(_MIN_POINTS, len(points)):
+    if compared < enough:
         raise Unreadable("defined nowhere")
     return True
 
@@ -88,7 +91,7 @@ def proportional(first: Node, second: Node) -> Fraction | None:
     if not names or names_of(first) != names_of(second):
         return None
     pairs = []
-    for point in _points(names):
+    for point in _points(names)[:_USUAL_POINTS]:
         try:
             pair = tuple(_evaluate(node, point, _HIGH) for node in (first, second))
         except Undefined:
@@ -170,6 +173,7 @@ def _mentions_i(node: Node) -> bool:
     return isinstance(node, Name) and node.text == "i"
 
 
+@lru_cache(maxsize=256)
 def _points(names: frozenset[str]) -> list[Mapping[str, Fraction]]:
     """Values for the variables, the same in every run."""
     if not names:
@@ -179,6 +183,7 @@ def _points(names: frozenset[str]) -> list[Mapping[str, Fraction]]:
         {name: scale * (1 + Fraction(numbers[name][index] % 997, 1009)) for name in names} for index, scale in enumerate(_SCALES)
     ]
     points += [{name: Fraction(1 + (numbers[name][0] + index * 5) % 23) for name in names} for index in range(_WHOLE_POINTS)]
+    points += [{name: value + Fraction(numbers[name][0] % 97, 1009) for name in names} for value in _FURTHER]
     for point in points:
         if _UNKNOWN_BASE in point:
             point[_UNKNOWN_BASE] = 2 + abs(point[_UNKNOWN_BASE])

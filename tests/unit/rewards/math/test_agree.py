@@ -1,6 +1,8 @@
 """Right and wrong answers of every kind, the second opinion, and which references can be read."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from megatron_r1.rewards.math.policy import MathPolicy
 from tests.unit.rewards.math.different_answers import DIFFERENT
 from tests.unit.rewards.math.same_answers import SAME
 
+LABELLED = Path(__file__).with_name("labelled.jsonl")
 #: kinds in which an answer may say more than the reference, so that only one direction is certain
 _ONE_WAY = {"named values"}
 
@@ -145,3 +148,13 @@ def test_math_verify_is_stopped_by_its_cpu_time(monkeypatch):
     start = time.process_time()
     assert not math_verify_agrees("1", "2")
     assert time.process_time() - start < 2
+
+
+def test_the_labelled_answers_have_no_wrong_accept_and_few_wrong_rejects():
+    """Forms from public graders' tests and bug reports, judged by what is mathematically exact under the default policy."""
+    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    found = [answers_agree(row["answer"], row["reference"]) for row in rows]
+    accepted = [row for row, agrees in zip(rows, found, strict=True) if agrees and not row["same"]]
+    rejected = [row for row, agrees in zip(rows, found, strict=True) if row["same"] and not agrees]
+    assert not accepted
+    assert len(rejected) <= 0.05 * sum(row["same"] for row in rows), rejected
