@@ -1,11 +1,12 @@
 """The code reward on real problems: every reference solution must be accepted and a spoilt one rejected; programs per second.
 
-    python -m benchmarks.rewards_code --data FOLDER [--workers 1 2] [--limit N] [--sample N] [--out FILE.json]
+    python -m benchmarks.rewards_code --data FOLDER [--workers 1 2] [--limit N] [--sample N] [--cpp N] [--out FILE.json]
 
 FOLDER holds mbpp.jsonl, humaneval.jsonl.gz and leetcode.json as their authors publish them. Three programs for each problem: the
 reference; the same with the result changed on its way out ("result"); and with one operator or constant changed in its body
 ("operator"), of which some compute the same all the same: those are counted, not required. Programs that are not judged as
-required are listed by name, and then the benchmark fails. All are judged once; the rate is measured on a sample.
+required are listed by name, and then the benchmark fails. All are judged once; the rate is measured on a sample. Then programs in
+C++ are judged: without a cache, with compiled headers, and once more, when the programs are kept as well.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import ast
 import gzip
 import importlib.util
 import json
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.measure import Disagreement, describe_machine, positive, print_table, run, write_results
@@ -35,6 +38,20 @@ PACKAGES = ("numpy",)  #: LeetCode has it; shown to the programs, which cannot i
 REQUIRED = {"reference": "correct", "result": "wrong"}
 _OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.LtE: ast.Gt, 
               ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}  # fmt: skip
+_CPP_PROGRAM = """#include <bits/stdc++.h>
+using namespace std;
+int main() {
+    int n;
+    cin >> n;
+    vector<long long> values(n);
+    for (auto& value : values) cin >> value;
+    sort(values.begin(), values.end());
+    map<long long, int> counts;
+    long long sum = NUMBER - NUMBER;
+    for (auto value : values) counts[value]++, sum += value;
+    cout << sum << " " << counts.begin()->first << endl;
+}
+"""
 _SPOIL = """
 def _spoil(function):
     depth = 0
@@ -183,6 +200,37 @@ def measure_rates(tasks: list[Task], outcomes: list[str], arguments: argparse.Na
     return rates
 
 
+def measure_cpp(programs: int) -> dict[str, float]:
+    """Programs in C++ per second on one worker, each with one test: "no cache", "headers", "programs" (judged a second time).
+
+    Raises:
+        Disagreement: a program is not accepted, or a spoilt one is.
+    """
+    right = [_CPP_PROGRAM.replace("NUMBER", str(number)) for number in range(programs)]
+    tests = {"inputs": ["3\n3 1 2\n", "2\n5 5\n"], "outputs": ["6 1\n", "10 5\n"]}
+    spec = ScorerSpec(SCORERS["code"], time_limit_seconds=600.0)
+    specs = {"headers": spec, "no cache": replace(spec, settings={"cpp_cache_mb": 0})}
+    rates = {}
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the compiler may run as another user
+        environment = {**os.environ, "TMPDIR": folder}
+        with ScoringPool(specs, workers=1, limits=WorkerLimits(4 << 30, 1 << 30), environment=environment) as pool:
+
+            def judge_all(scorer: str, texts: list[str], wanted: str) -> float:
+                start = time.perf_counter()
+                for verdict in pool.stream((scorer, f"```cpp\n{text}\n```", tests) for text in texts):
+                    if verdict.outcome != wanted:
+                        raise Disagreement(f"a program in C++: {verdict.outcome}, expected {wanted}: {verdict.detail}")
+                return len(texts) / (time.perf_counter() - start)
+
+            for scorer in ("no cache", "headers"):
+                judge_all(scorer, [text.replace("sum +=", "sum -=") for text in right[:1]], "wrong")  # builds the headers
+            rates["no cache"] = judge_all("no cache", right, "correct")
+            rates["headers"] = judge_all("headers", right, "correct")
+            rates["programs"] = judge_all("headers", right, "correct")
+    return rates
+
+
 def benchmark(arguments: argparse.Namespace) -> None:
     """Judge every program once with the most workers, then measure their rate on some with each number of workers.
 
@@ -206,9 +254,13 @@ def benchmark(arguments: argparse.Namespace) -> None:
     print_table(header, [(*key, *(str(count[outcome]) for outcome in OUTCOMES)) for key, count in counts.items()])
     print(f"all: {len(tasks)} programs, {rate:.1f} programs/s")
     rates = measure_rates(tasks, [verdict.outcome for verdict in verdicts], arguments)
+    cpp_rates = measure_cpp(arguments.cpp) if arguments.cpp else {}
+    for name, cpp_rate in cpp_rates.items():
+        print(f"C++, {name}: {cpp_rate:.1f} programs/s")
     if arguments.out is not None:
         table = [{"data": key[0], "program": key[1], **count} for key, count in counts.items()]
         results = {"counts": table, "unexpected": unexpected, "programs_per_second": rates, "programs_per_second_of_all": rate}
+        results["cpp_programs_per_second"] = cpp_rates
         write_results(arguments.out, argparse.Namespace(**vars(arguments) | {"data": arguments.data.name}), results, machine)
     if unexpected:
         raise Disagreement(f"{len(unexpected)} programs are not judged as they must be")
@@ -220,6 +272,7 @@ def main() -> int:
     parser.add_argument("--workers", type=positive, nargs="+", default=[1, 2], help="numbers of processes to try in turn")
     parser.add_argument("--limit", type=positive, help="problems of each source; default: all")
     parser.add_argument("--sample", type=positive, default=400, help="programs on which the rate is measured, about")
+    parser.add_argument("--cpp", type=int, default=12, help="programs in C++ whose rate is measured; 0: none; default: 12")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the figures, with machine and versions")
     return run(benchmark, parser.parse_args())
 

@@ -40,7 +40,10 @@ def contest_tests(record: dict[str, Any], where: str) -> dict[str, Any]:
     if not tests:
         raise DataError(f"{where}: fields 'public_test_cases' and 'private_test_cases' hold no test")
     inputs, outputs = [test["input"] for test in tests], [test["output"] for test in tests]
-    if tests[0].get("testtype") != "functional":
+    kinds = {test.get("testtype") == "functional" for test in tests}
+    if len(kinds) > 1:
+        raise DataError(f"{where}: some tests call a function and some run a program ('testtype'): a problem has one kind")
+    if kinds == {False}:
         return {"inputs": inputs, "outputs": outputs}
     try:
         function = json.loads(take_text(record, "metadata", where))["func_name"]
@@ -48,7 +51,7 @@ def contest_tests(record: dict[str, Any], where: str) -> dict[str, Any]:
         values = [json.loads(text) for text in outputs]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: the tests call a function, and it or its values cannot be read ({error})") from error
-    return {"inputs": arguments, "outputs": values, "fn_name": function}
+    return {"inputs": arguments, "outputs": values, "fn_name": function, "exact": True}
 
 
 def _read_tests(record: dict[str, Any], field: str, where: str) -> list[dict[str, Any]]:

@@ -47,8 +47,8 @@ class Wanted:
         if self.function:
             name = re.escape(self.function)
             patterns = {
-                "python": rf"\bclass\s+Solution\b|\b(?:def|class)\s+{name}\b|^{name}\s*=[^=]|\bimport\b.*\b{name}\b",
-                "cpp": rf"\bclass\s+Solution\b|\bstruct\s+Solution\b|^(?!\s*return\b)[^\n#/=(]*[\w>&*\]]\s+[&*]?{name}\s*\(",
+                "python": rf"\bclass\s+Solution\b|\b(?:def|class)\s+{name}\b|^{name}\s*=[^=]|^[ \t]*(?:from|import)\b.*\b{name}\b",
+                "cpp": rf"\bclass\s+Solution\b|\bstruct\s+Solution\b|^(?![ \t]*return\b)[^\n#/=(]*[\w>&*\]]\s+[&*]?{name}\s*\(",
             }
             return re.search(patterns[code.language], text, re.MULTILINE) is not None
         return not self.reads_input or _READS_INPUT.search(text) is not None

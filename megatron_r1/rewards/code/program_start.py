@@ -46,7 +46,7 @@ def r1_start(path, names, recursion_depth):
         plain_open = open
 
         def open_stdin(file, *positional, **named):
-            return plain_open(os.dup(0) if file in ("/dev/stdin", "/proc/self/fd/0") else file, *positional, **named)
+            return plain_open(os.dup(0) if str(file) in ("/dev/stdin", "/proc/self/fd/0") else file, *positional, **named)
 
         builtins.open = io.open = open_stdin
     sys.setrecursionlimit(recursion_depth)

@@ -70,7 +70,7 @@ def packed(content: object) -> str:
          "private_test_cases": packed(json.dumps(CALLS)), "metadata": '{"func_name": "add"}'},
          ("### Format: You will use the following starter code to write the solution to the problem and enclose your code "
           "within delimiters.\n```python\nclass Solution:\n```\n\n### Answer"),
-         {"inputs": [[[1, 2], 3]] * 2, "outputs": [6, 6], "fn_name": "add"}),
+         {"inputs": [[[1, 2], 3]] * 2, "outputs": [6, 6], "fn_name": "add", "exact": True}),
     ],
 )  # fmt: skip
 def test_published_fields_become_problems(tmp_path, name, row, question, reference):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.code.verdicts import VERDICTS, TestResult, failure_of
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimits, SandboxSettings
-from tests.paths import ROOT
+from tests.attack_programs import read_programs
 from tests.patience import patient, slowness, wait_until
 
 PROBE = probe_sandbox(SandboxSettings())
@@ -41,13 +40,6 @@ ON_X86 = platform.machine() == "x86_64"
 MARKER = "r1-attack"
 SLACK_BYTES = 1 << 30  #: the kernel's own, and what others hold in ways that no process shows
 PR_SET_CHILD_SUBREAPER = 36
-
-
-def read_programs(name: str) -> dict[str, tuple[set[str], str]]:
-    """Name -> (verdicts that are right, source), from tests/attacks."""
-    text = (ROOT / "tests/attacks" / name).read_text(encoding="utf-8")
-    sections = re.findall(r"^(?:#|//) === ([^:\n]+):? ?(.*)\n((?:(?!(?:#|//) === ).*\n)*)", text, re.MULTILINE)
-    return {name: (set(verdicts.split()), source) for name, verdicts, source in sections}
 
 
 PYTHON, CPP, CHEATS = (read_programs(name) for name in ("python.txt", "cpp.txt", "cheats.txt"))

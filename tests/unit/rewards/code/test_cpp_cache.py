@@ -1,0 +1,212 @@
+"""Compiled C++ that is kept: safe against other users and untrusted code, whole at any moment, of bounded size."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.rewards.code.cpp_cache import CppCache
+from megatron_r1.rewards.code.cpp_compile import _STARTS_WITH_ALL_HEADERS, compile_cpp
+from megatron_r1.rewards.code.verdicts import TestResult
+from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Program, Sandbox, SandboxLimits, SandboxSettings
+from tests.code_answers import needs_cpp
+
+ISOLATED = SandboxSettings()
+HELLO = "#include <cstdio>\nint main() { puts(%s); }"
+ALL_HEADERS = "// sorted\n#include <iostream>\n#include <bits/stdc++.h>\nint main() { std::puts(%s); }"
+
+
+@pytest.fixture
+def cache(tmp_path) -> CppCache:
+    return CppCache.open(1 << 30, str(tmp_path))
+
+
+def folder_of(cache: CppCache) -> Path:
+    return cache._folder
+
+
+def output_of(executable: bytes) -> bytes:
+    with Sandbox(Program("command", executable, executable=True), SandboxLimits(), ISOLATED) as sandbox:
+        return sandbox.run(b"").stdout
+
+
+def test_a_folder_that_others_could_write_is_not_used(tmp_path):
+    assert CppCache.open(0, str(tmp_path)) is None
+    assert CppCache.open(1, str(tmp_path / "missing")) is None
+    folder = folder_of(CppCache.open(1, str(tmp_path)))
+    assert folder.stat().st_mode & 0o777 == 0o755 & ~_umask()
+    folder.chmod(0o777)
+    assert CppCache.open(1, str(tmp_path)) is None
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert CppCache.open(1, str(tmp_path)) is None
+    folder.unlink()
+    tmp_path.chmod(0o777)  # whoever can rename in it can put another folder into its place
+    assert CppCache.open(1, str(tmp_path)) is None
+    tmp_path.chmod(0o1777)
+    assert CppCache.open(1, str(tmp_path)) is not None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_not_used(tmp_path):
+    folder = folder_of(CppCache.open(1, str(tmp_path)))
+    os.chown(folder, 1234, 1234)
+    assert CppCache.open(1, str(tmp_path)) is None
+
+
+def test_a_program_that_is_kept_is_the_same_or_none(cache):
+    cache.keep_program("a", b"content")
+    assert (cache.program("a"), cache.program("b")) == (b"content", None)
+    path = folder_of(cache) / "a.program"
+    assert path.stat().st_mode & 0o077 == 0
+    for spoilt in (b"", path.read_bytes()[:-1], path.read_bytes() + b"x", b"x" + path.read_bytes()):
+        path.write_bytes(spoilt)
+        assert cache.program("a") is None
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+    assert cache.program("a") is None
+
+
+def test_the_folder_keeps_its_size(tmp_path):
+    cache = CppCache.open(100_000, str(tmp_path))
+    for number in range(30):
+        cache.keep_program(str(number), bytes(10_000))
+        os.utime(folder_of(cache) / f"{number}.program", (number, number))
+        if number % 5 == 0:
+            cache.program("0")  # what is used stays
+    assert sum(path.stat().st_size for path in folder_of(cache).iterdir()) <= 100_000
+    assert cache.program("0") is not None and cache.program("1") is None and cache.program("29") is not None
+    cache.keep_program("large", bytes(50_000))
+    assert cache.program("large") is None
+    abandoned = folder_of(cache) / "x.part"
+    abandoned.write_bytes(b"")
+    os.utime(abandoned, (0, 0))
+    (folder_of(cache) / "y.part").write_bytes(b"")
+    cache.keep_program("30", b"x")
+    assert not abandoned.exists() and (folder_of(cache) / "y.part").exists()
+
+
+def test_a_folder_that_is_gone_or_full_means_only_that_nothing_is_kept(cache):
+    folder = folder_of(cache)
+    (folder / "lock").mkdir()
+    assert cache.header("k", lambda: b"content") is None
+    (folder / "lock").rmdir()
+    folder.rmdir()
+    cache.keep_program("a", b"content")
+    assert cache.program("a") is None and cache.header("k", lambda: b"content") is None
+
+
+def _build(parent: str, started, results) -> None:
+    def build() -> bytes:
+        time.sleep(0.5)
+        return b"content"
+
+    started.wait()
+    found = CppCache.open(1 << 20, parent).header("k", build)
+    results.put(None if found is None else found.read_bytes())
+
+
+def test_one_worker_builds_the_headers_and_no_other_waits(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started, results = context.Barrier(4), context.Queue()
+    workers = [context.Process(target=_build, args=(str(tmp_path), started, results)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    got = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert got.count(b"content") == 1 and got.count(None) == 3
+    cache = CppCache.open(1 << 20, str(tmp_path))
+    path = cache.header("k", lambda: pytest.fail("they are built once"))
+    assert path.read_bytes() == b"content" and path.stat().st_mode & 0o777 == 0o644
+    path.write_bytes(b"cut")  # another length than the name says
+    assert cache.header("k", lambda: b"again").read_bytes() == b"again"
+    assert cache.header("other", lambda: None) is None
+
+
+@needs_cpp
+def test_a_source_is_compiled_once_and_other_sources_and_standards_are_other_programs(cache):
+    one = compile_cpp(HELLO % '"one"', ISOLATED, cache=cache)
+    assert output_of(one) == b"one\n"
+    (kept,) = folder_of(cache).glob("*.program")
+    before = kept.stat().st_ino
+    assert compile_cpp(HELLO % '"one"', ISOLATED, cache=cache) == one and kept.stat().st_ino == before
+    assert output_of(compile_cpp(HELLO % '"two"', ISOLATED, cache=cache)) == b"two\n"
+    standards = [compile_cpp(HELLO.replace("puts(%s)", 'printf("%ld", __cplusplus)'), ISOLATED, standard=name, cache=cache)
+                 for name in ("gnu++17", "gnu++20")]  # fmt: skip
+    assert [output_of(program) for program in standards] == [b"201703", b"202002"]
+    assert isinstance(compile_cpp("int main() { return x; }", ISOLATED, cache=cache), TestResult)
+    assert len(list(folder_of(cache).glob("*.program"))) == 4  # no error is kept
+
+
+@needs_cpp
+def test_without_isolation_nothing_is_kept_and_nothing_taken(cache):
+    settings = SandboxSettings(NO_ISOLATION)
+    assert not isinstance(compile_cpp(HELLO % '"one"', settings, cache=cache), TestResult)
+    assert list(folder_of(cache).iterdir()) == []
+
+
+@needs_cpp
+def test_compiled_headers_give_the_same_program(cache, tmp_path):
+    with_headers = compile_cpp(ALL_HEADERS % '"one"', ISOLATED, cache=cache)
+    (header,) = folder_of(cache).glob("*.gch")
+    assert header.stat().st_size > 10 << 20
+    assert output_of(with_headers) == output_of(compile_cpp(ALL_HEADERS % '"one"', ISOLATED)) == b"one\n"
+    error = compile_cpp(ALL_HEADERS % "no_such_name", ISOLATED, cache=cache)
+    assert "no_such_name" in error.reason
+    # the compiler of a program cannot change them, nor leave anything where they are
+    seen = header.read_bytes()
+    for attack in ('#include "/header/all.hpp"\n#include "/header/all.hpp.gch"\nint main() {}', 'asm(".incbin \\"/etc/shadow\\"");',
+                   '#include <bits/stdc++.h>\n#pragma GCC pch_preprocess "/program/main.cpp"\nint main() {}',
+                   f'#include <bits/stdc++.h>\n#include "{header}"\nint main() {{}}'):  # fmt: skip
+        compile_cpp(attack, ISOLATED, cache=cache)
+    assert header.read_bytes() == seen
+    assert {path.suffix for path in folder_of(cache).iterdir()} <= {".gch", ".program", ""}
+
+
+@needs_cpp
+def test_a_program_sees_nothing_of_the_cache(cache):
+    program = compile_cpp(
+        "#include <bits/stdc++.h>\n#include <fcntl.h>\n#include <unistd.h>\nint main() { std::puts(open("
+        f'"{folder_of(cache)}/lock", O_RDONLY) < 0 && access("/header", F_OK) && access("{folder_of(cache).parent}", F_OK)'
+        ' ? "none" : "BREACH"); }',
+        ISOLATED,
+        cache=cache,
+    )
+    assert output_of(program) == b"none\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "starts"),
+    [
+        ("#include <bits/stdc++.h>\nint x;", True),
+        ("  # include  <bits/stdc++.h>", True),
+        ("// a\n/* b\n * c */\n#include <vector>\n#include <sys/time.h> // d\n\n#include <bits/stdc++.h>", True),
+        ("#include <vector>\nint main() {}", False),
+        ("#define _GLIBCXX_DEBUG\n#include <bits/stdc++.h>", False),
+        ("#pragma GCC optimize(\"O3\")\n#include <bits/stdc++.h>", False),
+        ("#define int long long\n#include <bits/stdc++.h>", False),
+        ("int x;\n#include <bits/stdc++.h>", False),
+        ("// \\\n#define x\n#include <bits/stdc++.h>", False),
+        ("/* #include <bits/stdc++.h>\n", False),
+        ("// #include <bits/stdc++.h>", False),
+        ("#include \"mine.h\"\n#include <bits/stdc++.h>", False),
+        ("/*" * 100_000, False), ("// \n" * 100_000, False), ("#include <a>\n" * 50_000, False), ("/**/" * 100_000, False),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_the_headers_come_first_only_if_it_makes_no_difference(source, starts):
+    start = time.process_time()
+    assert bool(_STARTS_WITH_ALL_HEADERS.match(source)) is starts
+    assert time.process_time() - start < 1
