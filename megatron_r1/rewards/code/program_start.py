@@ -53,4 +53,5 @@ def r1_start(path, names, recursion_depth):
     exec(code, namespace)  # noqa: S102
 
 
-r1_start(sys.argv[1], R1_NAMES, R1_RECURSION_DEPTH)  # noqa: F821 - the line before sets them
+if __name__ == "__main__":
+    r1_start(sys.argv[1], R1_NAMES, R1_RECURSION_DEPTH)  # noqa: F821 - the line before sets them
