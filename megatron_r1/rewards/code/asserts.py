@@ -69,10 +69,23 @@ def _tests_of_check(
         test = _call_test(statement, candidate, function, known, "")
         rest.append(statement) if test is None else tests.append(test)
     if any(isinstance(node, ast.Assert) for statement in rest for node in ast.walk(statement)):
-        check.body = rest
+        check.body = [_InPlace(candidate).visit(statement) for statement in rest]
         source = f"{ast.unparse(tree)}\ncheck({candidate})"
         tests.append(CheckTest(source, _CHECK_IMPORTS + prelude, (candidate, *names), function))
     return tuple(tests)
+
+
+class _InPlace(ast.NodeTransformer):
+    """A call of the candidate as a statement of its own may change its arguments (`sandbox.remote`), no other may."""
+
+    def __init__(self, candidate: str):
+        self._candidate = candidate
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        call = node.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == self._candidate:
+            call.func = ast.Attribute(call.func, "in_place", ast.Load())
+        return node
 
 
 def _call_test(statement: ast.stmt, candidate: str, function: str, known: set[str] | None, setup: str) -> CallTest | None:

@@ -21,7 +21,7 @@ _STANDARDS: dict[str, CppStandard] = {
     "1z": "gnu++17", "20": "gnu++20", "2a": "gnu++20", "23": "gnu++23", "2b": "gnu++23", "": "gnu++20",
 }  # fmt: skip
 _READS_INPUT = re.compile(
-    r"\b(?:input|raw_input|open|fileinput|stdin|cin|scanf|getline|getchar|getchar_unlocked|fgets|fread|read)\b"
+    r"\b(?:input|raw_input|open|fileinput|stdin|cin|scanf|getline|getchar|getchar_unlocked|getc|fgetc|gets|fgets|fread|read)\b"
 )
 
 

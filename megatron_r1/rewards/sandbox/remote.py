@@ -6,8 +6,8 @@ A result that is no data (an object, a generator, a function) stays there: the c
 with it is the next step, sent after all those before it, which are carried out again.
 
 A program controls only data: a `Remote` compares with nothing and is neither true nor false, and a program changes a list, dict or
-set of the check's only if it returns None, as functions do that work in place. Else `candidate(x) == reference(x)` could be forged
-by changing x.
+set of the check's only if it returns None, as functions do that work in place, and the check does nothing with the result. Else
+`candidate(x) == reference(x)` could be forged by changing x.
 """
 
 from __future__ import annotations
@@ -90,15 +90,19 @@ class StepLog:
         """Args: `ask` sends steps and gives the answer as `carry_out` returns it."""
         self._ask, self._steps = ask, []
 
-    def take(self, operation, target, content, given=()):
-        """Take a step; the result as data or as a `Remote`. Raises what the program raised."""
+    def take(self, operation, target, content, given=None):
+        """Take a step; the result as data or as a `Remote`. Raises what the program raised.
+
+        Args:
+            given: arguments of a call that may change them.
+        """
         steps = [*self._steps, [operation, target, content]]
         answer = self._ask(steps)
         if operation in _KEPT:
             self._steps = steps
         if "raised" in answer:
             raise _as_exception(*answer["raised"])
-        if answer.get("arguments") is not None:
+        if given is not None and answer["value"] is None and answer["arguments"] is not None:
             _change(given, [sandbox_values.decode_value(part) for part in answer["arguments"]])
         try:
             return sandbox_values.decode_value(answer["value"])
@@ -108,13 +112,20 @@ class StepLog:
 
 
 def make_candidate(ask):
-    """The function that a check calls."""
+    """The function that a check calls; its `in_place` may change the arguments."""
 
     def candidate(*positional, **named):
-        arguments = [sandbox_values.encode_value(list(positional)), sandbox_values.encode_value(named)]
-        return StepLog(ask).take("call", ROOT, arguments, [list(positional), named])
+        return StepLog(ask).take("call", ROOT, _encoded(positional, named))
 
+    def in_place(*positional, **named):
+        return StepLog(ask).take("call", ROOT, _encoded(positional, named), [list(positional), named])
+
+    candidate.in_place = in_place
     return candidate
+
+
+def _encoded(positional, named):
+    return [sandbox_values.encode_value(list(positional)), sandbox_values.encode_value(named)]
 
 
 class Remote:
@@ -122,8 +133,8 @@ class Remote:
 
     __hash__ = None
 
-    def __init__(self, session, index):
-        self.__dict__["_r1"] = (session, index)
+    def __init__(self, log, index):
+        self.__dict__["_r1"] = (log, index)
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -131,9 +142,8 @@ class Remote:
         return self._r1_take("attribute", name)
 
     def __call__(self, *positional, **named):
-        arguments = [sandbox_values.encode_value(list(positional)), sandbox_values.encode_value(named)]
-        session, index = self.__dict__["_r1"]
-        return session.take("call", index, arguments, [list(positional), named])
+        log, index = self.__dict__["_r1"]
+        return log.take("call", index, _encoded(positional, named))
 
     def __getitem__(self, key):
         if not isinstance(key, (int, str, tuple)):
@@ -160,8 +170,8 @@ class Remote:
         raise TypeError("a check cannot set an attribute of an object of the program's")
 
     def _r1_take(self, operation, content):
-        session, index = self.__dict__["_r1"]
-        return session.take(operation, index, content)
+        log, index = self.__dict__["_r1"]
+        return log.take(operation, index, content)
 
     def _r1_refuse(self, *_):
         raise TypeError("a check can compare data only, not an object of the program's")

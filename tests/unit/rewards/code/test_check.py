@@ -82,6 +82,15 @@ CASES = {
      check("for n in (1, 2):\n    a = [n]\n    assert c(a) == sum(a)"), 0),
     "an argument replaced": ("def f(a):\n    a[:] = [0]\n    return [0]",
                              check("for n in (1, 2):\n    a = [n, 3]\n    got = c(a)\n    assert got == sorted(a)"), 0),
+    "an argument cleared by hand": (
+        "import os\ndef f(a):\n    os.write(3, b'{\"value\": 0, \"arguments\": [[[]], {\"dict\": []}]}')\n    os._exit(0)",
+        check("for n in (1, 2):\n    a = [n]\n    assert c(a) == sum(a)"), 0),
+    "an argument cleared by hand, without a result": (
+        "import os\ndef f(a):\n    os.write(3, b'{\"value\": null, \"arguments\": [[{\"dict\": []}], {\"dict\": []}]}')\n"
+        + "    os._exit(0)",
+        check("for n in (1, 2):\n    a = {1: n}\n    assert c(a) == a.get(1)"), 0),
+    "an argument cleared, without a result": (
+        "def f(a): a.clear()", check("for n in (1, 2):\n    a = {1: n}\n    assert c(a) == a.get(1)"), 0),
     "AssertionError": ("def f(x): raise AssertionError", check("for x in range(3):\n    assert c(x) == x"), 0),
     "an answer written by hand": (
         "import os\ndef f(x):\n    os.write(3, b'{\"value\": true, \"arguments\": [[0], {\"dict\": []}]}')\n"
