@@ -64,8 +64,8 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
 @lru_cache(maxsize=4096)
 def is_readable(reference: str) -> bool:
     """Whether an answer can agree with a reference other than by being the same text; short phrases count as readable."""
-    reference = _readied(clean_answer(reference))
-    if not reference or len(reference) > MAX_CHARACTERS:
+    reference = clean_answer(reference)
+    if len(reference) > MAX_CHARACTERS or not (reference := _readied(reference)):
         return False
     if _NUMERAL.fullmatch(reference) or form_of(reference) or _parsed(reference) is not None or is_phrase(reference):
         return True

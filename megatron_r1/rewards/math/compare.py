@@ -7,7 +7,16 @@ from dataclasses import replace
 from fractions import Fraction
 
 from megatron_r1.rewards.math.policy import MathPolicy
-from megatron_r1.rewards.math.sets import INTERVALS, OPERATIONS, REALS, described_set, is_variable, reversed_relation, sets_agree
+from megatron_r1.rewards.math.sets import (
+    INTERVALS,
+    OPERATIONS,
+    REALS,
+    described_set,
+    is_between,
+    is_variable,
+    reversed_relation,
+    sets_agree,
+)
 from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
 from megatron_r1.rewards.math.units import unit_of_letter
 from megatron_r1.rewards.math.value import equal_values, exact_value, infinity, names_of, proportional, real_value, rounds_to
@@ -286,6 +295,8 @@ def _joined_answers(kind: str, items: list[Node]) -> Node:
     if len(bounds) == len(items) and len({bound.sides[0] for bound in bounds}) == 1:
         excluding = any(isinstance(bound.sides[1], Group) and bound.sides[1].kind == "union" for bound in bounds)
         operation = {"or": "union", "and": "intersection"}.get(kind) or ("intersection" if excluding else "")
+        if not operation and is_between([bound.sides[1] for bound in bounds]):
+            operation = "intersection"
         if operation:
             return Relation(("\\in",), (bounds[0].sides[0], Group(operation, tuple(bound.sides[1] for bound in bounds))))
         return Group("list", tuple(items))

@@ -67,6 +67,16 @@ def sets_agree(first: Node, second: Node) -> bool | None:
     )
 
 
+def is_between(sets: list[Node]) -> bool:
+    """Whether two rays, as of `x > 1, x < 4`, leave what is between them: there they can only both hold."""
+    pieces = [pieces_of(one) for one in sets]
+    if len(sets) != 2 or any(one is None or len(one) != 1 for one in pieces):
+        return False
+    common = _overlap(*pieces)
+    ends = [end for one in common for end in (one.low, one.high)]
+    return bool(ends) and all(order(end, real_value(far)) for end in ends for far in (_INFINITY, _MINUS_INFINITY))
+
+
 def is_variable(node: Node) -> bool:
     """Whether a node is a variable, not a constant."""
     return isinstance(node, Name) and bool(names_of(node)) and not node.text.startswith("\\mathbb")

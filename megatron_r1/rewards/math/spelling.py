@@ -94,6 +94,7 @@ _BUILDER = re.compile(
 )
 _SIZES = re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[Bb]igg?[lrm]?)(?![A-Za-z])")
 _STYLED_SYMBOL = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf)\s+(?=[0-9A-Za-z])")
+_PHANTOM = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^\s\\{}])")
 _FIELD = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])")
 _TWICE_ESCAPED = re.compile(r"\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|cdot|times|infty|text|mathrm|cup|circ|pm)(?![a-z]))")
 _SYSTEM = re.compile(
@@ -107,6 +108,7 @@ _ORDINAL = re.compile(
 )
 _WITHOUT = re.compile(r"(\\mathbb\{[RZ]\})\s*-\s*(?=\\\{)")
 _DOTTED = re.compile(r"(?<=\.)([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?(?![0-9])")
+_NUMBER_IN_TEXT = re.compile(r"\\text\s*\{\s*([0-9][^{}]*)\}")
 _LETTERS_IN_TEXT = re.compile(r"\\text\s*\{\s*([A-Z](?:(?:,| and|, and| or) ?[A-Z])+)\s*\}")
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen"""
@@ -130,7 +132,7 @@ def respell(text: str) -> str:
     if "\\begin" not in text:
         text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
     text = _SHORTENED.sub(r"\1", text)
-    text = _SIZES.sub("", text)
+    text = _SIZES.sub("", _PHANTOM.sub("", text))
     text = _FIELD.sub(r"\\mathbb{\1}", text)
     text = text.replace("\\dots", "\\ldots")
     text = _WITHOUT.sub(r"\1\\setminus", _DOTTED.sub(r"\1\\overline{\2\3\4}", text))
@@ -149,6 +151,8 @@ def respell(text: str) -> str:
     system = _SYSTEM.fullmatch(text)
     if system and all(map(_RELATION.search, rows := [row for row in system[2].split("\\\\") if row.strip()])):
         text = " and ".join(row.replace("&", " ").strip(" ,;.") for row in rows)
+    if numbered := _NUMBER_IN_TEXT.fullmatch(text):
+        text = numbered[1].strip()
     if lettered := _LETTERS_IN_TEXT.fullmatch(text):
         return lettered[1]
     if (words := plain_words(text).lower()) in _NUMBERS:

@@ -96,7 +96,8 @@ _SYMBOLS = {
     ":": ("op", ":"), "(": ("open", "("), ")": ("close", ")"), "[": ("open", "["), "]": ("close", "]"), "{": ("open", "{"),
     "}": ("close", "}"), "|": ("bar", "|"), ",": ("separator", ","), ";": ("separator", ","), "=": ("relation", "="),
     "<": ("relation", "<"), ">": ("relation", ">"), "&": ("cell", ""), "%": ("percent", ""), "$": ("currency", "dollar"),
-    "\u20ac": ("currency", "euro"), "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen"), "'": ("prime", ""),
+    "\u20ac": ("currency", "euro"), "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen"),
+    "\u00a2": ("currency", "cent"), "'": ("prime", ""),
 }  # fmt: skip
 
 _SPACE = re.compile(r"(?:\s|\\[,;:! ()\[\]]|~)+")  # also the delimiters of a formula
@@ -144,6 +145,16 @@ def tokenize(text: str) -> list[Token]:
             spaced = False
         if len(tokens) > MAX_TOKENS:
             raise Unreadable("too many symbols")
+    return _with_quotients_of_units(tokens)
+
+
+def _with_quotients_of_units(tokens: list[Token]) -> list[Token]:
+    """The letters of `9.8 m/s^2` and `5 g/cm^3` as words: behind a number and a space they are units."""
+    for at in range(len(tokens) - 3):
+        number, above, slash, below = tokens[at : at + 4]
+        is_quotient = number.kind == "number" and above.kind == "name" and above.spaced and slash.text == "/"
+        if is_quotient and unit_of_letter(above.text) and (below.kind == "word" or unit_of_letter(below.text)):
+            tokens[at + 1], tokens[at + 3] = above._replace(kind="word"), below._replace(kind="word")
     return tokens
 
 
@@ -193,7 +204,8 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
     if last in ("number", "close", "command") and letters in ORDINALS and not spaced:
         return [Token("ordinal", letters)]
     after_value = last in ("number", "close", "percent", "currency", "degree")
-    per_unit = last == "op" and before[-1].text == "/" and len(before) > 1 and before[-2].kind == "word"
+    per_unit = last == "op" and before[-1].text == "/" and len(before) > 2 and before[-2].kind in ("word", "name")
+    per_unit = per_unit and (before[-2].kind == "word" or (before[-2].spaced and before[-3].kind == "number"))
     if letters in SHORT_UNITS and len(letters) > 1 and (after_value or last == "word" or per_unit):
         return [Token("word", letters)]
     if after_value and (len(letters) >= _WORD + 1 or (spaced and len(letters) >= _WORD - 1)):

@@ -131,6 +131,8 @@ def split_words(words: str) -> tuple[int, str]:
         return factor, ""
     if " ".join(pieces).lower() in _PERCENT:
         return factor, "percent"
+    if len(pieces) > 1 and pieces[-1].lower() == "old":
+        pieces.pop()  # 5 years old
     return factor, _unit(pieces)
 
 

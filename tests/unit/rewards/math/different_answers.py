@@ -52,6 +52,9 @@ DIFFERENT: dict[str, Pairs] = {
         (r"x>1, x\ne 2", r"(1,\infty)"),
         ("x<-3", "-x<3"),
         ("x+y<2", "x+y<3"),
+        ("x>3, x<1", "(1,3)"),
+        (r"x\le -1, x\ge 2", "[-1,2]"),
+        ("3=y", "x=3"),
     ],
     "sets": [
         (r"\{x\mid x>2\}", r"[2,\infty)"),
@@ -227,6 +230,10 @@ DIFFERENT: dict[str, Pairs] = {
         (r"5\text{ m/s}", r"5\text{ m/h}"),
         ("5 over 2", "5"),
         ("5 pairs", "5"),
+        ("9.8 m/s^2", "9.8 m/s"),
+        (r"\text{5 or 6}", "5"),
+        ("35¢", "36"),
+        ("5 old", "5"),
     ],
     "phrases around the answer": [
         ("The answer is 5 or 6", "5"),

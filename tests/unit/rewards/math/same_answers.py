@@ -57,6 +57,7 @@ SAME: dict[str, Pairs] = {
         ("x ≤ 5", r"x\leqslant 5"),
         ("x+y<2", "2>y+x"),
         (r"m\geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"),
+        (r"x \ge -1, x\le 2", "[-1,2]"),
     ],
     "sets": [
         (r"\{x\mid x>2\}", r"(2,\infty)"),
@@ -147,6 +148,7 @@ SAME: dict[str, Pairs] = {
         (r"\large 13", "13"),
         (r"2\mathbf{(x+1)}", "2x+2"),
         ("`13`", "13"),
+        (r"\phantom{-}13", "13"),
     ],
     "percent": [
         ("28 percent", r"28\%"),
@@ -295,6 +297,11 @@ SAME: dict[str, Pairs] = {
         (r"18\text{ square units}", "18"),
         ("3 months", "3"),
         ("5 points", "5"),
+        (r"9.8 m/s^2", r"9.8\text{ m/s}^2"),
+        (r"5\text{ g/cm}^3", "5 g/cm^3"),
+        (r"\text{5 cm}", "5"),
+        ("35¢", "35 cents"),
+        ("5 years old", "5"),
     ],
     "phrases around the answer": [
         ("The answer is 5", "5"),
