@@ -14,8 +14,8 @@ CppStandard = Literal["gnu++17", "gnu++20", "gnu++23"]
 MAX_CODE_CHARACTERS = 256 << 10  #: a longer text is no answer
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _FIRST_WORD = re.compile(r"[^\s,:;{}=]+")
-_PYTHON_TAG = re.compile(r"(?:python|py|pypy)[0-9.]*")
-_CPP_TAG = re.compile(r"(?:c\+\+|cpp|cxx|cc|g\+\+|gnu\+\+)([0-9a-z]*)")
+_PYTHON_TAG = re.compile(r"(?:python|py|pypy|ipython)[-_]?[0-9.]*")
+_CPP_TAG = re.compile(r"(?:c\+\+|cpp|cxx|cc|g\+\+|gnu\+\+)[-_]?([0-9a-z]*)")
 _STANDARDS: dict[str, CppStandard] = {
     "98": "gnu++17", "03": "gnu++17", "0x": "gnu++17", "11": "gnu++17", "14": "gnu++17", "1y": "gnu++17", "17": "gnu++17",
     "1z": "gnu++17", "20": "gnu++20", "2a": "gnu++20", "23": "gnu++23", "2b": "gnu++23", "": "gnu++20",

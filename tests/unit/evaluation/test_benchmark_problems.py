@@ -142,6 +142,8 @@ def test_every_kind_of_file_and_folder_gives_the_same_problems(tmp_path):
         ("livecodebench", LCB | {"question_id": "b", "public_test_cases": "[]", "private_test_cases": "[]"}, "hold no test"),
         ("livecodebench", LCB | {"question_id": "b", "private_test_cases": None},
          ":2: field 'private_test_cases' is missing or not text"),
+        ("livecodebench", LCB | {"question_id": "b", "private_test_cases": json.dumps(CALLS)},
+         ":2: some tests call a function and some run a program ('testtype')"),
         ("livecodebench", LCB, ":2: the id 'a_1' is there twice"),
         ("mbpp", {"task_id": 12, "text": "t", "test_list": []}, ":2: field 'test_list' is missing, empty or no list"),
         ("humaneval", {"prompt": "p", "test": "t"}, ":2: field 'entry_point' is missing"),
