@@ -21,6 +21,7 @@ _HEADER_LIMITS = replace(
 )
 HEADER_SECONDS = _HEADER_LIMITS.wall_seconds  #: that the first program may wait for the headers, once on a machine
 _FLAGS = ("-O2", "-w", "-fmax-errors=1", "-fdiagnostics-color=never")
+_STOPPED = "the compiler: "  #: before what stopped it, if it found no error
 _HEADER = b"#include <bits/stdc++.h>\n"
 _HEADER_INSIDE = "/header/all.hpp"
 # What may stand before the include of all headers: where only this does, it makes no difference if that include comes first.
@@ -35,6 +36,23 @@ _INCLUDE = r"#[ \t]*include[ \t]*"
 _STARTS_WITH_ALL_HEADERS = re.compile(
     rf"(?:\s|//[^\n\\]*\n|/\*(?:[^*]|\*(?!/))*+\*/|{_INCLUDE}<(?!bits/stdc)[\w./+]+>[^\n\\]*\n)*+{_INCLUDE}<bits/stdc\+\+\.h>"
 )
+
+
+def compile_answer(
+    source: str, settings: SandboxSettings, standard: CppStandard | None = None, cache: CppCache | None = None
+) -> bytes | TestResult:
+    """Compile what a response gives: in the standard that it names, else in C++20, or in C++17 if it is none.
+
+    C++20 took words (`concept`) and names of std (`popcount`) that programs of before use for their own.
+
+    Raises:
+        SandboxError: see `Sandbox`.
+    """
+    first = compile_cpp(source, settings, standard=standard or "gnu++20", cache=cache)
+    if standard is not None or not isinstance(first, TestResult) or first.reason.startswith(_STOPPED):
+        return first
+    second = compile_cpp(source, settings, standard="gnu++17", cache=cache)
+    return first if isinstance(second, TestResult) else second
 
 
 def compile_cpp(
@@ -82,9 +100,8 @@ def compile_cpp(
         return ending.result
     errors = [line for line in ending.stderr.splitlines() if b"error:" in line]
     failure = failure_of(ending, limits)
-    return TestResult(
-        "compile_error", printable(errors[0]) if errors else f"the compiler: {failure.verdict if failure else 'no output'}"
-    )
+    stopped = f"{_STOPPED}{failure.verdict if failure else 'no output'}"
+    return TestResult("compile_error", printable(errors[0]) if errors else stopped)
 
 
 def _compile_header(compiler: str, flags: tuple[str, ...], settings: SandboxSettings) -> bytes | None:

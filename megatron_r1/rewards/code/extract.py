@@ -18,7 +18,7 @@ _PYTHON_TAG = re.compile(r"(?:python|py|pypy|ipython)[-_]?[0-9.]*")
 _CPP_TAG = re.compile(r"(?:c\+\+|cpp|cxx|cc|g\+\+|gnu\+\+)[-_]?([0-9a-z]*)")
 _STANDARDS: dict[str, CppStandard] = {
     "98": "gnu++17", "03": "gnu++17", "0x": "gnu++17", "11": "gnu++17", "14": "gnu++17", "1y": "gnu++17", "17": "gnu++17",
-    "1z": "gnu++17", "20": "gnu++20", "2a": "gnu++20", "23": "gnu++23", "2b": "gnu++23", "": "gnu++20",
+    "1z": "gnu++17", "20": "gnu++20", "2a": "gnu++20", "23": "gnu++23", "2b": "gnu++23",
 }  # fmt: skip
 _READS_INPUT = re.compile(
     r"\b(?:input|raw_input|open|fileinput|stdin|cin|scanf|getline|getchar|getchar_unlocked|getc|fgetc|gets|fgets|fread|read)\b"
@@ -31,7 +31,7 @@ class Code:
 
     text: str
     language: Language
-    standard: CppStandard = "gnu++20"  #: C++ only: what the tag says (c++17), else C++20
+    standard: CppStandard | None = None  #: C++ only: what the tag says (c++17)
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,17 @@ def _as_block(lines: list[str], info: str, indent: str, default: Language) -> _B
     tag = _language(info)
     if info and tag is None:
         return None
-    language, standard = tag or (default, "gnu++20")
+    language, standard = tag or (default, None)
     if language == "python" and indent and all(line.startswith(indent) or not line.strip() for line in lines):
         lines = [line[len(indent) :] for line in lines]  # the block stands in a list
     return _Block(Code("\n".join(lines) + "\n", language, standard), tag is not None)
 
 
-def _language(info: str) -> tuple[Language, CppStandard] | None:
+def _language(info: str) -> tuple[Language, CppStandard | None] | None:
     """The language that the words after a fence name: `python3.11`, `py title="a.py"`, `{.cpp}`, `c++17`."""
     found = _FIRST_WORD.search(info)
     word = found[0].lstrip(".") if found else ""
     if _PYTHON_TAG.fullmatch(word):
-        return "python", "gnu++20"
+        return "python", None
     cpp = _CPP_TAG.fullmatch(word)
-    return ("cpp", _STANDARDS[cpp[1]]) if cpp and cpp[1] in _STANDARDS else None
+    return ("cpp", _STANDARDS.get(cpp[1])) if cpp and (not cpp[1] or cpp[1] in _STANDARDS) else None

@@ -67,7 +67,11 @@ def read_tests(reference: Any) -> Suite:
         prelude = _text(reference, "prelude", "")
         suite = Suite(tests_of_check(source, name, prelude), before=prelude_without(prelude, name))
     elif "inputs" in reference and "outputs" in reference:
-        suite = _pairs(reference)
+        try:
+            encode_value(reference["outputs"])  # as deep as a comparison goes
+            suite = _pairs(reference)
+        except RecursionError as error:
+            raise TestsError("inputs or outputs are nested too deep") from error
     else:
         raise TestsError("tests have none of the keys inputs and outputs, functional, asserts, check")
     if not 0 < len(suite.tests) <= MAX_TESTS:
@@ -110,8 +114,8 @@ def _pairs(reference: Mapping[str, Any]) -> Suite:
             raise TestsError("with fn_name, every input is a list of arguments or an object of named ones")
     is_exact = checker or reference.get("exact") is True
     unwraps = [False, True] if not is_exact and all(isinstance(out, list) and len(out) == 1 for out in outputs) else [False]
-    has_number_keys = any(_with_number_keys(given, is_outermost=True) != given for given in inputs)
-    conversions = [False, True] if not is_exact and has_number_keys else [False]
+    has_number_keys = not is_exact and any(_with_number_keys(given, is_outermost=True) != given for given in inputs)
+    conversions = [False, True] if has_number_keys else [False]
     readings = []
     for converts in conversions:
         for unwrap in unwraps:

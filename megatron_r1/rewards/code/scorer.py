@@ -13,7 +13,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.code.cases import StdioTest, Suite, TestsError
 from megatron_r1.rewards.code.checker import Checker
 from megatron_r1.rewards.code.cpp_cache import CppCache
-from megatron_r1.rewards.code.cpp_compile import COMPILE_LIMITS, HEADER_SECONDS, compile_cpp
+from megatron_r1.rewards.code.cpp_compile import COMPILE_LIMITS, HEADER_SECONDS, compile_answer
 from megatron_r1.rewards.code.cpp_source import NotForCppError, cpp_source, function_name
 from megatron_r1.rewards.code.extract import Code, Language, Wanted, find_code
 from megatron_r1.rewards.code.forms import read_tests
@@ -86,7 +86,7 @@ class CodeScorer:
     def longest_seconds(self) -> float:
         """Most seconds that one `score` call takes, unless the machine stalls. A lower limit turns slow programs into time-outs."""
         wall = max(self._defaults.wall_seconds, self._most.wall_seconds)
-        return HEADER_SECONDS + COMPILE_LIMITS.wall_seconds + self._program_seconds + 3 * (wall + GRACE_SECONDS)
+        return 2 * (HEADER_SECONDS + COMPILE_LIMITS.wall_seconds) + self._program_seconds + 3 * (wall + GRACE_SECONDS)
 
     def score(self, response: str, reference: Any) -> Verdict:
         """See `Scorer`. `parts` holds "tests" (every test's verdict, in order) and "counts" (verdict -> number of tests).
@@ -133,7 +133,7 @@ class CodeScorer:
         of_program = sandbox_limits(limits, code.language)
         if code.language == "cpp":
             source = code.text if suite.is_stdio else cpp_source(code.text, suite)
-            compiled = compile_cpp(source, self._settings, standard=code.standard, cache=self._cache)
+            compiled = compile_answer(source, self._settings, code.standard, self._cache)
             if isinstance(compiled, TestResult):
                 return [compiled] * len(suite.tests)
             program = Program("command", compiled, executable=True)

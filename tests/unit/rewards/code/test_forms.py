@@ -79,6 +79,8 @@ def test_what_data_leaves_open_holds_for_cpp():
         ({"inputs": ["1"], "outputs": [[["1"]]]}, "outputs without fn_name are strings"),
         ({"inputs": ["1"], "outputs": [None]}, "not NoneType"),
         (calls([1], [1]), "every input is a list of arguments"),
+        (calls([[json.loads("[" * 900 + "]" * 900)]], [1]), "nested too deep"),
+        (calls([[1]], [json.loads("[" * 900 + "]" * 900)]), "nested too deep"),
         ({"fn_name": "", "inputs": [[1]], "outputs": [1]}, "fn_name '' is not a name"),
         ({"inputs": ["1"], "outputs": ["1"], "limits": []}, "limits is an object"),
         ({"inputs": ["1"], "outputs": ["1"], "limits": {"memory": 3}}, "limits.memory is unknown"),
