@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_r1.cli.commands import (
+    CHECK_SECTIONS,
     COMMANDS,
     EVALUATE,
     PIPELINES,
     RECIPES,
     SCORE_SECTIONS,
     Command,
+    handle_check_problems,
     handle_config,
     handle_doctor,
     handle_evaluate,
@@ -44,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pipelines(commands)
     _add_evaluate(commands)
     _add_score(commands)
+    _add_check_problems(commands)
     add_convert(commands)
     _add_config(commands)
     _add_run_folder_commands(commands)
@@ -96,6 +99,26 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--mark-unscorable", action="store_true", help="mark malformed lines instead of refusing the file")
     _add_settings(score, ("reward.answer_location", "reward.custom", "reward.math", "reward.code"), SCORE_SECTIONS)
     score.set_defaults(handler=handle_score)
+
+
+def _add_check_problems(commands: argparse._SubParsersAction) -> None:
+    check = commands.add_parser(
+        "check-problems",
+        help="look for bad problems in a file before a run uses it",
+        description="Read a file of problems as grpo does and report references that no scorer can read, tests that no program can "
+        "pass, duplicates, missing fields, languages and lengths. Exit code: 0 if nothing was found, 1 if something was, 2 if the "
+        "file cannot be read.",
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="problems, in any form that data.source takes")
+    check.add_argument("--json", type=Path, metavar="FILE.json", help="also write the report there")
+    check.add_argument("--workers", type=int, metavar="N", help="scoring processes; default: reward.workers")
+    check.add_argument(
+        "--no-solutions", action="store_true",
+        help="do not run the reference solutions that records may hold (solution, solutions, reference_solution, code)",
+    )  # fmt: skip
+    shown = ("data.question_field", "data.answer_field", "data.answer_format", "data.tokenizer", "reward.domains")
+    _add_settings(check, shown, CHECK_SECTIONS)
+    check.set_defaults(handler=handle_check_problems)
 
 
 def _add_config(commands: argparse._SubParsersAction) -> None:

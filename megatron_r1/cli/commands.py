@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,13 +106,17 @@ RECIPES = {
     ),
 }
 SCORE_SECTIONS = ("reward", "data.template")
+CHECK_SECTIONS = ("data", "reward")
 
 
 def readers() -> dict[str, tuple[str, ...]]:
     """Name of every command that takes settings -> the sections and settings that the command reads."""
     pipelines = {f"pipeline {name}": command for name, command in (PIPELINES | RECIPES).items()}
     commands = COMMANDS | {"evaluate": EVALUATE} | pipelines
-    return {name: command.sections for name, command in commands.items()} | {"score": SCORE_SECTIONS}
+    return {name: command.sections for name, command in commands.items()} | {
+        "score": SCORE_SECTIONS,
+        "check-problems": CHECK_SECTIONS,
+    }
 
 
 def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
@@ -156,6 +161,18 @@ def handle_score(arguments: argparse.Namespace) -> int:
     counts = score_file(config, arguments.reward, arguments.input, arguments.output, arguments.mark_unscorable)
     print(f"{arguments.output}: " + ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common()))
     return 0
+
+
+def handle_check_problems(arguments: argparse.Namespace) -> int:
+    """Print what is wrong with a file of problems. The exit code is 1 if anything is."""
+    workers = [] if arguments.workers is None else [f"reward.workers={arguments.workers}"]
+    source = json.dumps(str(arguments.file))
+    config = load_config(arguments.config, [*arguments.overrides, *workers, f"data.source={source}"])
+    from megatron_r1.pipeline.check_problems import check_problems, render_report
+
+    report = check_problems(config, arguments.json, not arguments.no_solutions)
+    print(render_report(report, str(arguments.file)))
+    return 1 if report.counts else 0
 
 
 def handle_recipe(arguments: argparse.Namespace) -> int:

@@ -279,6 +279,14 @@ class RewardConfig(Section):
         description="Score of a reward component whose scorer gave none (error, timeout, unscorable). Such cases are counted in "
         "the metrics. The paper does not state it.",
     )
+    max_unscorable_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Largest share of the problems of a file whose reference no scorer can read; with more, a run ends before it "
+        "builds its models. 1: it never ends for that.",
+        json_schema_extra=MAY_CHANGE,
+    )
     workers: int = Field(2, gt=0, description="Number of scoring processes beside rank 0.", json_schema_extra=MAY_CHANGE)
     time_limit_seconds: float = Field(
         20.0, gt=0, description="Seconds that one scorer may take for one response, after which its process is killed."

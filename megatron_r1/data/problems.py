@@ -6,7 +6,7 @@ import json
 import random
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ class Problem:
     domain: str = "math"  #: the subject, which names the scorer of accuracy; the answer of "code" is its tests as JSON
     kind: str = "reasoning"  #: "reasoning" or "general"
     preference: str = "helpful"  #: of a general problem: "helpful" or "safety"
+    where: str = field(default="", compare=False)  #: file and line; "" if the problem is of no file
 
 
 class ProblemSource(Protocol):
@@ -165,17 +166,27 @@ def read_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> lis
     path = Path(config.source)
     problems, first_seen = [], {}
     for number, (where, record) in enumerate(read_records(path), start=1):
-        question = take_text(record, config.question_field, where)
-        kind = _take_choice(record, "kind", KINDS, "reasoning", where)
-        preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)
-        domain = _take_choice(record, "domain", domains, "code" if "tests" in record else "math", where, _OTHER_DOMAIN)
-        if question in first_seen:
-            raise DataError(f"{where}: the same question stands at {first_seen[question]}; remove one of the two")
-        first_seen[question] = where
-        language = take_text(record, "language", where) if record.get("language") else ""
-        answer = _take_answer(record, config, kind, domain, where)
-        problems.append(Problem(f"{path.stem}-{number}", question, answer, language, domain, kind, preference))
+        problem = read_problem(record, config, domains, where, f"{path.stem}-{number}")
+        if problem.question in first_seen:
+            raise DataError(f"{where}: the same question stands at {first_seen[problem.question]}; remove one of the two")
+        first_seen[problem.question] = where
+        problems.append(problem)
     return problems
+
+
+def read_problem(record: dict[str, Any], config: DataConfig, domains: Collection[str], where: str, id: str) -> Problem:
+    """The problem of one record.
+
+    Raises:
+        DataError: what is missing or malformed, after `where`.
+    """
+    question = take_text(record, config.question_field, where)
+    kind = _take_choice(record, "kind", KINDS, "reasoning", where)
+    preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)
+    domain = _take_choice(record, "domain", domains, "code" if "tests" in record else "math", where, _OTHER_DOMAIN)
+    language = take_text(record, "language", where) if record.get("language") else ""
+    answer = _take_answer(record, config, kind, domain, where)
+    return Problem(id, question, answer, language, domain, kind, preference, where)
 
 
 def _take_choice(

@@ -15,6 +15,7 @@ from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
 from megatron_r1.pipeline.builders.rewards import build_evaluation, check_custom_rewards, open_rewards
+from megatron_r1.pipeline.check_problems import check_references
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import (
     checkpoint_writer,
@@ -51,6 +52,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
     folder = Path(config.run_dir)
     with Run.open(folder, config, "grpo") as run, open_preferences(config, session) as preferences:
+        check_references(config, source, folder)
         policy = build_policy(
             config,
             session,

@@ -18,7 +18,7 @@ FREE = """
     parallel.tp parallel.pp parallel.vpp parallel.ep parallel.etp parallel.cp parallel.sequence_parallel
     rollout.placement rollout.engines_per_node rollout.servers rollout.transfer
     rollout.start_timeout_seconds rollout.step_timeout_seconds rollout.stall_seconds rollout.restarts
-    sft.workers reward.workers
+    sft.workers reward.workers reward.max_unscorable_share
     reward.judge.url reward.judge.api_key_file reward.judge.cache reward.judge.concurrency
     reward.judge.timeout_seconds reward.judge.retries reward.code.cpp_cache_mb
 """
