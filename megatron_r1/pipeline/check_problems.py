@@ -56,6 +56,7 @@ _RULES = "megatron_r1.rewards.rules.references"
 _SOLUTIONS = ("solution", "solutions", "reference_solution", "code")
 _EXAMPLES = 3  #: of each finding that are shown
 _KEPT_EXAMPLES = 100  #: of each finding in a file
+_MANY = 10_000  #: references whose check takes long enough to show it
 _WINDOW = 256  #: records under way
 _READ_CHARACTERS = 2000  #: of a question: enough to know its language
 _NO_SIGN = re.compile(r"[$\"'\u2018-\u201d]|\\[,;!: ]|[.,;:!?\u3002]+(?=\s|$)")
@@ -289,7 +290,7 @@ def _count_unusable(config: Config, problems: list[Problem]) -> dict[str, Any]:
     specs = {_REFERENCES: _reference_spec(config)}
     domains = accuracy_scorers(config.reward)
     if checked:
-        with open_scoring(config.reward, specs) as scoring, Progress(len(checked), "check references") as progress:
+        with open_scoring(config.reward, specs) as scoring, _quiet_progress(len(checked)) as progress:
             for (problem, _), verdict in zip(checked, scoring.stream(references()), strict=True):
                 kind = _finding(verdict, problem.domain, domains)
                 if kind is not None:
@@ -308,6 +309,11 @@ def _fingerprint(config: Config, problems: list[Problem]) -> str:
     for problem in problems:
         found.update(f"{problem.where}\0{problem.domain}\0{problem.answer}\0".encode("utf-8", "replace"))
     return found.hexdigest()
+
+
+def _quiet_progress(total: int) -> Progress:
+    """Of a check at the start of a run: a few seconds are not worth a line."""
+    return Progress(total, "check references", enabled=total >= _MANY)
 
 
 def _read_report(path: Path, fingerprint: str) -> dict[str, Any] | None:

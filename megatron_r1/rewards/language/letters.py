@@ -23,6 +23,9 @@ _STYLED = re.compile(
 )
 #: a letter with its accents apart. The whole text is not normalised: that takes the square of a run of accents
 _DECOMPOSED = re.compile("[^\\W\\d_][\u0300-\u036f\u3099\u309a]{1,4}")
+#: characters by their numbers, several in a row: escapes of Python and JSON, of HTML and of addresses
+_ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|&#[0-9]{2,6};|&#x[0-9a-fA-F]{2,5};|%[0-9a-fA-F]{2}){4,}")
+_NUMBER = re.compile(r"(?:\\[ux]|&#x|%)([0-9a-fA-F]+);?|&#([0-9]+);")
 _PIECE = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _NEW_WORD = re.compile("(?<=[^\\W\\d_A-Z])(?=[A-Z\u00c0-\u00d6\u00d8-\u00de])|(?<=[A-Z])(?=[A-Z][a-z])")
 _OFFSETS = {0x1F130: 26, 0x1F150: 26, 0x1F170: 26, 0x1F1E6: 26, 0x1F110: 26}  #: first of an alphabet in boxes -> its length
@@ -30,6 +33,7 @@ _OFFSETS = {0x1F130: 26, 0x1F150: 26, 0x1F170: 26, 0x1F1E6: 26, 0x1F110: 26}  #:
 
 def plain_letters(text: str) -> str:
     """A text whose letters are plain ones: accents joined, styled letters as ASCII, without characters that print nothing."""
+    text = _ESCAPED.sub(lambda escaped: _NUMBER.sub(_numbered_letter, escaped[0]), text)
     text = _STYLED.sub(lambda found: _plain_letter(found[0]), _INVISIBLE.sub("", text))
     return _DECOMPOSED.sub(lambda found: unicodedata.normalize("NFC", found[0]), text)
 
@@ -37,6 +41,11 @@ def plain_letters(text: str) -> str:
 def split_identifier(text: str) -> list[str]:
     """The pieces of `getName`, `get_name` and `name2`, those of two letters and more."""
     return [piece for part in _PIECE.findall(text.replace("_", " ")) for piece in _NEW_WORD.split(part) if len(piece) > 1]
+
+
+def _numbered_letter(found: re.Match[str]) -> str:
+    number = int(found[1], 16) if found[1] else int(found[2])
+    return chr(number) if number < 0x110000 else " "
 
 
 def _plain_letter(character: str) -> str:

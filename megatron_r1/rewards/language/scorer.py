@@ -23,6 +23,7 @@ _LONG_WORD = 13  #: letters of an unknown word from which it may be several with
 _LETTERS_OF_A_WORD = 6
 _LONGEST_HANGUL = 12  #: syllables of a word
 _SYLLABLES_OF_A_WORD = 3
+_SHORT_SENTENCE = 8  #: Chinese characters, of which so few may fit Japanese by chance
 _KATAKANA_ROW = 12  #: characters of a sentence of katakana alone that are no Japanese but another language's sounds
 _KOREAN_ROW = 12  #: Korean words from which their endings must look like Korean
 #: last syllables of Korean words: particles, endings of verbs
@@ -108,10 +109,14 @@ def _label(sentences: list[list[Word]]) -> Iterator[tuple[str, str]]:
     yield from _label_letters(sentences, "latin", latin_words)
     yield from _label_letters(sentences, "cyrillic", cyrillic_words)
     kana_somewhere = any(_kana_share(sentence) >= _JAPANESE_KANA_SHARE for sentence in sentences)
+    kanji = [text for sentence in sentences if (text := _cjk_of(sentence)) and not _has_kana(text)]
+    all_fit = kana_somewhere and all(map(_fits_japanese, kanji))
     hangul = [word.text for sentence in sentences for word in sentence if word.script == "hangul"]
     korean = "ko" if _is_korean(hangul) else OTHER
     for sentence in sentences:
-        yield from _label_other_scripts(sentence, kana_somewhere, korean)
+        text = _cjk_of(sentence)
+        fits = all_fit if len(text) < _SHORT_SENTENCE else kana_somewhere and _fits_japanese(text)
+        yield from _label_other_scripts(sentence, fits, korean)
 
 
 def _label_letters(sentences: list[list[Word]], script: str, load: Any) -> Iterator[tuple[str, str]]:
@@ -125,7 +130,8 @@ def _label_letters(sentences: list[list[Word]], script: str, load: Any) -> Itera
                 label = UNKNOWN if label == UNKNOWN else OTHER
             if len(word) > LONGEST_WORD:
                 label = OTHER
-            yield from ((label, word) for _ in range(1 if model.knows(word) else _several(word)))
+            count = max(1, word.count("'") + word.count("\u2019")) if model.knows(word) else _several(word)
+            yield from ((label, word) for _ in range(count))
 
 
 def _several(word: str) -> int:
@@ -133,10 +139,10 @@ def _several(word: str) -> int:
     return 1 if len(word) < _LONG_WORD else len(word) // _LETTERS_OF_A_WORD
 
 
-def _label_other_scripts(sentence: list[Word], kana_somewhere: bool, korean: str) -> Iterator[tuple[str, str]]:
+def _label_other_scripts(sentence: list[Word], fits_japanese: bool, korean: str) -> Iterator[tuple[str, str]]:
+    """Args: a sentence without kana is Japanese if `fits_japanese`; what words in hangul are."""
     scripts = Counter(word.script for word in sentence)
     kana_share = _kana_share(sentence) if scripts["cjk"] else 0.0
-    fits = not kana_share and kana_somewhere and all(_fits_japanese(word.text) for word in sentence if word.script == "cjk")
     sounds = bool(kana_share) and _is_katakana(sentence)
     for script, text in sentence:
         if script == "hangul":
@@ -147,7 +153,7 @@ def _label_other_scripts(sentence: list[Word], kana_somewhere: bool, korean: str
         elif script == "cjk":
             if scripts["hangul"] > scripts["cjk"] and len(text) <= _LONGEST_HANJA and not _has_kana(text):
                 yield "ko", text
-            elif kana_share >= _JAPANESE_KANA_SHARE or fits:
+            elif kana_share >= _JAPANESE_KANA_SHARE or (fits_japanese and not kana_share):
                 yield from ((OTHER if sounds else "ja", word) for word in _japanese_words(text))
             else:
                 yield from (("ja" if _has_kana(word) else "zh", word) for word in chinese_words(text))
@@ -155,14 +161,18 @@ def _label_other_scripts(sentence: list[Word], kana_somewhere: bool, korean: str
             yield from ((OTHER, text) for _ in range(_several(text)))
 
 
+def _cjk_of(sentence: list[Word]) -> str:
+    return "".join(word.text for word in sentence if word.script == "cjk")
+
+
 def _kana_share(sentence: list[Word]) -> float:
-    characters = "".join(word.text for word in sentence if word.script == "cjk")
+    characters = _cjk_of(sentence)
     return sum("\u3040" <= character <= "\u30ff" for character in characters) / max(1, len(characters))
 
 
 def _is_katakana(sentence: list[Word]) -> bool:
     """Whether a sentence is katakana alone: names and loans in Japanese are, but no whole sentence."""
-    characters = "".join(word.text for word in sentence if word.script == "cjk")
+    characters = _cjk_of(sentence)
     return len(characters) >= _KATAKANA_ROW and all("\u30a0" <= character <= "\u30ff" for character in characters)
 
 

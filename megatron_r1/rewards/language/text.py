@@ -64,7 +64,7 @@ _KEYWORDS = frozenset(_KEYWORDS_TEXT.split())
 LONGEST_WORD = 30  #: letters; a longer one is of no language
 _LONGEST_ACRONYM = 6
 _MANY_LETTERS = 9  #: different ones in a row of capitals: more than the points of a figure have
-_FEWEST_SPELT = 8  #: single letters in a row that spell something
+_FEWEST_SPELT = 10  #: single letters in a row that spell something
 _LETTERS_OF_A_WORD = 4  #: of a spelt one
 _ROW = 4  #: words, one after the other, that are prose wherever they stand, if they hold words that only sentences have
 _COMMON_SHARE = 0.25  #: of the words of a row; "num epochs lr batch size" has none
@@ -74,7 +74,13 @@ _LONGEST_ENVIRONMENT = 30
 _JOINT = re.compile(r"[\s_\-,.;:!?'\"|\u2018-\u201d\u3001\u3002\uff0c\uff1a\uff1b\u2026\u00b7\\]*")  #: between words of a row
 _ASIDE_WORD = re.compile(rf"\n|\\(?P<command>[A-Za-z]+)|{_WORD.pattern}")
 _SIGN = re.compile(r"[=()\[\]{}<>+*/%&^~@#$:;0-9]")
-_SPELT = re.compile(rf"(?<![^\W\d_])(?:[{LETTERS['latin']}][ ._\-]{{1,2}}){{{_FEWEST_SPELT - 1},}}[{LETTERS['latin']}](?![^\W\d_])")
+_DIGITS_WITHIN = re.compile(r"(?<![^\W_])(?:[A-Za-z]+\d+[A-Za-z]|\d+[A-Za-z]+\d)[A-Za-z0-9]*")
+_BLOB = re.compile(r"[A-Za-z0-9+/]{40,}")
+_CHANGE = re.compile(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
+_LETTERS_A_CHANGE = 4
+_SPELT = re.compile(
+    rf"(?<![^\W\d_])(?:[{LETTERS['latin']}][\s._\-,*|/]{{1,3}}){{{_FEWEST_SPELT - 1},}}[{LETTERS['latin']}](?![^\W\d_])"
+)
 
 
 class Word(NamedTuple):
@@ -100,7 +106,7 @@ def reasoning_of(response: str) -> str:
 def read_words(text: str) -> FoundWords:
     """The words of a text, see `FoundWords`."""
     prose, asides = set_aside(plain_letters(text))
-    sentences, loose = [], []
+    sentences, loose = [spelt] if (spelt := _spelt_words(prose)) else [], []
     for words, rest in chain(map(_read_sentence, _SENTENCE_END.split(prose)), map(_read_aside, asides)):
         sentences += [row for row in words if row]
         if rest:
@@ -125,7 +131,7 @@ def set_aside(text: str) -> tuple[str, list[str]]:
 
 def _read_sentence(sentence: str) -> tuple[list[list[Word]], list[Word]]:
     """The words, and the rows of words that identifiers or capitals hold; then what is neither."""
-    words: list[Word] = _spelt_words(sentence)
+    words: list[Word] = []
     rows, loose = [words], []
     identifiers: list[str] = []
     capitals: list[str] = []
@@ -136,7 +142,7 @@ def _read_sentence(sentence: str) -> tuple[list[list[Word]], list[Word]]:
         if _is_row(row):
             rows.append(row)
         else:
-            loose.extend(word for word in row if len(word.text) > 2)
+            loose.extend(row)
         if len(capitals) >= _ROW and len(set("".join(capitals))) > _MANY_LETTERS:
             rows.append([Word("latin", text.lower()) for text in capitals])
         identifiers.clear()
@@ -156,6 +162,7 @@ def _read_sentence(sentence: str) -> tuple[list[list[Word]], list[Word]]:
             words.append(Word(kind, text))
             end_row()
     end_row()
+    loose += [Word("mixed", token[0]) for token in _DIGITS_WITHIN.finditer(sentence)]
     return rows, loose
 
 
@@ -226,9 +233,15 @@ def _is_row(words: list[Word]) -> bool:
 
 
 def _spelt_words(text: str) -> list[Word]:
-    """Words that are written letter by letter, `F i r s t`, as words of no language."""
+    """Words that are written letter by letter, `F i r s t`, or in base64, as words of no language."""
     found = (sum(map(str.isalpha, spelt[0])) for spelt in _SPELT.finditer(text))
-    return [Word("mixed", "?" * _LETTERS_OF_A_WORD) for letters in found for _ in range(letters // _LETTERS_OF_A_WORD)]
+    spelt = [Word("mixed", "?" * _LETTERS_OF_A_WORD) for letters in found for _ in range(letters // _LETTERS_OF_A_WORD)]
+    return spelt + [Word("mixed", blob[0]) for blob in _BLOB.finditer(text) if _is_encoded(blob[0])]
+
+
+def _is_encoded(text: str) -> bool:
+    """Whether letters and digits without a space are an encoding: they change their kind at every third or so."""
+    return len(_CHANGE.findall(text)) >= len(text) / _LETTERS_A_CHANGE
 
 
 def _without_spans(text: str, opening: str, closing: str, asides: list[str]) -> str:

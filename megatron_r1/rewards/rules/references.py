@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from megatron_r1.rewards.code.cases import CallTest, CheckTest, StdioTest, Suite, TestsError
@@ -44,7 +45,9 @@ class ReferenceChecker:
             return self._choice.score(f"ANSWER: {reference}", reference)
         answer = reference_answer(reference) if isinstance(reference, str) else ""
         verdict = self._math.score(_in_place(answer.strip(), self._place), reference)
-        return Verdict(0.0, "wrong", f"{_short(answer)} does not agree with itself") if verdict.outcome == "wrong" else verdict
+        if verdict.outcome == "wrong":
+            return Verdict(0.0, "wrong", f"{_short(answer)} does not agree with itself")
+        return verdict if verdict.outcome == "correct" else replace(verdict, detail=f"{verdict.detail}: {_short(answer)}")
 
 
 class QuestionLanguage:
