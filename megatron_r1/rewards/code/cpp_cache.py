@@ -27,8 +27,8 @@ _ABANDONED_SECONDS = 3600  #: a part of this age was left behind by a worker tha
 class CppCache:
     """A folder of compiled headers and programs, of bounded size. An error of the file system means only that nothing is kept."""
 
-    _folder: Path
-    _most_bytes: int  #: of all files together
+    folder: Path
+    most_bytes: int  #: of all files together
 
     @classmethod
     def open(cls, most_bytes: int, parent: str | None = None) -> CppCache | None:
@@ -44,6 +44,7 @@ class CppCache:
         try:
             with suppress(FileExistsError):
                 os.mkdir(folder, 0o755)
+                os.chmod(folder, 0o755)  # whatever the mask: the compiler's user must reach the headers
             return cls(folder, most_bytes) if _is_ours_alone(folder) else None
         except OSError:
             return None
@@ -64,7 +65,7 @@ class CppCache:
                 found = self._find_header(key)
                 content = build() if found is None else None
                 if content:
-                    found = self._folder / f"{key}-{len(content)}{_HEADER_SUFFIX}"
+                    found = self.folder / f"{key}-{len(content)}{_HEADER_SUFFIX}"
                     self._write(found, content, 0o644)  # the compiler runs as another user if the trainer is root
                 return found
         except OSError:
@@ -72,7 +73,7 @@ class CppCache:
 
     def program(self, key: str) -> bytes | None:
         """The executable of this key, or None."""
-        path = self._folder / f"{key}{_PROGRAM_SUFFIX}"
+        path = self.folder / f"{key}{_PROGRAM_SUFFIX}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
@@ -85,23 +86,23 @@ class CppCache:
 
     def keep_program(self, key: str, content: bytes) -> None:
         """Keep an executable, and remove the oldest ones if there are too many bytes."""
-        if len(content) > self._most_bytes // 8:
+        if len(content) > self.most_bytes // 8:
             return
         with suppress(OSError):
-            self._write(self._folder / f"{key}{_PROGRAM_SUFFIX}", hashlib.sha256(content).digest() + content, 0o600)
+            self._write(self.folder / f"{key}{_PROGRAM_SUFFIX}", hashlib.sha256(content).digest() + content, 0o600)
             with self._lock() as is_held:
                 if is_held:
                     self._shrink()
 
     def _find_header(self, key: str) -> Path | None:
-        for path in self._folder.glob(f"{key}-*{_HEADER_SUFFIX}"):
+        for path in self.folder.glob(f"{key}-*{_HEADER_SUFFIX}"):
             if path.name == f"{key}-{path.stat().st_size}{_HEADER_SUFFIX}" and not path.is_symlink():
                 os.utime(path)
                 return path
         return None
 
     def _write(self, path: Path, content: bytes, mode: int) -> None:
-        descriptor, name = tempfile.mkstemp(suffix=_PART_SUFFIX, dir=self._folder)
+        descriptor, name = tempfile.mkstemp(suffix=_PART_SUFFIX, dir=self.folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -114,7 +115,7 @@ class CppCache:
     def _shrink(self) -> None:
         """Remove the files that were not used for longest until the rest fits, and abandoned parts."""
         files = []
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 found = path.stat()
                 if path.suffix == _PART_SUFFIX and time.time() - found.st_mtime > _ABANDONED_SECONDS:
@@ -123,7 +124,7 @@ class CppCache:
                     files.append((found.st_mtime, found.st_size, path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
-            if total <= self._most_bytes:
+            if total <= self.most_bytes:
                 return
             path.unlink(missing_ok=True)
             total -= size
@@ -131,7 +132,7 @@ class CppCache:
     @contextmanager
     def _lock(self) -> Iterator[bool]:
         """Whether this process alone changes the folder now. The kernel gives the lock back when a process is killed."""
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -81,9 +81,9 @@ def compile_cpp(
     if kept is not None:
         return kept
     files = {}
-    if cache is not None and _STARTS_WITH_ALL_HEADERS.match(source):
+    if cache is not None and can_be_read(str(cache.folder)) and _STARTS_WITH_ALL_HEADERS.match(source):
         header = cache.header(_key(compiler, flags, _HEADER), lambda: _compile_header(compiler, flags, settings))
-        if header is not None and can_be_read(str(header.parent)):
+        if header is not None:
             files = {f"{_HEADER_INSIDE}.gch": str(header)}
     include = ("-include", _HEADER_INSIDE) if files else ()
     data = {_HEADER_INSIDE: _HEADER} if files else {}

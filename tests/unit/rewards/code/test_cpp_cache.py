@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,10 @@ ALL_HEADERS = "// sorted\n#include <iostream>\n#include <bits/stdc++.h>\nint mai
 
 
 @pytest.fixture
-def cache(tmp_path) -> CppCache:
-    return CppCache.open(1 << 30, str(tmp_path))
-
-
-def folder_of(cache: CppCache) -> Path:
-    return cache._folder
+def cache() -> Iterator[CppCache]:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own cannot be reached by other users, as the compiler's is
+        Path(folder).chmod(0o755)
+        yield CppCache.open(1 << 30, folder)
 
 
 def output_of(executable: bytes) -> bytes:
@@ -37,8 +37,8 @@ def output_of(executable: bytes) -> bytes:
 def test_a_folder_that_others_could_write_is_not_used(tmp_path):
     assert CppCache.open(0, str(tmp_path)) is None
     assert CppCache.open(1, str(tmp_path / "missing")) is None
-    folder = folder_of(CppCache.open(1, str(tmp_path)))
-    assert folder.stat().st_mode & 0o777 == 0o755 & ~_umask()
+    folder = CppCache.open(1, str(tmp_path)).folder
+    assert folder.stat().st_mode & 0o777 == 0o755
     folder.chmod(0o777)
     assert CppCache.open(1, str(tmp_path)) is None
     folder.rmdir()
@@ -52,15 +52,9 @@ def test_a_folder_that_others_could_write_is_not_used(tmp_path):
     assert CppCache.open(1, str(tmp_path)) is not None
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_not_used(tmp_path):
-    folder = folder_of(CppCache.open(1, str(tmp_path)))
+    folder = CppCache.open(1, str(tmp_path)).folder
     os.chown(folder, 1234, 1234)
     assert CppCache.open(1, str(tmp_path)) is None
 
@@ -68,7 +62,7 @@ def test_a_folder_of_another_user_is_not_used(tmp_path):
 def test_a_program_that_is_kept_is_the_same_or_none(cache):
     cache.keep_program("a", b"content")
     assert (cache.program("a"), cache.program("b")) == (b"content", None)
-    path = folder_of(cache) / "a.program"
+    path = cache.folder / "a.program"
     assert path.stat().st_mode & 0o077 == 0
     for spoilt in (b"", path.read_bytes()[:-1], path.read_bytes() + b"x", b"x" + path.read_bytes()):
         path.write_bytes(spoilt)
@@ -82,23 +76,23 @@ def test_the_folder_keeps_its_size(tmp_path):
     cache = CppCache.open(100_000, str(tmp_path))
     for number in range(30):
         cache.keep_program(str(number), bytes(10_000))
-        os.utime(folder_of(cache) / f"{number}.program", (number, number))
+        os.utime(cache.folder / f"{number}.program", (number, number))
         if number % 5 == 0:
             cache.program("0")  # what is used stays
-    assert sum(path.stat().st_size for path in folder_of(cache).iterdir()) <= 100_000
+    assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 100_000
     assert cache.program("0") is not None and cache.program("1") is None and cache.program("29") is not None
     cache.keep_program("large", bytes(50_000))
     assert cache.program("large") is None
-    abandoned = folder_of(cache) / "x.part"
+    abandoned = cache.folder / "x.part"
     abandoned.write_bytes(b"")
     os.utime(abandoned, (0, 0))
-    (folder_of(cache) / "y.part").write_bytes(b"")
+    (cache.folder / "y.part").write_bytes(b"")
     cache.keep_program("30", b"x")
-    assert not abandoned.exists() and (folder_of(cache) / "y.part").exists()
+    assert not abandoned.exists() and (cache.folder / "y.part").exists()
 
 
 def test_a_folder_that_is_gone_or_full_means_only_that_nothing_is_kept(cache):
-    folder = folder_of(cache)
+    folder = cache.folder
     (folder / "lock").mkdir()
     assert cache.header("k", lambda: b"content") is None
     (folder / "lock").rmdir()
@@ -139,7 +133,7 @@ def test_one_worker_builds_the_headers_and_no_other_waits(tmp_path):
 def test_a_source_is_compiled_once_and_other_sources_and_standards_are_other_programs(cache):
     one = compile_cpp(HELLO % '"one"', ISOLATED, cache=cache)
     assert output_of(one) == b"one\n"
-    (kept,) = folder_of(cache).glob("*.program")
+    (kept,) = cache.folder.glob("*.program")
     before = kept.stat().st_ino
     assert compile_cpp(HELLO % '"one"', ISOLATED, cache=cache) == one and kept.stat().st_ino == before
     assert output_of(compile_cpp(HELLO % '"two"', ISOLATED, cache=cache)) == b"two\n"
@@ -147,20 +141,20 @@ def test_a_source_is_compiled_once_and_other_sources_and_standards_are_other_pro
                  for name in ("gnu++17", "gnu++20")]  # fmt: skip
     assert [output_of(program) for program in standards] == [b"201703", b"202002"]
     assert isinstance(compile_cpp("int main() { return x; }", ISOLATED, cache=cache), TestResult)
-    assert len(list(folder_of(cache).glob("*.program"))) == 4  # no error is kept
+    assert len(list(cache.folder.glob("*.program"))) == 4  # no error is kept
 
 
 @needs_cpp
 def test_without_isolation_nothing_is_kept_and_nothing_taken(cache):
     settings = SandboxSettings(NO_ISOLATION)
     assert not isinstance(compile_cpp(HELLO % '"one"', settings, cache=cache), TestResult)
-    assert list(folder_of(cache).iterdir()) == []
+    assert list(cache.folder.iterdir()) == []
 
 
 @needs_cpp
-def test_compiled_headers_give_the_same_program(cache, tmp_path):
+def test_compiled_headers_give_the_same_program(cache):
     with_headers = compile_cpp(ALL_HEADERS % '"one"', ISOLATED, cache=cache)
-    (header,) = folder_of(cache).glob("*.gch")
+    (header,) = cache.folder.glob("*.gch")
     assert header.stat().st_size > 10 << 20
     assert output_of(with_headers) == output_of(compile_cpp(ALL_HEADERS % '"one"', ISOLATED)) == b"one\n"
     error = compile_cpp(ALL_HEADERS % "no_such_name", ISOLATED, cache=cache)
@@ -172,14 +166,23 @@ def test_compiled_headers_give_the_same_program(cache, tmp_path):
                    f'#include <bits/stdc++.h>\n#include "{header}"\nint main() {{}}'):  # fmt: skip
         compile_cpp(attack, ISOLATED, cache=cache)
     assert header.read_bytes() == seen
-    assert {path.suffix for path in folder_of(cache).iterdir()} <= {".gch", ".program", ""}
+    assert {path.suffix for path in cache.folder.iterdir()} <= {".gch", ".program", ""}
+
+
+@needs_cpp
+@pytest.mark.skipif(os.geteuid() != 0, reason="else the compiler runs as the same user")
+def test_headers_out_of_the_compilers_reach_are_not_built(tmp_path):
+    tmp_path.chmod(0o700)
+    cache = CppCache.open(1 << 30, str(tmp_path))
+    assert output_of(compile_cpp(ALL_HEADERS % '"one"', ISOLATED, cache=cache)) == b"one\n"
+    assert not list(cache.folder.glob("*.gch")) and len(list(cache.folder.glob("*.program"))) == 1
 
 
 @needs_cpp
 def test_a_program_sees_nothing_of_the_cache(cache):
     program = compile_cpp(
         "#include <bits/stdc++.h>\n#include <fcntl.h>\n#include <unistd.h>\nint main() { std::puts(open("
-        f'"{folder_of(cache)}/lock", O_RDONLY) < 0 && access("/header", F_OK) && access("{folder_of(cache).parent}", F_OK)'
+        f'"{cache.folder}/lock", O_RDONLY) < 0 && access("/header", F_OK) && access("{cache.folder.parent}", F_OK)'
         ' ? "none" : "BREACH"); }',
         ISOLATED,
         cache=cache,
