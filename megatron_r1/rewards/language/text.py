@@ -67,6 +67,7 @@ _MANY_LETTERS = 9  #: different ones in a row of capitals: more than the points 
 _FEWEST_SPELT = 10  #: single letters in a row that spell something
 _LETTERS_OF_A_WORD = 4  #: of a spelt one
 _ROW = 4  #: words, one after the other, that are prose wherever they stand, if they hold words that only sentences have
+_LONG_NAME = 6  #: pieces of an identifier that stands alone; FileNotFoundError has four
 _COMMON_SHARE = 0.25  #: of the words of a row; "num epochs lr batch size" has none
 _FEWEST_WORDS_OF_TEXT = 8  #: in something that was set aside and has too few signs for code or a formula
 _SIGNS_PER_WORD = 0.25
@@ -139,7 +140,8 @@ def _read_sentence(sentence: str) -> tuple[list[list[Word]], list[Word]]:
     def end_row() -> None:
         pieces = [piece for identifier in identifiers for piece in split_identifier(identifier)]
         row = [Word("latin", piece) for piece in pieces]
-        if _is_row(row):
+        is_one_name = len(identifiers) == 1 and len(row) < _LONG_NAME and sum(map(len, identifiers)) <= LONGEST_WORD
+        if not is_one_name and _is_row(row):
             rows.append(row)
         else:
             loose.extend(row)

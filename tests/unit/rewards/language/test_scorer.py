@@ -70,6 +70,8 @@ ASIDE = [
     "\\frac \\quad",
     "AB, BC, CD, DA, AC, BD",
     "x y z",
+    "FileNotFoundError",
+    "isNotInTheList",
     "\u03b1 + \u03b2 = \u03b3, sin\u03b1, 2\u03c0r",
 ]
 
