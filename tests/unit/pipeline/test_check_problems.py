@@ -11,6 +11,7 @@ import pytest
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
 from megatron_r1.data.problems import load_problems
+from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.pipeline.check_problems import FINDINGS, REPORT_FILE, check_problems, check_references
 from megatron_r1.rewards.scorers import accuracy_scorers
@@ -94,6 +95,17 @@ def test_the_report_is_a_table_and_a_file(tmp_path, capsys):
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["findings"]["malformed"]["count"] == 6 and len(report["findings"]["malformed"]["examples"]) == 6
     assert report["problems"] == len(GOOD) + len(BAD) and report["lengths"]["question, characters"]["longest"] == 68
+
+
+def test_lengths_in_tokens_come_with_a_tokenizer(tmp_path):
+    train_tokenizer(["What is one and one?", "word word word"] * 3, 300).save(tmp_path / "tokenizer")
+    path = write(tmp_path, [GOOD[0], {"question": "word " * 500, "answer": "5"}])
+    report = check_problems(config(path, f"data.tokenizer={tmp_path}/tokenizer", "data.max_prompt_tokens=400"))
+    (place, detail), *others = report.examples["long_prompt"]
+    assert place == f"{path}:2" and not others and dict(report.counts) == {"long_prompt": 1}
+    first, second = report.lengths["prompt, tokens"]
+    assert first < 400 < second and detail == f"{second} tokens" and list(report.lengths["answer, tokens"]) == [1, 1]
+    assert "prompt, tokens" not in check_problems(config(path)).lengths
 
 
 def test_the_same_question_with_another_answer_is_said_apart(tmp_path):
