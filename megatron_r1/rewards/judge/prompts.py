@@ -164,6 +164,8 @@ def _after_reasoning(output: str) -> str:
             follows a quotation from the answer.
     """
     text = output.strip()
+    if text.startswith("{"):
+        return text  # no reasoning: an object, whose strings may quote the tag
     before, ended, after = text.partition(THINK_CLOSE)
     if text.startswith(THINK_OPEN):
         if not ended:
@@ -171,7 +173,7 @@ def _after_reasoning(output: str) -> str:
     elif not ended:
         return text
     elif _VERDICT.search(before) or _LABEL.search(before):
-        raise ValueError("a verdict before </think>")
+        raise ValueError(f"a verdict before {THINK_CLOSE}")
     return after.strip()
 
 

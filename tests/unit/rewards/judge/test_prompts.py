@@ -94,6 +94,7 @@ def test_the_forms_that_models_give_it_in_are_read(output):
     ("written", "read"),
     [
         (r"as \(x\) is 5", r"as \(x\) is 5"),
+        ("a stray </think> or <think> in the text", "a stray </think> or <think> in the text"),
         (r"\sqrt{2} \cdot \pi", r"\sqrt{2} \cdot \pi"),
         (r"\underline{x} and \u00e9", "\\underline{x} and \u00e9"),
         (r"\\(x\\)", r"\(x\)"),
