@@ -70,9 +70,9 @@ class MathRewardConfig(Section):
     """What counts as the same answer if mathematics leaves it open; the paper says only that the answer must be correct."""
 
     percent: Literal["unit", "hundredth", "either"] = Field(
-        "unit",
-        description="What 50% equals. unit: 50, as in the references of GSM8K; hundredth: 0.5; either: both. The paper does not "
-        "state it.",
+        "either",
+        description="What 50% equals. unit: 50, as in the references of GSM8K; hundredth: 0.5; either: both, but 0.5% is never "
+        "0.5. The paper does not state it.",
     )
     units: Literal["optional", "required", "ignored"] = Field(
         "optional",

@@ -9,15 +9,20 @@ from functools import lru_cache
 from megatron_r1.rewards.math.compare import trees_agree
 from megatron_r1.rewards.math.fallback import math_verify_agrees
 from megatron_r1.rewards.math.forms import (
+    chosen_letter,
     form_of,
     has_relation,
     is_phrase,
     is_plain_clock,
+    labelled_choice,
     named_value,
+    same_choices,
     same_words,
     with_range_sign,
     without_lead,
 )
+from megatron_r1.rewards.math.measures import with_one_unit
+from megatron_r1.rewards.math.numerals import with_plain_numerals, with_selections
 from megatron_r1.rewards.math.parse import parse_answer
 from megatron_r1.rewards.math.policy import DEFAULT_POLICY, MathPolicy
 from megatron_r1.rewards.math.spelling import respell
@@ -53,12 +58,22 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return same_words(answer, reference)
     if same_words(answer, reference):
         return True
+    if same_choices(answer, reference):
+        return True
     if _is_other_choice(answer, reference):
         return False
+    choices = labelled_choice(answer), labelled_choice(reference)
+    if any(choices) and (same := _choices_agree(choices, (answer, reference), policy)) is not None:
+        return same
     forms = form_of(answer), form_of(reference)
-    if any(forms) and (forms[0] == forms[1] or not all(map(is_plain_clock, (answer, reference)))):
+    if all(map(is_plain_clock, (answer, reference))):
+        return forms[0][1:] == forms[1][1:]
+    if any(forms):
         return forms[0] == forms[1] or (_is_ratio(answer, reference, forms) and _formulas_agree(answer, reference, policy))
-    return _formulas_agree(answer, reference, policy) or _agree_but_for_comma(answer, reference)
+    if _formulas_agree(answer, reference, policy) or _agree_but_for_comma(answer, reference):
+        return True
+    counted = with_selections(answer), with_selections(reference)
+    return any(counted) and _formulas_agree(counted[0] or answer, counted[1] or reference, policy)
 
 
 @lru_cache(maxsize=4096)
@@ -95,7 +110,7 @@ def _readied(text: str) -> str:
     Of `x = 1/3 \\approx 0.333` the exact value counts if the decimal is its rounding. Otherwise a sign of approximation is one of
     equality: whether the number is exact enough shows later.
     """
-    text = with_range_sign(respell(text))
+    text = with_one_unit(with_plain_numerals(with_range_sign(respell(text))))
     exact, sign, rounded = text.rpartition("\\approx")
     decimal = _parsed(rounded.strip()) if sign and exact.strip() else None
     if isinstance(decimal, Number):
@@ -111,6 +126,16 @@ def _is_other_choice(answer: str, reference: str) -> bool:
     return {frozenset(words) for words in joined} == {frozenset({"and"}), frozenset({"or"})} and not re.search(r"[0-9=<>]", answer)
 
 
+def _choices_agree(choices: tuple, texts: tuple[str, str], policy: MathPolicy) -> bool | None:
+    """Whether `C) 5` is the choice C, or, held against no letter, the value behind the letter; None if neither is at stake."""
+    letters = [choice[0] if choice else chosen_letter(text) for choice, text in zip(choices, texts, strict=True)]
+    if all(letters):
+        same = letters[0] == letters[1]
+        return same and (not all(choices) or answers_agree(choices[0][1], choices[1][1], policy))
+    bare = [choice[1] if choice else text for choice, text in zip(choices, texts, strict=True)]
+    return True if answers_agree(*bare, policy) else None
+
+
 def _agree_but_for_comma(answer: str, reference: str) -> bool:
     """`2,74` and 2.74: a decimal comma. `1,234` is 1234, and `1, 2` two answers."""
     for text, other in ((answer, reference), (reference, answer)):
@@ -122,6 +147,8 @@ def _agree_but_for_comma(answer: str, reference: str) -> bool:
 def _is_ratio(answer: str, reference: str, forms: tuple) -> bool:
     """Whether a text like 3:10 stands against another that is no time: then it is a ratio, unless a zero says that it is a time."""
     clock = answer if forms[0] else reference
+    if ":" not in answer or ":" not in reference:
+        return False
     return not all(forms) and is_plain_clock(clock) and clock.split(":")[1][0] != "0"
 
 
@@ -133,7 +160,7 @@ def _formulas_agree(answer: str, reference: str, policy: MathPolicy) -> bool:
                 return True
             if all(map(_is_computed, trees)):
                 return False  # their values differ: a proof, which needs no second opinion
-        except TooLarge:
+        except (TooLarge, RecursionError):  # a product of hundreds of factors is a deep tree
             return _same_tokens(answer, reference)
         except Unreadable:
             pass

@@ -6,19 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
+from megatron_r1.rewards.math.measures import times_as_large
 from megatron_r1.rewards.math.policy import MathPolicy
-from megatron_r1.rewards.math.sets import (
-    INTERVALS,
-    OPERATIONS,
-    REALS,
-    described_set,
-    is_between,
-    is_variable,
-    reversed_relation,
-    sets_agree,
-)
+from megatron_r1.rewards.math.sets import INTERVALS, OPERATIONS, REALS, reversed_relation, sets_agree
 from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
 from megatron_r1.rewards.math.units import unit_of_letter
+from megatron_r1.rewards.math.unwrap import is_equation, names_a_value, unwrapped
 from megatron_r1.rewards.math.value import equal_values, exact_value, infinity, names_of, proportional, real_value, rounds_to
 
 _MAX_ITEMS = 32
@@ -31,7 +24,7 @@ def trees_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     Raises:
         Unreadable: something in them has no value to compare.
     """
-    answer, reference = _unwrapped(answer), _unwrapped(reference)
+    answer, reference = unwrapped(answer), unwrapped(reference)
     if answer == reference and not _is_degenerate(answer):
         return True
     return _agree(answer, reference, policy)
@@ -43,10 +36,14 @@ def _agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     if isinstance(reference, Relation):
         if isinstance(answer, Relation):
             return _relations_agree(answer, reference, policy)
-        named = _is_equation(reference) and len(reference.sides) == 2 and _is_name(reference.sides[0])
+        if _is_congruence(reference) and isinstance(answer, Group):
+            return _agree(answer, reference.sides[1], policy)
+        named = is_equation(reference) and len(reference.sides) == 2 and names_a_value(reference.sides[0])
         return named and _agree(answer, reference.sides[1], policy)
     if isinstance(answer, Relation):
-        return _is_equation(answer) and all(_agree(side, reference, policy) for side in _named_values(answer))
+        if _is_congruence(answer) and isinstance(reference, Group):
+            return _agree(answer.sides[1], reference, policy)
+        return is_equation(answer) and all(_agree(side, reference, policy) for side in _named_values(answer))
     if isinstance(answer, Group) or isinstance(reference, Group):
         return _groups_agree(answer, reference, policy)
     if isinstance(answer, Words) or isinstance(reference, Words):
@@ -80,6 +77,7 @@ def _quantities_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool
     answer, reference = _with_letter_unit(answer, reference), _with_letter_unit(reference, answer)
     (answer, unit), (reference, reference_unit) = _split_unit(answer), _split_unit(reference)
     if "percent" in (unit, reference_unit):
+        unit, reference_unit = ("" if u.startswith("the ") else u for u in (unit, reference_unit))  # 1/4 of the class and 25%
         if unit not in ("percent", "") or reference_unit not in ("percent", ""):
             return False
         if unit == reference_unit:
@@ -94,8 +92,20 @@ def _quantities_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool
     if unit != reference_unit and any(u.startswith("ordinal") for u in (unit, reference_unit)):
         return False
     if policy.units == "optional" and unit != reference_unit and unit and reference_unit:
-        return False
+        return _amounts_agree(answer, unit, reference, reference_unit)
     return _scalars_agree(answer, reference, policy)
+
+
+def _amounts_agree(answer: Node, unit: str, reference: Node, reference_unit: str) -> bool:
+    """Whether two amounts in different units of one dimension are the same. Nothing is nothing, but 0 km is not 0 m as written."""
+    if {unit, reference_unit} == {"degree", "radian"}:
+        sides = [Apply("degree", (node,)) if u == "degree" else node for node, u in ((answer, unit), (reference, reference_unit))]
+    else:
+        scale = times_as_large(unit, reference_unit)
+        if scale is None:
+            return False
+        sides = [Apply("mul", (answer, Number(scale))), reference]
+    return real_value(reference) != 0 and equal_values(*sides)
 
 
 def _is_large(node: Node) -> bool:
@@ -105,14 +115,19 @@ def _is_large(node: Node) -> bool:
 
 def _with_letter_unit(node: Node, other: Node) -> Node:
     """`5 m` against `5 meters`: a letter that is short for the other side's unit is a unit, too."""
-    if not (isinstance(node, Apply) and node.op == "mul" and isinstance(other, Quantity)):
-        return node
+    unit, other_unit = _letter_unit(node), other.unit if isinstance(other, Quantity) else _letter_unit(other)
+    return Quantity(node.args[0], unit) if unit and other_unit and times_as_large(unit, other_unit) else node
+
+
+def _letter_unit(node: Node) -> str:
+    """The unit that the letter behind a number is short for, "" if there is none."""
+    if not (isinstance(node, Apply) and node.op == "mul") or names_of(node.args[0]):
+        return ""
     letter, power = node.args[1], ""
     if isinstance(letter, Apply) and letter.op == "pow" and isinstance(letter.args[1], Number):
         letter, power = letter.args[0], f"^{letter.args[1].value}"
-    if isinstance(letter, Name) and (unit := unit_of_letter(letter.text)) and unit + power == other.unit:
-        return Quantity(node.args[0], other.unit)
-    return node
+    unit = unit_of_letter(letter.text) if isinstance(letter, Name) else None
+    return unit + power if unit else ""
 
 
 def _scalars_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
@@ -163,22 +178,51 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     if "named" in (kinds := [node.kind if isinstance(node, Group) else "" for node in (answer, reference)]):
         return _named_agree(answer, reference, policy)
     if "" in kinds:  # one answer against several: only a set of one is the same
-        single = [node.items[0] if isinstance(node, Group) and node.kind == "\\{\\}" and len(node.items) == 1 else node
-                  for node in (answer, reference)]  # fmt: skip
+        single = list(map(_as_scalar, (answer, reference)))
         return single != [answer, reference] and _agree(single[0], single[1], policy)
     if set(kinds) == {"list", "union"} and _are_rays(answer if kinds[0] == "list" else reference):
         return _bounds_agree(Group("union", answer.items), Group("union", reference.items), policy)
+    if set(kinds) == {"matrix", "()"}:
+        answer, reference = map(_as_tuple, (answer, reference))
+        kinds = [answer.kind, reference.kind]
     if kinds[0] != kinds[1] and not set(kinds) <= set(unordered):
         return False
     if len(answer.items) != len(reference.items) or len(reference.items) > _MAX_ITEMS:
         return False
     if kinds[0] == "mod":
         return _congruent(answer, reference)
+    if kinds == ["ratio", "ratio"] and all(map(_is_nonzero_scalar, (*answer.items, *reference.items))):
+        pairs = list(zip(answer.items, reference.items, strict=True))
+        return all(equal_values(Apply("mul", (pairs[0][0], r)), Apply("mul", (a, pairs[0][1]))) for a, r in pairs[1:])
     has_dots = any(isinstance(item, Dots) for item in (*answer.items, *reference.items))
     in_order = has_dots or (kinds[0] == kinds[1] == "list" and policy.list_order == "same")
     if in_order or kinds[0] not in (*unordered, "union"):
         return all(_agree(a, r, policy) for a, r in zip(answer.items, reference.items, strict=True))
     return _match(answer.items, list(reference.items), policy)
+
+
+def _as_scalar(node: Node) -> Node:
+    """The member of a set of one. A ratio stays one, as 3:2 may be a score, and so does a remainder: 1 mod 3 is not 1."""
+    is_single = isinstance(node, Group) and node.kind == "\\{\\}" and len(node.items) == 1 and node.items != (Name("\\emptyset"),)
+    return node.items[0] if is_single else node
+
+
+def _as_tuple(group: Group) -> Group:
+    """A vector written as a matrix of one column or row, as a tuple."""
+    if group.kind != "matrix":
+        return group
+    rows = [row.items for row in group.items]
+    if len(rows) > 1 and all(len(row) == 1 for row in rows):
+        return Group("()", tuple(row[0] for row in rows))
+    return Group("()", rows[0]) if len(rows) == 1 and len(rows[0]) > 1 else group
+
+
+def _is_nonzero_scalar(node: Node) -> bool:
+    return isinstance(node, Number | Name | Apply) and real_value(node) != 0
+
+
+def _is_congruence(relation: Relation) -> bool:
+    return relation.signs == ("\\equiv",) and names_a_value(relation.sides[0]) and isinstance(relation.sides[1], Group)
 
 
 def _are_rays(group: Group) -> bool:
@@ -205,11 +249,15 @@ def _named_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         values = [{item.sides[0]: item.sides[1] for item in node.items} for node in (answer, reference)]
         return values[0].keys() == values[1].keys() and all(_agree(values[0][n], values[1][n], policy) for n in values[0])
     bare = reference if named[0] is answer else answer
-    if not isinstance(bare, Group) or bare.kind not in ("()", "list") or len(bare.items) != len(named[0].items):
+    if not isinstance(bare, Group) or bare.kind not in ("()", "list", "\\{\\}") or len(bare.items) != len(named[0].items):
         return False
     if any(isinstance(item, Relation) for item in bare.items):
         return False
     items = named[0].items
+    if named[0] is answer and bare.kind in ("list", "\\{\\}") and _are_numbered(items):
+        return _match([item.sides[1] for item in items], list(bare.items), policy)  # x_1 and x_2 are roots, in no order
+    if bare.kind == "\\{\\}":
+        return False
     letters = [item.sides[0].text for item in items if isinstance(item.sides[0], Name)]
     if letters != sorted(letters):
         if frozenset(letters) not in _USUAL_NAMES:
@@ -217,6 +265,12 @@ def _named_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         items = sorted(items, key=lambda item: item.sides[0].text)
     pairs = [(item.sides[1], value) for item, value in zip(items, bare.items, strict=True)]
     return all(_agree(*(pair if named[0] is answer else reversed(pair)), policy) for pair in pairs)
+
+
+def _are_numbered(equations: Sequence[Relation]) -> bool:
+    """Whether they give x_1, x_2 and so on."""
+    names = [item.sides[0].text if isinstance(item.sides[0], Name) else "" for item in equations]
+    return sorted(names) == [f"{names[0][:1]}_{index}" for index in range(1, len(names) + 1)] and names[0][:1].isalpha()
 
 
 def _congruent(answer: Group, reference: Group) -> bool:
@@ -230,8 +284,8 @@ def _congruent(answer: Group, reference: Group) -> bool:
 
 def _relations_agree(answer: Relation, reference: Relation, policy: MathPolicy) -> bool:
     """The same relation up to the order of its sides, or up to a factor once all is on one side."""
-    same_name = _is_name(reference.sides[0]) and answer.sides[0] == reference.sides[0]
-    if same_name and _is_equation(answer) and _is_equation(reference):
+    same_name = names_a_value(reference.sides[0]) and answer.sides[0] == reference.sides[0]
+    if same_name and is_equation(answer) and is_equation(reference):
         return all(_agree(value, target, policy) for value in answer.sides[1:] for target in reference.sides[1:])
     signs = answer.signs[0], reference.signs[0]
     if len(answer.signs) != 1 or len(reference.signs) != 1 or "\\equiv" in signs:
@@ -250,79 +304,11 @@ def _chains_agree(answer: Relation, reference: Relation, policy: MathPolicy) -> 
     return False
 
 
-def _unwrapped(node: Node) -> Node:
-    """One form for what is written in several.
-
-    A set for an inequality in one variable (as x \\in set), two items for a plus-minus sign, values by name for x = 1, y = 2 and
-    (x, y) = (1, 2), a tuple for a point with its name.
-    """
-    if isinstance(node, Relation):
-        return _unwrapped_relation(node)
-    if isinstance(node, Group):
-        items: list[Node] = []
-        for item in node.items:
-            item = _unwrapped(item)
-            nested = isinstance(item, Group) and item.kind == "list" and node.kind in ("list", "or", "and", "\\{\\}")
-            items += item.items if nested else [item]
-        return _joined_answers(node.kind, items) if node.kind in ("list", "or", "and") else Group(node.kind, tuple(items))
-    if isinstance(node, Apply) and node.op == "mul" and isinstance(node.args[1], Group) and isinstance(node.args[0], Name):
-        return _unwrapped(node.args[1]) if node.args[0].text.isupper() and node.args[1].kind == "()" else node
-    if _has_plus_minus(node):
-        return Group("list", (_with_sign(node, True), _with_sign(node, False)))
-    return node
-
-
-def _unwrapped_relation(relation: Relation) -> Node:
-    signs, sides = relation.signs, relation.sides
-    if signs == ("=",) and _has_plus_minus(sides[1]):
-        return Group("list", tuple(Relation(("=",), (sides[0], item)) for item in _unwrapped(sides[1]).items))
-    if signs == ("=",) and all(isinstance(side, Group) and side.kind == "()" for side in sides):
-        names, values = (side.items for side in sides)
-        if len(names) == len(values) == len(set(names)) and all(map(is_variable, names)):
-            return Group("named", tuple(Relation(("=",), pair) for pair in zip(names, values, strict=True)))
-    if signs == ("!=",) and _has_plus_minus(sides[1]):
-        both = [described_set(Relation(signs, (sides[0], value))) for value in _unwrapped(sides[1]).items]
-        if None not in both:
-            return Relation(("\\in",), (both[0][0], Group("intersection", tuple(item[1] for item in both))))
-    if described := described_set(relation):
-        return Relation(("\\in",), (described[0], _unwrapped(described[1])))
-    return Relation(signs, tuple(_unwrapped(side) if isinstance(side, Group) else side for side in sides))
-
-
-def _joined_answers(kind: str, items: list[Node]) -> Node:
-    """Several answers joined by commas, "and" or "or"."""
-    bounds = [item for item in items if isinstance(item, Relation) and item.signs == ("\\in",)]
-    if len(bounds) == len(items) and len({bound.sides[0] for bound in bounds}) == 1:
-        excluding = any(isinstance(bound.sides[1], Group) and bound.sides[1].kind == "union" for bound in bounds)
-        operation = {"or": "union", "and": "intersection"}.get(kind) or ("intersection" if excluding else "")
-        if not operation and is_between([bound.sides[1] for bound in bounds]):
-            operation = "intersection"
-        if operation:
-            return Relation(("\\in",), (bounds[0].sides[0], Group(operation, tuple(bound.sides[1] for bound in bounds))))
-        return Group("list", tuple(items))
-    if kind == "or" and all(isinstance(item, Group) and item.kind in INTERVALS for item in items):
-        return Group("union", tuple(items))
-    equations = [item for item in items if isinstance(item, Relation) and item.signs == ("=",) and _is_name(item.sides[0])]
-    if len(equations) == len(items) > 1 and len({item.sides[0] for item in equations}) == len(items) and kind != "or":
-        return Group("named", tuple(equations))
-    if (
-        len(equations) == 1
-        and items[0] is equations[0]
-        and not any(isinstance(item, Relation) or names_of(item) for item in items[1:])
-    ):
-        return Group("list", (equations[0].sides[1], *items[1:]))  # x = 1, 2
-    return Group("list", tuple(items))
-
-
 def _is_set(node: Node) -> bool:
     """Whether a node is a set of numbers, and neither a tuple nor a list for sure."""
     if isinstance(node, Relation):
         return node.signs == ("\\in",)
     return node == REALS or (isinstance(node, Group) and (node.kind in OPERATIONS or node.kind in INTERVALS - {"()", "[]"}))
-
-
-def _is_equation(relation: Relation) -> bool:
-    return set(relation.signs) == {"="}
 
 
 def _is_degenerate(node: Node) -> bool:
@@ -332,15 +318,8 @@ def _is_degenerate(node: Node) -> bool:
 
 def _named_values(equation: Relation) -> list[Node]:
     """The sides that are values: in `x = 4/2 = 2` all but the name. `7 = 8` has two, and each must be right."""
-    values = [side for side in equation.sides if not _is_name(side)]
+    values = [side for side in equation.sides if not names_a_value(side)]
     return values or [equation.sides[-1]]
-
-
-def _is_name(node: Node) -> bool:
-    """Whether a side only names what the other side gives: x, f(x), AB, "Area"."""
-    if isinstance(node, Name):
-        return is_variable(node)
-    return isinstance(node, Words) or (isinstance(node, Apply) and node.op in ("call", "letters"))
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
@@ -366,21 +345,3 @@ def _has_decimal_form(node: Node) -> bool:
         while rest % prime == 0:
             rest //= prime
     return rest == 1
-
-
-def _has_plus_minus(node: Node) -> bool:
-    if isinstance(node, Quantity):
-        return _has_plus_minus(node.value)
-    return isinstance(node, Apply) and (node.op in ("plus_minus", "minus_plus") or any(map(_has_plus_minus, node.args)))
-
-
-def _with_sign(node: Node, upper: bool) -> Node:
-    """The expression with the upper or the lower of its double signs."""
-    if isinstance(node, Quantity):
-        return Quantity(_with_sign(node.value, upper), node.unit)
-    if not isinstance(node, Apply):
-        return node
-    args = tuple(_with_sign(arg, upper) for arg in node.args)
-    if node.op in ("plus_minus", "minus_plus"):
-        return args[0] if upper == (node.op == "plus_minus") else Apply("neg", args)
-    return Apply(node.op, args)

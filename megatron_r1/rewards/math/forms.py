@@ -35,15 +35,24 @@ _LEAD = re.compile(
 
 #: phrases that say the same
 _SYNONYMS = {
-    "no solutions": "no solution", "there is no solution": "no solution", "there are no solutions": "no solution",
-    "无解": "no solution", "does not exist": "dne", "doesn't exist": "dne", "不存在": "dne",
+    **dict.fromkeys(
+        ("no solution", "no solutions", "there is no solution", "there are no solutions", "no real solution", "no real solutions",
+         "no real roots", "无解", "无实数解", "方程无解", "empty set", "the empty set", "空集",
+         "\\varnothing", "\\{\\}", "\\{ \\}"),
+        "\\emptyset",
+    ), "does not exist": "dne", "doesn't exist": "dne", "不存在": "dne",
     "infinitely many": "infinitely many solutions",
     "true.": "true", "neither even nor odd": "neither", "neither odd nor even": "neither", "是": "yes", "否": "no", "不是": "no",
-    "infinity": "\\infty", "empty set": "\\emptyset", "the empty set": "\\emptyset", "perpendicular lines": "perpendicular",
+    "infinity": "\\infty", "perpendicular lines": "perpendicular",
 }  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+")
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S*[a-z]{3})", re.IGNORECASE)
 _CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-Za-z])\)?|\(([A-Za-z]+)\)", re.IGNORECASE)
+_LABELLED = re.compile(r"(?:option |choice |answer )?(?:\(([A-J])\)|([A-J])[.):])\s+(\S.*)", re.IGNORECASE)
+_CHOICES = re.compile("[A-H]{2,8}")
+_ANOTHER = re.compile(
+    r"(?<![A-Za-z])(?:[A-J]\)|[A-J][.:](?!\S)|[A-J](?![A-Za-z0-9^_'=(])|not|wrong|incorrect|isn't|or|and (?:so|then))(?![a-z])"
+)
 _MARKUP = re.compile(r"[\\{}\[\]_^=<>]")
 _NAMED_SIDE = re.compile(
     r"\\(?:text|mathrm|textbf|textrm|mathit|operatorname|overline|overrightarrow|widehat|vec|mbox|mathbb|dot|ddot|hat|bar|tilde)\s*\{([^{}]*)\}"
@@ -150,6 +159,31 @@ def same_words(answer: str, reference: str) -> bool:
     if any(_MARKUP.search(phrase) for phrase in phrases) or phrases[0].casefold() != phrases[1].casefold():
         return False
     return all(a == b or len(a) > 2 or (len(a) == 2 and a[1] == b[1]) for a, b in zip(*words, strict=True))
+
+
+def same_choices(answer: str, reference: str) -> bool:
+    """Whether ABD stands against A, B, D: several choices, their letters in order. BA is a segment, not the choices A and B."""
+    joined, listed = sorted((answer, reference), key=lambda text: "," in text)
+    letters = [letter.strip() for letter in listed.split(",")]
+    is_choice = bool(_CHOICES.fullmatch(joined)) and all(len(letter) == 1 for letter in letters) and len(letters) > 1
+    return is_choice and "".join(letters) == joined == "".join(sorted(set(joined)))
+
+
+def labelled_choice(text: str) -> tuple[str, str] | None:
+    r"""The letter of a choice and what stands behind it, of `C) 5` or `\textbf{(C)}\ 5`; None if more than it may be meant."""
+    if "." not in text and ")" not in text and ":" not in text:
+        return None
+    found = _LABELLED.fullmatch(plain_words(text))
+    if not found or not (found[1] or found[2]).isupper() or _ANOTHER.search(found[3]):
+        return None
+    return found[1] or found[2], found[3].strip()
+
+
+def chosen_letter(text: str) -> str | None:
+    """The letter of a text that is nothing but a choice: C, (C), Option C."""
+    found = _CHOICE.fullmatch(plain_words(text))
+    letter = (found[1] or found[2]) if found else ""
+    return letter if len(letter) == 1 and letter.isupper() else None
 
 
 def is_phrase(text: str) -> bool:

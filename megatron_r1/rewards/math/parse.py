@@ -130,7 +130,7 @@ class _Reader(TokenCursor):
                 factor, named = split_words(f"{'degree ' if unit == 'degree' else ''}{words}")
             except NotAUnit as error:
                 raise Unreadable("words that are no unit") from error
-            unit = named or unit
+            unit = unit if unit == "percent" else named or unit
             value = Apply("mul", (value, Number(Fraction(factor)))) if factor != 1 else value
         elif self._next_is("currency"):
             unit = self._take().text
@@ -182,10 +182,11 @@ class _Reader(TokenCursor):
                 return value
 
     def _starts_power(self, value: Node) -> bool:
-        """Whether a number after a power starts a factor: `2^3 3^2`."""
+        """Whether a number after a power or a factorial starts a factor: `2^3 3^2`, `3!7!`."""
         last = value.args[1] if isinstance(value, Apply) and value.op == "mul" else value
-        is_power = isinstance(last, Apply) and last.op == "pow" and self._next_is("number")
-        return is_power and (self.peek().spaced or self._tokens[self._at - 1].kind == "close")
+        is_power = isinstance(last, Apply) and last.op in ("pow", "factorial") and self._next_is("number")
+        before = self._tokens[self._at - 1]
+        return is_power and (self.peek().spaced or before.kind == "close" or before == Token("op", "!"))
 
     def _read_power(self) -> Node:
         value = self._read_primary()

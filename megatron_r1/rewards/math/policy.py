@@ -14,10 +14,12 @@ class MathPolicy:
         ValueError: a value that is none of the field's.
     """
 
-    #: unit: the sign is dropped, 50% is 50 (as GSM8K's references do). hundredth: 50% is 0.5 and not 50. either: both
-    percent: Literal["unit", "hundredth", "either"] = "unit"
+    #: unit: the sign is dropped, 50% is 50 (as GSM8K's references do). hundredth: 50% is 0.5 and not 50. either: both, but 0.5%
+    #: is never 0.5
+    percent: Literal["unit", "hundredth", "either"] = "either"
     #: optional: a unit may be missing on one side, but two different units disagree. required: the same on both sides, or on none.
-    #: ignored: units do not count. Degrees, currencies and the base of a numeral count as units; no unit is converted
+    #: ignored: units do not count. Degrees, currencies and the base of a numeral count as units; units of one
+    #: dimension are converted, exactly, if both sides have one
     units: Literal["optional", "required", "ignored"] = "optional"
     #: significant digits from which a decimal may be the correctly rounded value of a reference that no decimal writes exactly,
     #: e.g. 1/3 or pi. 0: never, a decimal is exactly the number that it writes

@@ -171,6 +171,10 @@ def _solved(sign: str, left: Node, right: Node) -> tuple[Name, Node] | None:
     if len(names) != 1:
         return None
     name = Name(next(iter(names)))
+    if isinstance(left, Apply) and left.op == "abs" and not names_of(right):
+        return _solved_distance(sign, left.args[0], right)
+    if isinstance(right, Apply) and right.op == "abs" and not names_of(left):
+        return _solved_distance(FLIPPED.get(sign, sign), right.args[0], left)
     if right == name and not names_of(left):
         sign, left, right = FLIPPED.get(sign, sign), right, left
     if left == name and not names_of(right):
@@ -181,11 +185,54 @@ def _solved(sign: str, left: Node, right: Node) -> tuple[Name, Node] | None:
     start = _substituted(difference, name, _ZERO)
     slope = Apply("add", (_substituted(difference, name, _ONE), Apply("neg", (start,))))
     rise = real_value(slope)
-    if rise is None or not order(rise, 0 * rise) or real_value(start) is None:
+    if rise is None or real_value(start) is None:
         return None
-    if not equal_values(difference, Apply("add", (start, Apply("mul", (slope, name))))):
-        return None
+    if not order(rise, 0 * rise) or not equal_values(difference, Apply("add", (start, Apply("mul", (slope, name))))):
+        return _solved_square(sign, difference, name, start)
     return name, _ray(sign if rise > 0 else FLIPPED.get(sign, sign), Apply("neg", (Apply("div", (start, slope)),)))
+
+
+def _solved_distance(sign: str, inner: Node, bound: Node) -> tuple[Name, Node] | None:
+    """What |inner| < bound says, or the like with another sign."""
+    size = real_value(bound)
+    if size is None:
+        return None
+    if order(size, 0 * size) < 0:
+        solved = _solved("<", inner, _ZERO)
+        return solved and (solved[0], Name("\\emptyset") if sign in ("<", "<=") else REALS)
+    sides = _solved(sign, inner, bound), _solved(FLIPPED.get(sign, sign), inner, Apply("neg", (bound,)))
+    if None in sides:
+        return None
+    return sides[0][0], Group("union" if sign in (">", ">=") else "intersection", (sides[0][1], sides[1][1]))
+
+
+def _solved_square(sign: str, difference: Node, name: Name, start: Node) -> tuple[Name, Node] | None:
+    """What a square inequality says, with its constant term."""
+    ends = [_substituted(difference, name, point) for point in (_ONE, Apply("neg", (_ONE,)))]
+    half = Number(Fraction(1, 2))
+    square = Apply("add", (Apply("mul", (half, Apply("add", tuple(ends)))), Apply("neg", (start,))))
+    slope = Apply("mul", (half, Apply("add", (ends[0], Apply("neg", (ends[1],))))))
+    rise = real_value(square)
+    if rise is None or real_value(slope) is None or not order(rise, 0 * rise):
+        return None
+    power = Apply("mul", (square, Apply("pow", (name, Number(Fraction(2))))))
+    if not equal_values(difference, Apply("add", (power, Apply("mul", (slope, name)), start))):
+        return None
+    sign = sign if rise > 0 else FLIPPED.get(sign, sign)
+    middle = Apply("neg", (Apply("div", (slope, Apply("mul", (Number(Fraction(2)), square)))),))
+    below = Apply("add", (Apply("pow", (middle, Number(Fraction(2)))), Apply("neg", (Apply("div", (start, square)),))))
+    room = real_value(below)
+    if room is None:
+        return None
+    if order(room, 0 * room) < 0 or (not order(room, 0 * room) and sign in ("<", ">=")):
+        return name, REALS if sign in (">", ">=", "!=") else Name("\\emptyset")
+    root = Apply("root", (below, Number(Fraction(2)))) if order(room, 0 * room) else _ZERO
+    low, high = Apply("add", (middle, Apply("neg", (root,)))), Apply("add", (middle, root))
+    if sign in ("<", "<="):
+        return name, Group("()" if sign == "<" else "[]", (low, high))
+    if sign == "!=":
+        return name, Group("intersection", (_ray(sign, low), _ray(sign, high)))
+    return name, Group("union", (_ray(FLIPPED[sign], low), _ray(sign, high)))
 
 
 def _ray(sign: str, end: Node) -> Node:

@@ -101,6 +101,7 @@ _SYSTEM = re.compile(
     r"(?:\\left\s*)?(?:\\\{|\\lbrace)?\s*\\begin\{(cases|array|aligned|gathered)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\{\1\}"
     r"(?:\s*\\right\s*\.?)?"
 )
+_MATRIX = re.compile(r"[(\[]\s*\\begin\{array\}\s*\{[lcr ]*\}(.*?)\\end\{array\}\s*[)\]]")
 _RELATION = re.compile(r"[=<>]|\\[lg]eq?(?![a-z])")
 _SHORTENED = re.compile(r"(?<=[0-9}\s{])(sq|cu|ft|in|hrs?|min|sec|lbs?|oz|yd|mi|cm|km|mm|pct|deg|gal)\.(?![0-9])")
 _ORDINAL = re.compile(
@@ -116,6 +117,9 @@ _TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBERS = {word: str(number) for number, word in enumerate(_ONES.split())}
 _NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 1)}
 _NUMBERS |= {"one half": "1/2", "one third": "1/3", "two thirds": "2/3", "one quarter": "1/4", "three quarters": "3/4"}
+_HALF_OF = re.compile(r"^(?i:(?:one[ -])?half) of (?=the |an? )")
+_OF_A_WHOLE = re.compile(r"(?<=[0-9}]) (of (?:the|an?|his|her|their|my|all) [a-z]{2,20}(?: [a-z]{2,20}){0,2})$")
+_BASE_IN_WORDS = re.compile(r"(?<=[0-9A-F}])_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([a-z]{3,8})\s*\}{0,2}$")
 _OF_REALS = re.compile(
     r"(?i)(?:the set of |set of )?(?:all )?(?:the )?real(?: number)?s(?: x)?(?: (?:except|except for|but|other than) (.+))?"
 )
@@ -144,6 +148,7 @@ def respell(text: str) -> str:
     text = _with_fractions(text)
     text = _MODULUS.sub(lambda found: f"\\mod {{{(found[1] or found[2] or found[3] or '').strip()}}}", text)
     text = _BARE_MODULUS.sub(r"\\mod ", text)
+    text = _MATRIX.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text) if "{array}" in text else text
     text = _UNION_LETTER.sub(r"\\cup ", text)
     text = _OPEN_LEFT.sub(lambda found: f"{found[1]} ({found[2]}{')' if found[3] == '[' else ']'}", text)
     text = _OPEN_RIGHT.sub(r"\1 [\2)", text)
@@ -157,6 +162,8 @@ def respell(text: str) -> str:
         return lettered[1]
     if (words := plain_words(text).lower()) in _NUMBERS:
         return _NUMBERS[words]
+    text = _OF_A_WHOLE.sub(r" \\text{\1}", _HALF_OF.sub("1/2 of ", text))
+    text = _BASE_IN_WORDS.sub(lambda found: f"_{{{_NUMBERS[found[1]]}}}" if found[1] in _NUMBERS else found[0], text)
     starred = _STARS.fullmatch(text)
     if starred:
         text = starred[2].strip()

@@ -1,6 +1,6 @@
 """The words behind a number: an amount that multiplies it, a unit of measure, or the name of what is counted.
 
-No unit is converted into another. A word that is none of these makes the answer unreadable: `5 quadrillion`, `5 incorrect` and
+`measures.py` holds their sizes. A word that is none of these makes the answer unreadable: `5 quadrillion`, `5 incorrect` and
 `5 tens` are not 5.
 """
 
@@ -71,6 +71,21 @@ _UNCOUNTABLE = frozenset(
         "chocolate",
     ]
 )
+#: names of single things, as in "1 apple"; most words without an s are no names of things: 1 odd, 1 wrong
+_COUNTED_TEXT = """
+    apple orange banana pear cookie cake pie pizza egg book page pencil pen student teacher child person man woman boy
+    girl friend player team car bus train ticket tree flower ball toy marble card coin bag box bottle piece slice point
+    time way solution root color colour letter word vote game round lap trip dog cat bird chicken cow horse pig rabbit
+    duck triangle rectangle circle line side edge vertex face diagonal chair table room house shirt hat shoe sticker stamp
+    candle crayon seat row column step block stone brick bead button plate glass sandwich muffin cupcake candy serving
+    gift present photo picture song movie class lesson question problem test
+"""
+_COUNTED = frozenset(_COUNTED_TEXT.split())
+#: what "of the" makes no whole of: 2/3 of the answer is another number
+_NO_WHOLES_TEXT = "answer result value number sum product total above correct wrong rest difference original amount"
+_NO_WHOLES = frozenset(_NO_WHOLES_TEXT.split())
+_COUNTERS = frozenset("个人名种次只件条本张棵支辆袋瓶箱")
+_CHANGING = frozenset("半百千万亿十分多几约不错零一二三四五六七八九倍")  #: signs that change the number before them
 _LONGEST_UNIT = 5  #: words
 _NAMED_WORDS = 3  #: words that name what is counted, the noun last: "red apples"
 
@@ -131,9 +146,24 @@ def split_words(words: str) -> tuple[int, str]:
         return factor, ""
     if " ".join(pieces).lower() in _PERCENT:
         return factor, "percent"
+    if pieces[0].lower() == "of" and len(pieces) > 2:
+        pieces = _whole_of(pieces)
     if len(pieces) > 1 and pieces[-1].lower() == "old":
         pieces.pop()  # 5 years old
     return factor, _unit(pieces)
+
+
+def _whole_of(pieces: list[str]) -> list[str]:
+    """Of what a number is a part: "of the cake", "of an hour"; its name is a unit like the name of what is counted."""
+    article, *words = (piece.lower() for piece in pieces[1:])
+    named = all(word.isalpha() and word not in VALUE_WORDS and word not in _NO_WHOLES for word in words)
+    if article not in ("the", "a", "an", "his", "her", "their", "all", "my") or len(words) > _NAMED_WORDS or not named:
+        raise NotAUnit("of")
+    if any(_AMOUNT.fullmatch(word) and word not in _NOT_FRACTIONS for word in words):
+        raise NotAUnit(words[-1])
+    if article in ("a", "an") and (_CANONICAL.get(words[-1]) or len(words) != 1):
+        return pieces[2:]
+    return ["the", *words] if words[-1].endswith("s") else ["the", *words[:-1], f"{words[-1]}s"]
 
 
 def _unit(pieces: list[str]) -> str:
@@ -144,7 +174,7 @@ def _unit(pieces: list[str]) -> str:
         word = piece.lower()
         if word.isdigit() or len(found) == _LONGEST_UNIT:
             raise NotAUnit(piece)
-        unit = _CANONICAL.get(piece) or _CANONICAL.get(word) or _singular(word)
+        unit = _CANONICAL.get(piece) or _CANONICAL.get(word) or _singular(word) or _chinese_count(piece)
         if unit in ("square", "cubic"):
             power = {"square": "^2", "cubic": "^3"}[unit]
         elif piece[0] == "^":
@@ -182,7 +212,16 @@ def _is_counted(words: list[str]) -> bool:
         return False
     if any(_DENYING.fullmatch(word) for word in words[:-1]):
         return False
-    return noun in _UNCOUNTABLE or (len(noun) > 3 and noun.endswith("s") and not noun.endswith(("ss", "us", "is")))
+    return (
+        noun in _UNCOUNTABLE or noun in _COUNTED or (len(noun) > 3 and noun.endswith("s") and not noun.endswith(("ss", "us", "is")))
+    )
+
+
+def _chinese_count(piece: str) -> str | None:
+    """The unit of a Chinese count with its noun, as 名学生; None if the words may change the value, as 个半 does."""
+    if piece[0] not in _COUNTERS or not 2 <= len(piece) <= 4 or set(piece) & _CHANGING:
+        return None
+    return _CANONICAL.get(piece[1:], "unit")
 
 
 def _singular(word: str) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache, partial, reduce
 
@@ -25,6 +25,7 @@ _MAX_ANGLE = 10**6
 _LOW, _HIGH = MPContext(), MPContext()
 _LOW.dps, _HIGH.dps = 50, 400
 _CONSTANTS = frozenset({"\\pi", "e", "i", "\\infty"})
+_IDENTITIES = ("pow", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "root")
 _UNKNOWN_BASE = "log base"  #: log without a base: 10, e or 2, so it is a variable
 
 # Sizes and signs of the points at which expressions with variables are compared. Whole numbers are for factorials.
@@ -50,8 +51,10 @@ def equal_values(first: Node, second: Node) -> bool:
     infinite = infinity(first), infinity(second)
     if any(infinite):
         return infinite[0] == infinite[1]
-    if names_of(first) - {_UNKNOWN_BASE} != names_of(second) - {_UNKNOWN_BASE}:
-        return False  # a name that has no influence is still a different answer: 0 m is not 0 km
+    first, second = _with_natural_base(first, second), _with_natural_base(second, first)
+    more = (names_of(first) ^ names_of(second)) - {_UNKNOWN_BASE}
+    if more and not all(_may_cancel(name, first) or _may_cancel(name, second) for name in more):
+        return False  # a name that has no influence is still a different answer: 0 m is not 0 km; sin^2 x + cos^2 x is 1
     points = _points(names_of(first) | names_of(second))
     enough = min(_MIN_POINTS, len(points))
     complex_too = _mentions_i(first) or _mentions_i(second)
@@ -158,6 +161,37 @@ def names_of(node: Node) -> frozenset[str]:
         own = {_UNKNOWN_BASE} if node.op == "log" and len(node.args) == 1 else set()
         return frozenset(own).union(*(names_of(arg) for arg in node.args))
     return frozenset()
+
+
+def _may_cancel(name: str, node: Node) -> bool:
+    """Whether a variable stands twice in an expression that is more than x - x or x/x, as in an identity."""
+    return list(_nodes(node)).count(Name(name)) > 1 and any(_has_op(op, node) for op in _IDENTITIES)
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    """An expression and all in it, without recursion: a product of many factors is deep."""
+    left = [node]
+    while left:
+        yield (one := left.pop())
+        left += one.args if isinstance(one, Apply) else ()
+
+
+def _with_natural_base(node: Node, other: Node) -> Node:
+    r"""`\log x` beside `\ln x` as the natural one; of numbers it may be the one to 10."""
+    if _UNKNOWN_BASE not in names_of(node) or _UNKNOWN_BASE in names_of(other) or len(names_of(node)) < 2:
+        return node
+    return _renamed(node) if _has_op("ln", other) else node
+
+
+def _renamed(node: Node) -> Node:
+    if not isinstance(node, Apply):
+        return node
+    op = "ln" if node.op == "log" and len(node.args) == 1 else node.op
+    return Apply(op, tuple(map(_renamed, node.args)))
+
+
+def _has_op(op: str, node: Node) -> bool:
+    return any(isinstance(one, Apply) and one.op == op for one in _nodes(node))
 
 
 def infinity(node: Node) -> int:
