@@ -118,7 +118,7 @@ _NUMBERS = {word: str(number) for number, word in enumerate(_ONES.split())}
 _NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 1)}
 _NUMBERS |= {"one half": "1/2", "one third": "1/3", "two thirds": "2/3", "one quarter": "1/4", "three quarters": "3/4"}
 _HALF_OF = re.compile(r"^(?i:(?:one[ -])?half) of (?=the |an? )")
-_OF_A_WHOLE = re.compile(r"(?<=[0-9}]) (of (?:the|an?|his|her|their|my|all) [a-z]{2,20}(?: [a-z]{2,20}){0,2})$")
+_OF_A_WHOLE = re.compile(r"(?<=[0-9}%]) (of (?:the|an?|his|her|their|my|all) [a-z]{2,20}(?: [a-z]{2,20}){0,2})$")
 _BASE_IN_WORDS = re.compile(r"(?<=[0-9A-F}])_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([a-z]{3,8})\s*\}{0,2}$")
 _OF_REALS = re.compile(
     r"(?i)(?:the set of |set of )?(?:all )?(?:the )?real(?: number)?s(?: x)?(?: (?:except|except for|but|other than) (.+))?"
