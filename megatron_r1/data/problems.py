@@ -32,7 +32,8 @@ class Problem:
     domain: str = "math"  #: the subject, which names the scorer of accuracy; the answer of "code" is its tests as JSON
     kind: str = "reasoning"  #: "reasoning" or "general"
     preference: str = "helpful"  #: of a general problem: "helpful" or "safety"
-    where: str = field(default="", compare=False)  #: file and line; "" if the problem is of no file
+    #: file and line; "" if the problem is of no file. Out of the text of a problem, since a cold start's digest is of that text
+    where: str = field(default="", compare=False, repr=False)
 
 
 class ProblemSource(Protocol):
