@@ -90,10 +90,10 @@ class DirectFile:
     def _put(self, buffer: memoryview, count: int, offset: int) -> None:
         rest = buffer[: -(-count // _ALIGNMENT) * _ALIGNMENT]
         while rest:
+            flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)  # before the write: the other thread may end direct writing meanwhile
             try:
                 done = os.pwrite(self._fd, rest, offset)
             except OSError as error:
-                flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
                 if error.errno != errno.EINVAL or not flags & _DIRECT:
                     raise
                 fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_DIRECT)

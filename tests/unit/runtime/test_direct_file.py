@@ -74,6 +74,32 @@ def test_a_file_system_without_direct_writes(tmp_path, monkeypatch, refuses):
     assert (tmp_path / "a").read_bytes() == b"z" * 20_000
 
 
+def test_two_threads_may_find_out_at_once_that_direct_writes_are_refused(tmp_path, monkeypatch):
+    """Before the second one looks, the first one has ended direct writing."""
+    real, refused = os.pwrite, []
+
+    def pwrite(fd, data, offset):
+        flags = direct_file.fcntl.fcntl(fd, direct_file.fcntl.F_GETFL)
+        if flags & direct_file._DIRECT:
+            refused.append(offset)
+            direct_file.fcntl.fcntl(fd, direct_file.fcntl.F_SETFL, flags & ~direct_file._DIRECT)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(direct_file.os, "pwrite", pwrite)
+    write(tmp_path / "a", [b"z" * 20_000])
+    assert refused and (tmp_path / "a").read_bytes() == b"z" * 20_000
+
+
+def test_an_invalid_write_that_was_not_direct_is_an_error(tmp_path, monkeypatch):
+    def pwrite(fd, data, offset):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(direct_file.os, "pwrite", pwrite)
+    with pytest.raises(OSError, match="Invalid argument"):
+        write(tmp_path / "a", [b"z" * 20_000])
+
+
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
     def pwrite(fd, data, offset):
         raise OSError(errno.ENOSPC, "No space left on device")
