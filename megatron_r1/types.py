@@ -66,6 +66,7 @@ class RolloutGroup:
     advantages_G: torch.Tensor | None = None  #: [G] float64
     reward_outcomes: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], see `rewards.protocol.Outcome`
     reward_details: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], why; one line each
+    reward_magnitude: float = 0.0  #: the largest sum over a response's components without their signs: what rounding is measured by
 
 
 class SamplingEngine(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -33,6 +34,12 @@ class GrpoConfig(Section):
         description="Outputs of one policy update. It must divide the outputs of a round. R1 v2 section 2.1 states 16 minibatches "
         "of 8,192 outputs.",
     )
+    inner_epochs: int = Field(
+        1,
+        gt=0,
+        description="Number of times that every output of a round is trained on, in new minibatches each time. R1 v2 section 2.1 "
+        "states 1.",
+    )
     micro_batch_tokens: int = Field(32768, gt=0, description="Most tokens of one forward pass, into which outputs are packed.")
     loss: str = Field(
         "grpo",
@@ -49,7 +56,12 @@ class GrpoConfig(Section):
         0.001,
         ge=0,
         description="Weight of the KL penalty against the reference policy, beta. R1 v2 section 2.1 states 0.001. 0: there is no "
-        "reference policy.",
+        "penalty, and no reference policy unless grpo.measure_kl is set.",
+    )
+    measure_kl: bool = Field(
+        False,
+        description="Whether there is a reference policy with grpo.kl_coef=0, too, so that the divergence from it is measured "
+        "(kl/reference) and not penalised. It costs a forward pass of every output. Ours.",
     )
     normalization: Literal["sequence", "token"] = Field(
         "sequence",
@@ -81,3 +93,13 @@ class GrpoConfig(Section):
     shuffle_rewards: bool = Field(
         False, description="Control experiment: rewards are permuted over the whole round, so that nothing can be learned. Ours."
     )
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Policy updates of one round; the last minibatch of an epoch may be smaller."""
+        return self.inner_epochs * math.ceil(self.prompts_per_rollout * self.group_size / self.minibatch_size)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the policy is compared with a reference policy."""
+        return self.kl_coef > 0 or self.measure_kl

@@ -101,7 +101,7 @@ def judge_reward(judge: Grader) -> ModelReward:
 
 
 def fill_rewards(config: RewardConfig, group: RolloutGroup, verdicts: Verdicts) -> None:
-    """Fill `rewards_G`, `reward_parts`, `reward_outcomes` and `reward_details` of a scored group.
+    """Fill `rewards_G`, `reward_magnitude`, `reward_parts`, `reward_outcomes` and `reward_details` of a scored group.
 
     A component without a score counts as `config.unscored_value` in the total; in `reward_parts` it stays None.
     """
@@ -117,16 +117,22 @@ def fill_rewards(config: RewardConfig, group: RolloutGroup, verdicts: Verdicts) 
     group.reward_outcomes = {name: [verdict.outcome for verdict in row] for name, row in verdicts.items()}
     group.reward_details = {name: [verdict.detail for verdict in row] for name, row in verdicts.items()}
     group.rewards_G = torch.zeros(len(group.rollouts), dtype=torch.float64)
+    magnitudes_G = torch.zeros_like(group.rewards_G)
     for name, scores in group.reward_parts.items():
         counted = [config.unscored_value if score is None else score for score in scores]
-        group.rewards_G += weights[name] * torch.tensor(counted, dtype=torch.float64)
+        component_G = weights[name] * torch.tensor(counted, dtype=torch.float64)
+        group.rewards_G += component_G
+        magnitudes_G += component_G.abs()
+    group.reward_magnitude = magnitudes_G.max().item()
 
 
 def describe_rewards(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Metrics of a scored batch.
 
     reward/mean: of the totals; reward/<name>: of the component, over the responses that have a score;
-    reward/outcome/<name>/<error, timeout, unscorable>: share of the responses without one.
+    reward/outcome/<name>/<error, timeout, unscorable>: share of the responses without one;
+    reward/all_correct_groups, reward/all_wrong_groups: shares of the groups with an accuracy whose answers are all right or all
+    wrong, from which nothing is learned about accuracy.
     """
     metrics = {"reward/mean": _mean_score([r for g in groups for r in g.rewards_G.tolist()])}
     for name in {name: None for g in groups for name in g.reward_parts}:
@@ -137,6 +143,10 @@ def describe_rewards(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         outcomes = [o for g in groups for o in g.reward_outcomes.get(name, [])]
         for outcome in ("error", "timeout", "unscorable"):
             metrics[f"reward/outcome/{name}/{outcome}"] = outcomes.count(outcome) / len(outcomes)
+    accuracies = [set(g.reward_outcomes["accuracy"]) for g in groups if g.reward_outcomes.get("accuracy")]
+    if accuracies:
+        for outcome in ("correct", "wrong"):
+            metrics[f"reward/all_{outcome}_groups"] = accuracies.count({outcome}) / len(accuracies)
     return metrics
 
 

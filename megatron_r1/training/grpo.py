@@ -42,7 +42,7 @@ def train_grpo(
     One step of the run is one rollout round: sample, score, then several policy updates, each on another minibatch.
 
     Args:
-        reference: None when `stage.kl_coef` is 0.
+        reference: None unless `stage.has_reference`.
         rewards: scores every group, from the moment it is sampled.
         save: writes policy and reference, as `Run.checkpoint` takes it.
         evaluate: held-out metrics of a step; empty if none are due.
@@ -63,13 +63,14 @@ def train_grpo(
             if stage.shuffle_rewards:
                 shuffle_rewards(groups, seed=f"{seed}/{step}")
             for group in groups:
-                group.advantages_G = group_advantages(filled(group.rewards_G), std=stage.advantage_std)
+                group.advantages_G = group_advantages(filled(group.rewards_G), stage.advantage_std, group.reward_magnitude)
         with run.timer("logprob"):
             samples = with_logprobs(to_training_samples(groups), policy, reference)
         parity = compare_logprobs(samples)
         check_parity(parity, rollout)
         with run.timer("train"):
-            stats = [policy.train_step(m, loss_of(stage, m)) for m in minibatches(samples, stage.minibatch_size, f"{seed}/{step}")]
+            batches = list(minibatches(samples, stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs))
+            stats = [policy.train_step(batch, loss_of(stage, batch)) for batch in batches]
         with run.timer("sync"):
             engine.load_weights(policy.weights(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
@@ -77,9 +78,9 @@ def train_grpo(
         with run.timer("evaluate"):
             held_out = evaluate(step)
         run.count_tokens("rollout", sum(len(r.token_ids) for g in groups for r in g.rollouts))
-        run.count_tokens("train", sum(s.num_targets for s in samples))
+        run.count_tokens("train", sum(s.num_targets for batch in batches for s in batch))
         run.save_rollouts(step, groups)
-        run.record(step, {**batch_metrics(groups, samples, stats), **parity, "updates": policy.updates, **held_out})
+        run.record(step, {**batch_metrics(groups, batches, stats), **parity, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
 
@@ -120,14 +121,16 @@ def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
     rewards = torch.cat([filled(g.rewards_G) for g in groups])
     order = list(range(len(rewards)))
     random.Random(seed).shuffle(order)
+    magnitude = max(g.reward_magnitude for g in groups)
     for group, part in zip(groups, rewards[order].split([len(g.rollouts) for g in groups]), strict=True):
-        group.rewards_G = part
+        group.rewards_G, group.reward_magnitude = part, magnitude
 
 
-def batch_metrics(groups: list[RolloutGroup], samples: list[TrainingSample], stats: list[Stats]) -> dict[str, float]:
-    """The step's metrics that come from the batch and its updates."""
+def batch_metrics(groups: list[RolloutGroup], batches: list[list[TrainingSample]], stats: list[Stats]) -> dict[str, float]:
+    """The step's metrics that come from the groups and the updates, one on each batch."""
     rollouts = [r for g in groups for r in g.rollouts]
-    reported = loss_metrics(stats, tokens=sum(s.num_trained for s in samples), samples=len(samples))
+    trained = [sample for batch in batches for sample in batch]
+    reported = loss_metrics(stats, tokens=sum(s.num_trained for s in trained), samples=len(trained))
     return {
         **describe_rewards(groups),
         "reward/zero_variance_groups": _average([float(not filled(g.advantages_G).any()) for g in groups]),

@@ -41,9 +41,10 @@ def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Refe
     return [replace(s, old_logprobs=o, ref_logprobs=r) for s, o, r in zip(samples, old, ref, strict=True)]
 
 
-def minibatches(samples: list[Sample], size: int, seed: str) -> Iterator[list[Sample]]:
-    """Split the samples at random into minibatches of `size`, each used once (one inner epoch)."""
-    order = list(range(len(samples)))
-    random.Random(seed).shuffle(order)
-    for start in range(0, len(order), size):
-        yield [samples[i] for i in order[start : start + size]]
+def minibatches(samples: list[Sample], size: int, seed: str, epochs: int = 1) -> Iterator[list[Sample]]:
+    """Split the samples at random into minibatches of `size`, anew in every epoch, in which each sample is used once."""
+    for epoch in range(epochs):
+        order = list(range(len(samples)))
+        random.Random(f"{seed}/{epoch}" if epoch else seed).shuffle(order)
+        for start in range(0, len(order), size):
+            yield [samples[i] for i in order[start : start + size]]

@@ -12,7 +12,8 @@ It returns
   one number of the step: "sum", "token_mean" (the parts' sum over trained tokens), "sample_mean" (over sequences) or "max".
   Values are scalars without gradient: sums over this micro-batch, or the largest value in it. They appear in `metrics.jsonl`.
 
-A micro-batch may be all padding: `loss_mask` is then zero everywhere, and the loss and all sums must be 0, not NaN.
+A micro-batch may be all padding: `loss_mask` is then zero everywhere, and the loss and all sums must be 0, not NaN. A loss or a
+gradient that is not finite is never applied: the run stops, or skips the update (`runtime.skip_nonfinite_updates`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class PolicyBatch:
     logprobs: torch.Tensor  #: [1, N] log pi_theta of the target tokens, with gradient
     old_logprobs: torch.Tensor  #: [1, N] of the policy before the first update on these responses
     rollout_logprobs: torch.Tensor  #: [1, N] of the rollout engine, which sampled them
-    ref_logprobs: torch.Tensor | None  #: [1, N] of the reference policy; None when `kl_coef` is 0
+    ref_logprobs: torch.Tensor | None  #: [1, N] of the reference policy, if there is one
     advantages: torch.Tensor  #: [1, N] A_i at every token of sequence i
     loss_mask: torch.Tensor  #: [1, N] float, 1 on response tokens, else 0
     sequence_ids: torch.Tensor  #: [1, N] int64, which of the S sequences a token belongs to

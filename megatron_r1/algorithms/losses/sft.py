@@ -13,4 +13,5 @@ def cross_entropy_loss(logprobs: torch.Tensor, *, loss_mask: torch.Tensor, denom
         loss_mask: [...] 1 on trained targets.
         denominator: number of trained targets in the whole batch, so that parts of it add up.
     """
-    return -(logprobs * loss_mask).sum() / denominator
+    # An infinite log-prob of a target without loss, times a zero mask, would be a NaN.
+    return -torch.where(loss_mask > 0, logprobs * loss_mask, 0.0).sum() / denominator

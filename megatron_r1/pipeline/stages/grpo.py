@@ -59,7 +59,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             arch,
             optimizer=stage.optimizer,
             moe=stage.moe,
-            total_updates=stage.rollouts * math.ceil(outputs / stage.minibatch_size),
+            total_updates=stage.rollouts * stage.updates_per_rollout,
             micro_batch_tokens=stage.micro_batch_tokens,
             packed=True,
             temperature=config.rollout.temperature,
@@ -67,7 +67,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         )
         from megatron_r1.mcore.policy import ReferencePolicy
 
-        reference = ReferencePolicy(policy) if stage.kl_coef else None
+        reference = ReferencePolicy(policy) if stage.has_reference else None
         state = resume_run(run, policy, reference)
         if state:
             prompts.load_state_dict(state["prompts"])
@@ -97,6 +97,5 @@ def _training_problems(config: Config) -> ProblemSource:
     stage, reasoning, general = config.grpo, load_problems(config.data, accuracy_scorers(config.reward)), load_general(config.data)
     if general is None:
         return reasoning
-    updates_per_rollout = math.ceil(stage.prompts_per_rollout * stage.group_size / stage.minibatch_size)
-    first_rollout = max(0, stage.rollouts - math.ceil(stage.general_updates / updates_per_rollout))
+    first_rollout = max(0, stage.rollouts - math.ceil(stage.general_updates / stage.updates_per_rollout))
     return GeneralMix(reasoning, general, first_rollout * stage.prompts_per_rollout, config.data.general_share)

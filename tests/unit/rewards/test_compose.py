@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_r1.algorithms.advantage import group_advantages
 from megatron_r1.config.rewards import CodeRewardConfig, MathRewardConfig, RewardConfig
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.code.scorer import CodeScorer
@@ -271,3 +272,25 @@ def test_random_responses_never_raise_and_never_earn_both_rewards():
         score_groups(RewardConfig(answer_location=location), [group])
         assert not any(group.reward_parts["accuracy"])
         assert set(group.reward_parts["format"]) <= {0.0, 1.0}
+
+
+def test_a_total_knows_the_magnitude_of_what_was_added_up():
+    group = group_of("right", "half", "wrong")
+    config = RewardConfig(accuracy_weight=0.3, format_weight=-0.1, language_weight=-0.2)
+    score(config, group)
+    assert group.rewards_G[0] != 0 and group.rewards_G[0].abs() < 1e-15, "0.3 - 0.1 - 0.2"
+    assert group.reward_magnitude == pytest.approx(0.6)
+    assert group_advantages(group.rewards_G, magnitude=group.reward_magnitude).tolist() == [0.0] * 3
+
+
+def test_groups_that_are_all_right_or_all_wrong_are_counted():
+    groups = [group_of("right", "right"), group_of("right", "wrong"), group_of("wrong", "half"), group_of("hang", "hang")]
+    score(RewardConfig(), *groups)
+    metrics = describe_rewards(groups)
+    assert (metrics["reward/all_correct_groups"], metrics["reward/all_wrong_groups"]) == (0.25, 0.25)
+    general = group_of("right", prompt=GENERAL)
+    judged: Future[Verdict] = Future()
+    judged.set_result(Verdict(1.0, "correct"))
+    score(RewardConfig(model="judge"), general, model_reward=lambda *_: judged)
+    assert "reward/all_correct_groups" not in describe_rewards([general]), "no accuracy was asked for"
+    assert describe_rewards([groups[0], general])["reward/all_correct_groups"] == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from megatron_r1.algorithms.losses import registry
 from megatron_r1.algorithms.losses.contract import PolicyBatch, PolicySettings
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.data.packing import pack_samples
-from megatron_r1.training.grpo import is_due, loss_of
-from megatron_r1.types import TrainingSample
+from megatron_r1.training.grpo import is_due, loss_of, shuffle_rewards
+from megatron_r1.training.samples import minibatches
+from megatron_r1.types import Prompt, Rollout, RolloutGroup, TrainingSample
 
 LENGTHS = (9, 4, 6)  # tokens; the first three are the prompt's
 
@@ -56,3 +58,36 @@ def test_a_loss_gets_boundaries_and_counts(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_a_reference_is_refreshed_once_its_interval_is_passed(updates: int, new: int, interval: int, due: bool) -> None:
     assert is_due(updates, new, interval) == due
+
+
+def test_every_inner_epoch_uses_each_sample_once_in_an_order_of_its_own() -> None:
+    once = list(minibatches(list(range(10)), 4, "0/1"))
+    assert list(map(len, once)) == [4, 4, 2] and sorted(chain(*once)) == list(range(10))
+    thrice = list(minibatches(list(range(10)), 4, "0/1", epochs=3))
+    assert thrice[:3] == once, "the first epoch is that of a run with one"
+    epochs = [list(chain(*thrice[start : start + 3])) for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and len(set(map(tuple, epochs))) == 3
+
+
+@pytest.mark.parametrize(("outputs", "size", "epochs", "updates"), [((2, 8), 4, 1, 4), ((2, 8), 4, 3, 12), ((3, 5), 4, 2, 8)])
+def test_the_updates_of_a_round_count_all_epochs(outputs: tuple[int, int], size: int, epochs: int, updates: int) -> None:
+    prompts, group = outputs
+    stage = GrpoConfig(prompts_per_rollout=prompts, group_size=group, minibatch_size=size, inner_epochs=epochs)
+    assert stage.updates_per_rollout == updates == len(list(minibatches(list(range(prompts * group)), size, "0", epochs)))
+
+
+@pytest.mark.parametrize(
+    ("kl_coef", "measure", "has"), [(0.1, False, True), (0.0, True, True), (0.0, False, False), (0.1, True, True)]
+)
+def test_a_reference_is_kept_to_penalise_or_to_measure(kl_coef: float, measure: bool, has: bool) -> None:
+    assert GrpoConfig(kl_coef=kl_coef, measure_kl=measure).has_reference == has
+
+
+def test_shuffled_rewards_keep_the_magnitude_of_their_sums() -> None:
+    prompt = Prompt("p", "q", "a", "t", (1,))
+    groups = [
+        RolloutGroup(prompt, [Rollout([1], [0.0], "", True)] * 2, 0, torch.tensor([r, r]), reward_magnitude=m)
+        for r, m in ((1.0, 3.0), (2.0, 7.0))
+    ]
+    shuffle_rewards(groups, seed="0")
+    assert [g.reward_magnitude for g in groups] == [7.0, 7.0] and sorted(torch.cat([g.rewards_G for g in groups])) == [1, 1, 2, 2]

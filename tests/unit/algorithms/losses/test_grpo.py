@@ -62,7 +62,9 @@ def test_closed_form_one_token_at_a_time(normalization):
     loss, metrics = loss_of(batch, normalization, denominator)
     assert loss.item() == pytest.approx(expected / denominator, rel=1e-12)
     ratios = (batch["logprobs"] - batch["old_logprobs"]).exp()[batch["loss_mask"] > 0]
-    assert metrics["ratio/clipped_fraction"].value.item() == ((ratios - 1).abs() > EPS).sum().item() > 0
+    positive = batch["advantages"][batch["loss_mask"] > 0] > 0
+    binds = torch.where(positive, ratios > 1 + EPS, ratios < 1 - EPS)
+    assert ((ratios - 1).abs() > EPS).sum() > metrics["ratio/clipped_fraction"].value.item() == binds.sum().item() > 0
     assert metrics["ratio/max"].value.item() == ratios.max().item() and metrics["ratio/max"].reduction == "max"
 
 
@@ -140,3 +142,87 @@ def test_a_micro_batch_that_is_all_padding_adds_nothing():
     empty = {**batch, "loss_mask": torch.zeros_like(batch["loss_mask"]), "sequence_lengths": torch.ones_like(batch["loss_mask"])}
     loss, metrics = loss_of(empty, "sequence", 6)
     assert loss.item() == 0 and {name: metric.value.item() for name, metric in metrics.items()} == dict.fromkeys(metrics, 0.0)
+
+
+CLIPS = [0.2, 10.0, 100.0]
+
+
+def one_token_each(
+    log_ratios: list[float], advantages: list[float], dtype: torch.dtype, clip_eps: float, kl_coef: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
+    """Loss, its gradient by the log-probs, and metrics of responses of one token, with the reference where the policy was."""
+    old = torch.full((len(log_ratios), 1), -1.0, dtype=dtype)
+    logprobs = (old + torch.tensor(log_ratios, dtype=dtype)[:, None]).requires_grad_()
+    ones = torch.ones_like(old)
+    batch = {"logprobs": logprobs, "old_logprobs": old, "ref_logprobs": old, "loss_mask": ones, "sequence_lengths": ones}
+    given = {**batch, "advantages": torch.tensor(advantages, dtype=dtype)[:, None]}
+    loss, metrics = loss_of(given, "sequence", len(log_ratios), clip_eps=clip_eps, kl_coef=kl_coef)
+    loss.backward()
+    return loss.detach(), logprobs.grad.flatten(), metrics
+
+
+@pytest.mark.parametrize("clip_eps", CLIPS)
+@pytest.mark.parametrize("advantage", [2.0, 1e-3, 0.0])
+def test_a_ratio_that_overflows_float32_has_the_gradient_of_float64(clip_eps, advantage):
+    log_ratios = [-200.0, -90.0, -3.0, 0.0, 0.1, math.log1p(clip_eps), 3.0, 5.0, 20.0, 80.0, 88.8, 100.0, 300.0]
+    advantages = [advantage] * len(log_ratios)
+    loss, gradient, _ = one_token_each(log_ratios, advantages, torch.float32, clip_eps)
+    exact_loss, exact, _ = one_token_each(log_ratios, advantages, torch.float64, clip_eps)
+    assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-5, abs=1e-30)
+    edge = log_ratios.index(math.log1p(clip_eps))  # where a rounding decides whether the clip binds
+    kept = [i for i in range(len(log_ratios)) if i != edge]
+    assert torch.allclose(gradient[kept].double(), exact[kept], rtol=1e-5, atol=1e-30)
+    beyond = torch.tensor(log_ratios) > math.log1p(clip_eps)
+    assert not gradient[beyond].any(), "nothing is lost: the clip had taken these gradients already"
+
+
+@pytest.mark.parametrize("clip_eps", CLIPS)
+def test_a_negative_advantage_keeps_the_gradient_of_any_ratio(clip_eps):
+    log_ratios = [-100.0, -3.0, 0.5, 4.0, 20.0, 60.0, 80.0]
+    _, gradient, _ = one_token_each(log_ratios, [-1.0] * 7, torch.float32, clip_eps)
+    _, exact, _ = one_token_each(log_ratios, [-1.0] * 7, torch.float64, clip_eps)
+    assert torch.allclose(gradient.double(), exact, rtol=1e-4, atol=1e-30) and gradient[-1] > 1e33
+    loss, gradient, _ = one_token_each([0.0, 120.0], [-1.0, -1.0], torch.float32, clip_eps)
+    assert loss.isinf() and not gradient.isfinite().all(), "beyond float32 the update is not finite, and is not made"
+
+
+def test_a_bound_changes_no_bit_of_ordinary_tokens():
+    batch = {name: value.float() for name, value in make_batch(rows=40).items()}
+    logprobs = batch["logprobs"].clone().requires_grad_()
+    loss, _ = loss_of({**batch, "logprobs": logprobs}, "sequence", 40)
+    loss.backward()
+    plain = batch["logprobs"].clone().requires_grad_()
+    masked = batch["loss_mask"] > 0
+    ratio = torch.where(masked, plain - batch["old_logprobs"], 0.0).exp()
+    objective = torch.minimum(ratio * batch["advantages"], ratio.clamp(1 - EPS, 1 + EPS) * batch["advantages"])
+    log_ratio = torch.where(masked, batch["ref_logprobs"], plain.detach()) - plain
+    objective = objective - BETA * (log_ratio.exp() - log_ratio - 1.0)
+    unbounded = -(objective * (batch["loss_mask"] / batch["sequence_lengths"])).sum() / 40
+    unbounded.backward()
+    assert torch.equal(loss, unbounded) and torch.equal(logprobs.grad, plain.grad)
+
+
+@pytest.mark.parametrize("outside", [-math.inf, math.nan, 1e30])
+@pytest.mark.parametrize("kl_coef", [0.0, BETA])
+def test_whatever_stands_outside_the_mask_stays_there(outside, kl_coef):
+    batch = make_batch()
+    without = batch["loss_mask"] == 0
+    poisoned = {**batch, "logprobs": torch.where(without, outside, batch["logprobs"]).requires_grad_()}
+    loss, metrics = loss_of(poisoned, "sequence", 6, kl_coef=kl_coef)
+    loss.backward()
+    clean, expected = loss_of(batch, "sequence", 6, kl_coef=kl_coef)
+    assert loss.item() == clean.item() and poisoned["logprobs"].grad[without].abs().max() == 0
+    assert {n: m.value.item() for n, m in metrics.items()} == {n: m.value.item() for n, m in expected.items()}
+
+
+def test_kl_is_measured_without_being_penalised():
+    batch = make_batch()
+    logprobs = batch["logprobs"].clone().requires_grad_()
+    loss, metrics = loss_of({**batch, "logprobs": logprobs}, "sequence", 6, kl_coef=0.0)
+    loss.backward()
+    alone, without = loss_of({**batch, "ref_logprobs": None}, "sequence", 6, kl_coef=0.0)
+    assert loss.item() == alone.item() and "kl/reference" not in without
+    penalised = loss_of(batch, "sequence", 6)[1]
+    assert metrics["kl/reference"].value.item() == penalised["kl/reference"].value.item() > 0
+    _, gradient, metrics = one_token_each([-300.0, 0.0], [1.0, 1.0], torch.float32, EPS)
+    assert gradient.isfinite().all() and metrics["kl/reference"].value.isinf(), "what is only measured may overflow"
