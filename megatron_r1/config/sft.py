@@ -14,8 +14,8 @@ class SftSource(Section):
     """Conversations to learn from. On the command line a path alone will do."""
 
     path: str = Field(
-        description="Conversations: a .jsonl, .jsonl.gz, .json or .parquet file, a folder of such files, or a folder that the "
-        "datasets library wrote with save_to_disk."
+        description="Conversations: a .jsonl, .json, .parquet or .csv file (.gz, .zst), a folder of such files, or a folder that "
+        "the datasets library wrote with save_to_disk."
     )
     weight: float | None = Field(
         None,
@@ -56,8 +56,13 @@ class SftConfig(Section):
     )
     invalid: Literal["error", "skip"] = Field(
         "error",
-        description="What happens to a conversation with a blank message or an unknown role: the run stops, or the conversation "
-        "is left out. Skipped conversations are counted.",
+        description="What happens to a conversation with a blank message, an unknown role or a field that is not used (images): "
+        "the run stops, or the conversation is left out. Skipped conversations are counted.",
+    )
+    trained_turns: Literal["all", "last"] = Field(
+        "all",
+        description="Which of a conversation's replies are trained on: all that its fields do not except (weight, train, ...), "
+        "or the last alone. The paper does not state it.",
     )
     prompt_field: str = Field("prompt", description="Name of the field that holds the prompt in a record of format pair.")
     response_field: str = Field("response", description="Name of the field that holds the response in a record of format pair.")

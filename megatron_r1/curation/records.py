@@ -12,13 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_r1.data.chat.conversations import Message, read_conversation
+from megatron_r1.data.chat.conversations import read_conversation
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.record_files import RawLine, parse_object, stream_lines, take_text
 from megatron_r1.errors import DataError
 
 DEFAULT_DOMAIN = "general"
 _NAMED = ("id", "domain", "language", "source")
-_FORMS = ("messages", "conversations", "instruction", "input", "output", "chosen", "rejected", "prompt", "response")
+#: fields that the messages hold once they are read
+_FORMS = (
+    "messages", "conversations", "instruction", "input", "output", "chosen", "rejected", "prompt", "response", "system", "history",
+    "reasoning_content", "thinking", "weight", "train", "training", "trainable", "loss_mask",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Conversation:
 
     def to_json(self) -> dict[str, Any]:
         """As one object of a file."""
-        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        messages = [message.to_json() for message in self.messages]
         named = {"domain": self.domain, "language": self.language, "source": self.source}
         return {"id": self.id, "messages": messages, **named, **self.fields}
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.data.chat.conversations import Message, Role
-from megatron_r1.data.record_files import read_records, take_text
+from megatron_r1.data.chat.conversations import read_history, with_system
+from megatron_r1.data.chat.messages import Message, Role, read_message, read_tools, refuse_media
+from megatron_r1.data.record_files import is_missing, read_records, take_text
 from megatron_r1.data.split import is_heldout
 from megatron_r1.errors import DataError
 
@@ -66,7 +67,8 @@ def read_labelled(path: Path) -> list[LabelledDialogues]:
         safe = record.get("safe")
         if not isinstance(safe, bool):
             raise DataError(f"{where}: field 'safe' is {'missing' if safe is None else repr(safe)}, it must be true or false")
-        dialogue = Dialogue(_take_prompt(record, "prompt", where), take_text(record, "response", where))
+        prompt = _take_context(record, _take_prompt(record, "prompt", where), where)
+        dialogue = Dialogue(prompt, take_text(record, "response", where))
         examples.append(LabelledDialogues(where, (dialogue,), safe))
     return examples
 
@@ -85,10 +87,22 @@ def split_heldout(examples: list[LabelledDialogues], fraction: float) -> tuple[l
 
 
 def _take_pair(record: dict[str, Any], where: str) -> tuple[Dialogue, Dialogue]:
-    field = next((name for name in ("prompt", "conversations") if name in record), None)
+    field = next((name for name in ("prompt", "conversations") if not is_missing(record.get(name))), None)
     prompt = () if field is None else _take_prompt(record, field, where)
+    prompt = _take_context(record, prompt, where)
     chosen, rejected = (_take_dialogue(record, side, prompt, where) for side in ("chosen", "rejected"))
     return chosen, rejected
+
+
+def _take_context(record: dict[str, Any], prompt: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """The prompt after what the record says of it elsewhere: system message and history."""
+    refuse_media(record, where)
+    if read_tools(record, where):
+        raise DataError(f"{where}: the record has tools, for which a reward model's conversations have no place")
+    context = with_system(record, [*read_history(record, where), *prompt], where)
+    if len(context) > len(prompt) and not prompt:
+        raise DataError(f"{where}: fields 'system' and 'history' go with a 'prompt', which is missing")
+    return tuple(context)
 
 
 def _take_prompt(record: dict[str, Any], field: str, where: str) -> tuple[Message, ...]:
@@ -126,9 +140,12 @@ def _take_messages(entries: list[Any], field: str, where: str) -> tuple[Message,
         is_message = isinstance(entry, dict)
         role = (entry.get("role") or entry.get("from")) if is_message else None
         content = entry.get("content", entry.get("value")) if is_message else None
-        if role not in _ROLES or not isinstance(content, str):
+        if role not in _ROLES or not isinstance(content, (str, list)):
             raise DataError(f"{where}: field {field!r} has a turn that is no message of system, user or assistant with a text")
-        messages.append(Message(_ROLES[role], content.strip()))
+        message = read_message(entry, f"{where} {field}", may_be_blank=True)
+        if message.tool_calls:
+            raise DataError(f"{where}: field {field!r} has tool calls, for which a reward model's conversations have no place")
+        messages.append(message)
     if not messages:
         raise DataError(f"{where}: field {field!r} has no turns")
     return tuple(messages)

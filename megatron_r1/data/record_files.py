@@ -14,10 +14,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import re
 import sys
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,6 +154,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a field has no value: null, or the NaN that tables of numbers have instead."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def take_text(record: dict[str, Any], field: str, where: str) -> str:
     """The stripped text of a field; a number counts as its text.
 
@@ -161,8 +168,10 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
         raise DataError(f"{where}: field {field!r} is missing; the record has {', '.join(map(repr, record)) or 'no fields'}")
     value = record[field]
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text")
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+        raise DataError(f"{where}: field {field!r} is {value}, which is {'a missing value' if is_missing(value) else 'no number'}")
     text = str(value).strip()
     if not text:
         raise DataError(f"{where}: field {field!r} is blank")

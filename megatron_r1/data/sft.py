@@ -38,6 +38,7 @@ class SourceCounts:
     dropped: int = 0  #: samples beyond `sft.max_tokens`, or cut to it with nothing left to train on
     truncated: int = 0
     skipped: int = 0  #: malformed conversations, with `sft.invalid` = skip
+    untrained: int = 0  #: conversations whose own fields leave nothing to train on
 
 
 def prepare_sft(
@@ -63,14 +64,15 @@ def prepare_sft(
         "sources": [source.model_dump() for source in every],
         "files": [_file_state(Path(source.path)) for source in every],
         "settings": config.model_dump(
-            include={"prompt_field", "response_field", "overlong", "invalid", "validation_fraction"}
+            include={"prompt_field", "response_field", "overlong", "invalid", "validation_fraction", "trained_turns"}
         ) | {"max_tokens": limit},
     }  # fmt: skip
     found = read_description(folder)
     if found is None or found["made_from"] != made_from:
         counts: list[dict[str, Any]] = []
         fields = (config.prompt_field, config.response_field)
-        encoders = [Encoder(tokenizer, data.template, source.format, *fields) for source in every]
+        last_only = config.trained_turns == "last"
+        encoders = [Encoder(tokenizer, data.template, source.format, *fields, last_only) for source in every]
         samples = _encode_sources(config, list(zip(every, encoders)), len(sources), limit, counts, on_progress)
         write_store(folder, samples, {"made_from": made_from, "sources": counts})
     store = SampleStore(folder)
@@ -93,7 +95,10 @@ class SftData:
         self._of_source = [np.flatnonzero(groups == source) for source in range(num_sources)]
         for counts, members in zip(self.counts, self._of_source):
             if not len(members):
-                raise DataError(f"{counts.path}: nothing to train on: {counts.dropped} dropped, {counts.skipped} skipped")
+                untrained = f", {counts.untrained} not to be trained on" if counts.untrained else ""
+                raise DataError(
+                    f"{counts.path}: nothing to train on: {counts.dropped} dropped, {counts.skipped} skipped{untrained}"
+                )
         weights = [source.weight for source in config.sources if source.weight is not None]
         self._mixture = Mixture([len(members) for members in self._of_source], weights or None, seed)
         validation = np.flatnonzero(groups == VALIDATION).tolist()
@@ -137,7 +142,8 @@ class SftData:
             f"{total['samples']:,} samples of {len(self.counts)} sources, {total['tokens']:,} tokens, "
             f"{total['trained_tokens']:,} of them trained; {total['dropped']:,} dropped and {total['truncated']:,} truncated "
             f"as too long, {total['skipped']:,} malformed "
-            f"skipped; {len(self._validation):,} for validation"
+            f"skipped{f', {untrained:,} not to be trained on' if (untrained := total['untrained']) else ''}; "
+            f"{len(self._validation):,} for validation"
         )
 
     def check_same(self, state: dict[str, Any] | None) -> None:
@@ -199,6 +205,7 @@ def _encode_sources(
                     raise encoded
                 counts.skipped += 1
                 continue
+            counts.untrained += not encoded.samples
             is_validation = group >= num_training or is_heldout(encoded.question, config.validation_fraction)
             for sample in _limit(encoded.samples, limit, config.overlong, counts, encoded.where):
                 counts.samples += 1

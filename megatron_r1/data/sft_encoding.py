@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from megatron_r1.data.chat.conversations import Message, read_conversation
+from megatron_r1.data.chat.conversations import read_conversation
 from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.messages import Message, read_tools
 from megatron_r1.data.chat.template import encode_conversation
 from megatron_r1.data.record_files import Record
 from megatron_r1.data.tokenizer import Tokenizer
@@ -25,26 +26,30 @@ class Encoded:
 
     where: str
     question: str  #: conversations with the same question go into the same part, training or validation
-    samples: list[TrainingSample]
+    samples: list[TrainingSample]  #: none if no message is trained on
 
 
 class Encoder:
     """Makes samples of records. Picklable."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str, form: str, prompt_field: str, response_field: str):
-        """Args: see `read_conversation` and `load_chat_template`, and what they raise."""
+    def __init__(
+        self, tokenizer: Tokenizer, template: str, form: str, prompt_field: str, response_field: str, last_only: bool = False
+    ):
+        """Args: see `read_conversation` and `load_chat_template`, and what they raise; `last_only`: loss on the last reply only."""
         self._template = load_chat_template(template, tokenizer)
-        self._fields = (form, prompt_field, response_field)
+        self._fields, self._last_only = (form, prompt_field, response_field), last_only
 
     def encode(self, record: Record) -> Encoded | DataError:
         """The samples, or what is wrong with the conversation."""
         where, fields = record
         try:
-            messages = read_conversation(fields, where, *self._fields)
+            messages, tools = read_conversation(fields, where, *self._fields), read_tools(fields, where)
         except DataError as error:
             return error
+        if self._last_only:
+            messages = [*(replace(each, is_trained=each.role != "assistant") for each in messages[:-1]), messages[-1]]
         try:
-            return Encoded(where, _question(messages), encode_conversation(messages, self._template))
+            return Encoded(where, _question(messages), encode_conversation(messages, self._template, tools))
         except DataError as error:
             return DataError(f"{where}: {error}")
 

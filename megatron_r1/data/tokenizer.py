@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from megatron_r1.data.chat.prompt_templates import render, split_prompt
+from megatron_r1.data.plain_text import PlainText, begin_and_middle, without_limits
+from megatron_r1.data.tokenizer_folder import TokenizerFolder, own_settings, read_tokenizer_folder
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
@@ -37,32 +38,60 @@ _TAG = re.compile(f"({'|'.join(map(re.escape, TAGS))})")
 class Tokenizer:
     """Text to ids and back. `bos_id` is None for vocabularies without one (Qwen2)."""
 
-    def __init__(self, tokenizer_json: str, bos: str | None, eos: str, pad: str | None, chat_template: str | None = None):
-        """Args: the text of a tokenizer.json, its control tokens (without `pad`, `eos` pads), the Jinja text of its chat template.
+    def __init__(
+        self,
+        tokenizer_json: str,
+        bos: str | None,
+        eos: str,
+        pad: str | None,
+        chat_template: str | None = None,
+        adds_bos: bool | None = True,
+        folder: TokenizerFolder | None = None,
+    ):
+        """
+        Args:
+            tokenizer_json: the text of a tokenizer.json. Truncation, padding and dropout in it have no effect here.
+            bos: with `eos` and `pad`, its control tokens; without `pad`, `eos` pads.
+            eos: see `bos`.
+            pad: see `bos`.
+            chat_template: the Jinja text of its chat template.
+            adds_bos: whether a sequence begins with `bos`. None: as the post-processor of tokenizer.json does it.
+            folder: what is saved beside tokenizer.json; None: settings of our own.
 
         Raises:
             DataError: not a tokenizer, or a control token that is not in the vocabulary.
         """
-        try:
-            self._with_tags = tokenizers.Tokenizer.from_str(tokenizer_json)
-            self._plain = tokenizers.Tokenizer.from_str(json.dumps({**json.loads(tokenizer_json), "added_tokens": []}))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"tokenizer.json is not a tokenizer: {str(error).splitlines()[0]}") from error
-        self._with_tags.encode_special_tokens = True  # control tokens in a text stay text
         self._json, self._pad = tokenizer_json, pad or eos
         self.bos, self.eos, self.chat_template = bos, eos, chat_template
+        self._folder = folder or own_settings(bos, eos, self._pad, chat_template)
+        self._arguments = (tokenizer_json, bos, eos, pad, chat_template, adds_bos, folder)
+        try:
+            state = without_limits(tokenizer_json)
+            self._whole, self._whole_middle = begin_and_middle(state)
+            self._plain = PlainText(state, [token for token in (bos, eos, pad) if token])
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"tokenizer.json is not a tokenizer: {str(error).splitlines()[0]}") from error
         self.eos_id = self._control_id(self.eos)
         self.pad_id = self._control_id(self._pad)
         self.bos_id = None if bos is None else self._control_id(bos)
-        self.vocab_size = max(self._with_tags.get_vocab(with_added_tokens=True).values()) + 1  #: highest id + 1
+        if adds_bos is None:
+            adds_bos = self._whole.encode("").ids[:1] == [self.bos_id]
+        #: What every sequence begins with: [bos_id], or nothing if the tokenizer's own settings want nothing.
+        self.start_ids = [self.bos_id] if adds_bos and self.bos_id is not None else []
+        self.vocab_size = max(self._whole.get_vocab(with_added_tokens=True).values()) + 1  #: highest id + 1
         self._control_ids = {self.eos_id, self.pad_id, self.bos_id}
-        self._fixed_ids: dict[str, list[int]] = {}
+        self._fixed_ids: dict[tuple[str, bool], list[int]] = {}
+        added = self._whole.get_added_tokens_decoder().items()
+        #: Added tokens that text with tags may hold. Tags are tokens, also where a vocabulary calls them special.
+        self._free = {token.content: id for id, token in added if not token.special or token.content in TAGS}
+        longest_first = sorted(self._free, key=lambda text: (-len(text), text))
+        self._free_text = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else r"((?!))")
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str | None, ...]]:
-        return Tokenizer, (self._json, self.bos, self.eos, self._pad, self.chat_template)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple]:
+        return Tokenizer, self._arguments
 
     def _control_id(self, token: str) -> int:
-        token_id = self._with_tags.token_to_id(token)
+        token_id = self._whole.token_to_id(token)
         if token_id is None:
             raise DataError(f"tokenizer: control token {token!r} is not in the vocabulary")
         return token_id
@@ -70,42 +99,46 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Changes with anything that decides how a text or a conversation is encoded."""
-        settings = json.dumps([self._json, self.bos, self.eos, self.chat_template])
-        return hashlib.sha256(settings.encode()).hexdigest()
+        settings = [self._json, self.bos, self.eos, self.chat_template]
+        if self.bos_id is not None and not self.start_ids:
+            settings.append("no BOS")
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
-    @property
-    def start_ids(self) -> list[int]:
-        """What every sequence begins with: [bos_id], or nothing if the vocabulary has none."""
-        return [] if self.bos_id is None else [self.bos_id]
+    def encode_plain(self, text: str, begins: bool = True) -> list[int]:
+        """Untrusted text: nothing in it becomes an added token, "<think>" is seven characters.
 
-    def encode_plain(self, text: str) -> list[int]:
-        """Untrusted text: nothing in it becomes an added token, "<think>" is seven characters."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        Args:
+            begins: whether nothing but `start_ids` stands before it. Some vocabularies put a space before such a text.
+        """
+        return self._plain.encode(text, begins)
 
-    def encode(self, text: str) -> list[int]:
-        """Text whose tags are tokens. "<eos>" and other control tokens written in it stay text."""
-        return self._with_tags.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        """Text whose tags and other added tokens are tokens. "<eos>" and other control tokens written in it stay text."""
+        return self._encode_parts(self._free_text.split(text), begins)
 
     def encode_response(self, text: str) -> list[int]:
         """A given response: <think>, <answer> and their ends are tokens if the vocabulary has them, all else is plain text."""
+        return self._encode_parts(_TAG.split(text), False)
+
+    def _encode_parts(self, parts: list[str], begins: bool) -> list[int]:
+        """Args: text and tokens by turns, as a regular expression splits them."""
         ids: list[int] = []
-        for part in filter(None, _TAG.split(text)):
-            ids += self.encode(part) if part in TAGS else self.encode_plain(part)
+        for number, part in enumerate(parts):
+            if number % 2 and part in self._free:
+                ids.append(self._free[part])
+            elif part:
+                ids += self.encode_plain(part, begins and not ids)
         return ids
 
-    def encode_template(self, text: str) -> list[int]:
+    def encode_template(self, text: str, begins: bool = True) -> list[int]:
         """The text of a template itself: every added token in it becomes a token, control tokens too."""
-        self._with_tags.encode_special_tokens = False
-        try:
-            return self._with_tags.encode(text, add_special_tokens=False).ids
-        finally:
-            self._with_tags.encode_special_tokens = True
+        return (self._whole if begins else self._whole_middle).encode(text, add_special_tokens=False).ids
 
-    def encode_fixed(self, text: str) -> list[int]:
+    def encode_fixed(self, text: str, begins: bool = True) -> list[int]:
         """Like `encode_template`, for one of a few texts that come again and again."""
-        if text not in self._fixed_ids:
-            self._fixed_ids[text] = self.encode_template(text)
-        return self._fixed_ids[text]
+        if (text, begins) not in self._fixed_ids:
+            self._fixed_ids[text, begins] = self.encode_template(text, begins)
+        return self._fixed_ids[text, begins]
 
     def encode_prompt(self, template: str, question: str) -> tuple[str, list[int]]:
         """The rendered prompt and its ids, beginning of sequence included; the question is encoded as untrusted text.
@@ -113,46 +146,34 @@ class Tokenizer:
         For conversations, and for a tokenizer's own template, see `chat_template`.
         """
         before, middle, after = split_prompt(template, question)
-        token_ids = self.start_ids + self.encode_fixed(before) + self.encode_plain(middle) + self.encode_fixed(after)
+        fixed = self.encode_fixed(before), self.encode_fixed(after, False)
+        token_ids = self.start_ids + fixed[0] + self.encode_plain(middle, not before) + fixed[1]
         return render(template, question), token_ids
 
     def added_tokens(self) -> list[str]:
         """Every text that the vocabulary holds as one indivisible token: control tokens, turn markers, tags."""
-        return [token.content for token in self._with_tags.get_added_tokens_decoder().values()]
+        return [token.content for token in self._whole.get_added_tokens_decoder().values()]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Everything but beginning of sequence, end of sequence and padding; tags and other added tokens are shown."""
-        return self._with_tags.decode([i for i in token_ids if i not in self._control_ids], skip_special_tokens=False)
+        return self._whole.decode([i for i in token_ids if i not in self._control_ids], skip_special_tokens=False)
 
     def decode_everything(self, token_ids: Sequence[int]) -> str:
         """Like `decode`, with beginning of sequence, end of sequence and padding shown."""
-        return self._with_tags.decode(list(token_ids), skip_special_tokens=False)
+        return self._whole.decode(list(token_ids), skip_special_tokens=False)
 
     def with_chat_template(self, chat_template: str) -> Tokenizer:
         """The same vocabulary, saved with this Jinja text, which transformers and servers render conversations with."""
-        return Tokenizer(self._json, self.bos, self.eos, self._pad, chat_template)
+        folder = self._folder.with_chat_template(chat_template)
+        return Tokenizer(self._json, self.bos, self.eos, self._pad, chat_template, bool(self.start_ids), folder)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer and vLLM load.
+        """Write the tokenizer with all settings that it came with, for transformers' AutoTokenizer and vLLM.
 
         Raises:
             DataError: the folder cannot be written.
         """
-        folder = Path(folder)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self.bos, "eos_token": self.eos, "pad_token": self._pad,
-            "clean_up_tokenization_spaces": False,
-        }  # fmt: skip
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, text in (("tokenizer.json", self._json), ("tokenizer_config.json", json.dumps(config, indent=2) + "\n")):
-                temporary = folder / f".{name}.{os.getpid()}"
-                temporary.write_text(text, encoding="utf-8")
-                temporary.rename(folder / name)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot write the tokenizer ({error.strerror})") from error
+        self._folder.write(Path(folder), self._json)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -161,43 +182,13 @@ class Tokenizer:
         Raises:
             DataError: a missing or malformed file, named.
         """
-        folder = Path(folder)
-        texts = {}
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            try:
-                texts[name] = (folder / name).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"{folder / name}: cannot read the tokenizer ({error}); make one with tools/train_tokenizer.py"
-                ) from error
+        found = read_tokenizer_folder(Path(folder))
         try:
-            config = json.loads(texts["tokenizer_config.json"])
-            bos, eos, pad = (_token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token"))
-            chat_template = _read_chat_template(folder, config)
-        except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
-            raise DataError(f"{folder / 'tokenizer_config.json'}: not a tokenizer config ({error})") from error
-        if eos is None:
-            raise DataError(f"{folder / 'tokenizer_config.json'}: eos_token is missing")
-        try:
-            return cls(texts["tokenizer.json"], bos, eos, pad, chat_template)
+            return cls(
+                found.tokenizer_json, found.bos, found.eos, found.pad, found.chat_template, found.adds_bos, found.folder
+            )  # fmt: skip
         except DataError as error:
             raise DataError(f"{folder}: {error}") from error
-
-
-def _token_text(token: str | dict | None) -> str | None:
-    """Control tokens are written as a string or as a serialised AddedToken."""
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _read_chat_template(folder: Path, config: dict) -> str | None:
-    """The Jinja text beside the tokenizer, else that in its config, where several are told apart by name."""
-    beside = folder / "chat_template.jinja"
-    if beside.is_file():
-        return beside.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
 
 
 def train_tokenizer(

@@ -20,8 +20,8 @@ from typing import Any
 from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.config.load import save_config
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import OPENED
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, digest, read_benchmark

@@ -16,7 +16,7 @@ from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import fixed_texts
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError, DataError

@@ -13,8 +13,8 @@ import torch
 
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.template import encode_conversation
 from megatron_r1.data.packing import pack_samples
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer

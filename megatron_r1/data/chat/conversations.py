@@ -2,33 +2,36 @@
 
 messages     {"messages": [{"role": "user", "content": ...}, ...]}
 sharegpt     {"conversations": [{"from": "human", "value": ...}, ...]}
-pair         {"prompt": ..., "response": ...}, the names of both fields being settings
+pair         {"prompt": ..., "response": ...}, the names of both fields being settings; the prompt may be a list of messages
 alpaca       {"instruction": ..., "input": ..., "output": ...}
 preference   the chosen side of {"chosen": ..., "rejected": ...}: a reply to "conversations" or "prompt", a list of messages, or
              a whole dialogue as text ("\\n\\nHuman: ...\\n\\nAssistant: ..."), as Anthropic's hh-rlhf has it
+
+Beside these a record may have "system", a text that goes before; "history", the turns before a pair, as LLaMA-Factory has it; the
+reasoning of its last reply and the loss on the record, named as in `messages.py`; and "tools", see `messages.read_tools`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from megatron_r1.data.record_files import take_text
+from megatron_r1.data.chat.messages import (
+    Message,
+    is_trained_on,
+    join_reasoning,
+    read_message,
+    read_messages,
+    refuse_media,
+    take_content,
+)
+from megatron_r1.data.record_files import is_missing, take_text
 from megatron_r1.errors import DataError
 
-Role = Literal["system", "user", "assistant"]
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+_LOSS = ("weight", "train", "training", "trainable", "loss_mask")  # of a record; its "loss" may be a figure
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. Surrounding whitespace is gone when it was read from a record."""
-
-    role: Role
-    content: str
 
 
 def read_conversation(
@@ -42,37 +45,62 @@ def read_conversation(
         form: one of the above, or "auto": found from the fields of the record.
 
     Raises:
-        DataError: one line with `where` for a missing or blank field, an unknown role, or a conversation that ends unanswered.
+        DataError: one line with `where` for a missing or blank field, an unknown role, a conversation that ends unanswered, or a
+            field that is not used but changes the meaning.
     """
     form = _tell_form(record, where, prompt_field, response_field) if form == "auto" else form
     if form == "messages":
-        messages = _read_messages(_take_field(record, "messages", where), where)
+        messages = read_messages(_take_field(record, "messages", where), where)
     elif form == "sharegpt":
-        messages = _read_messages(_take_field(record, "conversations", where), where)
+        messages = read_messages(_take_field(record, "conversations", where), where)
     elif form == "pair":
-        messages = [
-            Message("user", take_text(record, prompt_field, where)),
-            Message("assistant", take_text(record, response_field, where)),
-        ]
+        asked = read_asked(record, prompt_field, where)
+        messages = [*read_history(record, where), *asked, *_read_reply(record, response_field, where)]
     elif form == "alpaca":
-        messages = _read_alpaca(record, where)
+        messages = [*read_history(record, where), *_read_alpaca(record, where)]
     else:
-        messages = _read_chosen(record, where)
+        messages = [*read_history(record, where), *_read_chosen(record, where)]
     if not messages or messages[-1].role != "assistant":
         raise DataError(f"{where}: the conversation does not end with the assistant, so nothing answers its last message")
-    return messages
+    refuse_media(record, where)
+    return _apply_record(record, with_system(record, messages, where), where)
+
+
+def read_asked(record: dict[str, Any], field: str, where: str) -> list[Message]:
+    """What is asked: the text of a field as the user's message, or its list of messages."""
+    if isinstance(record.get(field), list):
+        return read_messages(record[field], where)
+    return [Message("user", take_text(record, field, where))]
+
+
+def with_system(record: dict[str, Any], messages: list[Message], where: str) -> list[Message]:
+    """The messages after the record's own "system", if it has one.
+
+    Raises:
+        DataError: the messages begin with another one.
+    """
+    value = record.get("system")
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
+        return messages
+    system = Message("system", take_content(record, "system", where))
+    if messages and messages[0].role == "system":
+        if messages[0].content != system.content:
+            raise DataError(f"{where}: field 'system' and the first message are different system messages; keep one of them")
+        return messages
+    return [system, *messages]
 
 
 def _tell_form(record: dict[str, Any], where: str, prompt_field: str, response_field: str) -> str:
-    if "messages" in record:
+    present = {name for name, value in record.items() if not is_missing(value)} or set(record)
+    if "messages" in present:
         return "messages"
-    if "chosen" in record:
+    if "chosen" in present:
         return "preference"
-    if "conversations" in record:
+    if "conversations" in present:
         return "sharegpt"
-    if prompt_field in record or response_field in record:
+    if prompt_field in present or response_field in present:
         return "pair"
-    if "instruction" in record:
+    if "instruction" in present:
         return "alpaca"
     raise DataError(
         f"{where}: no conversation in the fields {', '.join(map(repr, record))}; expected messages, conversations, chosen, "
@@ -86,42 +114,56 @@ def _take_field(record: dict[str, Any], field: str, where: str) -> Any:
     return record[field]
 
 
-def _read_messages(entries: Any, where: str) -> list[Message]:
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise DataError(f"{where}: expected a list of messages, found {type(entries).__name__}")
-    return [_read_message(entry, f"{where} message {number}") for number, entry in enumerate(entries, start=1)]
-
-
-def _read_message(entry: Any, where: str) -> Message:
-    """{"role", "content"} or {"from", "value"}."""
-    if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
-    role_field, content_field = ("from", "value") if "from" in entry else ("role", "content")
-    name = take_text(entry, role_field, where)
-    if name not in _ROLES:
-        raise DataError(f"{where}: role {name!r} is unknown; choose one of {', '.join(_ROLES)}")
-    return Message(_ROLES[name], take_text(entry, content_field, where))
+def _read_reply(record: dict[str, Any], field: str, where: str) -> list[Message]:
+    """A response as text, or as a list of messages (TRL's prompt and completion)."""
+    value = record.get(field)
+    if isinstance(value, list):
+        return read_messages(value, f"{where} {field}")
+    return [Message("assistant", take_text(record, field, where))]
 
 
 def _read_alpaca(record: dict[str, Any], where: str) -> list[Message]:
-    question = take_text(record, "instruction", where)
-    if record.get("input"):  # most have none, kept as ""
-        question += "\n" + take_text(record, "input", where)
-    return [Message("user", question), Message("assistant", take_text(record, "output", where))]
+    parts = [
+        take_text(record, field, where)
+        for field in ("instruction", "input")
+        if not is_missing(record.get(field)) and str(record[field]).strip()  # most have no input, kept as ""
+    ]
+    if not parts:
+        take_text(record, "instruction", where)
+    return [Message("user", "\n".join(parts)), Message("assistant", take_text(record, "output", where))]
+
+
+def read_history(record: dict[str, Any], where: str) -> list[Message]:
+    """The turns before the last one: [[question, answer], ...], or a list of messages."""
+    history = record.get("history")
+    if is_missing(history) or history in ("", []):
+        return []
+    if not isinstance(history, list):
+        raise DataError(f"{where}: field 'history' is {type(history).__name__}, not a list of turns")
+    if all(isinstance(turn, dict) for turn in history):
+        return read_messages(history, f"{where} history")
+    messages = []
+    for number, turn in enumerate(history, start=1):
+        place = f"{where} history {number}"
+        if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
+            raise DataError(f"{place}: expected a question and its answer")
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            messages.append(read_message({"role": role, "content": text}, place))
+    return messages
 
 
 def _read_chosen(record: dict[str, Any], where: str) -> list[Message]:
     chosen = _take_field(record, "chosen", where)
-    context = record.get("conversations") or record.get("prompt") or []
+    context = next((record[name] for name in ("conversations", "prompt") if not is_missing(record.get(name)) and record[name]), [])
     if isinstance(context, str):
         before = [Message("user", take_text(record, "prompt", where))]
     else:
-        before = _read_messages(context, where)
+        before = read_messages(context, where)
     if isinstance(chosen, str):
         if not before:
             return _read_dialogue(chosen, where)
         return [*before, Message("assistant", take_text(record, "chosen", where))]
-    messages = _read_messages(chosen if isinstance(chosen, list) else [chosen], f"{where} chosen")
+    messages = read_messages(chosen if isinstance(chosen, list) else [chosen], f"{where} chosen")
     # A list may be the reply alone or repeat what it replies to.
     return [*before, *messages] if messages and messages[0].role == "assistant" else messages
 
@@ -134,3 +176,30 @@ def _read_dialogue(text: str, where: str) -> list[Message]:
         Message("user" if speaker == "Human" else "assistant", take_text({speaker: content}, speaker, f"{where} message {number}"))
         for number, (speaker, content) in enumerate(zip(parts[::2], parts[1::2]), start=1)
     ]
+
+
+def _apply_record(record: dict[str, Any], messages: list[Message], where: str) -> list[Message]:
+    """What the fields of the whole record say of its messages: the reasoning of the last reply, and the loss."""
+    for field in ("reasoning_content", "thinking"):
+        value = record.get(field)
+        if is_missing(value) or (isinstance(value, str) and not value.strip()):
+            continue
+        if not isinstance(value, str):
+            raise DataError(f"{where}: field {field!r} is {value!r}; it may hold the reasoning of the last reply as text")
+        last = messages[-1]
+        messages = [*messages[:-1], replace(last, content=join_reasoning(value.strip(), last.content, where))]
+    masks = record.get("loss_mask")
+    if isinstance(masks, list):
+        if len(masks) != len(messages):
+            raise DataError(f"{where}: loss_mask has {len(masks)} entries for {len(messages)} messages; one for each is read")
+        wanted = [
+            is_trained_on({"loss_mask": mask}, message.role, f"{where} message {number}")
+            for number, (mask, message) in enumerate(zip(masks, messages, strict=True), start=1)
+        ]
+        messages = [
+            replace(message, is_trained=message.is_trained and want) for message, want in zip(messages, wanted, strict=True)
+        ]
+    said = {name: record[name] for name in _LOSS if name in record and not isinstance(record[name], list)}
+    if not is_trained_on(said, "assistant", where):
+        messages = [replace(each, is_trained=each.role != "assistant") for each in messages]
+    return messages

@@ -55,10 +55,16 @@ def split_prompt(template: str, question: str) -> tuple[str, str, str]:
     return fixed, before[len(fixed) :] + question, after
 
 
-def r1_chat_jinja(opened: bool = False) -> str:
-    """R1's chat template as the text that goes with a model; `opened`: its generation prompt ends with `OPENED`."""
+def r1_chat_jinja(opened: bool = False, begins: bool = True) -> str:
+    """R1's chat template as the text that goes with a model.
+
+    Args:
+        opened: its generation prompt ends with `OPENED`.
+        begins: it prints the beginning of sequence, if the tokenizer has one.
+    """
     opening = OPENED.replace("\n", "\\n") if opened else ""
-    return _R1_JINJA + "{%- if add_generation_prompt -%}{{- '" + ASSISTANT + opening + "' -}}{%- endif -%}"
+    jinja = _R1_JINJA if begins else _R1_JINJA.replace("(bos_token or '') + ", "")
+    return jinja + "{%- if add_generation_prompt -%}{{- '" + ASSISTANT + opening + "' -}}{%- endif -%}"
 
 
 def render(template: str, question: str) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.template import encode_chat
 from megatron_r1.data.preferences import LabelledDialogues
 from megatron_r1.data.reward_packing import ScoredExample

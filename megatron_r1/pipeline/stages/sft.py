@@ -53,7 +53,8 @@ def run_sft(config: Config, session: Session) -> Artifact:
         )
         resume_run(run, policy)
         if config.data.template in ("r1_chat", "r1_chat_think"):  # so that servers render what the model was trained on
-            tokenizer = tokenizer.with_chat_template(r1_chat_jinja(opened=config.data.template == "r1_chat_think"))
+            begins = bool(tokenizer.start_ids) or tokenizer.bos_id is None
+            tokenizer = tokenizer.with_chat_template(r1_chat_jinja(config.data.template == "r1_chat_think", begins))
         train_sft(stage, policy=policy, data=data, run=run, save=checkpoint_writer(policy, tokenizer))
         inputs = {f"sft.sources.{number}": source.path for number, source in enumerate(stage.sources)}
         return finish_stage(config, "sft", policy, tokenizer, inputs)

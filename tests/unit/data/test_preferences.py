@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_r1.data.chat.conversations import Message
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import fixed_texts
 from megatron_r1.data.chat.template import encode_chat
 from megatron_r1.data.preferences import read_labelled, read_pairs, split_heldout
@@ -196,3 +196,33 @@ def test_nobody_can_write_control_tokens(tokenizer) -> None:
 )  # fmt: skip
 def test_the_summary_is_what_follows_the_reasoning(response: str, summary: str | None) -> None:
     assert find_summary(response) == summary
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"system": "Be kind."}, (Message("system", "Be kind."), USER)),
+        ({"system": None, "history": None, "conversations": None, "tools": None, "images": []}, (USER,)),
+        ({"history": [["How?", "So."]]}, (USER, ANSWER, USER)),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "How?"}]}]}, (USER,)),
+    ],
+)  # fmt: skip
+def test_fields_beside_a_pair_are_used(tmp_path: Path, fields: dict, expected: tuple) -> None:
+    (pair,) = read_pairs(write_lines(tmp_path / "pairs.jsonl", [SHAPES["text"][0] | fields]))
+    assert [dialogue.messages for dialogue in pair.dialogues] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tools": [{"name": "add"}]}, "the record has tools"),
+        ({"images": ["a.png"]}, "holds what is no text"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "of type 'image'"),
+        ({"chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}]}, "'chosen' has tool calls"),
+        ({"prompt": None, "system": "Be kind."}, "go with a 'prompt', which is missing"),
+        ({"chosen": float("nan")}, "field 'chosen' is nan, which is a missing value"),
+    ],
+)  # fmt: skip
+def test_what_a_reward_model_cannot_read_is_refused(tmp_path: Path, fields: dict, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_pairs(write_lines(tmp_path / "pairs.jsonl", [SHAPES["text"][0] | fields]))

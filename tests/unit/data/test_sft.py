@@ -219,3 +219,22 @@ def test_the_preset_is_the_recipe_s():
     assert (stage.epochs, stage.batch_size, stage.max_tokens, stage.micro_batch_tokens) == (2, 64, 32768, 32768)
     assert (optimizer.lr, optimizer.lr * optimizer.min_lr_ratio, optimizer.schedule) == (5e-6, pytest.approx(5e-7), "cosine")
     assert (config.model.preset, config.data.template) == ("671b", "r1_chat")
+
+
+def test_which_turns_are_trained_is_a_setting_and_a_field(tokenizer, tmp_path):
+    turns = [
+        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
+    silent = [{**turn, "weight": 0} for turn in turns]
+    lines = [{"messages": turns}, {"messages": [*turns[:2], *silent[2:]]}, {"messages": silent}]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = SftSource(path=str(tmp_path / "chat.jsonl"))
+
+    def trained(**settings) -> list[str]:
+        data = load(tmp_path, tokenizer, template="r1_chat", sources=[source], **settings)
+        assert data.counts[0].untrained == 3 - data.epoch_size and "not to be trained on" in data.describe()
+        shown = [describe_sample(sample, tokenizer) for sample in data.take(range(data.epoch_size))]
+        return ["".join(part.partition("⟧")[0] for part in text.split("⟦")[1:]) for text in shown]
+
+    assert trained() == ["b<eos>d<eos>", "b<eos>"]
+    assert trained(trained_turns="last") == ["d<eos>"]

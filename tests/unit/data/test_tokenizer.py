@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,115 @@ def test_a_vocabulary_without_beginning_of_sequence_and_padding(general, tmp_pat
     assert loaded.encode_prompt("r1_zero", "x")[1] == general.encode_prompt("r1_zero", "x")[1][1:]
 
 
+def changed(tokenizer: Tokenizer, folder: Path, state: dict | None = None, **config) -> Tokenizer:
+    """The same with other entries in its two files."""
+    tokenizer.save(folder)
+    for name, more in (("tokenizer.json", state or {}), ("tokenizer_config.json", config)):
+        content = json.loads((folder / name).read_text()) | more
+        (folder / name).write_text(json.dumps(content))
+    return Tokenizer.load(folder)
+
+
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 40},
+    "direction": "Left",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "<pad>",
+}
+
+
+@pytest.mark.parametrize(
+    "state", [{"truncation": TRUNCATION}, {"padding": PADDING}, {"truncation": TRUNCATION, "padding": PADDING}]
+)
+def test_truncation_and_padding_in_the_file_have_no_effect(general, tmp_path, state):
+    loaded = changed(general, tmp_path, state)
+    text = "Natalia sold 48 clips. <think>七</think>"
+    for way in ("encode", "encode_plain", "encode_response", "encode_template"):
+        assert getattr(loaded, way)(text) == getattr(general, way)(text)
+    loaded.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out/tokenizer.json").read_text()) | state == json.loads(
+        (tmp_path / "out/tokenizer.json").read_text()
+    )
+
+
+def test_random_merges_have_no_effect(general, tmp_path):
+    model = json.loads(general._json)["model"]
+    loaded = changed(general, tmp_path, {"model": {**model, "dropout": 0.9}})
+    assert loaded.encode_plain("Natalia sold clips in April") == general.encode_plain("Natalia sold clips in April")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_tag_is_one_token_whether_a_vocabulary_calls_it_special_or_not(general, tmp_path, special):
+    state = json.loads(general._json)
+    tokens = [{**token, "special": special or token["special"]} for token in state["added_tokens"]]
+    loaded = changed(general, tmp_path, {"added_tokens": tokens})
+    think, close = (loaded.encode_template(tag) for tag in ("<think>", "</think>"))
+    assert len(think) == len(close) == 1
+    for way in (loaded.encode, loaded.encode_response):
+        ids = way("<think>Natalia</think><eos>")
+        assert ids == [*think, *loaded.encode_plain("Natalia"), *close, *loaded.encode_plain("<eos>")]
+        assert loaded.decode(ids) == "<think>Natalia</think><eos>"
+    assert not {*think, *close} & set(loaded.encode_plain("<think></think>"))
+
+
+def test_tags_that_a_vocabulary_does_not_have_are_plain_text(general, tmp_path):
+    tokens = [token for token in json.loads(general._json)["added_tokens"] if token["content"] not in TAGS]
+    loaded = changed(general, tmp_path, {"added_tokens": tokens})
+    assert loaded.decode(loaded.encode_response("<think>a</think>")) == "<think>a</think>"
+    assert not set(loaded.encode_response("<think>a</think>")) & {3, 4}
+
+
+BOS_FIRST = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+}  # fmt: skip
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "config", "begins"),
+    [
+        (None, {"add_bos_token": True}, True),
+        (None, {"add_bos_token": False}, False),
+        (BOS_FIRST, {"add_bos_token": None}, True),
+        (BOS_FIRST, {"add_bos_token": False}, False),
+        (BOS_FIRST, {"add_bos_token": True}, True),
+        (BYTES, {"add_bos_token": None}, False),
+        (BYTES, {"add_bos_token": True}, True),
+        (None, {"add_bos_token": None, "model_max_length": 1000}, False),
+        (None, {"add_bos_token": True, "bos_token": None}, False),
+    ],
+)  # fmt: skip
+def test_a_sequence_begins_as_the_tokenizer_s_own_settings_say(general, tmp_path, post_processor, config, begins):
+    from transformers import AutoTokenizer
+
+    loaded = changed(general, tmp_path, {"post_processor": post_processor}, **config)
+    if config["add_bos_token"] is None:
+        written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        del written["add_bos_token"]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 1000, **written}))
+        loaded = Tokenizer.load(tmp_path)  # transformers 5 looks at nothing but the post-processor
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        assert theirs("Natalia").input_ids == loaded.start_ids + loaded.encode_plain("Natalia")
+    assert loaded.start_ids == ([1] if begins else [])
+    assert loaded.encode_prompt("r1_zero", "Natalia")[1].count(1) == begins
+    loaded.with_chat_template("x").save(tmp_path / "out")
+    assert Tokenizer.load(tmp_path / "out").start_ids == loaded.start_ids, "also after training"
+
+
+def test_a_folder_that_this_project_wrote_before_still_begins_with_bos(general, tmp_path):
+    general.save(tmp_path)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del written["add_bos_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(written))
+    assert Tokenizer.load(tmp_path).start_ids == [1] and Tokenizer.load(tmp_path).fingerprint == general.fingerprint
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused_with_both_numbers(general):
     small = PRESETS["tiny"].model_copy(update={"vocab_size": 299})
     with pytest.raises(ConfigError, match=f"{general.vocab_size} tokens.*299"):
@@ -147,6 +257,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
         ("tokenizer_config.json", None, "tokenizer_config.json: cannot read"),
         ("tokenizer_config.json", "[]", "not a tokenizer config"),
         ("tokenizer_config.json", "{}", "eos_token is missing"),
+        ("tokenizer_config.json", '{"eos_token": "<eos>", "add_bos_token": "yes"}', "add_bos_token is 'yes', it must be true or"),
         ("tokenizer_config.json", '{"eos_token": "<end>"}', "'<end>' is not in the vocabulary"),
     ],
 )

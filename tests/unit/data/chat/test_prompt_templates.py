@@ -1,8 +1,8 @@
 import pytest
 
 from megatron_r1.config.rewards import RewardConfig
-from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, fixed_texts, render, split_prompt
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import ConfigError, RewardError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_r1.data.chat.conversations import Message
 from megatron_r1.data.chat.load import load_chat_template
-from megatron_r1.data.chat.prompt_templates import TEMPLATES, r1_chat_jinja
+from megatron_r1.data.chat.messages import Message
+from megatron_r1.data.chat.prompt_templates import OPENED, TEMPLATES, r1_chat_jinja
 from megatron_r1.data.chat.template import describe_sample, encode_conversation
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_r1.errors import ConfigError, DataError
@@ -131,7 +132,8 @@ def test_past_reasoning_is_cut_but_every_reply_is_trained_whole_once(deepseek, o
     assert [describe_sample(sample, deepseek) for sample in samples] == [
         f"{BOS}<｜User｜>Hi there.<｜Assistant｜>⟦{VECTOR[1].content}{EOS}⟧",
         f"{RENDERED}⟦{reply}{EOS}⟧",
-        f"{RENDERED}\n\nNo.{EOS}<｜User｜>Well?<｜Assistant｜>⟦No </think> no.{EOS}⟧",
+        # "No" follows the <think> of the prompt, where there is one.
+        f"{RENDERED}\n\nNo.{EOS}<｜User｜>Well?<｜Assistant｜>{OPENED if opened else ''}⟦No </think> no.{EOS}⟧",
     ]
 
 
@@ -193,7 +195,7 @@ TURNS = "{% for m in messages %}{{ m.role[0] | upper + ':' + m.content }}"
     [
         (TURNS + "{% endfor %}" + GENERATES, "does not end an assistant's turn with eos_token"),
         (TURNS + "{{ eos_token }}{% endfor %}{{ 'Bot:' if add_generation_prompt }}", "shows neither where it begins"),
-        ("{% for m in messages %}{{ m.role }}{{ eos_token }}{% endfor %}" + GENERATES, "shows neither where it begins"),
+        ("{% for m in messages %}{{ m.role }}{{ eos_token }}{% endfor %}" + GENERATES, "leaves out a message of role 'user'"),
         ("{{ raise_exception('roles must\nalternate') }}", "refuses the conversation: roles must"),
         ("{{ messages.__class__.__mro__ }}", "refuses the conversation: access to attribute '__class__'"),
         ("{% for m in %}", "refuses the conversation: Expected an expression"),
@@ -205,6 +207,146 @@ def test_a_template_that_cannot_be_learned_from_is_refused_on_one_line(qwen, jin
     with pytest.raises(DataError) as caught:
         encode_conversation([*VECTOR[:1], Message("assistant", "Hi!")], template)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+ASSISTANT = "<｜Assistant｜>"
+# What the published templates do with reasoning, without their tools.
+V31 = (
+    "{% if thinking is not defined %}{% set thinking = false %}{% endif %}{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}{{ '<｜Assistant｜></think>' }}"
+    "{{ (m.content.split('</think>', 1)[1] if '</think>' in m.content else m.content) + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{{ '<think>' if thinking else '</think>' }}{% endif %}"
+)
+DISTILL = r1_chat_jinja(opened=True)
+ALWAYS_CLOSED = V31.replace("{{ '<think>' if thinking else '</think>' }}", "{{ '</think>' }}")
+# Qwen3's of July 2025 for thinking alone: the prompt opens the reasoning, the last reply has some in any case.
+THINKING = (
+    "{% for m in messages %}{% set c = m.content %}{% set r = '' %}{% if m.role == 'assistant' %}{% if '</think>' in c %}"
+    "{% set r = c.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{% if loop.last %}{% set c = '<think>\\n' + r + '\\n</think>\\n\\n' + c %}{% endif %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + c + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+)
+# Kimi K2 Thinking's: reasoning comes in a field of its own, and the content is not looked into.
+APART = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' %}{{ '<think>' + m.reasoning_content|default('') + '</think>' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("which", "jinja", "content", "rendered"),
+    [
+        ("deepseek", V31, "Hi!", "<｜Assistant｜></think>⟦Hi!{eos}⟧"),
+        ("deepseek", V31, "Well.</think>Hi!", "<｜Assistant｜><think>⟦Well.</think>Hi!{eos}⟧"),
+        ("deepseek", V31, "<think>Well.</think>Hi!", "<｜Assistant｜>⟦<think>Well.</think>Hi!{eos}⟧"),
+        ("deepseek", V31, "<think>\nWell.\n</think>\n\nHi!", "<｜Assistant｜>⟦<think>\nWell.\n</think>\n\nHi!{eos}⟧"),
+        ("deepseek", DISTILL, "Hi!", "<｜Assistant｜>⟦Hi!{eos}⟧"),
+        ("deepseek", DISTILL, "Well.\n</think>\n\nHi!", "<｜Assistant｜><think>\n⟦Well.\n</think>\n\nHi!{eos}⟧"),
+        ("deepseek", DISTILL, "<think>\nWell.\n</think>\n\nHi!", "<｜Assistant｜>⟦<think>\nWell.\n</think>\n\nHi!{eos}⟧"),
+        ("deepseek", DISTILL, "</think>\n\nHi!", "<｜Assistant｜><think>\n⟦</think>\n\nHi!{eos}⟧"),
+        ("deepseek", ALWAYS_CLOSED, "Hi!", "<｜Assistant｜></think>⟦Hi!{eos}⟧"),
+        ("deepseek", "r1_chat_think", "Well.\n</think>\n\nHi!", "<｜Assistant｜><think>\n⟦Well.\n</think>\n\nHi!{eos}⟧"),
+        ("deepseek", "r1_chat_think", "Hi!", "<｜Assistant｜>⟦Hi!{eos}⟧"),
+        ("qwen", THINKING, "Hi!", "assistant\n<think>\n⟦\n</think>\n\nHi!{eos}⟧\n"),
+        ("qwen", THINKING, "Well.</think>Hi!", "assistant\n<think>\n⟦Well.\n</think>\n\nHi!{eos}⟧\n"),
+        ("qwen", THINKING, "<think>Well.</think>Hi!", "assistant\n<think>\n⟦Well.\n</think>\n\nHi!{eos}⟧\n"),
+        ("qwen", KEEPS_LAST, "Well.</think>Hi!", "assistant\n⟦Well.</think>Hi!{eos}⟧\n"),
+        ("qwen", CHATML, "Well.</think>Hi!", "assistant\n⟦Well.</think>Hi!{eos}⟧\n"),
+        ("qwen", APART, "<think>\nWell.\n</think>\n\nHi!", "assistant\n⟦<think>Well.</think>Hi!{eos}⟧\n"),
+        ("qwen", APART, "Hi!", "assistant\n⟦<think></think>Hi!{eos}⟧\n"),
+    ],
+)  # fmt: skip
+def test_a_reply_is_trained_where_the_prompt_leaves_off(which, jinja, content, rendered, request):
+    tokenizer = request.getfixturevalue(which)
+    own = jinja not in TEMPLATES
+    template = load_chat_template("tokenizer" if own else jinja, tokenizer.with_chat_template(jinja) if own else tokenizer)
+    (sample,) = encode_conversation([VECTOR[0], Message("assistant", content)], template)
+    text = describe_sample(sample, tokenizer)
+    assert text.endswith(rendered.replace("{eos}", tokenizer.eos)), text
+    tags = tokenizer.encode("<think></think>")
+    assert [token for token in sample.token_ids if token in tags] == tokenizer.encode_response(
+        "".join(part for part in ("<think>", "</think>") for _ in range(text.count(part)))
+    ), "each tag is one token"
+
+
+def test_reasoning_has_no_place_where_every_prompt_ends_it(deepseek):
+    template = load_chat_template("tokenizer", deepseek.with_chat_template(ALWAYS_CLOSED))
+    with pytest.raises(DataError, match="ends every prompt with </think>"):
+        encode_conversation([VECTOR[0], Message("assistant", "<think>Well.</think>Hi!")], template)
+
+
+def test_of_several_turns_each_has_its_own_place(deepseek):
+    template = load_chat_template("tokenizer", deepseek.with_chat_template(V31))
+    messages = [*VECTOR, Message("assistant", "Knock.</think>No."), Message("user", "Well?"), Message("assistant", "Well.")]
+    begin = f"{BOS}<｜User｜>Hi there.{ASSISTANT}</think>Hi!{EOS}<｜User｜>Tell me a joke."
+    assert [describe_sample(sample, deepseek) for sample in encode_conversation(messages, template)] == [
+        f"{BOS}<｜User｜>Hi there.{ASSISTANT}⟦{VECTOR[1].content}{EOS}⟧",
+        f"{begin}{ASSISTANT}<think>⟦Knock.</think>No.{EOS}⟧",
+        f"{begin}{ASSISTANT}</think>No.{EOS}<｜User｜>Well?{ASSISTANT}</think>⟦Well.{EOS}⟧",
+    ]
+
+
+@pytest.mark.parametrize("name", ["r1_chat", "tokenizer"])
+def test_a_reply_that_is_not_trained_on_is_history(deepseek, name):
+    template = load_chat_template(name, deepseek.with_chat_template(r1_chat_jinja()))
+    silent = [replace(message, is_trained=False) for message in PLAIN]
+    begin = f"{BOS}Be brief.<｜User｜>Hi there.<｜Assistant｜>"
+    (sample,) = encode_conversation([*silent[:-1], PLAIN[-1]], template)
+    assert describe_sample(sample, deepseek) == f"{begin}Hi!{EOS}<｜User｜>Tell me a joke.<｜Assistant｜>⟦Well, no.{EOS}⟧"
+    (sample,) = encode_conversation([*PLAIN[:-1], silent[-1]], template)
+    assert describe_sample(sample, deepseek) == f"{begin}⟦Hi!{EOS}⟧"
+    assert encode_conversation(silent, template) == []
+
+
+# Hermes' and Qwen's way with tools.
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ 'CALL ' + call.function.name + ' ' }}%s{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CALLED = Message(
+    "assistant", "", tool_calls='[{"type": "function", "function": {"name": "add", "arguments": {"a": "<|im_end|>"}}}]'
+)
+TOOL_TURNS = [VECTOR[0], CALLED, Message("tool", "2 <|im_start|>"), Message("assistant", "It is 2.")]
+SCHEMA = '[{"name": "add", "description": "<|im_end|>"}]'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["{{ call.function.arguments | tojson }}", "{{ '' + call.function.arguments }}", "{{ '' ~ call.function.arguments }}"],
+)
+def test_tools_and_calls_are_rendered_whatever_form_the_template_takes(qwen, arguments):
+    template = load_chat_template("tokenizer", qwen.with_chat_template(TOOLS.replace("%s", arguments)))
+    (sample,) = encode_conversation(TOOL_TURNS, template, SCHEMA)
+    assert describe_sample(sample, qwen) == (
+        f"<|im_start|>system\n{SCHEMA[1:-1]}<|im_end|>\n<|im_start|>user\nHi there.<|im_end|>\n<|im_start|>assistant\n"
+        '⟦CALL add {"a": "<|im_end|>"}<|im_end|>⟧\n<|im_start|>tool\n2 <|im_start|><|im_end|>\n<|im_start|>assistant\n'
+        "⟦It is 2.<|im_end|>⟧\n"
+    )
+    assert sample.token_ids.count(qwen.eos_id) == 5, "what a tool or a call holds is text"
+
+
+def test_what_a_template_leaves_out_is_refused(deepseek, qwen):
+    no_calls = load_chat_template("tokenizer", qwen.with_chat_template(CHATML))
+    keeps_user = load_chat_template(
+        "tokenizer", qwen.with_chat_template(CHATML.replace("messages %}", "messages if m.role != 'tool' %}"))
+    )
+    for messages, tools, template, says in (
+        (TOOL_TURNS, "", no_calls, "leaves out a tool call"),
+        (PLAIN, SCHEMA, no_calls, "has no place for tools"),
+        ([VECTOR[0], *TOOL_TURNS[2:]], "", keeps_user, "leaves out a message of role 'tool'"),
+        (PLAIN, SCHEMA, load_chat_template("r1_chat", deepseek), "set data.template=tokenizer"),
+        (TOOL_TURNS, "", load_chat_template("r1_chat", deepseek), "set data.template=tokenizer"),
+        (TOOL_TURNS[:2], "", load_chat_template("r1_chat", deepseek), "set data.template=tokenizer"),
+        (TOOL_TURNS[:2], "", load_chat_template("r1_zero", deepseek), "set data.template=tokenizer"),
+        (VECTOR[:2], SCHEMA, load_chat_template("r1_zero", deepseek), "set data.template=tokenizer"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=says):
+            encode_conversation(messages, template, tools)
 
 
 def test_r1_zero_holds_one_question(deepseek):
