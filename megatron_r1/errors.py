@@ -1,6 +1,12 @@
 """One exception hierarchy. The command line prints the message of an `R1Error` on one line and exits with `exit_code`."""
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The message of another library's error on one line; the name of its class if it has none."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= longest else f"{text[: longest - 3]}...") or type(error).__name__
+
+
 class R1Error(Exception):
     """Base of every error a user can cause or fix. The message names the file, key or tensor and what to do."""
 

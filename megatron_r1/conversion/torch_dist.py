@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -30,6 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.utils.serialization import config as serialization
 
 from megatron_r1.errors import CheckpointError
+from megatron_r1.runtime.checkpoint_index import load_plain, read_index
 from megatron_r1.runtime.direct_file import DirectFile
 from megatron_r1.runtime.files import TEMPORARY
 
@@ -163,10 +163,7 @@ class StoredTensors:
         self.folder = folder
         if not (folder / METADATA).is_file():
             raise CheckpointError(f"{folder} is no Megatron checkpoint: it has no file {METADATA}")
-        try:
-            self._metadata = FileSystemReader(folder).read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-            raise CheckpointError(f"{folder / METADATA} is broken: {error}") from error
+        self._metadata = read_index(folder / METADATA)
         self._tensors = {
             key: stored for key, stored in self._metadata.state_dict_metadata.items() if isinstance(stored, TensorStorageMetadata)
         }
@@ -229,14 +226,18 @@ class StoredTensors:
         return self._tensors[key]
 
     def _load(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        place = self._metadata.storage_data[MetadataIndex(key, offset)]
+        place = self._metadata.storage_data.get(MetadataIndex(key, offset))
+        if place is None:
+            raise CheckpointError(f"{self.folder / METADATA} does not say where the box at {list(offset)} of tensor {key} is")
         path = self.folder / place.relative_path
         try:
             with path.open("rb", buffering=0) as file:
-                box = torch.load(_Window(file, place.offset, place.length), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                box = load_plain(_Window(file, place.offset, place.length), map_location="cpu")
+        except (OSError, pickle.UnpicklingError) as error:
             reason = error.strerror if isinstance(error, OSError) else "its bytes are not what was written"
             raise CheckpointError(f"tensor {key} in {path} cannot be read: {reason}") from error
+        if not isinstance(box, torch.Tensor):
+            raise CheckpointError(f"tensor {key} in {path} is a {type(box).__name__}")
         if tuple(box.shape) != shape or box.dtype != dtype:
             raise CheckpointError(f"tensor {key} in {path} is {list(box.shape)} {box.dtype}, expected {list(shape)} {dtype}")
         return box

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_r1.errors import CheckpointError
+from megatron_r1.errors import CheckpointError, one_line
 from megatron_r1.mcore import parallel
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.checkpoint_files import join, plan_folder
@@ -21,12 +21,12 @@ from megatron_r1.runtime.saving import Unwritten
 
 require_active()
 
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
+
+from megatron_r1.mcore.checkpoint_reading import read_checkpoint
 
 _POLICY, _REFERENCE, _PROGRESS = "policy", "reference", "progress.json"
 _HEAD = "output_layer.weight"
@@ -67,7 +67,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     if reference is not None:
         _load_weights_from(policy, folder / _REFERENCE)
         reference.refresh()
-    progress = json.loads((folder / _PROGRESS).read_text())
+    progress = _read_progress(folder / _PROGRESS)
     state = _model_state(policy)
     if policy.optimizer is not None:
         state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=True)
@@ -82,7 +82,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
         policy.scheduler.num_steps = policy.updates
         policy.scheduler.step(0)
     if same_layout:
-        _restore_rng(loaded["rng"])
+        _restore_rng(loaded["rng"], folder / _POLICY)
 
 
 def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool = False) -> None:
@@ -142,11 +142,24 @@ def _rng_state() -> ShardedObject:
     return ShardedObject("rng", states, (world_size(),), (rank(),))
 
 
-def _restore_rng(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    get_cuda_rng_tracker().set_states(states["megatron"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
+def _restore_rng(states: dict[str, Any], folder: Path) -> None:
+    try:
+        torch.set_rng_state(states["torch"])
+        get_cuda_rng_tracker().set_states(states["megatron"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
+    except (RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"the random state in {folder} cannot be used: {one_line(error)}") from None
+
+
+def _read_progress(path: Path) -> dict[str, Any]:
+    try:
+        progress = json.loads(path.read_text())
+        return {"updates": int(progress["updates"]), "layout": progress["layout"]}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not say how far the run was: {one_line(error)}") from None
 
 
 def _load_weights_from(policy: MegatronModel, folder: Path, trunk_only: bool = False) -> None:
@@ -168,9 +181,9 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: this checkpoint does not hold what the run needs")
     try:
-        return dist_checkpointing.load(state, str(folder))
-    except (CheckpointingException, CheckpointException, RuntimeError, KeyError, OSError) as error:
-        # torch gathers the errors of the ranks that have one
+        return read_checkpoint(state, folder)
+    except (Exception, CheckpointException) as error:
+        # A folder from elsewhere makes them raise whatever they like; torch gathers the errors of the ranks that have one.
         of_ranks = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
         reason = str((of_ranks or [error])[0]).strip().splitlines()
         raise CheckpointError(
