@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron_r1.errors import DeviceError
 from megatron_r1.runtime.device import Device
 from megatron_r1.runtime.launch import LaunchInfo, launched_rank
+from megatron_r1.runtime.meeting import open_store
 
 T = TypeVar("T")
 
@@ -34,27 +35,19 @@ def join_process_group(launch: LaunchInfo, device: Device, timeout_seconds: floa
         timeout_seconds: how long a rank waits for the others in a collective.
     """
     global _STORE
-    address = f"[{launch.master_address}]" if ":" in launch.master_address else launch.master_address
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
-        _STORE, rank, world_size = next(
-            dist.rendezvous(
-                f"tcp://{address}:{launch.master_port}",
-                launch.rank,
-                launch.world_size,
-                timeout=min(timeout, datetime.timedelta(seconds=_MEETING_SECONDS)),
-            )
-        )
+        _STORE = open_store(launch, min(timeout, datetime.timedelta(seconds=_MEETING_SECONDS)))
         dist.init_process_group(
             device.backend,
             store=_STORE,
-            rank=rank,
-            world_size=world_size,
+            rank=launch.rank,
+            world_size=launch.world_size,
             timeout=timeout,
             device_id=device.torch_device if device.kind == "cuda" else None,
         )
-    except dist.DistError as error:
-        reason = str(error).splitlines()[0]
+    except (dist.DistError, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
         raise DeviceError(f"rank {launch.rank} cannot join at {launch.master_address}:{launch.master_port}: {reason}") from None
 
 

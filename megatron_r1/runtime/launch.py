@@ -69,6 +69,11 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     return int(value) if value.isdecimal() else 0
 
 
+def torchrun_holds_store(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun itself holds the store in which the ranks meet."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def job_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """The folder in which the batch script reads how its job went; None if there is no batch script."""
     return Path(environment[JOB_FOLDER]) if environment.get(JOB_FOLDER) else None
