@@ -174,7 +174,11 @@ def _add_machine_commands(commands: argparse._SubParsersAction) -> None:
     serve.add_argument(
         "--announce", type=Path, required=True, metavar="DIR", help="folder that trainers see too; gets the engines' logs"
     )
-    serve.add_argument("--address", metavar="HOST", help="under which trainers reach this node; default: its host name")
+    serve.add_argument(
+        "--address",
+        metavar="HOST",
+        help="of this node: where the server listens and trainers reach it; default: all addresses, and its host name",
+    )
     serve.set_defaults(handler=handle_serve_rollouts)
 
 

@@ -104,7 +104,7 @@ class ServedParts:
     """
 
     def __init__(self, servers: Sequence[Announcement], environment: Mapping[str, str], timeout: float) -> None:
-        self._addresses = [socket.gethostbyname(server.host) for server in servers]
+        self._addresses = [_numeric_address(server.host) for server in servers]
         self._channels: list[ServedEngine] = []
         try:
             for server, address in zip(servers, self._addresses, strict=True):
@@ -144,3 +144,10 @@ class ServedParts:
             except BaseException:
                 self.close()  # the threads' waiting ends with the connections
                 raise
+
+
+def _numeric_address(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise EngineLost(f"the rollout server's host {host} is unknown here: {error.strerror or error}") from None

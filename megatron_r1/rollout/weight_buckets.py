@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -112,7 +113,7 @@ class NetworkSender(BucketSender):
     def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
         content = bytearray(num_bytes)
         _copy_into_bucket(tensors, memoryview(content))
-        return {"content": content}
+        return {"content": pickle.PickleBuffer(content)}  # sent as it is; the server finds a bytearray
 
 
 def _copy_into_bucket(tensors: list[tuple[torch.Tensor, int]], target: memoryview) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 _POLL_SECONDS = 0.2
@@ -14,6 +13,16 @@ OnPart = Callable[[Any], None]
 
 class EngineSilent(Exception):
     """The engine let a time limit pass; the message names the limit."""
+
+
+class MessageConnection(Protocol):
+    """What is needed of a connection to wait for an answer."""
+
+    def poll(self, timeout: float = 0.0) -> bool:
+        """Whether a message, or the end, arrives within `timeout` seconds."""
+
+    def recv(self) -> Any:
+        """The next message."""
 
 
 class EngineChannel(Protocol):
@@ -37,7 +46,7 @@ class EngineChannel(Protocol):
 
 
 def wait_for_answer(
-    connection: Connection,
+    connection: MessageConnection,
     name: str,
     timeout: float,
     on_part: OnPart | None,

@@ -16,13 +16,14 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import R1Error
-from megatron_r1.rollout.channel.announcements import Announcement, accept, announce
+from megatron_r1.rollout.channel.announcements import SERVED, Announcement, announce
+from megatron_r1.rollout.channel.keyed import KEY_BYTES, KeyedConnection
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
+from megatron_r1.rollout.channel.reception import Reception, listen_at
 from megatron_r1.runtime.launch import LaunchInfo
 
 
@@ -61,9 +62,13 @@ def serve_rollouts(folder: Path, launch: LaunchInfo, environment: Mapping[str, s
     Args:
         launch: has the number of this server and the number of all servers.
         environment: of the engine processes.
-        address: under which trainers reach this node; default: its host name.
+        address: of this node, at which the server listens and trainers reach it. Default: it listens at all addresses, and trainers
+            take the host name.
+
+    Raises:
+        ConfigError: the folder is not this user's own, or the address not this machine's.
     """
-    key = secrets.token_bytes(32)
+    key = secrets.token_bytes(KEY_BYTES)
     serving = asked_to_end = False
 
     def end(*_: object) -> None:
@@ -75,33 +80,33 @@ def serve_rollouts(folder: Path, launch: LaunchInfo, environment: Mapping[str, s
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    with socket.create_server(("", 0)) as listener:
+    listener = listen_at(address)
+    with Reception(listener, key) as reception:
         host, port = address or socket.gethostname(), listener.getsockname()[1]
         path = announce(folder, Announcement(launch.rank, launch.world_size, host, port, key.hex(), os.getpid()))
         print(f"serve-rollouts: engine {launch.rank} of {launch.world_size} at {host}:{port}", file=sys.stderr, flush=True)
         log = path.with_suffix(".log")
         try:
             while not asked_to_end:
-                connection = accept(listener, key)
-                if connection is not None:
+                with reception.next_trainer() as connection:
                     serving = True
-                    with connection:
-                        serve_trainer(connection, environment, log)
+                    serve_trainer(connection, environment, log)
                     serving = False
         finally:
             path.unlink(missing_ok=True)
 
 
-def serve_trainer(connection: Connection, environment: Mapping[str, str], log: Path) -> None:
+def serve_trainer(connection: KeyedConnection, environment: Mapping[str, str], log: Path) -> None:
     """Start an engine process and pass on a trainer's calls to it until the trainer closes the connection or is gone.
 
-    The trainer sends variables for the process, then (name, args, timeout, stall) for each call, and gets what the process answers.
-    The server itself answers one call: `keep_weights` puts the content of a bucket into memory for the workers of this node if the
-    engine's head is on another node.
+    The trainer is told that it is served. It sends variables for the process, then (name, args, timeout, stall) for each call, and
+    gets what the process answers. The server itself answers one call: `keep_weights` puts the content of a bucket into memory for
+    the workers of this node if the engine's head is on another node.
     """
     weights = WeightStore()
     engine = None
     try:
+        connection.send(SERVED)
         engine = EngineProcess(HOST_MODULE, log, {**environment, **connection.recv()})
         while True:
             name, args, timeout, stall = connection.recv()
@@ -128,7 +133,7 @@ def serve_trainer(connection: Connection, environment: Mapping[str, str], log: P
         weights.close()
 
 
-def _send_to_trainer(connection: Connection, message: object) -> None:
+def _send_to_trainer(connection: KeyedConnection, message: object) -> None:
     """Send; an error of this connection becomes `_TrainerGone`, so that nobody takes it for an error of the engine."""
     try:
         connection.send(message)

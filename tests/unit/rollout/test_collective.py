@@ -15,7 +15,8 @@ from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError, EngineLost, RolloutError
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout.channel import server as rollout_server
-from megatron_r1.rollout.channel.announcements import Announcement, accept, announce, find_servers
+from megatron_r1.rollout.channel.announcements import Announcement, announce, find_servers
+from megatron_r1.rollout.channel.reception import Reception, listen_at
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.channel.server import serve_trainer
 from megatron_r1.rollout.options import engine_options
@@ -156,21 +157,16 @@ def server(tmp_path, monkeypatch):
     (tmp_path / "toy_engine.py").write_text(SERVER)
     monkeypatch.setattr(rollout_server, "HOST_MODULE", "toy_engine")
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    listener = listen_at("127.0.0.1")
+    with Reception(listener, KEY) as reception:
 
         def serve() -> None:
             while True:
-                try:
-                    connection = accept(listener, KEY)
-                except OSError:
-                    return  # the test is over
-                if connection is not None:
-                    with connection:
-                        serve_trainer(connection, environment, tmp_path / "engine.log")
+                with reception.next_trainer() as connection:
+                    serve_trainer(connection, environment, tmp_path / "engine.log")
 
         threading.Thread(target=serve, daemon=True).start()
         yield Announcement(0, 1, "127.0.0.1", listener.getsockname()[1], KEY.hex(), os.getpid())
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_engine_on_another_node_is_called_like_one_here(server):
