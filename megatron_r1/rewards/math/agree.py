@@ -7,13 +7,12 @@ from fractions import Fraction
 from functools import lru_cache
 
 from megatron_r1.rewards.math.compare import trees_agree
+from megatron_r1.rewards.math.dates import form_of, is_plain_clock
 from megatron_r1.rewards.math.fallback import math_verify_agrees
 from megatron_r1.rewards.math.forms import (
     chosen_letter,
-    form_of,
     has_relation,
     is_phrase,
-    is_plain_clock,
     labelled_choice,
     named_value,
     same_choices,
@@ -22,9 +21,10 @@ from megatron_r1.rewards.math.forms import (
     without_lead,
 )
 from megatron_r1.rewards.math.measures import with_one_unit
-from megatron_r1.rewards.math.numerals import with_plain_numerals, with_selections
+from megatron_r1.rewards.math.numerals import with_plain_numerals
 from megatron_r1.rewards.math.parse import parse_answer
 from megatron_r1.rewards.math.policy import DEFAULT_POLICY, MathPolicy
+from megatron_r1.rewards.math.readings import READINGS, has_condition, is_harmless, split_condition
 from megatron_r1.rewards.math.spelling import respell
 from megatron_r1.rewards.math.tokens import MAX_CHARACTERS, tokenize
 from megatron_r1.rewards.math.tree import Apply, Group, Name, Node, Number, Quantity, TooLarge, Unreadable
@@ -32,8 +32,11 @@ from megatron_r1.rewards.math.value import names_of, rounds_to
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
 _MAX_WRAPPERS = 4
+_STOPS = (".", "。", ",", "，", ";")
 _NUMERAL = re.compile(r"-?[0-9]{1,300}(?:\.[0-9]{1,300})?")
 _DECIMAL_COMMA = re.compile(r"-?(?:0,[0-9]{1,9}|[0-9]{1,9},(?:[0-9]{1,2}|[0-9]{4,9}))")
+_RATIO_IN_WORDS = re.compile(r"([0-9.]{1,20}) ?to ?([0-9.]{1,20})")
+_FRACTION = re.compile(r"[0-9]{1,20}/[0-9]{1,20}|\\[dt]?frac\s*(?:\{[0-9]{1,20}\}\s*\{[0-9]{1,20}\}|[0-9]{2})")
 _APPROXIMATE = re.compile(r"\s*(?:\\approx|\\simeq|\\doteq)(?![A-Za-z])\s*")
 
 
@@ -49,6 +52,12 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return True
     if _NUMERAL.fullmatch(answer) and _NUMERAL.fullmatch(reference):
         return Fraction(answer) == Fraction(reference)
+    ratio = _RATIO_IN_WORDS.fullmatch(answer), _RATIO_IN_WORDS.fullmatch(reference)
+    if ratio[0] and ":" in reference:
+        answer = f"{ratio[0][1]}:{ratio[0][2]}"
+    elif ratio[1] and ":" in answer:
+        reference = f"{ratio[1][1]}:{ratio[1][2]}"
+    conditional = has_condition(reference)
     answer, reference = _readied(answer), _readied(reference)
     if not answer or not reference:
         return False
@@ -72,8 +81,11 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return forms[0] == forms[1] or (_is_ratio(answer, reference, forms) and _formulas_agree(answer, reference, policy))
     if _formulas_agree(answer, reference, policy) or _agree_but_for_comma(answer, reference):
         return True
-    counted = with_selections(answer), with_selections(reference)
-    return any(counted) and _formulas_agree(counted[0] or answer, counted[1] or reference, policy)
+    for read in READINGS:
+        again = read(answer, reference), read(reference, answer)
+        if any(again) and _formulas_agree(again[0] or answer, again[1] or reference, policy):
+            return True
+    return _agree_but_for_condition(answer, reference, conditional, policy)
 
 
 @lru_cache(maxsize=4096)
@@ -94,14 +106,21 @@ def clean_answer(text: str) -> str:
     """An answer without its wrapping: space, dollars and brackets of a formula, a box, a full stop, "The answer is"."""
     text = without_lead(" ".join(text.split()))
     for _ in range(_MAX_WRAPPERS):
-        if text.endswith((".", "。")) and not text.endswith(".."):
+        before = text
+        if text.endswith(_STOPS) and not text.endswith(".."):
             text = text[:-1].rstrip()
+        if text.startswith("=") and not text.startswith("=="):
+            text = text[1:].lstrip()
         for opening, closing in _WRAPPERS:
+            if not (text.startswith(opening) and text.endswith(closing)):
+                continue
             inner = text[len(opening) : len(text) - len(closing)]
-            if text.startswith(opening) and text.endswith(closing) and _is_one_piece(inner, opening):
+            if _is_one_piece(inner, opening):
                 text = inner.strip()
                 break
-    return _without_dollar_pairs(text)
+        if text == before:
+            break
+    return _without_dollar_pairs(text) if "$" in text else text
 
 
 def _readied(text: str) -> str:
@@ -118,6 +137,17 @@ def _readied(text: str) -> str:
         if value is not None and not names_of(value) and rounds_to(value, decimal):
             return exact.strip()
     return _APPROXIMATE.sub(lambda found: "=" if found.start() else "", text)
+
+
+def _agree_but_for_condition(answer: str, reference: str, conditional: bool, policy: MathPolicy) -> bool:
+    r"""Whether `x+1, x \ne 1` stands for `x+1`, or for the same with the same condition."""
+    parts = split_condition(answer)
+    if parts is None:
+        return False
+    if not conditional:
+        return is_harmless(parts[1]) and _formulas_agree(parts[0], reference, policy)
+    others = split_condition(reference)
+    return others is not None and all(_formulas_agree(*pair, policy) for pair in zip(parts, others, strict=True))
 
 
 def _is_other_choice(answer: str, reference: str) -> bool:
@@ -145,7 +175,9 @@ def _agree_but_for_comma(answer: str, reference: str) -> bool:
 
 
 def _is_ratio(answer: str, reference: str, forms: tuple) -> bool:
-    """Whether a text like 3:10 stands against another that is no time: then it is a ratio, unless a zero says that it is a time."""
+    """Whether a text like 3:10 stands against a ratio or a fraction: then it is no time, unless a zero says that it is one."""
+    if forms[1] and _FRACTION.fullmatch(answer):
+        return is_plain_clock(reference) and reference.split(":")[1][0] != "0"
     clock = answer if forms[0] else reference
     if ":" not in answer or ":" not in reference:
         return False
@@ -226,6 +258,6 @@ def _same_tokens(answer: str, reference: str) -> bool:
 
 
 def _same_signs(answer: str, reference: str) -> bool:
-    """Whether two texts of signs alone, such as \u2460, differ in spacing only."""
-    signs = ["".join(text.split()) for text in (answer, reference)]
-    return signs[0] == signs[1] and not re.search(r"[0-9A-Za-z]", signs[0])
+    """Whether two texts of signs alone, such as \u2460, differ in spacing and commas only."""
+    signs = ["".join(text.replace(",", " ").split()) for text in (answer, reference)]
+    return signs[0] == signs[1] != "" and not re.search(r"[0-9A-Za-z]", signs[0])

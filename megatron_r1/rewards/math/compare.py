@@ -7,9 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 
 from megatron_r1.rewards.math.measures import times_as_large
+from megatron_r1.rewards.math.pairs import equal_alternatives, with_reference_names
 from megatron_r1.rewards.math.policy import MathPolicy
 from megatron_r1.rewards.math.sets import INTERVALS, OPERATIONS, REALS, reversed_relation, sets_agree
-from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
+from megatron_r1.rewards.math.tree import UNNAMED, Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Words
 from megatron_r1.rewards.math.units import unit_of_letter
 from megatron_r1.rewards.math.unwrap import is_equation, names_a_value, unwrapped
 from megatron_r1.rewards.math.value import equal_values, exact_value, infinity, names_of, proportional, real_value, rounds_to
@@ -24,7 +25,12 @@ def trees_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     Raises:
         Unreadable: something in them has no value to compare.
     """
+    if alternatives := equal_alternatives(answer, reference):
+        return all(trees_agree(one, reference, policy) for one in alternatives)
     answer, reference = unwrapped(answer), unwrapped(reference)
+    answer = with_reference_names(answer, reference)
+    if any(isinstance(node, Group | Relation) for node in (answer, reference)):
+        answer, reference = _as_class(answer), _as_class(reference)
     if answer == reference and not _is_degenerate(answer):
         return True
     return _agree(answer, reference, policy)
@@ -60,7 +66,7 @@ def _agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
 def _bounds_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     """Two sets, one of which at least is no tuple for sure; if both say of which variable, of the same one."""
     bound = [isinstance(node, Relation) and node.signs == ("\\in",) for node in (answer, reference)]
-    if all(bound) and answer.sides[0] != reference.sides[0]:
+    if all(bound) and answer.sides[0] != reference.sides[0] and UNNAMED not in (answer.sides[0], reference.sides[0]):
         return False
     sets = [node.sides[1] if is_bound else node for node, is_bound in zip((answer, reference), bound, strict=True)]
     same = sets_agree(*sets)
@@ -82,14 +88,12 @@ def _quantities_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool
             return False
         if unit == reference_unit:
             return _scalars_agree(answer, reference, policy)
-        # 0.5% for 0.5 is a slip, whatever the policy: only from 1 on may the sign be missing
+        # 0.5% for 0.5 is a slip, whatever the policy, and so is 1% for 1: only above may the sign be missing
         if policy.percent != "hundredth" and _is_large(reference) and _scalars_agree(answer, reference, policy):
             return True
         hundredths = [Apply("percent", (value,)) if u else value for value, u in ((answer, unit), (reference, reference_unit))]
         return policy.percent != "unit" and _scalars_agree(*hundredths, policy)
     if policy.units == "required" and unit != reference_unit:
-        return False
-    if unit != reference_unit and any(u.startswith("ordinal") for u in (unit, reference_unit)):
         return False
     if policy.units == "optional" and unit != reference_unit and unit and reference_unit:
         return _amounts_agree(answer, unit, reference, reference_unit)
@@ -110,7 +114,7 @@ def _amounts_agree(answer: Node, unit: str, reference: Node, reference_unit: str
 
 def _is_large(node: Node) -> bool:
     value = real_value(node)
-    return value is None or value == 0 or abs(value) >= 1
+    return value is None or value == 0 or abs(value) > 1
 
 
 def _with_letter_unit(node: Node, other: Node) -> Node:
@@ -178,6 +182,8 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     if "named" in (kinds := [node.kind if isinstance(node, Group) else "" for node in (answer, reference)]):
         return _named_agree(answer, reference, policy)
     if "" in kinds:  # one answer against several: only a set of one is the same
+        if isinstance(reference, Group) and reference.kind == "ratio" and _is_fraction(answer):
+            return len(reference.items) == 2 and equal_values(answer, Apply("div", reference.items))
         single = list(map(_as_scalar, (answer, reference)))
         return single != [answer, reference] and _agree(single[0], single[1], policy)
     if set(kinds) == {"list", "union"} and _are_rays(answer if kinds[0] == "list" else reference):
@@ -192,10 +198,14 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
     if kinds[0] == "mod":
         return _congruent(answer, reference)
     if kinds == ["ratio", "ratio"] and all(map(_is_nonzero_scalar, (*answer.items, *reference.items))):
+        if all(map(_is_digit, (*answer.items, *reference.items))) and len(answer.items) == 2:
+            return answer.items == reference.items  # 4:2 and 2:1 are different scores
         pairs = list(zip(answer.items, reference.items, strict=True))
         return all(equal_values(Apply("mul", (pairs[0][0], r)), Apply("mul", (a, pairs[0][1]))) for a, r in pairs[1:])
     has_dots = any(isinstance(item, Dots) for item in (*answer.items, *reference.items))
     in_order = has_dots or (kinds[0] == kinds[1] == "list" and policy.list_order == "same")
+    if kinds == ["\\{\\}"] * 2 and sum(map(_is_braced, answer.items)) != sum(map(_is_braced, reference.items)):
+        return False  # {1} is not {{1}}
     if in_order or kinds[0] not in (*unordered, "union"):
         return all(_agree(a, r, policy) for a, r in zip(answer.items, reference.items, strict=True))
     return _match(answer.items, list(reference.items), policy)
@@ -207,6 +217,11 @@ def _as_scalar(node: Node) -> Node:
     return node.items[0] if is_single else node
 
 
+def _as_class(node: Node) -> Node:
+    """`2 mod 5` beside a congruence: the class, not the remainder."""
+    return Group("mod", node.args) if isinstance(node, Apply) and node.op == "mod" else node
+
+
 def _as_tuple(group: Group) -> Group:
     """A vector written as a matrix of one column or row, as a tuple."""
     if group.kind != "matrix":
@@ -215,6 +230,19 @@ def _as_tuple(group: Group) -> Group:
     if len(rows) > 1 and all(len(row) == 1 for row in rows):
         return Group("()", tuple(row[0] for row in rows))
     return Group("()", rows[0]) if len(rows) == 1 and len(rows[0]) > 1 else group
+
+
+def _is_braced(node: Node) -> bool:
+    return isinstance(node, Group) and node.kind == "\\{\\}"
+
+
+def _is_digit(node: Node) -> bool:
+    return isinstance(node, Number) and node.decimals < 0 and 0 <= node.value < 10
+
+
+def _is_fraction(node: Node) -> bool:
+    """Whether a node is written as one whole number over another."""
+    return isinstance(node, Apply) and node.op == "div" and all(isinstance(a, Number) and a.decimals < 0 for a in node.args)
 
 
 def _is_nonzero_scalar(node: Node) -> bool:

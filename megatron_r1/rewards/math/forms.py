@@ -1,30 +1,20 @@
-"""Answers that are no formula: words, times of day, dates, and values with the name of what they are the value of."""
+"""Answers that are no formula: words, choices, and values with the name of what they are the value of."""
 
 from __future__ import annotations
 
 import re
 
 from megatron_r1.rewards.math.spelling import plain_words
+from megatron_r1.rewards.math.units import SHORT_UNITS
 
-_TIME = re.compile(
-    r"(?:at )?(\d{1,2})(?:\s*:\s*(\d{2}))?(?:\s*:\s*(\d{2}))?\s*((?:[ap]\.?\s?m\.?)|o'clock|noon|midnight)?"
-    r"(?: in the (morning|afternoon|evening))?",
-    re.IGNORECASE,
-)
-_HOURS = {"noon": 12, "midnight": 0}
-_TIME_ALONE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
-_MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
-_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
-_MONTH = _MONTH.replace("sep(?:tember)?", "sep(?:t(?:ember)?)?")
-_DATES = (
-    re.compile(rf"(?P<month>{_MONTH})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?P<year>\d{{4}}))?", re.IGNORECASE),
-    re.compile(
-        rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<month>{_MONTH})\.?,?(?: (?P<year>\d{{4}}))?", re.IGNORECASE
-    ),
-    re.compile(r"(?:(?P<year>\d{4}) ?年 ?)?(?P<month>\d{1,2}) ?月 ?(?P<day>\d{1,2}) ?[日号]"),
-)
-_SLASHED_DATE = re.compile(r"(\d{1,4})/(\d{1,2})/(\d{1,4})")
 _RANGE = re.compile(r"(?:from )?(\$?\d[\d.]*%?) (?:to|through) (\$?\d[\d.]*%?)( .*)?")
+_BOUNDS = {
+    **dict.fromkeys(("at least", "no less than", "not less than", "至少", "不少于", "不小于"), ">="),
+    **dict.fromkeys(("at most", "no more than", "not more than", "至多", "不超过", "不大于"), "<="),
+    **dict.fromkeys(("more than", "greater than", "larger than", "大于"), ">"),
+    **dict.fromkeys(("less than", "smaller than", "小于"), "<"),
+}  # fmt: skip
+_BOUND = re.compile(rf"({'|'.join(_BOUNDS)}) ?([0-9][0-9.,/]*)", re.IGNORECASE)
 
 _LEAD = re.compile(
     r"(?:\\text\s*\{\s*)?(?:(?:(?:so|thus|hence|therefore),? )?(?:the |my )?(?:final |correct |required )?(?:answer|ans|result) ?"
@@ -42,9 +32,12 @@ _SYNONYMS = {
         "\\emptyset",
     ), "does not exist": "dne", "doesn't exist": "dne", "不存在": "dne",
     "infinitely many": "infinitely many solutions",
-    "true.": "true", "neither even nor odd": "neither", "neither odd nor even": "neither", "是": "yes", "否": "no", "不是": "no",
+    **dict.fromkeys(("true.", "yes", "correct", "是", "是的", "对", "正确", "真", "\\checkmark", "✓", "✔"), "true"),
+    **dict.fromkeys(("no", "incorrect", "否", "不是", "错", "错误", "不对", "不正确", "假", "✗", "✘"), "false"),
+    "neither even nor odd": "neither", "neither odd nor even": "neither",
     "infinity": "\\infty", "perpendicular lines": "perpendicular",
 }  # fmt: skip
+_TRUTH_LETTERS = {"T": "true", "F": "false"}  #: only beside the word; alone they are letters
 _WORD = re.compile(r"[^\W\d_]+")
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S*[a-z]{3})", re.IGNORECASE)
 _CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-Za-z])\)?|\(([A-Za-z]+)\)", re.IGNORECASE)
@@ -89,6 +82,7 @@ _CALL = re.compile(r"(?<=[A-Za-z'}])\s*(?:\\left)?[(\[][^()\[\]]*(?:\\right)?[)\
 _POWER = re.compile(r"()\^\s*\{?[0-9]\}?")
 _POWER_OF_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|sigma))\s*\^\s*\{?[0-9]\}?")
 _OTHER_RELATION = re.compile(r"[<>]|!=|\\(?:ne|neq|le|leq|ge|geq|lt|gt|in|equiv|approx)(?![A-Za-z])")
+_DIGITS_RATIO = re.compile(r"[0-9] ?: ?[0-9]")
 _MAX_SIDES = 6
 _COORDINATES = frozenset("xyz")
 
@@ -101,46 +95,12 @@ def without_lead(text: str) -> str:
     return text
 
 
-def form_of(text: str) -> tuple | None:
-    """What a time of day or a date says, None for everything else. Equal forms are equal answers."""
-    words = plain_words(text)
-    if words.lower() in _HOURS:
-        return ("time", _HOURS[words.lower()], 0, 0)
-    time = _TIME.fullmatch(words)
-    if time and (time[2] or time[4] or time[5]):
-        return _time_of(time)
-    if parts := _SLASHED_DATE.fullmatch(words):
-        return ("slashed date", *map(int, parts.groups()))
-    for pattern in _DATES:
-        date = pattern.fullmatch(words)
-        if date:
-            month = date["month"]
-            number = int(month) if month.isdigit() else 1 + next(i for i, m in enumerate(_MONTHS) if m[:3] == month[:3].lower())
-            return ("date", number, int(date["day"]), date["year"])
-    return None
-
-
-def is_plain_clock(text: str) -> bool:
-    """Whether a text like 3:00 may be a time or a ratio; with a zero before the minutes it is a time."""
-    return bool(_TIME_ALONE.fullmatch(text))
-
-
 def with_range_sign(text: str) -> str:
-    """`5 to 10` as `5-10`."""
+    """`5 to 10` as `5-10`, `at least 5` as `>= 5`."""
+    if bound := _BOUND.fullmatch(plain_words(text)):
+        return f"{_BOUNDS[bound[1].lower()]} {bound[2]}"
     found = _RANGE.fullmatch(plain_words(text))
     return f"{found[1]}-{found[2]}{found[3] or ''}" if found else text
-
-
-def _time_of(time: re.Match[str]) -> tuple:
-    hour, minute, second = int(time[1]), int(time[2] or 0), int(time[3] or 0)
-    half = (time[4] or "").replace(".", "").replace(" ", "").lower()
-    half = {"noon": "pm", "midnight": "am", "o'clock": ""}.get(half, half) or {"morning": "am", None: ""}.get(time[5], "pm")
-    if half and 1 <= hour <= 12:
-        hour = hour % 12 + 12 * (half == "pm")
-        return ("time", hour, minute, second)
-    if hour > 12 or (time[1].startswith("0") and len(time[1]) == 2):
-        return ("time", hour, minute, second)
-    return ("clock", hour, minute, second)
 
 
 def same_words(answer: str, reference: str) -> bool:
@@ -149,8 +109,10 @@ def same_words(answer: str, reference: str) -> bool:
     Capital letters matter in words of one or two letters only, which may be names: AB and ab are two segments.
     """
     phrases = [_ARTICLE.sub("", " ".join(plain_words(text).replace(" ,", ",").split())) for text in (answer, reference)]
-    phrases = [chosen[1] or chosen[2] if (chosen := _CHOICE.fullmatch(phrase)) else phrase for phrase in phrases]
+    phrases = [_chosen(phrase) for phrase in phrases]
     phrases = [_SYNONYMS.get(phrase.lower(), phrase) for phrase in phrases]
+    if len(short := [phrase for phrase in phrases if phrase in _TRUTH_LETTERS]) == 1 and phrases[0] != phrases[1]:
+        phrases = [_TRUTH_LETTERS[phrase] if phrase in short else phrase for phrase in phrases]
     words = [_WORD.findall(phrase) for phrase in phrases]
     if not all(words):
         return False
@@ -158,7 +120,19 @@ def same_words(answer: str, reference: str) -> bool:
         return True
     if any(_MARKUP.search(phrase) for phrase in phrases) or phrases[0].casefold() != phrases[1].casefold():
         return False
-    return all(a == b or len(a) > 2 or (len(a) == 2 and a[1] == b[1]) for a, b in zip(*words, strict=True))
+    return all(
+        a == b or ((len(a) > 2 or (len(a) == 2 and a[1] == b[1])) and not {a, b} <= SHORT_UNITS)  # MeV is not meV
+        for a, b in zip(*words, strict=True)
+    )
+
+
+def _chosen(phrase: str) -> str:
+    """The letter of a phrase that names a choice, a capital one if it says that it is a choice; else the phrase."""
+    found = _CHOICE.fullmatch(phrase)
+    if not found:
+        return phrase
+    letter = found[1] or found[2]
+    return letter.upper() if phrase[:1] != "(" and len(phrase) > 4 and len(letter) == 1 else letter
 
 
 def same_choices(answer: str, reference: str) -> bool:
@@ -201,6 +175,8 @@ def named_value(text: str, is_reference: bool) -> str | None:
     if not 2 <= len(sides) <= _MAX_SIDES or not all(sides):
         return None
     *names, value = sides
+    if _DIGITS_RATIO.fullmatch(value) and any(":" in name for name in names):
+        value = value.replace(":", ".0:", 1)  # a:b = 3:4 is a ratio for sure, not a score, so it may be scaled
     return value if all(_is_name_of(name, value, is_reference) for name in names) else None
 
 

@@ -10,26 +10,48 @@ from collections import Counter
 from fractions import Fraction
 
 from megatron_r1.rewards.math.spelling import plain_words
-from megatron_r1.rewards.math.units import NotAUnit, split_words
+from megatron_r1.rewards.math.units import PREFIXED, PREFIXES, NotAUnit, split_words
 
 _SIZES = """
-    kilometer 1000 meter, decimeter 1/10 meter, centimeter 1/100 meter, millimeter 1/1000 meter, nanometer 1/1000000000 meter,
-    inch 127/5000 meter, foot 381/1250 meter, yard 1143/1250 meter, mile 201168/125 meter,
-    kilogram 1000 gram, milligram 1/1000 gram, ton 1000000 gram, pound 45359237/100000 gram, ounce 45359237/1600000 gram,
-    minute 60 second, hour 3600 second, day 86400 second, week 604800 second, millisecond 1/1000 second, year 12 month,
-    milliliter 1/1000 liter, quart 2 pint, gallon 8 pint, cup 1/2 pint, cent 1/100 dollar,
-    kilojoule 1000 joule, kilowatt 1000 watt, kilopascal 1000 pascal
+    inch 127/5000 meter, foot 381/1250 meter, yard 1143/1250 meter, mile 201168/125 meter, decimeter 1/10 meter,
+    ton 1000000 gram, pound 45359237/100000 gram, ounce 45359237/1600000 gram,
+    minute 60 second, hour 3600 second, day 86400 second, week 604800 second, year 12 month,
+    quart 2 pint, gallon 8 pint, cup 1/2 pint, cent 1/100 dollar, liter 1/1000 meter^3, hectare 10000 meter^2,
+    newton 1000 gram meter second^-2, joule 1000 gram meter^2 second^-2, watt 1000 gram meter^2 second^-3,
+    pascal 1000 gram meter^-1 second^-2, coulomb 1 ampere second, volt 1000 gram meter^2 second^-3 ampere^-1,
+    ohm 1000 gram meter^2 second^-3 ampere^-2, tesla 1000 gram second^-2 ampere^-1
 """
-_IN_BASE = {unit: (Fraction(size), base) for unit, size, base in (entry.split() for entry in _SIZES.split(","))}
-_JOINABLE = frozenset(_IN_BASE) | {base for _, base in _IN_BASE.values()}
-_POWERS_OF_METER = {"liter": (Fraction(1, 1000), 3), "hectare": (Fraction(10_000), 2)}
+_EITHER = {"yen sign": ("yen", "yuan")}  #: one sign for two currencies
 _PIECE = re.compile(r"([^\s^]+)(?:\^(-?[0-9]))?")
+
+
+def _sizes() -> dict[str, tuple[Fraction, dict[str, int]]]:
+    """The size of each unit, and the powers of base units that it is in."""
+    found: dict[str, tuple[Fraction, dict[str, int]]] = {}
+    for entry in _SIZES.split(","):
+        unit, size, base = entry.split(maxsplit=2)
+        found[unit] = Fraction(size), {name: int(power or 1) for name, power in _PIECE.findall(base)}
+    for unit in PREFIXED:
+        size, base = found.get(unit, (Fraction(1), {unit: 1}))
+        found |= {f"{prefix}{unit}": (size * Fraction(10) ** power, base) for prefix, (_, power) in PREFIXES.items()}
+    return found
+
+
+_IN_BASE = _sizes()
+_JOINABLE = frozenset(_IN_BASE) | {name for _, base in _IN_BASE.values() for name in base}
 #: what people give in two units; of the others "3 m and 20 cm" may be two answers
-_JOINED = re.compile(r"([0-9]{1,9}) ?([a-z]+)\.?(?:,| and|, and)? ([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([a-z]+)\.?", re.IGNORECASE)
+_JOINED = re.compile(
+    r"([0-9]{1,9}) ?([a-z]+|[\u4e00-\u9fff]{1,2}?)\.?(?:,| and|, and)? ?"
+    r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([a-z]+|[\u4e00-\u9fff]{1,2})\.?",
+    re.IGNORECASE,
+)
 
 
 def times_as_large(unit: str, other: str) -> Fraction | None:
     """How many times a unit is as large as another, None if they measure different things. Both are in `split_words`' spelling."""
+    for sign, currencies in _EITHER.items():
+        if (unit == sign and other in currencies) or (other == sign and unit in currencies):
+            return Fraction(1)
     (size, dimension), (other_size, other_dimension) = _measure(unit), _measure(other)
     return size / other_size if dimension == other_dimension else None
 
@@ -62,10 +84,8 @@ def _measure(unit: str) -> tuple[Fraction, dict[str, int]]:
             sign = -1
             continue
         times = sign * int(power or 1)
-        factor, base = _IN_BASE.get(name, (Fraction(1), name))
+        factor, base = _IN_BASE.get(name, (Fraction(1), {name: 1}))
         size *= factor**times
-        if base in _POWERS_OF_METER:
-            factor, power = _POWERS_OF_METER[base]
-            size, base, times = size * factor**times, "meter", power * times
-        dimension[base] += times
+        for part, exponent in base.items():
+            dimension[part] += exponent * times
     return size, {base: power for base, power in dimension.items() if power}

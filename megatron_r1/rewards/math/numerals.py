@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from math import comb, perm
 
+from megatron_r1.rewards.math.spelling import plain_words
+from megatron_r1.rewards.math.spoken import spoken_number
+
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _TENS = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS = {"亿": 10**8, "万": 10**4}
@@ -40,6 +43,8 @@ def with_plain_numerals(text: str) -> str:
 
     `k \\in \\mathbb{Z}` behind a family of numbers says only what everyone takes k for, so it goes.
     """
+    if (text[:1].isalpha() or text.startswith("\\")) and (number := spoken_number(plain_words(text))) is not None:
+        return str(number)
     if not text.isascii() and (found := _CHINESE.fullmatch(text.replace(" ", ""))):
         return _from_chinese(found) or text
     if "(" in text and (found := _ROUND_BRACKETS.fullmatch(text)):

@@ -8,15 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
+from megatron_r1.rewards.math.functions import CLOSING, FunctionReader
 from megatron_r1.rewards.math.node_makers import is_proper_fraction, joined_sets, numeral, with_sign
-from megatron_r1.rewards.math.tokens import FUNCTIONS, Token, TokenCursor, tokenize
-from megatron_r1.rewards.math.tree import Apply, Dots, Group, Name, Node, Number, Quantity, Relation, Unreadable, Words
+from megatron_r1.rewards.math.tokens import LIST_FUNCTIONS, Token, tokenize
+from megatron_r1.rewards.math.tree import (
+    FLIPPED,
+    UNNAMED,
+    Apply,
+    Dots,
+    Group,
+    Name,
+    Node,
+    Number,
+    Quantity,
+    Relation,
+    Unreadable,
+    Words,
+)
 from megatron_r1.rewards.math.units import NotAUnit, split_words
 
 MAX_DEPTH = 24
 
-_CLOSING = {"(": ")", "[": "]", "\\{": "\\}", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
-_MINUS_ONE = Apply("neg", (Number(Fraction(1)),))
 _SIGNS = {"+", "-", "\\pm", "\\mp"}
 _SET_SIGNS = {"\\cup": "union", "\\cap": "intersection", "\\setminus": "difference"}
 
@@ -34,7 +46,7 @@ def parse_answer(text: str) -> Node:
     return tree
 
 
-class _Reader(TokenCursor):
+class _Reader(FunctionReader):
     """Recursive descent over the tokens; `depth` bounds the recursion."""
 
     def __init__(self, tokens: list[Token]):
@@ -72,13 +84,15 @@ class _Reader(TokenCursor):
         return value
 
     def _read_relation(self) -> Node:
-        sides, signs = [self._read_side()], []
+        bare = self._at == 0 and self._next_is("relation", *FLIPPED)
+        sides, signs = [UNNAMED if bare else self._read_side()], []
         while self._next_is("relation"):
             signs.append(self._take().text)
             sides.append(self._read_side())
         if self._next_is("mod"):
-            self._take()
-            sides[-1] = Group("mod", (sides[-1], self._read_sum()))
+            is_operator = self._take().text != "class" and not signs
+            remainder = (sides[-1], self._read_sum())
+            sides[-1] = Apply("mod", remainder) if is_operator else Group("mod", remainder)
         return Relation(tuple(signs), tuple(sides)) if signs else sides[0]
 
     def _read_side(self) -> Node:
@@ -123,7 +137,8 @@ class _Reader(TokenCursor):
         if isinstance(value, Apply) and value.op in ("degree", "percent", "base"):
             value, unit = value.args[0], (value.op if value.op != "base" else f"base {value.args[1].value}")
         if self._next_is("ordinal"):
-            return Quantity(value, f"ordinal {self._take().text}")
+            self._take()
+            return Quantity(value, "ordinal")
         if self._next_is("word"):
             words = self._read_words()
             try:
@@ -142,9 +157,8 @@ class _Reader(TokenCursor):
         while (token := self.peek()) is not None:
             if token.kind == "word" or (words and token.kind == "name" and token.spaced and len(token.text) == 1):
                 words.append(self._take().text)
-            elif words and self._next_is("op", "/") and self._next_is_unit(ahead=1):
-                self._take()
-                words += ["/", self._take().text]
+            elif words and self._next_is("op", "/", "*") and self._next_is_unit(ahead=1):
+                words += [self._take().text, self._take().text]
             elif words and self._next_is("op", "^"):
                 self._take()
                 exponent = self._read_tex_argument()
@@ -233,7 +247,9 @@ class _Reader(TokenCursor):
         if token.kind == "name":
             return self._read_name(token.text)
         if token.kind == "function":
-            return self._read_function(token.text)
+            return self._read_list_function(token.text) if token.text in LIST_FUNCTIONS else self._read_function(token.text)
+        if token.kind == "series":
+            return self._read_series(token.text)
         if token.kind == "command":
             return Apply("div" if token.text == "frac" else "binom", (self._read_tex_argument(), self._read_tex_argument()))
         if token.kind == "open":
@@ -296,50 +312,6 @@ class _Reader(TokenCursor):
         self._expect("close", "}")
         return f"_{''.join(texts)}"
 
-    def _read_function(self, name: str) -> Node:
-        """A function, with the power or base that stands before its argument."""
-        degree = base = power = None
-        if name == "sqrt" and self._next_is("open", "["):
-            self._take()
-            degree = self._read_sum()
-            self._expect("close", "]")
-        while self._next_is("op", "_" if name == "log" else "^", "^"):
-            if self._take().text == "_":
-                base = self._read_tex_argument()
-            else:
-                power = self._read_exponent()
-                if power == _MINUS_ONE and f"arc{name}" in FUNCTIONS:
-                    name, power = f"arc{name}", None
-                elif power is None or (isinstance(power, Apply) and power.op == "neg"):
-                    raise Unreadable("inverse or degrees of a function")
-        if name in ("sqrt", "cbrt", "abs") or self._next_is("open"):
-            argument = self._read_tex_argument()
-        else:
-            argument = self._read_power()
-            while self._starts_factor() and not self._next_is("function"):
-                argument = Apply("mul", (argument, self._read_power()))
-        if name == "sqrt":
-            value = Apply("root", (argument, degree or Number(Fraction(2))))
-        elif name == "cbrt":
-            value = Apply("root", (argument, Number(Fraction(3))))
-        else:
-            value = Apply(name, (argument,) if base is None else (argument, base))
-        return value if power is None else Apply("pow", (value, power))
-
-    def _read_tex_argument(self) -> Node:
-        """A braced or bracketed group, or the one symbol that TeX takes: the first digit of a number."""
-        token = self.peek()
-        if token is not None and token.kind == "number" and len(token.text) > 1 and self._behind_command():
-            if not token.text.isdigit():
-                raise Unreadable("argument without braces")
-            self._tokens[self._at] = Token("number", token.text[1:])
-            return numeral(token.text[0])
-        return self._read_primary()
-
-    def _behind_command(self) -> bool:
-        before = self._tokens[self._at - 1]
-        return before.kind == "command" or (before.kind == "number" and self._tokens[self._at - 2].kind == "command")
-
     def _read_brackets(self, opening: str) -> Node:
         bars, self._bars = self._bars, 0
         if self._next_is("close", "\\}") and opening == "\\{":
@@ -348,7 +320,7 @@ class _Reader(TokenCursor):
         content = self.read_list()
         self._bars = bars
         closing = self._expect("close").text
-        matching = closing == _CLOSING.get(opening)
+        matching = closing == CLOSING.get(opening)
         if isinstance(content, Group) and content.kind == "list":
             if matching or {opening, closing} <= {"(", ")", "[", "]"}:
                 return Group("\\{\\}" if opening == "{" else opening + closing, content.items)
@@ -385,4 +357,4 @@ class _Reader(TokenCursor):
             return False
         if token.kind == "bar":
             return not self._bars
-        return token.kind in ("name", "function", "command", "open", "matrix") and not token.text.startswith("end")
+        return token.kind in ("name", "function", "series", "command", "open", "matrix") and not token.text.startswith("end")

@@ -10,13 +10,12 @@ from fractions import Fraction
 from functools import cmp_to_key
 from typing import Any, NamedTuple
 
-from megatron_r1.rewards.math.tree import Apply, Group, Name, Node, Number, Quantity, Relation
-from megatron_r1.rewards.math.value import equal_values, infinity, names_of, order, real_value
+from megatron_r1.rewards.math.tree import FLIPPED, Apply, Group, Name, Node, Number, Quantity, Relation
+from megatron_r1.rewards.math.value import equal_values, infinity, names_of, order, real_value, substituted
 
 REALS = Name("\\mathbb{R}")
 INTERVALS = frozenset({"()", "[]", "(]", "[)"})
 OPERATIONS = frozenset({"union", "intersection", "difference"})
-FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _INFINITY = Name("\\infty")
 _MINUS_INFINITY = Apply("neg", (_INFINITY,))
 _MAX_PIECES = 32
@@ -182,8 +181,8 @@ def _solved(sign: str, left: Node, right: Node) -> tuple[Name, Node] | None:
     if not is_variable(name):
         return None
     difference = Apply("add", (left, Apply("neg", (right,))))
-    start = _substituted(difference, name, _ZERO)
-    slope = Apply("add", (_substituted(difference, name, _ONE), Apply("neg", (start,))))
+    start = substituted(difference, name, _ZERO)
+    slope = Apply("add", (substituted(difference, name, _ONE), Apply("neg", (start,))))
     rise = real_value(slope)
     if rise is None or real_value(start) is None:
         return None
@@ -208,7 +207,7 @@ def _solved_distance(sign: str, inner: Node, bound: Node) -> tuple[Name, Node] |
 
 def _solved_square(sign: str, difference: Node, name: Name, start: Node) -> tuple[Name, Node] | None:
     """What a square inequality says, with its constant term."""
-    ends = [_substituted(difference, name, point) for point in (_ONE, Apply("neg", (_ONE,)))]
+    ends = [substituted(difference, name, point) for point in (_ONE, Apply("neg", (_ONE,)))]
     half = Number(Fraction(1, 2))
     square = Apply("add", (Apply("mul", (half, Apply("add", tuple(ends)))), Apply("neg", (start,))))
     slope = Apply("mul", (half, Apply("add", (ends[0], Apply("neg", (ends[1],))))))
@@ -240,12 +239,6 @@ def _ray(sign: str, end: Node) -> Node:
     if sign == "!=":
         return Group("union", (Group("()", below), Group("()", above)))
     return Group(*{"<": ("()", below), "<=": ("(]", below), ">": ("()", above), ">=": ("[)", above)}[sign])
-
-
-def _substituted(node: Node, name: Name, value: Node) -> Node:
-    if isinstance(node, Apply):
-        return Apply(node.op, tuple(_substituted(arg, name, value) for arg in node.args))
-    return value if node == name else node
 
 
 def _is_free_of(name: Name, node: Node) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 _MAX_STYLES = 40  #: commands that are unwrapped; a text with more keeps the rest
@@ -27,7 +28,7 @@ _SYMBOLS = {
     "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "≈": "\\approx ", "≡": "\\equiv ",
     "∣": "|", "∠": "\\angle ", "△": "\\triangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ",
     "∧": "\\land ", "∨": "\\lor ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "\\ldots ", "⋯": "\\cdots ",
-    "，": ",", "、": ",", "；": ";", "：": ":", "。": ".", "．": ".", "％": "%", "℃": "^\\circ\\text{C}",
+    "，": ",", "、": ",", "；": ";", "：": ":", "∶": ":", "。": ".", "．": ".", "％": "%", "℃": "^\\circ\\text{C}",
     "℉": "^\\circ\\text{F}", "\u2061": "", "\u2062": "", "\u200b": "", "\ufeff": "", "\u00a0": " ", "\u2009": " ",
     "\u202f": " ", "\u3000": " ", "【": "[", "】": "]", "〔": "[", "〕": "]",
 }  # fmt: skip
@@ -38,6 +39,7 @@ _RAISED = {unicodedata.normalize("NFKC", sign).replace("−", "-"): sign for sig
 _LOWERED = {unicodedata.normalize("NFKC", sign).replace("−", "-"): sign for sign in "₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ"}
 _UP = str.maketrans({sign: plain for plain, sign in _RAISED.items()})
 _DOWN = str.maketrans({sign: plain for plain, sign in _LOWERED.items()})
+_MICRO = re.compile(r"[\u00b5\u03bc](m|A|s|F|C|g|L|mol)(?![A-Za-z])")
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED.values())}]+")
 _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED.values())}]+")
 _VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
@@ -76,11 +78,17 @@ _DECLARATION = re.compile(rf"\\(?:{_DECLARATIONS})(?![A-Za-z])\s*")
 _ROMAN = re.compile(r"\{\s*\\rm(?![A-Za-z])\s*([^{}]*)\}|\\rm\s*\{([^{}]*)\}")
 _STYLE = re.compile(rf"\\({'|'.join(sorted(_STYLES | _TEXTS | set(_PAINTS), key=len, reverse=True))})(?![A-Za-z])\s*(?=\{{)")
 
-_GAP = r"(?: |\\,|\\ |\\;|\\:|~|\{,\}|\{ \})"
+_GAP = r"(?: |_|'|\\,|\\ |\\;|\\:|~|\{,\}|\{ \})"
 _GROUPS = re.compile(rf"(?<![0-9.,_^])(?<![0-9] )([1-9][0-9]{{0,2}}(?:{_GAP}[0-9]{{3}})+)(?![0-9/]|{_GAP}[0-9]|,[0-9])")
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),\s*\\!\s*(?=[0-9]{3})|(?<=[0-9])\\!\s*,\s*(?=[0-9]{3})")
+#: no pair has 000 as a member
+_BRACKETED = re.compile(r"\(([1-9][0-9]{0,2}(?:,[0-9]{3}){0,4},000(?:,[0-9]{3}){0,4})\)")
 _OVER = re.compile(r"\\(over|choose)(?![A-Za-z])")
 _FRACTION = re.compile(r"\\(?:sfrac|nicefrac|flatfrac|xfrac)(?![A-Za-z])")
+_UNIT_FRACTION = re.compile(
+    r"(?<=[0-9}\s,;~])\\[dt]?frac\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}\s*\}"
+    r"\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}(\s*\^\s*\{?[23]\}?)?\s*\}"
+)
 _MODULUS = re.compile(
     r"\\pmod\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))|\(\s*(?:\\bmod|\\mod|\\text\{\s*mod\s*\}|\\mathrm\{mod\}|mod)(?![A-Za-z])\s*([^()]*)\)"
 )
@@ -111,20 +119,58 @@ _WITHOUT = re.compile(r"(\\mathbb\{[RZ]\})\s*-\s*(?=\\\{)")
 _DOTTED = re.compile(r"(?<=\.)([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?(?![0-9])")
 _NUMBER_IN_TEXT = re.compile(r"\\text\s*\{\s*([0-9][^{}]*)\}")
 _LETTERS_IN_TEXT = re.compile(r"\\text\s*\{\s*([A-Z](?:(?:,| and|, and| or) ?[A-Z])+)\s*\}")
-_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen"""
-_TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBERS = {word: str(number) for number, word in enumerate(_ONES.split())}
-_NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 1)}
-_NUMBERS |= {"one half": "1/2", "one third": "1/3", "two thirds": "2/3", "one quarter": "1/4", "three quarters": "3/4"}
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+          "eleven": "11", "twelve": "12", "sixteen": "16"}  # fmt: skip
 _HALF_OF = re.compile(r"^(?i:(?:one[ -])?half) of (?=the |an? )")
 _OF_A_WHOLE = re.compile(r"(?<=[0-9}%]) (of (?:the|an?|his|her|their|my|all) [a-z]{2,20}(?: [a-z]{2,20}){0,2})$")
 _BASE_IN_WORDS = re.compile(r"(?<=[0-9A-F}])_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([a-z]{3,8})\s*\}{0,2}$")
 _OF_REALS = re.compile(
     r"(?i)(?:the set of |set of )?(?:all )?(?:the )?real(?: number)?s(?: x)?(?: (?:except|except for|but|other than) (.+))?"
 )
+_UNITED_STATES = re.compile(r"(?<=[0-9] )U\.?S\.? (?=dollars?\b)|\bUS(?=\\?\$)")
+_CURRENCY_CODE = re.compile(r"^(USD|EUR|GBP|CNY|RMB|INR|JPY|Rs\.?)\s*([0-9][0-9.,]*)$")
+_CURRENCY_CODES = {"Rs": "INR", "Rs.": "INR"}
 _PLAIN = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
-_STARS = re.compile(r"(\*\*|__|`|\*)([^*`]+)\1")
+_STARS = re.compile(r"(\*\*|__|`|\*)([^*`]+)\1|<(b|strong|i|em|u)>([^<>]+)</\3>")
+_WORDS_IN_TEXT = re.compile(rf"\\(?:{'|'.join(sorted(_TEXTS))}|operatorname)\s*\{{([^{{}}]*)\}}")
+_BLANK = re.compile(r"\\[ ,;:]|~|\\q?quad(?![A-Za-z])")
+_BEFORE_STOP = re.compile(r" ([,.;:!?])")
+
+
+_COMMANDS_FIRST = (
+    ("U", _UNITED_STATES, ""),
+    ("", _CURRENCY_CODE, lambda found: f"{found[2]} \\text{{{_CURRENCY_CODES.get(found[1], found[1])}}}"),
+    (".", _SHORTENED, r"\1"),
+    ("\\mu", re.compile(r"\\mu\s*\\(?:text|mathrm)\s*\{\s*([A-Za-z]{1,3})\s*\}"), r"\\text{\\mu \1}"),
+    ("phantom", _PHANTOM, ""),
+    ("\\", _SIZES, ""),
+    ("mathbb", _FIELD, r"\\mathbb{\1}"),
+    ("dots", re.compile(r"\\dots"), r"\\ldots"),
+    ("\\dot", _DOTTED, r"\1\\overline{\2\3\4}"),
+    ("mathbb", _WITHOUT, r"\1\\setminus"),
+)
+_STYLES_FIRST = (
+    ("\\rm", _ROMAN, lambda found: f"\\mathrm{{{found[1] or found[2]}}}"),
+    ("{", _ORDINAL, lambda found: found[1] or found[2]),
+    ("\\", _DECLARATION, ""),
+    ("\\", _STYLED_SYMBOL, ""),
+)
+_NUMBERS_FIRST = (
+    (",", _TIGHT_COMMA, ""),
+    ("\\!", re.compile(r"\\!"), ""),
+    ("000", _BRACKETED, lambda found: found[1].replace(",", "")),
+    ("", _GROUPS, lambda found: re.sub(r"[^0-9]", "", found[1])),
+    ("frac", _FRACTION, r"\\frac"),
+    ("frac", _UNIT_FRACTION, lambda found: f"\\text{{ {found[1]}/{found[2]}}}{found[3] or ''}"),
+)
+_FORMULAS_FIRST = (
+    ("mod", _MODULUS, lambda found: f"\\pmod {{{(found[1] or found[2] or found[3] or '').strip()}}}"),
+    ("mod", _BARE_MODULUS, r"\\mod "),
+    ("{array}", _MATRIX, r"\\begin{pmatrix}\1\\end{pmatrix}"),
+    ("U", _UNION_LETTER, r"\\cup "),
+    ("]", _OPEN_LEFT, lambda found: f"{found[1]} ({found[2]}{')' if found[3] == '[' else ']'}"),
+    ("[", _OPEN_RIGHT, r"\1 [\2)"),
+)
 
 
 @lru_cache(maxsize=1024)
@@ -133,55 +179,57 @@ def respell(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return text
     text = _without_unicode(text)
-    if "\\begin" not in text:
+    if "\\\\" in text and "\\begin" not in text:
         text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
-    text = _SHORTENED.sub(r"\1", text)
-    text = _SIZES.sub("", _PHANTOM.sub("", text))
-    text = _FIELD.sub(r"\\mathbb{\1}", text)
-    text = text.replace("\\dots", "\\ldots")
-    text = _WITHOUT.sub(r"\1\\setminus", _DOTTED.sub(r"\1\\overline{\2\3\4}", text))
-    text = _ORDINAL.sub(lambda found: found[1] or found[2], _ROMAN.sub(lambda found: f"\\mathrm{{{found[1] or found[2]}}}", text))
-    text = _without_styles(_STYLED_SYMBOL.sub("", _DECLARATION.sub("", text)))
-    text = _TIGHT_COMMA.sub("", text).replace("\\!", "")
-    text = _GROUPS.sub(lambda found: re.sub(r"[^0-9]", "", found[1]), text)
-    text = _FRACTION.sub(r"\\frac", text)
-    text = _with_fractions(text)
-    text = _MODULUS.sub(lambda found: f"\\mod {{{(found[1] or found[2] or found[3] or '').strip()}}}", text)
-    text = _BARE_MODULUS.sub(r"\\mod ", text)
-    text = _MATRIX.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text) if "{array}" in text else text
-    text = _UNION_LETTER.sub(r"\\cup ", text)
-    text = _OPEN_LEFT.sub(lambda found: f"{found[1]} ({found[2]}{')' if found[3] == '[' else ']'}", text)
-    text = _OPEN_RIGHT.sub(r"\1 [\2)", text)
-    text = " ".join(text.split()).removesuffix("\\").strip()
-    system = _SYSTEM.fullmatch(text)
+    text = _replaced(text, _COMMANDS_FIRST)
+    text = _without_styles(_replaced(text, _STYLES_FIRST))
+    text = _with_fractions(_replaced(text, _NUMBERS_FIRST))
+    text = _replaced(text, _FORMULAS_FIRST)
+    text = " ".join(text.split()).removesuffix("\\").removesuffix("\\").strip()
+    system = _SYSTEM.fullmatch(text) if "\\begin" in text else None
     if system and all(map(_RELATION.search, rows := [row for row in system[2].split("\\\\") if row.strip()])):
         text = " and ".join(row.replace("&", " ").strip(" ,;.") for row in rows)
-    if numbered := _NUMBER_IN_TEXT.fullmatch(text):
-        text = numbered[1].strip()
-    if lettered := _LETTERS_IN_TEXT.fullmatch(text):
-        return lettered[1]
-    if (words := plain_words(text).lower()) in _NUMBERS:
-        return _NUMBERS[words]
-    text = _OF_A_WHOLE.sub(r" \\text{\1}", _HALF_OF.sub("1/2 of ", text))
-    text = _BASE_IN_WORDS.sub(lambda found: f"_{{{_NUMBERS[found[1]]}}}" if found[1] in _NUMBERS else found[0], text)
-    starred = _STARS.fullmatch(text)
-    if starred:
-        text = starred[2].strip()
-    builder = _BUILDER.fullmatch(text)
-    if builder:
-        text = builder[2].strip()
-    reals = _OF_REALS.fullmatch(plain_words(text))
+    if "\\text" in text:
+        if numbered := _NUMBER_IN_TEXT.fullmatch(text):
+            text = numbered[1].strip()
+        if lettered := _LETTERS_IN_TEXT.fullmatch(text):
+            return lettered[1]
+    text = _OF_A_WHOLE.sub(r" \\text{\1}", _HALF_OF.sub("1/2 of ", text)) if " of " in text else text
+    text = _BASE_IN_WORDS.sub(lambda found: f"_{{{_BASES[found[1]]}}}" if found[1] in _BASES else found[0], text)
+    if starred := _STARS.fullmatch(text):
+        text = (starred[2] or starred[4]).strip()
+    if builder := _BUILDER.fullmatch(text):
+        text = _described(builder[2].strip())
+    reals = _OF_REALS.fullmatch(plain_words(text)) if "real" in text.lower() else None
     if reals:
         without = re.sub(r"\b[a-z] ?= ?", "", reals[1] or "")
         text = "\\mathbb{R}" + (f"\\setminus\\{{{without}\\}}" if without else "")
     return text
 
 
+@lru_cache(maxsize=1024)
 def plain_words(text: str) -> str:
     r"""A phrase without \text{} and its like, spaced once: `\text{Row 3}` is `Row 3`."""
-    text = re.sub(rf"\\(?:{'|'.join(_TEXTS)}|operatorname)\s*\{{([^{{}}]*)\}}", r" \1 ", text)
-    text = re.sub(r"\\[ ,;:]|~|\\q?quad(?![A-Za-z])", " ", text)
-    return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split())).strip(" .")
+    if "\\" in text or "~" in text:
+        text = _BLANK.sub(" ", _WORDS_IN_TEXT.sub(r" \1 ", text))
+    return _BEFORE_STOP.sub(r"\1", " ".join(text.split())).strip(" .")
+
+
+def _replaced(text: str, steps: Iterable[tuple[str, re.Pattern, str | Callable]]) -> str:
+    """The text after the steps whose needle stands in it: (needle, pattern, replacement)."""
+    for needle, pattern, replacement in steps:
+        if needle in text:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def _described(condition: str) -> str:
+    r"""The members of `\{x : condition\}`; those that solve an equation are all real numbers but those that do not."""
+    if condition.count("=") == 1 and not re.search(
+        r"[<>!,]|\\(?:ne|neq|le|leq|ge|geq|in|and|or|equiv|text)(?![A-Za-z])", condition
+    ):
+        return f"\\mathbb{{R}}\\setminus ({condition.replace('=', chr(92) + 'ne ')})"
+    return condition
 
 
 def _without_unicode(text: str) -> str:
@@ -189,6 +237,7 @@ def _without_unicode(text: str) -> str:
         text = _BARE_CONNECTIVE.sub(lambda found: f" {_CONNECTIVES[found[0]]} ", text)
         text = _VULGAR.sub(_vulgar_fraction, text)
         text = _RAISED_RUN.sub(lambda found: f"^{{{found[0].translate(_UP)}}}", text)
+        text = _MICRO.sub(r"\\text{\\mu \1}", text)
         text = _LOWERED_RUN.sub(lambda found: f"_{{{found[0].translate(_DOWN)}}}", text)
         text = text.translate(_TABLE)
     return _TEXT_CONNECTIVE.sub(lambda found: f" {_CONNECTIVES[found[1]]} " if found[1] in _CONNECTIVES else found[0], text)

@@ -21,8 +21,10 @@ def _names(text: str) -> frozenset[str]:
 
 
 FUNCTIONS = _names(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot arcsec arccsc ln log lg exp sqrt cbrt abs floor ceil"
+    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arccot arcsec arccsc ln log lg exp sqrt cbrt abs floor ceil "
+    "cis gcd lcm max min"
 )
+LIST_FUNCTIONS = _names("gcd lcm max min")
 CONSTANTS = {"pi": "\\pi", "infinity": "\\infty", "infty": "\\infty", "inf": "\\infty", "oo": "\\infty"}
 _GREEK = _names(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi "
@@ -35,6 +37,8 @@ _COMMANDS = {
     "times": ("op", "*"),
     "ast": ("op", "*"),
     "div": ("op", "/"),
+    "sum": ("series", "sum"),
+    "prod": ("series", "prod"),
     "pm": ("op", "\\pm"),
     "mp": ("op", "\\mp"),
     "lt": ("relation", "<"),
@@ -55,6 +59,7 @@ _COMMANDS = {
     "smallsetminus": ("op", "\\setminus"),
     "equiv": ("relation", "\\equiv"),
     "mod": ("mod", ""),
+    "pmod": ("mod", "class"),
     "prime": ("prime", ""),
     "vee": ("separator", "or"),
     "wedge": ("separator", "and"),
@@ -96,9 +101,12 @@ _SYMBOLS = {
     ":": ("op", ":"), "(": ("open", "("), ")": ("close", ")"), "[": ("open", "["), "]": ("close", "]"), "{": ("open", "{"),
     "}": ("close", "}"), "|": ("bar", "|"), ",": ("separator", ","), ";": ("separator", ","), "=": ("relation", "="),
     "<": ("relation", "<"), ">": ("relation", ">"), "&": ("cell", ""), "%": ("percent", ""), "$": ("currency", "dollar"),
-    "\u20ac": ("currency", "euro"), "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen"),
+    "\u20ac": ("currency", "euro"), "\u00a3": ("currency", "pound sterling"), "\u00a5": ("currency", "yen sign"),
+    "\u20b9": ("currency", "rupee"),
     "\u00a2": ("currency", "cent"), "'": ("prime", ""),
 }  # fmt: skip
+
+_BEFORE_UNITS = _names("number close word percent currency degree op")
 
 _SPACE = re.compile(r"(?:\s|\\[,;:! ()\[\]]|~)+")  # also the delimiters of a formula
 _DOTS = re.compile(r"\.\.\.+|\u2026|\\(?:l|c|d|v)?dots(?:b|c|i|m|o)?(?![A-Za-z])")
@@ -117,7 +125,7 @@ class Token(NamedTuple):
     """One token: `spaced` says whether a space stands before it."""
 
     #: number name function op relation separator open close bar command word dots degree percent currency matrix cell row prime mod
-    #: ordinal
+    #: ordinal series
     kind: str
     text: str
     spaced: bool = False
@@ -194,7 +202,7 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
     """A function, a constant, a word, or the product of one-letter names."""
     if letters.lower() in ("and", "or"):
         return [Token("separator", letters.lower())]
-    if letters in FUNCTIONS:
+    if letters in FUNCTIONS and not (letters == "min" and before and before[-1].kind in _BEFORE_UNITS):
         return [Token("function", letters)]
     if letters in CONSTANTS:
         return [Token("name", CONSTANTS[letters])]
@@ -240,7 +248,7 @@ def _read_text(content: str, before: list[Token]) -> list[Token]:
     word = content.strip(" ,")
     if word.lower() in ("and", "or"):
         return [Token("separator", word.lower())]
-    if word in FUNCTIONS:
+    if word in FUNCTIONS and not (word == "min" and before and before[-1].kind in _BEFORE_UNITS):
         return [Token("function", word)]
     if len(word) == 1 and word.isascii() and word.isalpha():
         is_unit = bool(before) and before[-1].kind in ("number", "close") and unit_of_letter(word) is not None

@@ -69,6 +69,9 @@ class Dots:
     """An ellipsis: what it leaves out cannot be compared."""
 
 
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}  #: the sign of an inequality read from right to left
+UNNAMED = Name("?")  #: what `>= 5` bounds
+
 Node = Number | Name | Apply | Words | Quantity | Group | Relation | Dots
 
 

@@ -9,20 +9,47 @@ from __future__ import annotations
 import re
 
 _ALIASES = {
-    "meter": "m metre 米", "centimeter": "cm centimetre 厘米", "millimeter": "mm millimetre 毫米",
-    "kilometer": "km kilometre 千米 公里",
-    "decimeter": "dm decimetre 分米", "nanometer": "nm", "inch": "in inches", "foot": "ft feet", "yard": "yd", "mile": "mi",
-    "gram": "g gm gramme 克", "kilogram": "kg 千克 公斤", "milligram": "mg 毫克", "ton": "tonne t 吨", "pound": "lb lbs",
-    "ounce": "oz", "liter": "l L litre 升", "milliliter": "ml mL millilitre 毫升", "second": "s sec 秒", "millisecond": "ms",
-    "minute": "min 分钟", "hour": "h hr 小时", "day": "天 日", "week": "周", "month": "月 个月", "year": "yr 年 岁",
-    "dollar": "$ USD usd 美元", "cent": "¢", "yuan": "元 RMB", "euro": "€ EUR", "rupee": "", "yen": "", "degree": "deg 度",
-    "unit": "个 人 名 种 次 只 件 条 本 张 棵 支 辆 袋 瓶 箱", "square": "sq 平方", "cubic": "cu 立方", "acre": "", "hectare": "ha",
-    "mile per hour": "mph", "kilometer per hour": "kph kmh", "newton": "N", "joule": "J", "kilojoule": "kJ", "watt": "W",
-    "kilowatt": "kW", "volt": "V", "ampere": "A amp", "ohm": "\\Omega", "hertz": "Hz", "pascal": "Pa", "kilopascal": "kPa",
-    "radian": "rad", "kelvin": "K", "mole": "mol", "celsius": "", "fahrenheit": "", "gallon": "gal", "pint": "pt",
-    "quart": "qt", "cup": "", "calorie": "cal", "byte": "", "bit": "", "atmosphere": "atm", "coulomb": "C", "tesla": "T",
+    "meter": "m metre 米", "centimeter": "centimetre 厘米 公分",
+    "millimeter": "millimetre 毫米", "kilometer": "kilometre 千米 公里",
+    "decimeter": "dm decimetre 分米", "inch": "in inches", "foot": "ft feet", "yard": "yd", "mile": "mi",
+    "gram": "g gm gramme 克", "kilogram": "千克 公斤", "milligram": "毫克", "ton": "tonne t 吨", "pound": "lb lbs",
+    "ounce": "oz", "liter": "l L litre 升", "milliliter": "ml millilitre 毫升", "second": "s sec 秒", "minute": "min 分钟 分",
+    "hour": "h hr 小时 时", "day": "天 日", "week": "周 星期", "month": "月 个月", "year": "yr 年 岁",
+    "dollar": "$ USD usd 美元", "cent": "¢", "yuan": "元 块 RMB CNY 人民币", "euro": "€ EUR 欧元", "rupee": "INR 卢比",
+    "yen": "JPY 日元",
+    "pound sterling": "GBP 英镑", "degree": "deg 度",
+    "unit": "个 人 名 种 次 只 件 条 本 张 棵 支 辆 袋 瓶 箱", "square": "sq 平方", "cubic": "cu 立方", "acre": "",
+    "hectare": "ha 公顷",
+    "mile per hour": "mph", "kilometer per hour": "kph kmh", "newton": "N 牛 牛顿", "joule": "J 焦 焦耳", "watt": "W 瓦",
+    "volt": "V 伏", "ampere": "A amp 安", "ohm": "\\Omega 欧 欧姆", "hertz": "Hz 赫兹", "pascal": "Pa 帕", "farad": "",
+    "radian": "rad 弧度", "kelvin": "K", "mole": "mol 摩尔", "celsius": "摄氏度", "fahrenheit": "华氏度",
+    "gallon": "gal", "pint": "pt",
+    "quart": "qt", "cup": "", "calorie": "cal", "byte": "", "bit": "", "atmosphere": "atm", "coulomb": "C 库仑", "tesla": "T",
+    "electronvolt": "eV",
 }  # fmt: skip
-_CANONICAL = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in (unit, *spellings.split())}
+PREFIXES = {"kilo": ("k", 3), "mega": ("M", 6), "giga": ("G", 9), "centi": ("c", -2), "milli": ("m", -3), "micro": ("\\mu ", -6),
+            "nano": ("n", -9), "pico": ("p", -12)}  # fmt: skip
+#: the units that take a prefix, and those they are met with; a letter more is a factor more often than a unit
+PREFIXED = {
+    "meter": ("m", "k c m \\mu n p"), "gram": ("g", "k m \\mu"), "liter": ("L", "m \\mu"), "second": ("s", "m \\mu n"),
+    "joule": ("J", "k M m"), "watt": ("W", "k M G m"), "volt": ("V", "k m"), "ampere": ("A", "m \\mu"), "newton": ("N", "k m"),
+    "pascal": ("Pa", "k M G"), "hertz": ("Hz", "k M G"), "ohm": ("\\Omega", "k M"), "farad": ("F", "\\mu n p"),
+    "coulomb": ("C", "m \\mu n"), "tesla": ("T", "m"), "mole": ("mol", "m k"), "electronvolt": ("eV", "k M G m"),
+    "calorie": ("cal", "k"), "byte": ("B", "k M G"),
+}  # fmt: skip
+
+
+def _canonical_names() -> dict[str, str]:
+    """The unit that each spelling names."""
+    names = {spelling: unit for unit, spellings in _ALIASES.items() for spelling in (unit, *spellings.split())}
+    for unit, (letter, letters) in PREFIXED.items():
+        for prefix, (short, _) in PREFIXES.items():
+            if short.strip() in letters.split():
+                names |= {f"{prefix}{unit}": f"{prefix}{unit}", f"{short.strip()}{letter}": f"{prefix}{unit}"}
+    return names
+
+
+_CANONICAL = _canonical_names()
 SHORT_UNITS = frozenset(
     spelling for spelling in _CANONICAL if len(spelling) <= 4 and spelling.isascii() and spelling.isalpha()
 ) | {"kmh", "pct"}  # fmt: skip
@@ -126,6 +153,12 @@ _NOT_FRACTIONS = frozenset(
 _DENYING = re.compile(r"(?:in|un|im|ir|il|mis|non)[a-z]{4,}|[a-z]+(?:less|ly)")
 
 
+_PIECE = re.compile(
+    r"平方|立方|每|\\mu[A-Za-z]+|[kM]?\\Omega|[A-Za-z$€¢]+|(?:(?!平方|立方|每)[\u4e00-\u9fff])+|\^\{?-?[0-9]\}?|/|\S"
+)
+_MICRO = re.compile(r"\\mu\s+([A-Za-z])")
+
+
 class NotAUnit(Exception):
     """The words behind a number are no unit."""
 
@@ -136,7 +169,7 @@ def split_words(words: str) -> tuple[int, str]:
     Raises:
         NotAUnit: they are no unit, e.g. "incorrect", or they change the value, e.g. "tenths".
     """
-    pieces = re.findall(r"\\Omega|[A-Za-z$€¢]+|[\u4e00-\u9fff]+|\^\{?-?[0-9]\}?|/|\S", words.replace("\\$", "$"))
+    pieces = _PIECE.findall(_MICRO.sub(r"\\mu\1", words.replace("\\$", "$")))
     factor = 1
     while pieces and pieces[0].lower() in _AMOUNTS:
         factor *= _AMOUNTS[pieces.pop(0).lower()]
@@ -181,7 +214,7 @@ def _unit(pieces: list[str]) -> str:
             if not found:
                 raise NotAUnit(piece)
             found[-1] += f"^{piece.strip('^{}')}"
-        elif piece in ("/", "per"):
+        elif piece in ("/", "per", "每"):
             found.append("per")
         elif word == "us" and found == [] and len(pieces) > 1:
             continue  # US dollars
@@ -238,4 +271,4 @@ def _without_s(word: str) -> str:
 
 def unit_of_letter(letter: str) -> str | None:
     """The unit of measure that one letter is short for, e.g. "meter" for m; None if it is short for none."""
-    return _CANONICAL.get(letter) if len(letter) == 1 else None
+    return _CANONICAL.get(letter) if len(letter) == 1 or letter == "\\Omega" else None

@@ -8,25 +8,30 @@ computed.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from functools import lru_cache, partial, reduce
+from functools import lru_cache
 
 from mpmath import MPContext
 
-from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, TooLarge, Unreadable
+from megatron_r1.rewards.math.evaluate import (
+    HIGH,
+    LOW,
+    REAL_PARTS,
+    SERIES,
+    UNKNOWN_BASE,
+    Undefined,
+    Value,
+    is_real,
+    rounded,
+    value_at,
+)
+from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, Unreadable
 
-_MAX_EXACT_BITS = 8000  #: of a numerator or denominator; beyond it numbers are rounded
-_MAX_EXPONENT = 10**7  #: of a power
-_MAX_FACTORIAL = 10**5
-_MAX_ANGLE = 10**6
-_LOW, _HIGH = MPContext(), MPContext()
-_LOW.dps, _HIGH.dps = 50, 400
 _CONSTANTS = frozenset({"\\pi", "e", "i", "\\infty"})
+_TEN = Number(Fraction(10))
 _IDENTITIES = ("pow", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "root")
-_UNKNOWN_BASE = "log base"  #: log without a base: 10, e or 2, so it is a variable
 
 # Sizes and signs of the points at which expressions with variables are compared. Whole numbers are for factorials.
 _SCALES = tuple(map(Fraction, ["1", "-1", "7", "-7", "60", "-60", "5000", "1/9", "1/2", "-1/2", "1/4", "-1/4", "1/20", "-1/9"]))
@@ -34,12 +39,6 @@ _FURTHER = tuple(Fraction(step, 5) for step in range(-60, 61) if step)  #: for w
 _WHOLE_POINTS = 5
 _MIN_POINTS = 3
 _USUAL_POINTS = len(_SCALES) + _WHOLE_POINTS
-
-Value = object  # Fraction, or mpf or mpc of the context at hand
-
-
-class Undefined(Exception):
-    """No value at this point, e.g. a division by zero."""
 
 
 def equal_values(first: Node, second: Node) -> bool:
@@ -51,26 +50,28 @@ def equal_values(first: Node, second: Node) -> bool:
     infinite = infinity(first), infinity(second)
     if any(infinite):
         return infinite[0] == infinite[1]
-    first, second = _with_natural_base(first, second), _with_natural_base(second, first)
-    more = (names_of(first) ^ names_of(second)) - {_UNKNOWN_BASE}
+    if (same := _agree_in_some_base(first, second)) is not None:
+        return same
+    first, second = _with_base_of(second, first), _with_base_of(first, second)
+    more = (names_of(first) ^ names_of(second)) - {UNKNOWN_BASE}
     if more and not all(_may_cancel(name, first) or _may_cancel(name, second) for name in more):
         return False  # a name that has no influence is still a different answer: 0 m is not 0 km; sin^2 x + cos^2 x is 1
-    points = _points(names_of(first) | names_of(second))
-    enough = min(_MIN_POINTS, len(points))
     complex_too = _mentions_i(first) or _mentions_i(second)
+    points = _points(names_of(first) | names_of(second), complex_too)
+    enough = min(_MIN_POINTS, len(points))
     compared = 0
     for index, point in enumerate(points):
         if index >= _USUAL_POINTS and compared >= enough:
             break  # the further ones are for what is real on a short interval only
         try:
-            low = _evaluate(first, point, _LOW), _evaluate(second, point, _LOW)
-            if not complex_too and len(points) > 1 and not (_is_real(low[0]) and _is_real(low[1])):
+            low = value_at(first, point, LOW), value_at(second, point, LOW)
+            if not complex_too and len(points) > 1 and not (is_real(low[0]) and is_real(low[1])):
                 continue
             if not _nearly_equal(*low):
                 return False
             if not all(isinstance(value, Fraction) for value in low) and compared < 2:
-                high = _evaluate(first, point, _HIGH), _evaluate(second, point, _HIGH)
-                if not _shrinks(_difference(*low, _LOW), _difference(*high, _HIGH), low):
+                high = value_at(first, point, HIGH), value_at(second, point, HIGH)
+                if not _shrinks(_difference(*low, LOW), _difference(*high, HIGH), low):
                     return False
             compared += 1
         except Undefined:
@@ -94,19 +95,19 @@ def proportional(first: Node, second: Node) -> Fraction | None:
     if not names or names_of(first) != names_of(second):
         return None
     pairs = []
-    for point in _points(names)[:_USUAL_POINTS]:
+    for point in _points(names, True)[:_USUAL_POINTS]:
         try:
-            pair = tuple(_evaluate(node, point, _HIGH) for node in (first, second))
+            pair = tuple(value_at(node, point, HIGH) for node in (first, second))
         except Undefined:
             continue
-        if all(_is_real(value) for value in pair):
-            pairs.append(tuple(_rounded(value, _HIGH).real for value in pair))
+        if all(is_real(value) for value in pair):
+            pairs.append(tuple(rounded(value, HIGH).real for value in pair))
     if len(pairs) < _MIN_POINTS:
         raise Unreadable("defined nowhere")
     reference = max(pairs, key=lambda pair: abs(pair[1]))
     if not reference[0] or not reference[1]:
         return None
-    tolerance = _HIGH.mpf(10) ** -300
+    tolerance = HIGH.mpf(10) ** -300
     for a, b in pairs:
         left, right = a * reference[1], b * reference[0]
         if abs(left - right) > tolerance * max(abs(left), abs(right), abs(reference[0] * reference[1]) * tolerance):
@@ -117,17 +118,17 @@ def proportional(first: Node, second: Node) -> Fraction | None:
 def real_value(node: Node) -> Value | None:
     """The value of an expression without variables to 400 digits, plus and minus infinity included; None if it has none."""
     if infinite := infinity(node):
-        return _HIGH.inf * infinite
+        return HIGH.inf * infinite
     try:
-        value = _evaluate(node, {}, _HIGH)
+        value = value_at(node, {}, HIGH)
     except (Undefined, Unreadable):
         return None
-    return _rounded(value, _HIGH).real if _is_real(value) else None
+    return rounded(value, HIGH).real if is_real(value) else None
 
 
 def order(a: Value, b: Value) -> int:
     """-1, 0 or 1: how two values of `real_value` compare. What differs in the last hundred digits only is equal."""
-    if a == b or (_HIGH.isfinite(a) and _HIGH.isfinite(b) and abs(a - b) <= max(abs(a), abs(b)) * _HIGH.mpf(10) ** -300):
+    if a == b or (HIGH.isfinite(a) and HIGH.isfinite(b) and abs(a - b) <= max(abs(a), abs(b)) * HIGH.mpf(10) ** -300):
         return 0
     return -1 if a < b else 1
 
@@ -135,22 +136,22 @@ def order(a: Value, b: Value) -> int:
 def exact_value(node: Node) -> Fraction | None:
     """The value of an expression without variables as an exact fraction, None if it has none."""
     try:
-        value = _evaluate(node, {}, _LOW)
+        value = value_at(node, {}, LOW)
     except (Undefined, Unreadable):
         return None
     return value if isinstance(value, Fraction) else None
 
 
-def rounds_to(exact: Node, rounded: Number) -> bool:
+def rounds_to(exact: Node, decimal: Number) -> bool:
     """Whether a decimal is an exact value correctly rounded to its digits."""
     try:
-        value = _evaluate(exact, {}, _HIGH)
+        value = value_at(exact, {}, HIGH)
     except (Undefined, Unreadable):
         return False
-    if not _is_real(value):
+    if not is_real(value):
         return False
-    error = abs(_rounded(value, _HIGH).real - _rounded(rounded.value, _HIGH))
-    return bool(2 * error <= _HIGH.mpf(10) ** -max(rounded.decimals, 0))
+    error = abs(rounded(value, HIGH).real - rounded(decimal.value, HIGH))
+    return bool(2 * error <= HIGH.mpf(10) ** -max(decimal.decimals, 0))
 
 
 def names_of(node: Node) -> frozenset[str]:
@@ -158,7 +159,10 @@ def names_of(node: Node) -> frozenset[str]:
     if isinstance(node, Name):
         return frozenset() if node.text in _CONSTANTS else frozenset({node.text})
     if isinstance(node, Apply):
-        own = {_UNKNOWN_BASE} if node.op == "log" and len(node.args) == 1 else set()
+        if node.op in SERIES:
+            index, *ends, term = node.args
+            return names_of(ends[0]) | names_of(ends[1]) | (names_of(term) - {index.text})
+        own = {UNKNOWN_BASE} if node.op == "log" and len(node.args) == 1 else set()
         return frozenset(own).union(*(names_of(arg) for arg in node.args))
     return frozenset()
 
@@ -176,18 +180,39 @@ def _nodes(node: Node) -> Iterator[Node]:
         left += one.args if isinstance(one, Apply) else ()
 
 
-def _with_natural_base(node: Node, other: Node) -> Node:
-    r"""`\log x` beside `\ln x` as the natural one; of numbers it may be the one to 10."""
-    if _UNKNOWN_BASE not in names_of(node) or _UNKNOWN_BASE in names_of(other) or len(names_of(node)) < 2:
+def _agree_in_some_base(first: Node, second: Node) -> bool | None:
+    r"""Whether `\log 100` is 2 or `\log e^2` is: in no two bases does a logarithm of a number have two rational values.
+
+    None if this is no such question.
+    """
+    for node, other in ((first, second), (second, first)):
+        if names_of(node) == {UNKNOWN_BASE} and not names_of(other) and exact_value(other) is not None:
+            return any(equal_values(_renamed(node, op), other) for op in ("lg", "ln"))
+    return None
+
+
+def _with_base_of(other: Node, node: Node) -> Node:
+    r"""`\log x` beside `\ln x` as the natural one, beside `\lg x` as that to 10; of numbers it may be any."""
+    if UNKNOWN_BASE not in names_of(node) or UNKNOWN_BASE in names_of(other) or len(names_of(node)) < 2:
         return node
-    return _renamed(node) if _has_op("ln", other) else node
+    if _has_op("ln", other):
+        return _renamed(node, "ln")
+    to_ten = any(isinstance(one, Apply) and (one.op == "lg" or (one.op == "log" and one.args[1] == _TEN)) for one in _nodes(other))
+    return _renamed(node, "lg") if to_ten else node
 
 
-def _renamed(node: Node) -> Node:
+def _renamed(node: Node, base: str) -> Node:
     if not isinstance(node, Apply):
         return node
-    op = "ln" if node.op == "log" and len(node.args) == 1 else node.op
-    return Apply(op, tuple(map(_renamed, node.args)))
+    op = base if node.op == "log" and len(node.args) == 1 else node.op
+    return Apply(op, tuple(_renamed(arg, base) for arg in node.args))
+
+
+def substituted(node: Node, name: Name, value: Node) -> Node:
+    """An expression with a value in the place of a name."""
+    if isinstance(node, Apply):
+        return Apply(node.op, tuple(substituted(arg, name, value) for arg in node.args))
+    return value if node == name else node
 
 
 def _has_op(op: str, node: Node) -> bool:
@@ -202,14 +227,16 @@ def infinity(node: Node) -> int:
 
 
 def _mentions_i(node: Node) -> bool:
+    if isinstance(node, Apply) and node.op in SERIES and node.args[0] == Name("i"):
+        return False
     if isinstance(node, Apply):
         return any(_mentions_i(arg) for arg in node.args)
     return isinstance(node, Name) and node.text == "i"
 
 
 @lru_cache(maxsize=256)
-def _points(names: frozenset[str]) -> list[Mapping[str, Fraction]]:
-    """Values for the variables, the same in every run."""
+def _points(names: frozenset[str], complex_too: bool) -> list[Mapping[str, Fraction]]:
+    """Values for the variables, the same in every run. Without complex values, a part of an expression may have none either."""
     if not names:
         return [{}]
     numbers = {name: [zlib.crc32(f"{name} {index}".encode()) for index in range(len(_SCALES))] for name in names}
@@ -219,8 +246,10 @@ def _points(names: frozenset[str]) -> list[Mapping[str, Fraction]]:
     points += [{name: Fraction(1 + (numbers[name][0] + index * 5) % 23) for name in names} for index in range(_WHOLE_POINTS)]
     points += [{name: value + Fraction(numbers[name][0] % 97, 1009) for name in names} for value in _FURTHER]
     for point in points:
-        if _UNKNOWN_BASE in point:
-            point[_UNKNOWN_BASE] = 2 + abs(point[_UNKNOWN_BASE])
+        if UNKNOWN_BASE in point:
+            point[UNKNOWN_BASE] = 2 + abs(point[UNKNOWN_BASE])
+        if not complex_too:
+            point[REAL_PARTS] = Fraction(1)
     return points
 
 
@@ -228,170 +257,17 @@ def _nearly_equal(a: Value, b: Value) -> bool:
     """False only where two values surely differ: at 50 digits, with room for what cancels."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
-    a, b = _rounded(a, _LOW), _rounded(b, _LOW)
+    a, b = rounded(a, LOW), rounded(b, LOW)
     size = max(abs(a), abs(b))
-    return not size or size < _LOW.mpf(10) ** -10 or abs(a - b) <= size * _LOW.mpf(10) ** -10
+    return not size or size < LOW.mpf(10) ** -10 or abs(a - b) <= size * LOW.mpf(10) ** -10
 
 
 def _difference(a: Value, b: Value, context: MPContext) -> Value:
-    return abs(_rounded(a, context) - _rounded(b, context))
+    return abs(rounded(a, context) - rounded(b, context))
 
 
 def _shrinks(low: Value, high: Value, values: tuple[Value, Value]) -> bool:
     """Whether a difference is rounding: it must fall by 300 of the 350 digits that the precision rose by."""
-    size = max(abs(_rounded(value, _LOW)) for value in values)
-    start = max(_HIGH.mpf(low), _HIGH.mpf(size) * _HIGH.mpf(10) ** -50)
-    return not high or bool(high <= start * _HIGH.mpf(10) ** -300)
-
-
-def _is_real(value: Value) -> bool:
-    if isinstance(value, Fraction):
-        return True
-    return abs(value.imag) <= abs(value.real) * _LOW.mpf(10) ** -40
-
-
-def _rounded(value: Value, context: MPContext) -> Value:
-    return context.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-
-def _evaluate(node: Node, point: Mapping[str, Fraction], context: MPContext) -> Value:
-    """The value at a point: a Fraction while it stays exact and small, else a rounded number."""
-    if isinstance(node, Number):
-        return node.value
-    if isinstance(node, Name):
-        if node.text in point:
-            return point[node.text]
-        constants = {"\\pi": context.pi, "e": context.e, "i": context.j}
-        if node.text not in constants:
-            raise Unreadable(f"no value for {node.text}")
-        return +constants[node.text]
-    if not isinstance(node, Apply):
-        raise Unreadable("no scalar")
-    args = [_evaluate(arg, point, context) for arg in node.args]
-    if node.op == "log" and len(args) == 1:
-        args.append(point[_UNKNOWN_BASE])
-    try:
-        value = _OPERATIONS[node.op](context, *args)
-    except KeyError:
-        raise Unreadable(f"{node.op} has no value") from None
-    except (ZeroDivisionError, ValueError, OverflowError):
-        raise Undefined from None
-    if isinstance(value, Fraction):
-        bits = max(value.numerator.bit_length(), value.denominator.bit_length())
-        return value if bits <= _MAX_EXACT_BITS else _rounded(value, context)
-    if not context.isfinite(value):
-        raise Undefined
-    return value
-
-
-def _add_values(context: MPContext, *terms: Value) -> Value:
-    total = terms[0]
-    for term in terms[1:]:
-        if isinstance(total, Fraction) and isinstance(term, Fraction):
-            total += term
-            continue
-        total, term = _rounded(total, context), _rounded(term, context)
-        if context is _HIGH and total and term and abs(context.mag(total) - context.mag(term)) > context.prec:
-            raise TooLarge("terms of too different size")  # the smaller one would vanish without a trace
-        total += term
-    return total
-
-
-def _multiply(context: MPContext, a: Value, b: Value) -> Value:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a * b
-    return _rounded(a, context) * _rounded(b, context)
-
-
-def _divide(context: MPContext, a: Value, b: Value) -> Value:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a / b
-    return _rounded(a, context) / _rounded(b, context)
-
-
-def _power(context: MPContext, base: Value, exponent: Value) -> Value:
-    if not base:
-        if isinstance(exponent, Fraction) and exponent > 0:
-            return Fraction(0)
-        raise ZeroDivisionError
-    if isinstance(exponent, Fraction) and exponent.denominator == 1:
-        count = int(exponent)
-        if abs(count) > _MAX_EXPONENT:
-            raise TooLarge("power too large")
-        if isinstance(base, Fraction):
-            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if bits * abs(count) <= _MAX_EXACT_BITS:
-                return base**count
-        return _rounded(base, context) ** count
-    base, exponent = _rounded(base, context), _rounded(exponent, context)
-    if abs(exponent) * (1 + abs(context.ln(base))) > _MAX_EXPONENT:
-        raise TooLarge("power too large")
-    return context.power(base, exponent)
-
-
-def _root(context: MPContext, radicand: Value, degree: Value) -> Value:
-    """The real root if there is one: the cube root of -8 is -2."""
-    if not isinstance(degree, Fraction) or not 2 <= degree <= 1000 or degree.denominator != 1:
-        raise Unreadable("degree of a root")
-    if _is_real(radicand) and degree % 2 and _rounded(radicand, context).real < 0:
-        return -_power(context, -radicand, 1 / degree)
-    if degree == 2:
-        return context.sqrt(_rounded(radicand, context))
-    return _power(context, radicand, 1 / degree)
-
-
-def _factorial(context: MPContext, n: Value) -> Value:
-    if not isinstance(n, Fraction) or n.denominator != 1 or n < 0:
-        raise ValueError
-    if n > _MAX_FACTORIAL:
-        raise TooLarge("factorial too large")
-    return Fraction(math.factorial(int(n))) if n <= 300 else context.factorial(int(n))
-
-
-def _binomial(context: MPContext, n: Value, k: Value) -> Value:
-    if not all(isinstance(value, Fraction) and value.denominator == 1 and value >= 0 for value in (n, k)):
-        raise ValueError
-    if max(n, k) > _MAX_FACTORIAL:
-        raise TooLarge("binomial too large")
-    return Fraction(math.comb(int(n), int(k))) if n <= 1000 else context.binomial(int(n), int(k))
-
-
-def _logarithm(context: MPContext, value: Value, base: Value) -> Value:
-    if not value or not base or base == 1:
-        raise ZeroDivisionError
-    return context.ln(_rounded(value, context)) / context.ln(_rounded(base, context))
-
-
-def _function(name: str, limit: int = _MAX_ANGLE):
-    def apply(context: MPContext, value: Value) -> Value:
-        if abs(value) > limit:
-            raise TooLarge(f"argument of {name} too large")
-        return getattr(context, name)(_rounded(value, context))
-
-    return apply
-
-
-_OPERATIONS = {
-    "add": _add_values,
-    "mul": _multiply,
-    "call": _multiply,
-    "letters": lambda context, *factors: reduce(partial(_multiply, context), factors),
-    "div": _divide,
-    "pow": _power,
-    "root": _root,
-    "factorial": _factorial,
-    "binom": _binomial,
-    "neg": lambda context, value: -value,
-    "abs": lambda context, value: abs(value),
-    "floor": lambda context, value: Fraction(math.floor(value)) if isinstance(value, Fraction) else context.floor(value),
-    "ceil": lambda context, value: Fraction(math.ceil(value)) if isinstance(value, Fraction) else context.ceil(value),
-    "percent": lambda context, value: _divide(context, value, Fraction(100)),
-    "degree": lambda context, value: _rounded(value, context) * context.pi / 180,
-    "log": _logarithm,
-    "ln": lambda context, value: _logarithm(context, value, context.e),
-    "lg": lambda context, value: _logarithm(context, value, Fraction(10)),
-    "exp": _function("exp"),
-    "arccot": lambda context, value: context.pi / 2 - context.atan(_rounded(value, context)),
-}
-_TRIGONOMETRY = "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arcsec arccsc"
-_OPERATIONS |= {name: _function(name.replace("arc", "a")) for name in _TRIGONOMETRY.split()}
+    size = max(abs(rounded(value, LOW)) for value in values)
+    start = max(HIGH.mpf(low), HIGH.mpf(size) * HIGH.mpf(10) ** -50)
+    return not high or bool(high <= start * HIGH.mpf(10) ** -300)

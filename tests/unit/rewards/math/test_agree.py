@@ -13,6 +13,7 @@ from tests.unit.rewards.math.different_answers import DIFFERENT
 from tests.unit.rewards.math.same_answers import SAME
 
 LABELLED = Path(__file__).with_name("labelled.jsonl")
+KINDS = [json.loads(line) for line in Path(__file__).with_name("kinds.jsonl").read_text(encoding="utf-8").splitlines()]
 #: kinds in which an answer may say more than the reference, so that only one direction is certain
 _ONE_WAY = {"named values"}
 
@@ -27,6 +28,32 @@ def test_the_same_answer_in_another_form_agrees(kind, answer, reference):
 def test_an_answer_that_only_looks_alike_does_not_agree(kind, answer, reference):
     assert not answers_agree(answer, reference)
     assert kind in _ONE_WAY or not answers_agree(reference, answer)
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(row["kind"] for row in KINDS))
+def test_a_kind_and_its_neighbours(kind):
+    rows = [row for row in KINDS if row["kind"] == kind]
+    assert {row["same"] for row in rows} == {True, False}
+    for row in rows:
+        pair = row["answer"], row["reference"]
+        assert answers_agree(*pair) == answers_agree(*reversed(pair)) == row["same"], pair
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"x+1, x\ne 1", "x+1"),
+        (r"x+1 \quad (x \neq 1)", "x+1"),
+        (r"x=2 \text{ (}x\neq 0\text{)}", "2"),
+        (r"a_n=2n-1, n\in\mathbb{N}^*", "2n-1"),
+        ("5/6", "5:6"),
+        (r"\frac{3}{10}", "3:10"),
+        (r"\frac{7}{3} \text{ or } 2\frac13", "7/3"),
+    ],
+)
+def test_an_answer_may_say_what_a_reference_may_not(answer, reference):
+    assert answers_agree(answer, reference)
+    assert not answers_agree(reference, answer)
 
 
 def test_every_kind_has_neighbours_that_must_be_rejected():
