@@ -13,6 +13,7 @@ BESIDE = {"benchmarks", "docs"}  # folders of the repository beside the package
 SUBJECTS = {
     "config/test_descriptions.py",  # of every setting
     "pipeline/recipe/test_presets.py",  # the examples against the recipe's figures
+    "rewards/sandbox/test_attack_table.py",  # tests/attacks/table.txt against the whole sandbox
     "rewards/sandbox/test_attacks.py",  # tests/attacks against the whole sandbox
     "rewards/test_fuzz.py",  # any text against every scorer
     "test_floors.py",  # the structure of the code

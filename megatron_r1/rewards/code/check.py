@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_r1.rewards.code.cases import CheckTest, TestsError
 from megatron_r1.rewards.code.verdicts import TestResult, failure_of, printable
-from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimits, SandboxSettings
+from megatron_r1.rewards.sandbox.supervisor import WATCH_SECONDS, Program, RunningTest, Sandbox, SandboxLimits, SandboxSettings
 
 MAX_CALLS = 10_000
 _MAX_REQUEST_BYTES = 16 << 20
@@ -45,7 +45,7 @@ def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: Sand
             running = sandbox.start(theirs.fileno())
         finally:
             theirs.close()
-        calls, failure, raised = _serve(ours, call, time.monotonic() + limits.wall_seconds)
+        calls, failure, raised = _serve(ours, running, call, time.monotonic() + limits.wall_seconds)
         ours.shutdown(socket.SHUT_RDWR)
         ending = running.finish()
     if failure is not None:
@@ -67,7 +67,9 @@ def run_check(test: CheckTest, call: Call, limits: SandboxLimits, settings: Sand
     return TestResult("wrong", f"the check could not use the value: {stopped.verdict if stopped else 'unknown'}")
 
 
-def _serve(ours: socket.socket, call: Call, deadline: float) -> tuple[int, TestResult | None, TestResult | None]:
+def _serve(
+    ours: socket.socket, running: RunningTest, call: Call, deadline: float
+) -> tuple[int, TestResult | None, TestResult | None]:
     """Answer calls until the check ends, a call fails, or time is up.
 
     Returns: how many there were; the failure; and the verdict if the last call raised an exception, which the check may expect.
@@ -75,22 +77,35 @@ def _serve(ours: socket.socket, call: Call, deadline: float) -> tuple[int, TestR
     pending, calls, raised = b"", 0, None
     while calls < MAX_CALLS:
         while b"\n" not in pending:
-            ours.settimeout(max(0.001, deadline - time.monotonic()))
+            ours.settimeout(min(WATCH_SECONDS, max(0.001, deadline - time.monotonic())))
             try:
                 piece = ours.recv(1 << 16)
-            except (TimeoutError, ConnectionError):
+            except TimeoutError:
+                if running.watch(0.001) or time.monotonic() > deadline:
+                    return calls, None, raised
+                continue
+            except ConnectionError:
                 return calls, None, raised
             if not piece or len(pending) > _MAX_REQUEST_BYTES:
                 return calls, None, raised
             pending += piece
         line, _, pending = pending.partition(b"\n")
         calls += 1
-        answer, failure = call(json.loads(line))
+        try:
+            steps = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TestsError("the check asks for a call that cannot be read") from error
+        answer, failure = call(steps)
         if failure is not None:
             return calls, failure, None
         try:
             raised = _raised_result(answer)
-            ours.sendall(json.dumps(answer).encode() + b"\n")
+            reply = json.dumps(answer).encode() + b"\n"
+        except RecursionError:  # forged: as deep as can be read, which is a little deeper than can be written
+            return calls, TestResult("runtime_error", "returned no value that can be read"), None
+        ours.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            ours.sendall(reply)
         except OSError:  # the check ended without waiting
             return calls, None, raised
     return calls, None, raised

@@ -21,6 +21,18 @@ from megatron_r1.rewards.sandbox.supervisor import Program, Sandbox, SandboxLimi
 from megatron_r1.rewards.sandbox.values import encode_value
 
 FUNCTION = "check"
+#: outputs on which a checker is tried if it fails and the data has no expected result
+_PLAIN_OUTPUTS = ("", "0\n", "1 2\n", 0, [], [0], None)
+_TRY = f"""
+def r1_can_judge(given, outputs, expected):
+    for output in outputs:
+        try:
+            if {FUNCTION}(given, output, expected) in (True, False):
+                return True
+        except Exception:
+            pass
+    return False
+"""
 MAX_CHECKER_CHARACTERS = 64 << 10
 
 
@@ -58,8 +70,9 @@ class Checker:
     def judge(self, given: Any, result: Any, expected: Any) -> TestResult:
         """The verdict on a program's result.
 
-        If the checker fails, the expected result is given to it. If it can judge that one, the program's result is at fault, for
-        example a word in place of a number: "wrong". Else the checker is at fault.
+        If the checker fails, the expected result is given to it, or if there is none, a few plain ones and the input itself. If it
+        can judge one of them, the program's result is at fault, for example a word in place of a number: "wrong". Else the checker
+        is at fault. So a program cannot ask for an "error" in place of a "wrong".
 
         Args:
             given: what the program read, or its arguments, encoded (`values.encode_value`).
@@ -69,15 +82,21 @@ class Checker:
         if not is_data(result):
             return TestResult("wrong", "the result is no plain value")
         verdict = self._run(given, result, expected)
-        if verdict.verdict in ("accepted", "wrong") or expected is None:
+        if verdict.verdict in ("accepted", "wrong"):
             return verdict
-        if self._run(given, expected, expected).verdict in ("accepted", "wrong"):
-            return TestResult("wrong", f"the checker cannot judge this result: {verdict.reason}")
-        return verdict
+        if expected is None:
+            can_judge = self._run(given, [given, *_PLAIN_OUTPUTS], None, "r1_can_judge", _TRY).verdict == "accepted"
+        else:
+            can_judge = self._run(given, expected, expected).verdict in ("accepted", "wrong")
+        return TestResult("wrong", f"the checker cannot judge this result: {verdict.reason}") if can_judge else verdict
 
-    def _run(self, given: Any, result: Any, expected: Any) -> TestResult:
-        request = {"expression": FUNCTION, "setup": "", "arguments": [[given, result, expected], {"dict": []}]}
-        ending = self._sandbox.run(json.dumps(request).encode())
+    def _run(self, given: Any, result: Any, expected: Any, function: str = FUNCTION, setup: str = "") -> TestResult:
+        request = {"expression": function, "setup": setup, "arguments": [[given, result, expected], {"dict": []}]}
+        try:
+            content = json.dumps(request).encode()
+        except RecursionError:
+            return TestResult("wrong", "the result is no plain value")
+        ending = self._sandbox.run(content)
         failure = failure_of(ending, self._limits)
         if failure is not None:
             kind = "checker_timeout" if failure.verdict == "time_limit" else "checker_error"

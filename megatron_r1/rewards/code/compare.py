@@ -15,6 +15,8 @@ _MAX_NUMBER_BYTES = 400
 _SCALARS = ("plain", "int", "complex", "bytes", "fraction", "decimal")
 _MAX_DIGITS = 4000  #: of a Fraction or Decimal
 _MAX_KEY_DEPTH = 20  #: of a tuple within a set, or as a key
+#: what reading a forged result raises: it is no value, and equals nothing
+_FORGED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,15 @@ def output_agrees(output: bytes, expected: bytes, float_tolerance: float | None)
     (010 may be a word). With a tolerance, a word agrees with an expected one that is a decimal number with a point or an exponent
     if they differ by at most that, absolutely or relative to the expected one. Whole numbers stay exact.
     """
-    lines, expected_lines = _words_by_line(output), _words_by_line(expected)
-    if len(lines) != len(expected_lines):
+    output, expected = output.strip(), expected.strip()
+    if output.count(b"\n") != expected.count(b"\n"):  # before it is split, which takes fifty times its size
         return False
-    return all(_line_agrees(*pair, float_tolerance) for pair in zip(lines, expected_lines, strict=True))
+    return all(_line_agrees(*pair, float_tolerance) for pair in zip(output.split(b"\n"), expected.split(b"\n"), strict=True))
 
 
-def _line_agrees(words: list[bytes], expected: list[bytes], float_tolerance: float | None) -> bool:
+def _line_agrees(line: bytes, expected_line: bytes, float_tolerance: float | None) -> bool:
+    expected = expected_line.split()
+    words = line.split(None, len(expected) + 1)
     if words == expected:
         return True
     if len(words) != len(expected):
@@ -112,7 +116,7 @@ def agrees(encoded: Any, expected: Any, *, strict: bool, float_tolerance: float 
 
     try:
         return same(encoded, expected)
-    except (ValueError, TypeError, ArithmeticError):
+    except _FORGED:
         return False
 
 
@@ -130,7 +134,7 @@ def is_data(encoded: Any) -> bool:
             _scalar(kind, content)
             return True
         return False
-    except (ValueError, TypeError, ArithmeticError, RecursionError):
+    except _FORGED:
         return False
 
 
@@ -141,7 +145,7 @@ def is_true(encoded: Any) -> bool:
         return bool(content)
     try:
         return bool(_scalar(kind, content)) if kind in _SCALARS else True
-    except (ValueError, TypeError, ArithmeticError):
+    except _FORGED:
         return True
 
 
@@ -191,10 +195,6 @@ def _json_key(key: Any) -> Any:
     if key is None or isinstance(key, bool):
         return {None: "null", True: "true", False: "false"}[key]
     return repr(key) if isinstance(key, (int, float)) else key
-
-
-def _words_by_line(output: bytes) -> list[list[bytes]]:
-    return [line.split() for line in output.strip().split(b"\n")]
 
 
 def _is_number(word: bytes) -> bool:

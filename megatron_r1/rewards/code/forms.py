@@ -38,7 +38,7 @@ from megatron_r1.rewards.code.limits import read_limits
 from megatron_r1.rewards.sandbox.values import encode_value
 
 MAX_TESTS = 10_000
-MAX_PRELUDE_CHARACTERS = 48 << 10  #: they go into the sandbox in one message
+MAX_PRELUDE_CHARACTERS = 1 << 20  #: Python of so much text is no prompt, and it is read before every test
 _WHOLE_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megatron_r1.errors import ConfigError
 from megatron_r1.rewards.code.cases import CallTest, StdioTest, Suite, TestsError
 from megatron_r1.rewards.code.extract import Language
 from megatron_r1.rewards.sandbox.supervisor import SandboxLimits
@@ -29,6 +30,22 @@ class ProblemLimits:
 #: a problem gets no more, whatever it asks for: a record is untrusted data
 MOST = ProblemLimits(cpu_seconds=20, wall_seconds=60, memory_mb=2048, output_mb=64, stack_mb=512, recursion_depth=1_000_000)
 LIMIT_NAMES = tuple(asdict(MOST))
+#: below, no program could pass; above, the kernel or Python takes no such number
+_LEAST = ProblemLimits(cpu_seconds=0.01, wall_seconds=0.1, memory_mb=4, output_mb=1e-6, stack_mb=0.0625, recursion_depth=1)
+_GREATEST = ProblemLimits(
+    cpu_seconds=1e6, wall_seconds=1e6, memory_mb=1 << 24, output_mb=2048, stack_mb=1 << 20, recursion_depth=1e8
+)
+_PYTHON_BYTES = 32 << 20  #: the interpreter's own need is not the problem's: a problem of 4 MiB is for C++
+
+
+def check_limits(limits: ProblemLimits, key: str) -> None:
+    """Raises:
+    ConfigError: a limit of the settings is no number, or none that a program could be run with.
+    """
+    for name, value in asdict(limits).items():
+        least, greatest = getattr(_LEAST, name), getattr(_GREATEST, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= greatest:
+            raise ConfigError(f"{key}.{name}={value} is no limit for a program: choose a number from {least:g} to {greatest:.10g}")
 
 
 def read_limits(value: Any) -> dict[str, float]:
@@ -46,6 +63,8 @@ def read_limits(value: Any) -> dict[str, float]:
             raise TestsError(f"tests: limits.{str(name)[:40]} is unknown; there are {', '.join(LIMIT_NAMES)}")
         if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not (0 < limit < 1e12 and math.isfinite(limit)):
             raise TestsError(f"tests: limits.{name} is a number above 0")
+        if limit < getattr(_LEAST, name):
+            raise TestsError(f"tests: limits.{name}={limit:g} leaves no program a chance: at least {getattr(_LEAST, name):g}")
     return dict(value)
 
 
@@ -72,7 +91,7 @@ def sandbox_limits(limits: ProblemLimits, language: Language) -> SandboxLimits:
     return SandboxLimits(
         cpu_seconds=limits.cpu_seconds,
         wall_seconds=limits.wall_seconds,
-        memory_bytes=memory,
+        memory_bytes=memory if language == "cpp" else max(memory, _PYTHON_BYTES),
         output_bytes=output,
         temporary_bytes=max(SandboxLimits.temporary_bytes, output),
         stack_bytes=stack if language == "cpp" else PYTHON_STACK_BYTES,

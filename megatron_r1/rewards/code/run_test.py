@@ -108,7 +108,7 @@ class TestRunner:
             return None, TestResult("runtime_error", "ended before it returned a value")
         try:
             return json.loads(ending.result), None
-        except (ValueError, RecursionError):  # cut short, or forged by the program
+        except (ValueError, RecursionError, MemoryError):  # cut short, or forged by the program
             return None, TestResult("runtime_error", "returned no value that can be read")
 
 

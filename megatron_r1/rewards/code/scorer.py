@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from megatron_r1.rewards.code.cpp_compile import COMPILE_LIMITS, HEADER_SECONDS,
 from megatron_r1.rewards.code.cpp_source import NotForCppError, cpp_source, function_name
 from megatron_r1.rewards.code.extract import Code, Language, Wanted, find_code
 from megatron_r1.rewards.code.forms import read_tests
-from megatron_r1.rewards.code.limits import MOST, ProblemLimits, limits_of, sandbox_limits
+from megatron_r1.rewards.code.limits import LIMIT_NAMES, MOST, ProblemLimits, check_limits, limits_of, sandbox_limits
 from megatron_r1.rewards.code.program_names import program_start
 from megatron_r1.rewards.code.run_test import TestRunner
 from megatron_r1.rewards.code.verdicts import CHECKER_FAILED, TestResult
@@ -67,13 +68,19 @@ class CodeScorer:
         cpp_cache_mb: see `CppCache`.
 
         Raises:
-            ConfigError: a limit is not above 0, or partial credit is asked for with the tests after a failure left out.
+            ConfigError: a limit is out of bounds, or partial credit is asked for with the tests after a failure left out.
             RewardError: untrusted code cannot be contained on this machine; a small program of our own tries it.
         """
         self._defaults = ProblemLimits(cpu_seconds, wall_seconds, memory_mb, output_mb, stack_mb, recursion_depth)
+        check_limits(self._defaults, "reward.code")
+        if unknown := set(most or {}) - set(LIMIT_NAMES):
+            raise ConfigError(f"reward.code.most.{min(unknown)} is unknown; there are {', '.join(LIMIT_NAMES)}")
         self._most = replace(MOST, **(most or {}))
-        if min(*vars(self._defaults).values(), *vars(self._most).values(), program_seconds) <= 0:
-            raise ConfigError(f"code reward: {', '.join(vars(MOST))} and program_seconds must be above 0")
+        check_limits(self._most, "reward.code.most")
+        if not 0 < program_seconds < math.inf:
+            raise ConfigError(f"reward.code.program_seconds={program_seconds} must be above 0")
+        if float_tolerance is not None and not 0 <= float_tolerance < math.inf:
+            raise ConfigError(f"reward.code.float_tolerance={float_tolerance} must be 0 or more, or null")
         if partial_credit and stop_at_first_failure:
             raise ConfigError("code reward: partial_credit needs all tests: set stop_at_first_failure=false")
         self._language, self._tolerance, self._stop_early = language, float_tolerance, stop_at_first_failure

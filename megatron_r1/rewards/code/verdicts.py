@@ -39,6 +39,8 @@ def failure_of(ending: Ending, limits: SandboxLimits) -> TestResult | None:
         return TestResult("output_limit")
     if ending.ended_by == "time":
         return TestResult("time_limit", f"{ending.wall_seconds:.1f} s by the clock")
+    if ending.ended_by == "memory":
+        return TestResult("memory_limit", "memory and its page tables")
     if ending.signal == signal.SIGXCPU or ending.cpu_seconds > limits.cpu_seconds:
         return TestResult("time_limit", f"{ending.cpu_seconds:.1f} s of CPU")
     if ending.exit_code == 0:

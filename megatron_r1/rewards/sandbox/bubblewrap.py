@@ -18,7 +18,8 @@ NOBODY = 65534  #: user and group of untrusted code: always inside, and outside 
 FIRST_KERNEL = (5, 14)  #: counts RLIMIT_NPROC per user namespace; has pidfd_open
 TEMPORARY = "/tmp"  #: the only writable folder inside
 PACKAGES = "/packages"  #: folder inside with the packages that programs may import
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+#: without zero: a shared mapping of it takes memory that no limit counts
+_DEVICES = ("null", "full", "random", "urandom")
 _LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64", "/usr/libexec/gcc")
 _TOOLCHAIN = ("/usr/bin", "/usr/include", "/bin")
 

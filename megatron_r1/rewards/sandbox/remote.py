@@ -101,7 +101,11 @@ class StepLog:
         if operation in _KEPT:
             self._steps = steps
         if "raised" in answer:
-            raise _as_exception(*answer["raised"])
+            raised = _as_exception(*answer["raised"])
+            if operation != "next" and isinstance(raised, (StopIteration, StopAsyncIteration)):
+                # It would end a loop of the check's: `all(map(candidate, cases))` were true.
+                raised = RuntimeError(f"the program raised {type(raised).__name__}")
+            raise raised
         if given is not None and answer["value"] is None and answer["arguments"] is not None:
             _change(given, [sandbox_values.decode_value(part) for part in answer["arguments"]])
         try:

@@ -6,7 +6,9 @@ through descriptors that arrive over the control socket (fd 0) and go to one chi
 from inside. The child's filter allows no ptrace, process_vm_* or pidfd_getfd, and there is no /proc, so the memory and the
 descriptors of process 1 are out of reach.
 
-Messages are JSON, one packet each. First the configuration, answered by {"ready": true}; then tests, answered by endings.
+Messages are JSON, one packet each. First the configuration, in a descriptor of any length, answered by {"ready": true}; then tests,
+each answered by {"started": true}, which the child sends, so that the outside learns its process id, and by an ending. The outside
+may send {"end": why} at any time; if no test is under way, it came too late and means nothing.
 """
 
 import _socket  # the module socket costs as much start-up time as all the others together
@@ -31,29 +33,39 @@ DESCRIPTOR_BYTES = 4
 SLICE_MILLISECONDS = 50  #: between looks at what a test has put into its folder
 MAX_FILES = 1000  #: in that folder: each costs kernel memory that no limit of the file system counts
 MAX_DESCRIPTORS = 4096
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_THP_DISABLE = 1, 22, 38, 41
 
 
 def supervise():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a handler would make process 1 reachable
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
-    config = json.loads(control.recv(1 << 18))
+    _, (descriptor,) = receive(control)
+    with os.fdopen(descriptor, "rb") as file:
+        config = json.loads(file.read())
     if os.getpid() != 1:  # without namespaces nothing else ends this process when its parent is gone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     namespace = load_prelude(config)
     untouched = os.stat(config["folder"]).st_ctime_ns
     control.send(b'{"ready": true}')
     while True:
-        message, ancillary, _, _ = control.recvmsg(1 << 16, _socket.CMSG_LEN(4 * DESCRIPTOR_BYTES))
-        if not message:
+        message, descriptors = receive(control)
+        if message is None:
             return
-        ((_, _, content),) = ancillary
-        descriptors = memoryview(content).cast("i").tolist()
-        ending = run_test(config, json.loads(message), descriptors, namespace)
+        if not descriptors:
+            continue  # an end that came too late
+        ending = run_test(config, message, descriptors, namespace)
         # The kernel's clock for files ticks slowly: what is written in the tick of the start shows in the listing only.
         ending["touched"] = os.stat(config["folder"]).st_ctime_ns != untouched or bool(os.listdir(config["folder"]))
         control.send(json.dumps(ending).encode())
+
+
+def receive(control):
+    """(message, its descriptors); (None, []) if the outside is gone."""
+    message, ancillary, _, _ = control.recvmsg(1 << 16, _socket.CMSG_LEN(4 * DESCRIPTOR_BYTES))
+    if not message:
+        return None, []
+    return json.loads(message), [number for _, _, content in ancillary for number in memoryview(content).cast("i").tolist()]
 
 
 def load_prelude(config):
@@ -98,19 +110,22 @@ def run_test(config, test, descriptors, module):
 
 
 def wait_for(child, deadline, folder):
-    """None if the child ended by itself, else why it must be ended: "time" (also if the outside is gone) or "files"."""
+    """None if the child ended by itself, else why it must be ended: "time" (or the outside is gone), "files", or what that says."""
     handle = os.pidfd_open(child)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        poll.register(CONTROL, 0)  # reports a hang-up only
+        poll.register(CONTROL, select.POLLIN)
         while not (events := poll.poll(SLICE_MILLISECONDS)):
             if time.monotonic() > deadline:
                 return "time"
             usage = os.statvfs(folder)
             if os.getpid() == 1 and usage.f_files - usage.f_ffree > MAX_FILES:
                 return "files"
-        return None if any(descriptor == handle for descriptor, _ in events) else "time"
+        if any(descriptor == handle for descriptor, _ in events):
+            return None
+        message = os.read(CONTROL, 1 << 16)
+        return json.loads(message)["end"] if message else "time"
     finally:
         os.close(handle)
 
@@ -139,6 +154,7 @@ def end_everything_else():
 
 def be_child(config, descriptors, module):
     """Take the test's descriptors, give up everything else, run. Does not return if the program is a command."""
+    os.write(CONTROL, b'{"started": true}')
     out_of_the_way = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in descriptors]
     for target, descriptor in enumerate(out_of_the_way):
         os.dup2(descriptor, target)
@@ -153,7 +169,7 @@ def be_child(config, descriptors, module):
     os.chdir(config["folder"])
     if config["kind"] == "command":
         set_limits(config["limits"])
-        install_filter(config["filter"])
+        install_filter(config["filter"], config["own_pid"])
         os.execve(config["command"][0], config["command"], config["environment"])
     request = b""
     while config["kind"] == "function" and (piece := os.read(0, 1 << 20)):
@@ -163,7 +179,7 @@ def be_child(config, descriptors, module):
     sys.argv = ["solution"]
     sys.setrecursionlimit(config["recursion_depth"])
     set_limits(config["limits"])
-    install_filter(config["filter"])
+    install_filter(config["filter"], config["own_pid"])
     if config["kind"] == "check":
         be_check(config, module.__dict__)
     else:
@@ -239,12 +255,14 @@ def set_limits(limits):
         _, most = resource.getrlimit(which)  # the trainer's own limits, if any, hold as well
         bound = most if most != resource.RLIM_INFINITY else hard
         resource.setrlimit(which, (min(soft, bound), min(hard, bound)))
+    # Of a huge page, all memory stays while one small page of it is mapped, and only that one is counted.
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     if os.getppid() == 1:  # counted within the namespace, process 1 with it; without one, all of the user's processes would count
         resource.setrlimit(resource.RLIMIT_NPROC, (limits["threads"] + 1, limits["threads"] + 1))
 
 
-def install_filter(filter_hex):
-    """Empty: none, as for the compiler."""
+def install_filter(filter_hex, own_pid_hex):
+    """Empty: none, as for the compiler. Where the second stands in the first, this process's id belongs."""
     if not filter_hex:
         return
 
@@ -253,7 +271,7 @@ def install_filter(filter_hex):
 
         _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
-    content = bytes.fromhex(filter_hex)
+    content = bytes.fromhex(filter_hex).replace(bytes.fromhex(own_pid_hex), os.getpid().to_bytes(4, sys.byteorder))
     program = Program(len(content) // 8, content)
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0):

@@ -8,35 +8,41 @@ Layers, each of which would hold by itself against most of the attacks in tests/
   secrecy      a test's input goes in as a sealed descriptor, its output comes back in another; expected outputs never go in
 
 A sandbox serves the tests of ONE program, each in a process forked or executed afresh. As soon as a test has touched /tmp, the next
-one gets a new sandbox. A program can take at most `memory_bytes`, `temporary_bytes` and three outputs of memory.
+one gets a new sandbox. A program can take at most `memory_bytes` (its page tables with it, which are looked at from outside: no
+limit of the kernel counts them without a cgroup, which most jobs may not make), `temporary_bytes` and three outputs of memory.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.sandbox import bubblewrap
-from megatron_r1.rewards.sandbox.seccomp import build_filter
+from megatron_r1.rewards.sandbox.kernel import memory_of, read_output, sealed_file
+from megatron_r1.rewards.sandbox.seccomp import build_filter, own_pid_bytes
 
 Isolation = Literal["bubblewrap", "none_i_accept_untrusted_code_on_this_machine"]
 NO_ISOLATION: Isolation = "none_i_accept_untrusted_code_on_this_machine"
 
 START_SECONDS = 30.0  #: for the sandbox to come up on a busy machine
 GRACE_SECONDS = 10.0  #: over the wall limit, until the sandbox itself is given up
+WATCH_SECONDS = 0.05  #: between looks at the memory of a test
+_WATCH_SLACK = 1 / 128  #: of the limit: page tables of memory that is in use
+_CREDENTIALS = struct.Struct("3i")  #: process, user, group, as the kernel adds them to a message
 SOURCE = "{source}"  #: stands for the path of the source in a compiler's command
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _HERE = Path(__file__).parent
 
 
@@ -94,7 +100,7 @@ class Ending:
 
     exit_code: int | None  #: None: ended by a signal
     signal: int | None
-    ended_by: Literal["time", "files"] | None  #: the sandbox ended it: wall time, or too many files
+    ended_by: Literal["time", "files", "memory"] | None  #: the sandbox ended it: wall time, too many files, or page tables
     cpu_seconds: float
     wall_seconds: float
     peak_bytes: int  #: resident
@@ -133,7 +139,7 @@ class Sandbox:
         Raises:
             SandboxError: see there.
         """
-        descriptor = _sealed(stdin)
+        descriptor = sealed_file(stdin)
         try:
             return self.start(descriptor).finish()
         finally:
@@ -176,6 +182,7 @@ class Sandbox:
         bubblewrap.require_host()
         self._messages = os.memfd_create("messages", os.MFD_CLOEXEC)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # of the message that a test has started
         files = {
             "runner": (_HERE / "runner.py").read_bytes(),
             "values": (_HERE / "values.py").read_bytes(),
@@ -185,7 +192,7 @@ class Sandbox:
         }
         files |= {"start": self._program.start.encode()} if self._program.start else {}
         parts = (*files.items(), *self._program.modules.items(), *self._program.data.items())
-        descriptors = {name: _sealed(content) for name, content in parts}
+        descriptors = {name: sealed_file(content) for name, content in parts}
         try:
             command = self._command(descriptors) if self._settings.isolation == "bubblewrap" else self._bare_command(files)
             self._process = subprocess.Popen(
@@ -204,11 +211,14 @@ class Sandbox:
             for descriptor in descriptors.values():
                 os.close(descriptor)
         self._control.settimeout(START_SECONDS)
+        config = sealed_file(json.dumps(self._config()).encode())
         try:
-            self._control.send(json.dumps(self._config()).encode())
+            socket.send_fds(self._control, [b'{"config": true}'], [config])  # a descriptor: a message has a bound
             ready = self._control.recv(1 << 16)
         except OSError as error:
             raise self._failure("did not start") from error
+        finally:
+            os.close(config)
         if not ready:
             raise self._failure("did not start")
 
@@ -298,11 +308,12 @@ class Sandbox:
             "check_prelude": program.check_prelude,
             "candidate_names": program.candidate_names,
             "filter": "" if program.compiler else build_filter(platform.machine(), supervisor=False).hex(),
+            "own_pid": own_pid_bytes().hex(),
             "limits": asdict(self._limits),
         }
 
     def _failure(self, what: str) -> SandboxError:
-        said = _read_output(self._messages, 4096).decode(errors="replace").strip().splitlines()
+        said = read_output(self._messages, 4096).decode(errors="replace").strip().splitlines()
         self.close()
         reason = said[-1] if said else "it said nothing"
         if "namespace" in reason or "uid map" in reason:
@@ -319,40 +330,52 @@ class RunningTest:
 
     _sandbox: Sandbox
     _outputs: list[int] = field(repr=False)
+    _process: int = 0  #: as the machine counts; 0: not known yet
+    _answer: dict[str, Any] | None = None  #: the ending; {}: the sandbox is gone
 
     def finish(self) -> Ending:
         """Wait for the end. If the test has touched /tmp, the sandbox is closed and the next test gets a new one."""
         sandbox = self._sandbox
         try:
-            sandbox._control.settimeout(sandbox._limits.wall_seconds + GRACE_SECONDS)
-            try:
-                answer = sandbox._control.recv(1 << 16)
-            except OSError as error:
-                sandbox._kill()
-                raise sandbox._failure("no longer answers") from error
-            if not answer:
+            deadline = time.monotonic() + sandbox._limits.wall_seconds + GRACE_SECONDS
+            while not self.watch(WATCH_SECONDS):
+                if time.monotonic() > deadline:
+                    sandbox._kill()
+                    raise sandbox._failure("no longer answers")
+            if not self._answer:
                 raise sandbox._failure("ended")
             limit = sandbox._limits.output_bytes
-            contents = [_read_output(descriptor, limit) for descriptor in self._outputs]
+            contents = [read_output(descriptor, limit) for descriptor in self._outputs]
         finally:
             for descriptor in self._outputs:
                 os.close(descriptor)
         overflow = any(len(content) >= limit for content in contents)
-        ending = Ending(**json.loads(answer), **dict(zip(("stdout", "stderr", "result"), contents, strict=True)), overflow=overflow)
+        ending = Ending(**self._answer, **dict(zip(("stdout", "stderr", "result"), contents, strict=True)), overflow=overflow)
         if ending.touched:
             sandbox.close()
         return ending
 
-
-def _sealed(content: bytes) -> int:
-    """A descriptor of an anonymous file that nobody can change."""
-    descriptor = os.memfd_create("data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-    return descriptor
-
-
-def _read_output(descriptor: int, limit: int) -> bytes:
-    return os.pread(descriptor, limit, 0)
+    def watch(self, seconds: float) -> bool:
+        """Wait so long for the end; whether it came. If it did not, the test is ended if its memory and page tables, together, are
+        above the limit. Call it about every `WATCH_SECONDS`.
+        """
+        if self._answer is not None:
+            return True
+        sandbox = self._sandbox
+        sandbox._control.settimeout(seconds)
+        try:
+            message, ancillary, _, _ = sandbox._control.recvmsg(1 << 16, socket.CMSG_LEN(_CREDENTIALS.size))
+        except TimeoutError:
+            limit = sandbox._limits.memory_bytes * (1 + _WATCH_SLACK)
+            if self._process and not sandbox._program.compiler and memory_of(self._process) > limit:
+                with suppress(OSError):  # the sandbox is gone, which the next call says
+                    sandbox._control.send(b'{"end": "memory"}')
+            return False
+        except OSError:
+            message = b""
+        answer = json.loads(message or b"{}")
+        if "started" in answer:
+            self._process = _CREDENTIALS.unpack(ancillary[0][2])[0]
+        else:
+            self._answer = answer
+        return self._answer is not None

@@ -97,6 +97,21 @@ CASES = {
                                   + "    os._exit(0)", check("for x in range(3):\n    assert c(x) == x + 2"), 0),
     "an answer that is none": ("import os\ndef f(x):\n    os.write(3, b'{\"raised\": 3}')\n    os._exit(0)",
                                check("for x in range(3):\n    assert c(x) == x"), 0),
+    "StopIteration in map": ("def f(x): raise StopIteration", check("assert all(map(lambda x: c(x) == x, range(3)))"), 0),
+    "StopIteration in zip": ("def f(x): raise StopIteration",
+                             check("for a, b in zip(map(c, range(1, 3)), range(3)):\n    assert a == b"), 0),
+    "StopIteration of a generator": ("def f(x):\n    yield x", check("g = c(1)\nassert next(g) == 1 and next(g, 7) == 7"), 1),
+    "StopIteration by hand": (
+        "import os\ndef f(x):\n    os.write(3, b'{\"raised\": [[\"StopIteration\"], \"\"]}')\n    os._exit(0)",
+        check("assert all(map(lambda x: c(x) == x, range(3)))"), 0),
+    "an answer as deep as can be read": (
+        "import os\ndef f(x):\n    deep = b'[' * 985 + b']' * 985\n"
+        + "    os.write(3, b'{\"value\": ' + deep + b', \"arguments\": null}')\n    os._exit(0)",
+        check("for x in range(3):\n    assert c(x) == x"), 0),
+    "a set-up of a megabyte": ("def f(x): return x", {"asserts": ["assert all(f(x) == big[x] for x in range(3))"],
+                               "setup": f"big = {list(range(130_000))}"}, 1),
+    "a prelude of 300 kB": ("def f(x): return big[x]", {**check("for x in range(3):\n    assert c(x) == x"),
+                            "prelude": f"big = {list(range(50_000))}"}, 1),
     "an answer with steps": ("import os\ndef f(x):\n    os.write(3, b'[[\"call\", -1, []]]')\n    os._exit(0)",
                              check("for x in range(3):\n    assert c(x) == x"), 0),
 }  # fmt: skip

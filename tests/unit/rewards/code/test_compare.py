@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
-from megatron_r1.rewards.code.compare import agrees, is_data, is_true, output_agrees
+from megatron_r1.rewards.code.compare import BinaryTree, LinkedList, agrees, is_data, is_true, output_agrees
 from megatron_r1.rewards.sandbox.values import decode_value, encode_value
 
 
@@ -108,3 +110,43 @@ def test_forged_results_are_no_data(forged):
         agrees(forged, expected, strict=False, float_tolerance=1.0) for expected in (1, 0.5, "f", [1], {1: 2}, {1}, None)
     )
     assert is_true(forged) in (True, False)
+
+
+def forged_value(rng: random.Random, depth: int = 0) -> object:
+    """JSON that looks like an encoded value now and then."""
+    kinds = ["int", "tuple", "dict", "set", "complex", "bytes", "fraction", "decimal", "linked_list", "binary_tree", "object", "x"]
+    plain = [None, True, 0, -1, 1.5, 1e308, "", "x", "0x1", "zz", "1e999999", "sNaN", "\ud800", 10**30, float("nan")]
+    choice = rng.random()
+    if depth > 4 or choice < 0.4:
+        return rng.choice(plain)
+    if choice < 0.6:
+        return [forged_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {rng.choice(kinds): forged_value(rng, depth + 1) for _ in range(rng.choice([1, 1, 1, 0, 2]))}
+
+
+def nested(kind: str, depth: int) -> object:
+    value: object = []
+    for _ in range(depth):
+        value = {kind: [value]} if kind else [value]
+    return {"decimal": value}
+
+
+def test_no_forged_result_breaks_a_comparison():
+    wanted = [1, 0.5, "f", [1], (1, [2]), {1: 2}, {"a": [1]}, {1}, {(1, 2)}, None, 1j, b"x", True, LinkedList([1]), BinaryTree([1])]
+    results = [forged_value(random.Random(seed)) for seed in range(5000)]
+    results += [nested(kind, depth) for kind in ("", "set", "tuple", "dict", "int") for depth in (100, 480, 900)]
+    for index, result in enumerate(results):
+        for expected in (wanted[index % len(wanted)], wanted[-index % len(wanted)]):
+            agreed = agrees(result, expected, strict=index % 2 == 0, float_tolerance=None if index % 3 else 1e-6)
+            assert not agreed or is_data(result) or isinstance(expected, (LinkedList, BinaryTree, type(None))), (result, expected)
+        assert is_true(result) in (True, False) and is_data(result) in (True, False)
+
+
+@pytest.mark.parametrize("line", [b"a ", b"a\n", b"\n", b"1 ", b"1.5\n"])
+def test_an_output_of_many_words_takes_no_memory(line):
+    """Of 40 MB of words, no list is made: it would take a gigabyte."""
+    tracemalloc.start()
+    assert not output_agrees(b"x\n" + line * (40_000_000 // len(line)) + b"x", b"x\ny\nz", None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 << 20

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from megatron_r1.errors import ConfigError
+from megatron_r1.rewards.code.cases import TestsError
 from megatron_r1.rewards.code.forms import read_tests
 from megatron_r1.rewards.code.limits import MOST, ProblemLimits, limits_of, sandbox_limits
 from megatron_r1.rewards.code.scorer import CodeScorer
@@ -93,8 +96,9 @@ def test_a_problem_gets_what_it_asks_for_up_to_a_bound():
     asked = dict.fromkeys(("cpu_seconds", "wall_seconds", "memory_mb", "output_mb", "stack_mb", "recursion_depth"), 1e11)
     assert limits(**asked) == ProblemLimits(**vars(MOST) | {"cpu_seconds": 30})
     assert limits(memory_mb=64, output_mb=0.5) == ProblemLimits(cpu_seconds=30, memory_mb=64, output_mb=0.5)
-    tiny = sandbox_limits(limits(**dict.fromkeys(asked, 1e-9)), "cpp")
-    assert tiny.memory_bytes == tiny.output_bytes == tiny.stack_bytes == 1 and tiny.recursion_depth == 50
+    small = limits(memory_mb=4, stack_mb=1, recursion_depth=1)
+    assert [sandbox_limits(small, language).memory_bytes >> 20 for language in ("cpp", "python")] == [4, 32]
+    assert sandbox_limits(small, "cpp").stack_bytes == 1 << 20 and sandbox_limits(small, "python").recursion_depth == 50
 
 
 def test_room_for_the_expected_output_says_little_of_it():
@@ -107,10 +111,18 @@ def test_room_for_the_expected_output_says_little_of_it():
 
 @needs_sandbox
 def test_limits_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="must be above 0"):
-        CodeScorer(memory_mb=0)
-    with pytest.raises(ConfigError, match="must be above 0"):
-        CodeScorer(most={"output_mb": -1})
+    names = ("cpu_seconds", "wall_seconds", "memory_mb", "output_mb", "stack_mb", "recursion_depth")
+    for value in (0, -1, math.nan, math.inf, -math.inf, 1e300, 1e-300, True, "5", None):
+        for settings in [{name: value} for name in names] + [{"most": {name: value}} for name in names]:
+            with pytest.raises(ConfigError, match=r"^reward\.code\.(most\.)?\w+=.* is no limit for a program"):
+                CodeScorer(**settings)
+        for name in names:
+            if value != 1e300:  # a problem gets no more than `most`
+                with pytest.raises(TestsError, match=rf"^tests: limits\.{name}\b[^\n]*$"):
+                    read_tests(stdio("", 1, **{name: value}))
+    for settings in ({"program_seconds": 0}, {"program_seconds": math.nan}, {"float_tolerance": -1}, {"most": {"cpu": 1}}):
+        with pytest.raises(ConfigError, match=rf"^reward\.code\.{next(iter(settings))}"):
+            CodeScorer(**settings)
     with pytest.raises(ConfigError, match="partial_credit needs all tests"):
         CodeScorer(partial_credit=True, stop_at_first_failure=True)
 

@@ -17,12 +17,12 @@ from megatron_r1.errors import RewardError
 from megatron_r1.rewards.code.scorer import CodeScorer
 from megatron_r1.rewards.sandbox import bubblewrap as sandbox_host
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
-from megatron_r1.rewards.sandbox.seccomp import build_filter
+from megatron_r1.rewards.sandbox.seccomp import build_filter, own_pid_bytes
 from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Program, Sandbox, SandboxError, SandboxLimits, SandboxSettings
 from tests.paths import ROOT
 
 X86, ARM = 0xC000003E, 0xC00000B7
-ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+ALLOW, KILL, DONE, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 ECHO = Program("command", b"import sys\nsys.stdout.write(sys.stdin.read()[::-1])")
 PROBE = probe_sandbox(SandboxSettings())
 needs_sandbox = pytest.mark.skipif(not PROBE.available, reason=PROBE.reason)
@@ -51,9 +51,46 @@ def verdict_of_kernel(code: bytes, arch: int, number: int, *arguments: int) -> i
         (
             "x86_64",
             X86,
-            {"read": 0, "clone": 56, "fork": 57, "socket": 41, "ptrace": 101, "ioctl": 16, "prctl": 157, "prlimit64": 302},
+            {
+                "read": 0,
+                "clone": 56,
+                "fork": 57,
+                "socket": 41,
+                "ptrace": 101,
+                "ioctl": 16,
+                "prctl": 157,
+                "prlimit64": 302,
+                "mmap": 9,
+                "close_range": 436,
+                "kill": 62,
+                "tgkill": 234,
+                "fsync": 74,
+                "fdatasync": 75,
+                "msync": 26,
+                "utimensat": 280,
+            },
         ),
-        ("aarch64", ARM, {"read": 63, "clone": 220, "socket": 198, "ptrace": 117, "ioctl": 29, "prctl": 167, "prlimit64": 261}),
+        (
+            "aarch64",
+            ARM,
+            {
+                "read": 63,
+                "clone": 220,
+                "socket": 198,
+                "ptrace": 117,
+                "ioctl": 29,
+                "prctl": 167,
+                "prlimit64": 261,
+                "mmap": 222,
+                "close_range": 436,
+                "kill": 129,
+                "tgkill": 131,
+                "fsync": 82,
+                "fdatasync": 83,
+                "msync": 227,
+                "utimensat": 88,
+            },
+        ),
     ],
 )
 def test_filter(machine, arch, calls):
@@ -64,7 +101,8 @@ def test_filter(machine, arch, calls):
 
     assert answers("read") == (ALLOW, ALLOW)
     assert answers("socket") == answers("ptrace") == (ENOSYS, ENOSYS)
-    assert answers("clone", 0x10000 | 0x100) == (ALLOW, ALLOW)  # a thread
+    assert answers("clone", 0x10000 | 0x400 | 0x100) == (ALLOW, ALLOW)  # a thread
+    assert answers("clone", 0x10000 | 0x100) == (EPERM, ALLOW)  # a thread with descriptors of its own
     assert answers("clone", 17) == (EPERM, ALLOW)  # a process
     assert answers("clone", 0x10000000 | 0x10000) == answers("clone", 0x20000 | 17) == (EPERM, EPERM)  # namespaces
     assert answers("ioctl", 0, 0x5412) == (EPERM, EPERM) and answers("ioctl", 0, 0x5401) == (ALLOW, ALLOW)
@@ -72,6 +110,18 @@ def test_filter(machine, arch, calls):
     assert answers("prlimit64", 1) == (EPERM, EPERM) and answers("prlimit64", 0) == (ALLOW, ALLOW)
     assert verdict_of_kernel(test, 0x40000003, calls["read"]) == KILL  # the 32-bit table
     assert verdict_of_kernel(test, arch, 0x40000000) == KILL  # x32
+    for flags, answer in ((0x22, ALLOW), (0x02, ALLOW), (0x01, ALLOW), (0x21, EPERM), (0x23, EPERM), (0x8021, EPERM)):
+        assert answers("mmap", 0, 4096, 3, flags) == (answer, answer)  # shared and anonymous at once, or not
+    assert [answers("close_range", 3, 9, flags)[0] for flags in (0, 4, 2, 6)] == [ALLOW, ALLOW, EPERM, EPERM]
+    own = int.from_bytes(own_pid_bytes(), sys.byteorder)
+    for call in ("kill", "tgkill"):
+        assert answers(call, own) == (ALLOW, ALLOW) and answers(call, 1) == (EPERM, ALLOW)
+        assert [answers(call, pid & 0xFFFFFFFFFFFFFFFF)[0] for pid in (0, -1, -own)] == [EPERM] * 3
+    assert {answers(call) for call in ("fsync", "fdatasync", "msync")} == {(DONE, DONE)} and answers("utimensat") == (
+        ENOSYS,
+        ENOSYS,
+    )
+    assert test.count(own_pid_bytes()) == 2 and supervisor.count(own_pid_bytes()) == 0
     if "fork" in calls:
         assert answers("fork") == (ENOSYS, ALLOW)
     later = [number for number in range(445, 1000) if verdict_of_kernel(supervisor, arch, number) != ENOSYS]
@@ -169,3 +219,34 @@ def test_an_unprivileged_trainer_has_the_same_sandbox():
             env={"PYTHONPATH": folder, "PATH": "/usr/bin"}, check=False,
         )  # fmt: skip
     assert found.stdout == f"True {PROBE.layers}\n", found.stderr
+
+
+SPARSE = b"""
+import ctypes
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+for number in range(%d):
+    ctypes.memset(libc.mmap(0x100000000000 + (number << 30), 4096, 3, 0x22, -1, 0), 1, 1)
+print("mapped", end="")
+"""
+
+
+@needs_sandbox
+@pytest.mark.parametrize(("pages", "ended_by"), [(50_000, "memory"), (1000, None)])
+def test_page_tables_count_as_memory(pages, ended_by):
+    """A page in every gibibyte takes two pages of tables, which no limit of the kernel counts."""
+    limits = SandboxLimits(memory_bytes=256 << 20)
+    with Sandbox(Program("command", SPARSE % pages), limits, SandboxSettings()) as sandbox:
+        ending = sandbox.run(b"")
+        assert ending.ended_by == ended_by and (ending.stdout == b"mapped") == (ended_by is None)
+        assert sandbox.run(b"").ended_by == ended_by  # an end that comes too late ends no other test
+
+
+@needs_sandbox
+def test_a_message_that_came_too_late_means_nothing():
+    with Sandbox(ECHO, SandboxLimits(), SandboxSettings()) as sandbox:
+        for text in (b"abc", b"def"):
+            assert sandbox.run(text).stdout == text[::-1]
+            sandbox._control.send(b'{"end": "memory"}')
+        assert sandbox.run(b"xyz").stdout == b"zyx"
