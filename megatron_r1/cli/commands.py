@@ -15,9 +15,9 @@ from pathlib import Path
 from megatron_r1.config.help import explain, list_sections
 from megatron_r1.config.keys import is_within
 from megatron_r1.config.load import load_config
+from megatron_r1.config.resume import COMMON, READ_BY
 from megatron_r1.config.schema import Config
 
-COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")
 #: sections that several stages read; of these `--help` shows the settings below alone
 SHARED = {*COMMON, "rollout", "reward", "evaluate", "checkpoint"}
 EVERYBODY_SETS = (
@@ -49,25 +49,25 @@ COMMANDS = {
     "pretrain": Command(
         "megatron_r1.pipeline.stages.pretrain:run_pretrain",
         "train a base model on next tokens",
-        (*COMMON, "pretrain", "rollout", "reward", "evaluate", "checkpoint"),
+        READ_BY["pretrain"],
         is_stage=True,
     ),
     "sft": Command(
         "megatron_r1.pipeline.stages.sft:run_sft",
         "fine-tune on conversations",
-        (*COMMON, "sft", "checkpoint"),
+        READ_BY["sft"],
         is_stage=True,
     ),
     "reward-model": Command(
         "megatron_r1.pipeline.stages.reward_model:run_reward_model",
         "train a reward model on preferences or on safety labels",
-        (*COMMON, "reward_model", "checkpoint"),
+        READ_BY["reward-model"],
         is_stage=True,
     ),
     "grpo": Command(
         "megatron_r1.pipeline.stages.grpo:run_grpo",
         "reinforcement learning with rule rewards",
-        (*COMMON, "grpo", "rollout", "reward", "evaluate", "checkpoint"),
+        READ_BY["grpo"],
         is_stage=True,
     ),
     "curate": Command(

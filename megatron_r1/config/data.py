@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_r1.config.section import Section
+from megatron_r1.config.section import MAY_CHANGE, Section
 
 
 class DataConfig(Section):
@@ -44,7 +44,10 @@ class DataConfig(Section):
         "not state it.",
     )
     max_prompt_tokens: int = Field(
-        1024, gt=0, description="Most tokens of a prompt. A longer one is an error that names the problem; no prompt is cut."
+        1024,
+        gt=0,
+        description="Most tokens of a prompt. A longer one is an error that names the problem; no prompt is cut.",
+        json_schema_extra=MAY_CHANGE,
     )
     heldout_fraction: float = Field(
         0.1,

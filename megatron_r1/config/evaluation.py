@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from megatron_r1.config.endpoint import EndpointConfig
-from megatron_r1.config.section import Section
+from megatron_r1.config.section import MAY_CHANGE, Section
 
 Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  #: YAML reads 2024-08-01 as a date
 
@@ -84,11 +84,19 @@ class EvaluateConfig(Section):
         0,
         ge=0,
         description="Rounds of rollouts between two evaluations during training. 0: only before the first and after the last.",
+        json_schema_extra=MAY_CHANGE,
     )
-    problems: int = Field(64, gt=0, description="Number of held-out problems that are answered in an evaluation.")
-    samples: int = Field(8, gt=0, description="Responses to each held-out problem, the k of pass@1 and pass@k.")
+    problems: int = Field(
+        64, gt=0, description="Number of held-out problems that are answered in an evaluation.", json_schema_extra=MAY_CHANGE
+    )
+    samples: int = Field(
+        8, gt=0, description="Responses to each held-out problem, the k of pass@1 and pass@k.", json_schema_extra=MAY_CHANGE
+    )
     temperature: float = Field(
-        1.0, gt=0, description="Sampling temperature of responses to held-out problems. R1 v2 states it for benchmarks only: 0.6."
+        1.0,
+        gt=0,
+        description="Sampling temperature of responses to held-out problems. R1 v2 states it for benchmarks only: 0.6.",
+        json_schema_extra=MAY_CHANGE,
     )
     top_p: float = Field(
         1.0,
@@ -96,6 +104,9 @@ class EvaluateConfig(Section):
         le=1,
         description="Probability mass that tokens of responses to held-out problems are sampled from. R1 v2 states it for "
         "benchmarks only: 0.95.",
+        json_schema_extra=MAY_CHANGE,
     )
-    seed: int = Field(99, description="Seed of the choice of held-out problems and of the responses to them.")
+    seed: int = Field(
+        99, description="Seed of the choice of held-out problems and of the responses to them.", json_schema_extra=MAY_CHANGE
+    )
     benchmarks: BenchmarksConfig = BenchmarksConfig()

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
-from megatron_r1.config.section import Section
+from megatron_r1.config.section import MAY_CHANGE, Section
 
 
 class GrpoConfig(Section):
@@ -40,7 +40,9 @@ class GrpoConfig(Section):
         description="Number of times that every output of a round is trained on, in new minibatches each time. R1 v2 section 2.1 "
         "states 1.",
     )
-    micro_batch_tokens: int = Field(32768, gt=0, description="Most tokens of one forward pass, into which outputs are packed.")
+    micro_batch_tokens: int = Field(
+        32768, gt=0, description="Most tokens of one forward pass, into which outputs are packed.", json_schema_extra=MAY_CHANGE
+    )
     loss: str = Field(
         "grpo",
         min_length=1,

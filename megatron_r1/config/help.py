@@ -16,8 +16,8 @@ from pydantic.fields import FieldInfo
 
 from megatron_r1.config.keys import FIELDS, FREE_FORM, SECTIONS, is_within, known_keys, nearest_key
 from megatron_r1.config.load import flatten_config
+from megatron_r1.config.resume import kind_on_resume, reason_to_stay
 from megatron_r1.config.schema import Config
-from megatron_r1.config.section import may_change
 from megatron_r1.errors import ConfigError
 
 _WIDTH = 100
@@ -79,7 +79,7 @@ def _explain_setting(key: str, readers: Mapping[str, Sequence[str]]) -> str:
     facts = {
         "type": _describe_type(field),
         "default": _as_yaml(flatten_config(Config())[key]),
-        "on resume": "may change" if may_change(field) else "must stay as it was",
+        "on resume": _describe_resume(key),
         "read by": ", ".join(names) or "no command",
     }
     if papers := "; ".join(_cited_papers(field.description or "")):
@@ -91,6 +91,16 @@ def _explain_setting(key: str, readers: Mapping[str, Sequence[str]]) -> str:
     if entry is not None:
         lines += ["", "  an entry has:", *(f"  {line}" for line in _list_fields(entry, ""))]
     return "\n".join(lines)
+
+
+def _describe_resume(key: str) -> str:
+    reason = reason_to_stay(key)
+    return {
+        "free": "may change",
+        "moves": "may be another path; its content must stay as it was",
+        "longer": "may change to train longer",
+        "stays": f"must stay as it was{f': {reason}' if reason else ''}",
+    }[kind_on_resume(key)]
 
 
 def _cited_papers(text: str) -> list[str]:

@@ -39,6 +39,12 @@ class OptimizerConfig(Section):
         description="How the learning rate falls from `lr` to its final value between the warm-up and the last update. "
         "Fine-tuning takes cosine (R1 v2 B.4.2); for reinforcement learning the paper does not state it.",
     )
+    decay_updates: int | None = Field(
+        None,
+        gt=0,
+        description="Policy updates after which the learning rate has its final value, the warm-up included. null: all updates of "
+        "the run. A run that is to go on for longer must name it, unless the rate is constant.",
+    )
     beta1: float = Field(
         0.9, description="AdamW's decay rate of the mean of gradients, per update. V3 section 4.2 states 0.9 for pretraining."
     )

@@ -19,7 +19,10 @@ class PretrainConfig(Section):
         16, gt=0, description="Sequences of one update, over all ranks. V3 section 4.2 states 3,072, rising to 15,360."
     )
     micro_batch_size: int = Field(
-        16, gt=0, description="Sequences of one forward pass of a rank. It must divide pretrain.global_batch_size."
+        16,
+        gt=0,
+        description="Sequences of one forward pass of a rank. It must divide pretrain.global_batch_size.",
+        json_schema_extra=MAY_CHANGE,
     )
     mask_documents: bool = Field(
         False, description="Whether attention stays inside a document. V3 section 4.1 packs documents without such a mask."
@@ -44,7 +47,10 @@ class PretrainConfig(Section):
         description="Updates of an extra round at the final learning rate, trained whenever the gate fails. 0: no extra rounds.",
     )
     gate_max_extra: int = Field(
-        0, ge=0, description="Number of extra rounds after which a base model that still fails the gate ends the run with an error."
+        0,
+        ge=0,
+        description="Number of extra rounds after which a base model that still fails the gate ends the run with an error.",
+        json_schema_extra=MAY_CHANGE,
     )
     optimizer: OptimizerConfig = OptimizerConfig(lr=2.2e-4)
     moe: MoeTrainingConfig = MoeTrainingConfig(bias_update_rate=0.001, aux_loss_coeff=1e-4, mtp_loss_scale=0.3)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
-from megatron_r1.config.section import Section
+from megatron_r1.config.section import MAY_CHANGE, Section
 
 
 class RewardModelConfig(Section):
@@ -31,13 +31,17 @@ class RewardModelConfig(Section):
         description="Most tokens of a response with its prompt in training. R1 v2 section 3.1 states 8,192; scoring has no limit.",
     )
     micro_batch_tokens: int = Field(
-        16384, gt=0, description="Most tokens of one forward pass, into which examples are packed; a pair stays together."
+        16384,
+        gt=0,
+        description="Most tokens of one forward pass, into which examples are packed; a pair stays together.",
+        json_schema_extra=MAY_CHANGE,
     )
     validate_interval: int = Field(
         0,
         ge=0,
         description="Updates between two measurements on the examples that data.heldout_fraction keeps. 0: only after the last "
         "update.",
+        json_schema_extra=MAY_CHANGE,
     )
     optimizer: OptimizerConfig = OptimizerConfig(lr=6e-6, weight_decay=0.0)
     moe: MoeTrainingConfig = MoeTrainingConfig()

@@ -52,6 +52,7 @@ class JudgeConfig(EndpointConfig):
         4096,
         gt=0,
         description="Most tokens of the judge's answer; an answer that is cut there gives no verdict. The paper does not state it.",
+        json_schema_extra=MAY_CHANGE,
     )
     seed: int = Field(
         0, description="Seed that is sent with every request. Votes on a pair also draw from it which response comes first."
@@ -141,10 +142,17 @@ class CodeRewardConfig(Section):
         "bubblewrap",
         description="How programs are kept from the machine. bubblewrap: in namespaces of their own, and they are refused if the "
         "machine has none; the other value runs them without isolation.",
+        json_schema_extra=MAY_CHANGE,
     )
     language: Literal["python", "cpp"] = Field("python", description="Programming language of a block of code that names none.")
-    python: str = Field("", description="Path of the Python interpreter that runs programs. Empty: the trainer's own.")
-    packages: list[str] = Field([], description="Folders of Python packages that programs may import, beside the standard library.")
+    python: str = Field(
+        "", description="Path of the Python interpreter that runs programs. Empty: the trainer's own.", json_schema_extra=MAY_CHANGE
+    )
+    packages: list[str] = Field(
+        [],
+        description="Folders of Python packages that programs may import, beside the standard library.",
+        json_schema_extra=MAY_CHANGE,
+    )
     cpu_seconds: float = Field(5.0, gt=0, description="CPU time in seconds that a program may use for one test.")
     wall_seconds: float = Field(
         15.0, gt=0, description="Time in seconds that one test may take by the clock, which catches programs that sleep."
@@ -173,7 +181,9 @@ class CodeRewardConfig(Section):
         "one that has a point or an exponent. Whole numbers must be equal. null: all must.",
     )
     stop_at_first_failure: bool = Field(
-        False, description="Whether the tests after the first that fails are left out. The score is the same."
+        False,
+        description="Whether the tests after the first that fails are left out. The score is the same.",
+        json_schema_extra=MAY_CHANGE,
     )
     partial_credit: bool = Field(
         False,
@@ -289,18 +299,28 @@ class RewardConfig(Section):
     )
     workers: int = Field(2, gt=0, description="Number of scoring processes beside rank 0.", json_schema_extra=MAY_CHANGE)
     time_limit_seconds: float = Field(
-        20.0, gt=0, description="Seconds that one scorer may take for one response, after which its process is killed."
+        20.0,
+        gt=0,
+        description="Seconds that one scorer may take for one response, after which its process is killed.",
+        json_schema_extra=MAY_CHANGE,
     )
     code_time_limit_seconds: float = Field(
         300.0,
         gt=0,
         description="Seconds that the code scorer may take for all tests of one program, in place of reward.time_limit_seconds.",
+        json_schema_extra=MAY_CHANGE,
     )
     worker_memory_bytes: int = Field(
-        4 << 30, gt=0, description="Most address space in bytes of a scoring process, and of each of its children."
+        4 << 30,
+        gt=0,
+        description="Most address space in bytes of a scoring process, and of each of its children.",
+        json_schema_extra=MAY_CHANGE,
     )
     worker_recycle_bytes: int = Field(
-        1 << 30, gt=0, description="Resident memory in bytes above which a scoring process is replaced after its current response."
+        1 << 30,
+        gt=0,
+        description="Resident memory in bytes above which a scoring process is replaced after its current response.",
+        json_schema_extra=MAY_CHANGE,
     )
     math: MathRewardConfig = MathRewardConfig()
     language: LanguageRewardConfig = LanguageRewardConfig()

@@ -32,12 +32,15 @@ class RolloutConfig(Section):
         "rollout.placement=disaggregated.",
         json_schema_extra=MAY_CHANGE,
     )
-    tensor_parallel_size: int = Field(1, gt=0, description="Devices of one engine, on all its nodes together.")
+    tensor_parallel_size: int = Field(
+        1, gt=0, description="Devices of one engine, on all its nodes together.", json_schema_extra=MAY_CHANGE
+    )
     nodes_per_engine: int = Field(
         1,
         gt=0,
         description="Nodes that one engine spans, each with the same share of its devices. More than 1 needs "
         "rollout.placement=colocated or disaggregated.",
+        json_schema_extra=MAY_CHANGE,
     )
     max_response_tokens: int = Field(
         32768,
@@ -60,11 +63,18 @@ class RolloutConfig(Section):
     kv_cache_bytes: int | None = Field(
         None,
         description="Size of an engine's KV cache in bytes. null: what rollout.gpu_memory_utilization leaves beside the weights.",
+        json_schema_extra=MAY_CHANGE,
     )
     gpu_memory_utilization: float = Field(
-        0.5, gt=0, le=1, description="Share of a device's memory that an engine may take for weights, activations and KV cache."
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a device's memory that an engine may take for weights, activations and KV cache.",
+        json_schema_extra=MAY_CHANGE,
     )
-    max_num_seqs: int = Field(256, gt=0, description="Most sequences that an engine computes at the same time.")
+    max_num_seqs: int = Field(
+        256, gt=0, description="Most sequences that an engine computes at the same time.", json_schema_extra=MAY_CHANGE
+    )
     transfer: Literal["auto", "shm", "nccl"] = Field(
         "auto",
         description="How weights travel to an engine. shm: through the memory of the node, and to other nodes over TCP; nccl: "
@@ -75,18 +85,21 @@ class RolloutConfig(Section):
     verify_weights: bool = Field(
         True,
         description="Whether a checksum of every tensor in the engine is compared with the trainer's after each update of weights.",
+        json_schema_extra=MAY_CHANGE,
     )
     max_logprob_diff_mean: float = Field(
         1e-4,
         gt=0,
         description="Largest mean difference in nats between the log-probabilities that trainer and engine give to sampled "
         "tokens; above it the run stops. bf16 needs about 0.05. Ours.",
+        json_schema_extra=MAY_CHANGE,
     )
     max_logprob_diff_max: float = Field(
         1e-2,
         gt=0,
         description="Largest difference in nats between trainer and engine on any sampled token; above it the run stops. bf16 "
         "needs about 2. Ours.",
+        json_schema_extra=MAY_CHANGE,
     )
     start_timeout_seconds: float = Field(
         600.0,

@@ -37,7 +37,9 @@ class RuntimeConfig(Section):
     """Device and numerics."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where tensors live and are computed. auto: CUDA if torch finds a CUDA device, else the CPU."
+        "auto",
+        description="Where tensors live and are computed. auto: CUDA if torch finds a CUDA device, else the CPU.",
+        json_schema_extra=MAY_CHANGE,
     )
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -49,11 +51,13 @@ class RuntimeConfig(Section):
         "none",
         description="Activations that the backward pass computes again instead of keeping them. full: those of every layer; "
         "selective: those of runtime.recompute_modules.",
+        json_schema_extra=MAY_CHANGE,
     )
     recompute_modules: list[str] = Field(
         ["layernorm", "mla_up_proj"],
         description="Megatron-Core's names of the modules to recompute with runtime.recompute=selective. The default is what "
         "DeepSeek-V3 recomputes (V3 section 3.2.3).",
+        json_schema_extra=MAY_CHANGE,
     )
     collective_timeout_seconds: float = Field(
         7200.0,

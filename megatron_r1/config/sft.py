@@ -42,7 +42,9 @@ class SftConfig(Section):
         2, gt=0, description="Number of epochs, each with as many samples as all sources together have. R1 v2 B.4.2 states 2."
     )
     batch_size: int = Field(64, gt=0, description="Samples of one update, over all ranks. R1 v2 B.4.2 states 64.")
-    micro_batch_tokens: int = Field(4096, gt=0, description="Most tokens of one forward pass, into which samples are packed.")
+    micro_batch_tokens: int = Field(
+        4096, gt=0, description="Most tokens of one forward pass, into which samples are packed.", json_schema_extra=MAY_CHANGE
+    )
     max_tokens: int | None = Field(
         None,
         gt=0,
@@ -74,7 +76,9 @@ class SftConfig(Section):
         json_schema_extra=MAY_CHANGE,
     )
     validation: SftSource | None = Field(
-        None, description="Conversations to validate with: a path, or {path, format, split}. null: see sft.validation_fraction."
+        None,
+        description="Conversations to validate with: a path, or {path, format, split}. null: see sft.validation_fraction.",
+        json_schema_extra=MAY_CHANGE,
     )
     validation_fraction: float = Field(
         0.0,
@@ -84,9 +88,14 @@ class SftConfig(Section):
         "question. Not together with sft.validation. The paper does not state it.",
     )
     validation_interval: int = Field(
-        0, ge=0, description="Updates between two validations. 0: one before the first update, and one after the last."
+        0,
+        ge=0,
+        description="Updates between two validations. 0: one before the first update, and one after the last.",
+        json_schema_extra=MAY_CHANGE,
     )
-    validation_samples: int = Field(512, gt=0, description="Most samples of a validation, chosen by the seed.")
+    validation_samples: int = Field(
+        512, gt=0, description="Most samples of a validation, chosen by the seed.", json_schema_extra=MAY_CHANGE
+    )
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, min_lr_ratio=0.1, schedule="cosine")
     moe: MoeTrainingConfig = MoeTrainingConfig()
 

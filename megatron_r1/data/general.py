@@ -32,7 +32,7 @@ class Requests:
 
     def __init__(self, heldout_fraction: float):
         self._fraction = heldout_fraction
-        self.fingerprint = f"requests-{heldout_fraction}"
+        self.fingerprint = self.content = f"requests-{heldout_fraction}"
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -67,6 +67,7 @@ class GeneralMix:
         self._reasoning, self._general = reasoning, general
         self._first_position, self._share = first_position, share
         self.fingerprint = f"{reasoning.fingerprint}+{general.fingerprint}-{first_position}-{share}"
+        self.content = f"{reasoning.content}+{general.content}-{first_position}-{share}"
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +39,8 @@ class Problem:
 class ProblemSource(Protocol):
     """Where prompts come from. Everything is a function of the seed and the position: there is no state to save."""
 
-    fingerprint: str  #: changes when the problems change
+    fingerprint: str  #: changes when the problems change, or the name of their file
+    content: str  #: changes when the problems change
 
     def train(self, position: int, seed: int) -> Problem:
         """The problem at this position of an endless stream of training problems."""
@@ -73,7 +74,7 @@ class TallyProblems:
 
     def __init__(self, heldout_fraction: float):
         self._fraction = heldout_fraction
-        self.fingerprint = f"tally-{heldout_fraction}"
+        self.fingerprint = self.content = f"tally-{heldout_fraction}"
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -116,8 +117,8 @@ class FileProblems:
         self._name, self._train, self._heldout, self._kind = name, parts[False], parts[True], kind
         if not self._train:
             raise DataError(f"{name}: no training problem is left of {len(problems)} with data.heldout_fraction={heldout_fraction}")
-        text = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in self._train)
-        self.fingerprint = f"{len(self._train)}-{zlib.crc32(text.encode()):08x}"
+        self.fingerprint = _print_of(f"{p.id}\t{p.question}\t{p.answer}" for p in self._train)
+        self.content = _print_of(f"{p.question}\t{p.answer}" for p in self._train)
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -145,6 +146,11 @@ class FileProblems:
     def domains(self) -> set[str]:
         """See `ProblemSource`."""
         return {problem.domain for problem in self.fixed_problems() if problem.kind == "reasoning"}
+
+
+def _print_of(lines: Iterable[str]) -> str:
+    text = list(lines)
+    return f"{len(text)}-{zlib.crc32(chr(10).join(text).encode()):08x}"
 
 
 @lru_cache(maxsize=4)

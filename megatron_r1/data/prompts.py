@@ -38,7 +38,8 @@ class PromptStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, fit for JSON."""
-        return {"position": self._position, "seed": self._seed, "problems": self._source.fingerprint}
+        prints = {"problems": self._source.fingerprint, "content": self._source.content}
+        return {"position": self._position, "seed": self._seed, **prints}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -46,7 +47,7 @@ class PromptStream:
         Raises:
             DataError: the seed or the problems are not those of the saved run, so the position means nothing.
         """
-        if state["problems"] != self._source.fingerprint:
+        if state["problems"] != self._source.fingerprint and state.get("content") != self._source.content:
             raise DataError("data.source: the problems are not those this run began with; restore the file or start a new run_dir")
         if state["seed"] != self._seed:
             raise DataError(f"seed={self._seed} but this run began with {state['seed']}; restore it or start a new run_dir")

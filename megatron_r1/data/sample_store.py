@@ -41,8 +41,8 @@ def write_store(folder: Path, samples: Iterable[tuple[int, TrainingSample]], des
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        checksum = _write_arrays(temporary, samples)
-        index = {**describe, "fingerprint": checksum}
+        checksum, of_trained = _write_arrays(temporary, samples)
+        index = {**describe, "fingerprint": checksum, "trained": of_trained}
         (temporary / _INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -50,17 +50,20 @@ def write_store(folder: Path, samples: Iterable[tuple[int, TrainingSample]], des
         raise DataError(f"{folder}: tokenised samples cannot be written ({error.strerror})") from error
 
 
-def _write_arrays(folder: Path, samples: Iterable[tuple[int, TrainingSample]]) -> str:
+def _write_arrays(folder: Path, samples: Iterable[tuple[int, TrainingSample]]) -> tuple[str, str]:
+    """Returns the checksums of all samples and of those in groups from 0."""
     offsets, spans, span_offsets, groups = array("q", [0]), array("q"), array("q", [0]), array("h")
-    checksum = xxhash.xxh3_128()
+    checksum, of_trained = xxhash.xxh3_128(), xxhash.xxh3_128()
     with (folder / "tokens.bin").open("wb") as file:
         for group, sample in samples:
             tokens = np.asarray(sample.token_ids, dtype="<i4").tobytes()
             file.write(tokens)
             checksum.update(tokens)
             # The places at which the mask rises and falls; entry t of the mask belongs to token t + 1.
-            edges = np.flatnonzero(np.diff(np.asarray([0, 0, *sample.loss_mask, 0], dtype=np.int8))) + offsets[-1]
-            spans.extend(edges.tolist())
+            edges = np.flatnonzero(np.diff(np.asarray([0, 0, *sample.loss_mask, 0], dtype=np.int8)))
+            if group >= 0:
+                of_trained.update(b"%d %d %d " % (group, len(tokens), len(edges)) + tokens + edges.astype("<i8").tobytes())
+            spans.extend((edges + offsets[-1]).tolist())
             span_offsets.append(len(spans) // 2)
             offsets.append(offsets[-1] + len(sample.token_ids))
             groups.append(group)
@@ -68,7 +71,7 @@ def _write_arrays(folder: Path, samples: Iterable[tuple[int, TrainingSample]]) -
         saved = np.array(values)
         checksum.update(saved.tobytes())
         np.save(folder / f"{name}.npy", saved.reshape(-1, 2) if name == "spans" else saved)
-    return checksum.hexdigest()
+    return checksum.hexdigest(), of_trained.hexdigest()
 
 
 class SampleStore:
@@ -93,6 +96,11 @@ class SampleStore:
     def fingerprint(self) -> str:
         """Changes with any token, mask or group."""
         return self.description["fingerprint"]
+
+    @property
+    def of_trained(self) -> str:
+        """Changes with any token or mask of a sample in a group from 0; the fingerprint, if an older version wrote the store."""
+        return self.description.get("trained", self.fingerprint)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

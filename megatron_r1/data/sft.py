@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ def prepare_sft(
         ) | {"max_tokens": limit},
     }  # fmt: skip
     found = read_description(folder)
-    if found is None or found["made_from"] != made_from:
+    if found is None or _without_folders(found["made_from"]) != _without_folders(made_from):
         counts: list[dict[str, Any]] = []
         fields = (config.prompt_field, config.response_field)
         last_only = config.trained_turns == "last"
@@ -146,13 +147,22 @@ class SftData:
             f"{len(self._validation):,} for validation"
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `check_same` compares, fit for JSON: the samples that are trained on, and all, as older versions kept it."""
+        return {"samples": self.fingerprint, "trained": self._store.of_trained}
+
     def check_same(self, state: dict[str, Any] | None) -> None:
         """
         Raises:
             DataError: the samples are not those that a resumed run began with, so its position means nothing.
         """
-        if state is not None and state["samples"] != self.fingerprint:
-            raise DataError("sft: the conversations are not those this run began with; restore the files or start a new run_dir")
+        if state is None or state["samples"] == self.fingerprint or state.get("trained") == self._store.of_trained:
+            return
+        paths = ", ".join(counts.path for counts in self.counts)
+        raise DataError(
+            f"sft: the conversations are not those this run began with ({paths}), or a smaller sft.micro_batch_tokens drops or "
+            "cuts others, since sft.max_tokens is not set; restore them or start a new run_dir"
+        )
 
 
 def token_limit(config: SftConfig) -> int:
@@ -182,6 +192,13 @@ def _file_state(path: Path) -> list[list[Any]]:
     """Name, size and time of a file or of a folder's files: shows that nothing changed without reading everything."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def _without_folders(made_from: dict[str, Any]) -> dict[str, Any]:
+    """What samples were made from, wherever the files stood: a folder that moved with its times is not tokenised again."""
+    sources = [source | {"path": ""} for source in made_from["sources"]]
+    files = [sorted([Path(name).name, *look] for name, *look in of_source) for of_source in made_from["files"]]
+    return json.loads(json.dumps(made_from | {"sources": sources, "files": files}))
 
 
 def _encode_sources(

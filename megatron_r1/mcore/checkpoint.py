@@ -146,7 +146,7 @@ def _restore_rng(states: dict[str, Any], folder: Path) -> None:
     try:
         torch.set_rng_state(states["torch"])
         get_cuda_rng_tracker().set_states(states["megatron"])
-        if "cuda" in states:
+        if "cuda" in states and require_active() == "cuda":  # a run may go on without a GPU
             torch.cuda.set_rng_state(states["cuda"])
     except (RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise CheckpointError(f"the random state in {folder} cannot be used: {one_line(error)}") from None

@@ -59,7 +59,7 @@ class MegatronModel:
         runtime: device and numerics.
         moe: how router and multi-token prediction are trained.
         optimizer: None for a model that is only run.
-        total_updates: length of the learning-rate schedule, in updates.
+        total_updates: of the run; the learning rate falls over them unless the optimizer's settings say otherwise.
         seed: of the initial weights.
         device: where the parameters live.
         micro_batch_tokens: packed tokens per forward pass.
@@ -122,7 +122,7 @@ class MegatronModel:
             max_lr=optimizer.lr,
             min_lr=optimizer.lr * optimizer.min_lr_ratio,
             lr_warmup_steps=optimizer.warmup_steps,
-            lr_decay_steps=max(total_updates, optimizer.warmup_steps + 1),
+            lr_decay_steps=max(optimizer.decay_updates or total_updates, optimizer.warmup_steps + 1),
             lr_decay_style=optimizer.schedule,
             start_wd=optimizer.weight_decay,
             end_wd=optimizer.weight_decay,

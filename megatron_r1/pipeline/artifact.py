@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError
 
 MANIFEST = "artifact.json"
@@ -36,6 +37,21 @@ class Artifact:
         temporary = self.folder / f"{MANIFEST}.tmp-seal"
         temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.rename(self.folder / MANIFEST)
+
+    def made_with(self) -> tuple[str, Config, dict[str, str]]:
+        """The stage that made it, the config of then, and the hashes of its inputs.
+
+        Raises:
+            CheckpointError: the manifest is damaged, or this version knows its settings no more.
+        """
+        path = self.folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            config = Config.model_validate(manifest["config"], strict=True)
+            return str(manifest["stage"]), config, {name: of["sha256"] for name, of in manifest["inputs"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} cannot be read ({reason:.200}): remove {self.folder} to make it again") from None
 
     def verify(self) -> None:
         """Compare the folder with its manifest.

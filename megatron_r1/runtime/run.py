@@ -3,6 +3,7 @@
     run_dir/
         config.yaml       the resolved config
         run.json          which command made the run, and when
+        inputs.json       the data and models it is made from, by content, see inputs.py
         metrics.jsonl     one JSON object a step
         tensorboard/      the same numbers as events
         rollouts/         step_000001.jsonl: every response of the step with its rewards, see rollout_files.py
@@ -26,8 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from megatron_r1.config.resume import input_paths
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError, StopRequested
+from megatron_r1.errors import CheckpointError, ConfigError, StopRequested
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.checkpoints import newest_intact, prune_checkpoints, read_state, step_of
 from megatron_r1.runtime.distributed import (
@@ -41,11 +43,12 @@ from megatron_r1.runtime.distributed import (
 )
 from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
 from megatron_r1.runtime.heartbeat import Heartbeat
+from megatron_r1.runtime.inputs import compare_inputs
 from megatron_r1.runtime.job import record_error, record_progress
 from megatron_r1.runtime.metrics import MetricsWriter
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.rollout_files import drop_rollouts_after, write_rollouts
-from megatron_r1.runtime.run_folder import CHECKPOINTS, prepare_folder
+from megatron_r1.runtime.run_folder import CHECKPOINTS, claim_folder, prepare_folder
 from megatron_r1.runtime.saving import PendingCheckpoint, Write
 from megatron_r1.runtime.stragglers import StragglerLog
 from megatron_r1.types import RolloutGroup
@@ -97,12 +100,18 @@ class Run:
 
         Raises:
             ConfigError: another process writes there, or another command or other settings began the run.
+            DataError: its data or models are not those that it began with.
             CheckpointError: all its checkpoints are corrupt, or the folder cannot be written.
         """
         with ExitStack() as opened:
-            lock = kept_on_rank_zero(lambda: _writing(folder, lambda: prepare_folder(folder, config, command)))
-            if lock is not None:
+            claimed = kept_on_rank_zero(lambda: _writing(folder, lambda: claim_folder(folder, config, command)))
+            before: Config | None = None
+            if claimed is not None:
+                lock, before = claimed
                 opened.enter_context(lock)
+            began_with = broadcast_object(input_paths(before, command) if before else None)
+            _writing(folder, lambda: compare_inputs(folder, input_paths(config, command), began_with))
+            on_rank_zero(lambda: _writing(folder, lambda: prepare_folder(folder, config, command)))
             heartbeat = Heartbeat(folder / HEALTH, config.runtime.heartbeat, rank(), world_size())
             opened.callback(interrupt.unlisten)
             opened.callback(heartbeat.close)
@@ -139,8 +148,11 @@ class Run:
     def steps(self, total: int, description: str) -> Iterator[int]:
         """The steps that are left, from `self.step + 1` to `total`, behind a progress bar.
 
-        Raises StopRequested, on every rank, after the step that was saved because a signal asked for it.
+        Raises StopRequested, on every rank, after the step that was saved because a signal asked for it; ConfigError if the run
+        is past `total`.
         """
+        if self.step > total:
+            raise ConfigError(f"{self.folder} is at step {self.step} already, and is to end at step {total}: let it end later")
         progress = self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
         self._step_started = time.perf_counter()
         self._last_step = total

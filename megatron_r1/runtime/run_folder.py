@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 from typing import TextIO
 
-from megatron_r1.config.keys import keys_that_may_change
-from megatron_r1.config.load import flatten_config, load_config, save_config
+from megatron_r1.config.load import load_config, save_config
+from megatron_r1.config.resume import check_settings
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy
 from megatron_r1.runtime import rollout_files
@@ -19,8 +19,10 @@ from megatron_r1.runtime.checkpoints import remove_leftovers
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
 from megatron_r1.runtime.heartbeat import clear_signs
+from megatron_r1.runtime.metrics import read_metrics
 
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 _MADE_BY = "run.json"
 
 
@@ -49,53 +51,63 @@ def lock_folder(folder: Path) -> TextIO:
     return lock
 
 
-def prepare_folder(folder: Path, config: Config, command: str) -> TextIO:
-    """Lock the folder, check that the run may go on in it, and remove what a killed process left half-written. Rank 0 only.
+def claim_folder(folder: Path, config: Config, command: str) -> tuple[TextIO, Config | None]:
+    """Lock the folder, and check that a run of this command may go on in it with these settings. Rank 0 only.
 
     Returns:
-        The lock; closing it releases the folder.
+        The lock, closing which releases the folder, and the config that the run began with; None if it begins now.
 
     Raises:
         ConfigError: another process writes there, or another command or other settings began the run.
         CheckpointError: `run.json` is damaged.
-        OSError: the folder cannot be written.
     """
     lock = lock_folder(folder)
     try:
-        _check_resumes(folder, config, command)
-        save_config(config, folder / "config.yaml")
-        if not (folder / _MADE_BY).exists():
-            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-            write_atomically(folder / _MADE_BY, json.dumps({"command": command, "started": started}) + "\n")
-        rollouts, checkpoints = folder / rollout_files.FOLDER, folder / CHECKPOINTS
-        rollouts.mkdir(exist_ok=True)
-        checkpoints.mkdir(exist_ok=True)
-        remove_leftovers(checkpoints)
-        clear_signs(folder / HEALTH)
-        for path in [*folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
-            if path.is_file():
-                path.unlink()
+        return lock, _check_resumes(folder, config, command)
     except BaseException:
         lock.close()
         raise
-    return lock
 
 
-def _check_resumes(folder: Path, config: Config, command: str) -> None:
-    """Compare a run that began here with what is asked for now. Only marked settings may differ (`config.section.MAY_CHANGE`)."""
-    metrics = folder / "metrics.jsonl"
+def prepare_folder(folder: Path, config: Config, command: str) -> None:
+    """Note what runs here, and remove what a killed process left half-written. Rank 0 only, which holds the lock.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    save_config(config, folder / "config.yaml")
+    if not (folder / _MADE_BY).exists():
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        write_atomically(folder / _MADE_BY, json.dumps({"command": command, "started": started}) + "\n")
+    rollouts, checkpoints = folder / rollout_files.FOLDER, folder / CHECKPOINTS
+    rollouts.mkdir(exist_ok=True)
+    checkpoints.mkdir(exist_ok=True)
+    remove_leftovers(checkpoints)
+    clear_signs(folder / HEALTH)
+    for path in [*folder.glob(f"*{TEMPORARY}*"), *rollouts.glob(f"*{TEMPORARY}*")]:
+        if path.is_file():
+            path.unlink()
+
+
+def _check_resumes(folder: Path, config: Config, command: str) -> Config | None:
+    """Compare a run that began here with what is asked for now; see `config.resume`."""
+    metrics = folder / METRICS
     if not (folder / _MADE_BY).exists() or not metrics.exists() or metrics.stat().st_size == 0:
-        return  # a run that stopped before its first step holds nothing that another setting could contradict
+        return None  # a run that stopped before its first step holds nothing that another setting could contradict
     try:
         made_by = json.loads((folder / _MADE_BY).read_text(encoding="utf-8"))["command"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder / _MADE_BY} does not name the command that made the run: choose another run_dir") from None
     if made_by != command:
         raise ConfigError(f"run_dir {folder} holds a run of '{made_by}', not of '{command}': choose another run_dir")
-    before, now = flatten_config(load_config(folder / "config.yaml")), flatten_config(config)
-    free = keys_that_may_change()
-    for key, value in before.items():
-        if value != now[key] and key not in free:
-            raise ConfigError(
-                f"run_dir {folder} was started with {key}={value}, now it is {now[key]}: keep the value, or choose another run_dir"
-            )
+    before = load_config(folder / "config.yaml")
+    check_settings(before, config, command, f"run_dir {folder} was started with", updates_per_epoch=updates_per_epoch(folder))
+    return before
+
+
+def updates_per_epoch(folder: Path) -> float | None:
+    """From the last line of a run's metrics that tells the epoch; None if none does."""
+    for record in reversed(read_metrics(folder / METRICS)):
+        if record.get("epoch"):
+            return record["step"] / record["epoch"]
+    return None

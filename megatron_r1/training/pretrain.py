@@ -63,7 +63,8 @@ def train_base(
     rank, size = data_parallel
     micro_batches = stage.global_batch_size // stage.micro_batch_size
     loss_fn = loss_over(stage.global_batch_size * stage.sequence_length)
-    for total in count_steps(stage, gated=gate is not None):
+    totals = count_steps(stage, gated=gate is not None)
+    for total in [total for total in totals if total >= run.step] or totals[-1:]:
         for step in run.steps(total, "pretraining"):
             with run.timer("data"):
                 batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]

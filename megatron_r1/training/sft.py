@@ -59,7 +59,7 @@ def train_sft(stage: SftConfig, *, policy: Policy, data: SftData, run: Run, save
                 metrics["validation/loss"] = validation_loss(policy, validation, stage.batch_size)
         run.record(step, metrics)
         if run.checkpoint_due(step, total):
-            run.checkpoint(step, save, {"samples": data.fingerprint})
+            run.checkpoint(step, save, data.state_dict())
 
 
 def validation_loss(policy: Policy, samples: list[TrainingSample], batch_size: int) -> float:

@@ -236,3 +236,10 @@ def test_the_product_knows_no_path_of_the_machine_it_was_written_on():
         text = path.read_text(encoding="utf-8")
         assert "/work/" not in text, path
         assert "shared/data" not in text, path
+
+
+def test_every_setting_says_whether_it_may_change_when_a_run_goes_on():
+    """A new setting gets `json_schema_extra=MAY_CHANGE`, or its key a place in STAYS of config/resume.py, with the reason."""
+    from megatron_r1.config.resume import unsorted_keys
+
+    assert unsorted_keys() == []

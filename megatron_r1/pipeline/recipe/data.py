@@ -61,6 +61,11 @@ def make_curated(recipe: Recipe, session: Session) -> Path:
     return with_engines(session, lambda open_engine: _make_curated(recipe, open_engine, policy))
 
 
+def cold_start_path(recipe: Recipe) -> Path:
+    """Where `make_cold_start` writes what stage 1 is trained on."""
+    return recipe.root / "stage1" / ("review" if recipe.config.recipe.review else "cold_start") / KEPT
+
+
 def curated_path(recipe: Recipe) -> Path:
     """Where `make_curated` writes."""
     return recipe.root / "stage3" / "curated" / CURATED

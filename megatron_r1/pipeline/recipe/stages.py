@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.pipeline.recipe.data import curated_path, make_cold_start, make_curated
+from megatron_r1.pipeline.recipe.data import cold_start_path, curated_path, make_cold_start, make_curated
 from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.grpo import run_grpo
@@ -41,7 +41,7 @@ def run_zero(recipe: Recipe, session: Session) -> None:
 
 def run_stage1(recipe: Recipe, session: Session) -> None:
     """Cold start: SFT of the base on a few thousand long chains of thought (R1 v2 section 3, B.3.2)."""
-    _fine_tune_base(recipe, "stage1", make_cold_start, session)
+    _fine_tune_base(recipe, "stage1", make_cold_start, cold_start_path(recipe), session)
 
 
 def run_stage2(recipe: Recipe, session: Session) -> None:
@@ -61,7 +61,7 @@ def run_safety(recipe: Recipe, session: Session) -> None:
 
 def run_stage3(recipe: Recipe, session: Session) -> None:
     """Rejection sampling from Dev2, non-reasoning data, curation; then SFT of the base, not of Dev2 (R1 v1 section 2.3.3)."""
-    _fine_tune_base(recipe, "stage3", make_curated, session)
+    _fine_tune_base(recipe, "stage3", make_curated, curated_path(recipe), session)
 
 
 def run_stage4(recipe: Recipe, session: Session) -> None:
@@ -91,11 +91,10 @@ def _pretrain_base(recipe: Recipe, stage: str, session: Session) -> None:
         run_pretrain(config, session)
 
 
-def _fine_tune_base(recipe: Recipe, stage: str, make_data: Callable[[Recipe, Session], Path], session: Session) -> None:
-    settings = _start_from(recipe, "base")
+def _fine_tune_base(recipe: Recipe, stage: str, make_data: Callable[[Recipe, Session], Path], data: Path, session: Session) -> None:
     if not on_rank_zero(lambda: recipe.artifact(stage).exists):
-        settings |= _train_on(make_data(recipe, session))
-    run_sft(recipe.config_of(stage, settings), session)
+        data = make_data(recipe, session)
+    run_sft(recipe.config_of(stage, _start_from(recipe, "base") | _train_on(data)), session)
 
 
 def _start_from(recipe: Recipe, stage: str) -> dict[str, Any]:

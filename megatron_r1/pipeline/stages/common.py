@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.resume import check_settings, input_paths, require_longer
 from megatron_r1.config.schema import Config
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.pipeline.artifact import Artifact, hash_files
 from megatron_r1.pipeline.builders.export import describe_policy, export_policy
 from megatron_r1.pipeline.session import Session
 from megatron_r1.report.html import write_report
+from megatron_r1.runtime.checkpoints import complete_checkpoints
 from megatron_r1.runtime.distributed import broadcast_object, on_rank_zero
+from megatron_r1.runtime.inputs import NOTES, compare_inputs
 from megatron_r1.runtime.run import Run
+from megatron_r1.runtime.run_folder import CHECKPOINTS, updates_per_epoch
 from megatron_r1.runtime.saving import Unwritten, Write
 
 if TYPE_CHECKING:
@@ -30,18 +34,58 @@ RunStage = Callable[[Config, Session], Artifact]
 
 
 def unless_finished(run: RunStage) -> RunStage:
-    """Skip a stage whose artifact is in `run_dir` already: verify the artifact and return it."""
+    """Skip a stage whose artifact is in `run_dir` already: verify the artifact and return it. One that is to be longer goes on.
+
+    The function that is returned raises ConfigError if the artifact was made with other settings, DataError if it was made from
+    other data or models, and CheckpointError if it has changed.
+    """
 
     @wraps(run)
     def run_or_skip(config: Config, session: Session) -> Artifact:
         artifact = stage_artifact(config)
-        if not broadcast_object(artifact.exists):
+        if not broadcast_object(artifact.exists) or _is_to_go_on(config, artifact):
             return run(config, session)
         on_rank_zero(artifact.verify)
         on_rank_zero(lambda: print(f"{artifact.folder} is finished; remove {artifact.folder.parent} to make it again", flush=True))
         return artifact
 
     return run_or_skip
+
+
+def _is_to_go_on(config: Config, artifact: Artifact) -> bool:
+    """Whether a finished stage is to be longer. All ranks call this."""
+    folder = Path(config.run_dir)
+
+    def compare() -> tuple[bool, dict[str, str] | None]:
+        stage, before, hashes = artifact.made_with()
+        where = f"{artifact.folder} is finished, and was made with"
+        is_other_length = check_settings(before, config, stage, where, updates_per_epoch=updates_per_epoch(folder))
+        if is_other_length:
+            require_longer(before, config, stage, where)
+            require_setting(
+                bool(complete_checkpoints(folder / CHECKPOINTS)),
+                f"{folder} holds no checkpoint from which its training could go on: start another run_dir from "
+                f"model.weights={artifact.folder}",
+            )
+            return True, None
+        return False, _unmoved(input_paths(config, stage), input_paths(before, stage), hashes, folder)
+
+    goes_on, inputs = on_rank_zero(compare)
+    if inputs:
+        compare_inputs(folder, inputs, inputs, note=False)
+    return goes_on
+
+
+def _unmoved(paths: Mapping[str, str], before: Mapping[str, str], hashes: Mapping[str, str], folder: Path) -> dict[str, str] | None:
+    """The inputs to compare with what the run has noted; of an older run, which noted nothing, the moved ones are compared here."""
+    if (folder / NOTES).is_file():
+        return dict(paths)
+    for key, path in paths.items():
+        if path != before.get(key) and Path(path).exists() and hash_files(Path(path)) != hashes.get(key):
+            raise DataError(
+                f"{key}: {path} is not what {folder} was made from ({before.get(key)}): restore it, or choose another run_dir"
+            )
+    return None
 
 
 def stage_artifact(config: Config) -> Artifact:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from megatron_r1.algorithms.losses.registry import find_policy_loss
+from megatron_r1.config.resume import first_general_rollout
 from megatron_r1.config.schema import Config
 from megatron_r1.data.general import GeneralMix, load_general
 from megatron_r1.data.problems import ProblemSource, load_problems
@@ -97,5 +97,4 @@ def _training_problems(config: Config) -> ProblemSource:
     stage, reasoning, general = config.grpo, load_problems(config.data, accuracy_scorers(config.reward)), load_general(config.data)
     if general is None:
         return reasoning
-    first_rollout = max(0, stage.rollouts - math.ceil(stage.general_updates / stage.updates_per_rollout))
-    return GeneralMix(reasoning, general, first_rollout * stage.prompts_per_rollout, config.data.general_share)
+    return GeneralMix(reasoning, general, first_general_rollout(stage) * stage.prompts_per_rollout, config.data.general_share)

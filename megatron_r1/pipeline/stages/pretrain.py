@@ -79,7 +79,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
 
         if not stage.gate_accuracy:
             train(None)
-        elif not state or not state["gate_passed"]:
+        elif not state or not state["gate_passed"] or run.step < stage.steps:
             folder, problems = Path(config.run_dir), load_problems(config.data, accuracy_scorers(config.reward))
             with (
                 open_rewards(config, problems, folder / "scoring.log") as rewards,

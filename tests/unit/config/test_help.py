@@ -46,7 +46,10 @@ def test_a_setting_says_whether_it_may_change_and_who_reads_it():
     text = explain("rollout.servers", READERS)
     assert (fact(text, "on resume"), fact(text, "read by")) == ("may change", "grpo")
     text = explain("data.template", READERS)
-    assert (fact(text, "on resume"), fact(text, "read by")) == ("must stay as it was", "sft")
+    assert (fact(text, "on resume"), fact(text, "read by")) == (
+        "must stay as it was: it says what is trained on, and in which order",
+        "sft",
+    )
     assert fact(explain("pretrain.steps", READERS), "read by") == "no command"
 
 
