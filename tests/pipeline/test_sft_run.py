@@ -146,7 +146,7 @@ def test_a_file_that_changed_under_a_run_is_noticed(capfd, whole: Path, settings
         assert cli.main(["sft", f"run_dir={tmp_path / 'run'}", *settings]) == 2
     finally:
         source.write_text(text)
-    assert "the conversations are not those this run began with" in capfd.readouterr().err
+    assert "long.jsonl has other content than when this run began" in capfd.readouterr().err
 
 
 def _made_chat(name: str) -> list[dict[str, str]]:
