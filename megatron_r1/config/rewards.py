@@ -73,7 +73,7 @@ class MathRewardConfig(Section):
     percent: Literal["unit", "hundredth", "either"] = Field(
         "either",
         description="What 50% equals. unit: 50, as in the references of GSM8K; hundredth: 0.5; either: both, but 0.5% is never "
-        "0.5. The paper does not state it.",
+        "0.5, nor 1% 1. The paper does not state it.",
     )
     units: Literal["optional", "required", "ignored"] = Field(
         "optional",

@@ -177,11 +177,11 @@ def _agree_but_for_comma(answer: str, reference: str) -> bool:
 def _is_ratio(answer: str, reference: str, forms: tuple) -> bool:
     """Whether a text like 3:10 stands against a ratio or a fraction: then it is no time, unless a zero says that it is one."""
     if forms[1] and _FRACTION.fullmatch(answer):
-        return is_plain_clock(reference) and reference.split(":")[1][0] != "0"
+        return is_plain_clock(reference) and reference.split(":")[1].strip()[0] != "0"
     clock = answer if forms[0] else reference
     if ":" not in answer or ":" not in reference:
         return False
-    return not all(forms) and is_plain_clock(clock) and clock.split(":")[1][0] != "0"
+    return not all(forms) and is_plain_clock(clock) and clock.split(":")[1].strip()[0] != "0"
 
 
 def _formulas_agree(answer: str, reference: str, policy: MathPolicy) -> bool:
@@ -219,7 +219,7 @@ def _without_dollar_pairs(text: str) -> str:
     formulas, between = pieces[1::2], pieces[2:-1:2]
     if len(pieces) % 2 == 0 or len(pieces) < 3 or any(piece.endswith("\\") for piece in pieces):
         return text
-    if all(piece and piece == piece.strip() for piece in formulas) and all(piece[:1] in " ,;" for piece in between):
+    if all(piece and piece == piece.strip() for piece in formulas) and all(piece[:1] in " ,;，；、或和与且" for piece in between):
         return "".join(pieces)
     return text
 

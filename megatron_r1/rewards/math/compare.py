@@ -193,7 +193,11 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         kinds = [answer.kind, reference.kind]
     if kinds[0] != kinds[1] and not set(kinds) <= set(unordered):
         return False
-    if len(answer.items) != len(reference.items) or len(reference.items) > _MAX_ITEMS:
+    if max(len(answer.items), len(reference.items)) > _MAX_ITEMS:
+        return False
+    if kinds == ["\\{\\}"] * 2:
+        return _have_same_members(answer, reference, policy)
+    if len(answer.items) != len(reference.items):
         return False
     if kinds[0] == "mod":
         return _congruent(answer, reference)
@@ -204,8 +208,6 @@ def _groups_agree(answer: Node, reference: Node, policy: MathPolicy) -> bool:
         return all(equal_values(Apply("mul", (pairs[0][0], r)), Apply("mul", (a, pairs[0][1]))) for a, r in pairs[1:])
     has_dots = any(isinstance(item, Dots) for item in (*answer.items, *reference.items))
     in_order = has_dots or (kinds[0] == kinds[1] == "list" and policy.list_order == "same")
-    if kinds == ["\\{\\}"] * 2 and sum(map(_is_braced, answer.items)) != sum(map(_is_braced, reference.items)):
-        return False  # {1} is not {{1}}
     if in_order or kinds[0] not in (*unordered, "union"):
         return all(_agree(a, r, policy) for a, r in zip(answer.items, reference.items, strict=True))
     return _match(answer.items, list(reference.items), policy)
@@ -230,6 +232,17 @@ def _as_tuple(group: Group) -> Group:
     if len(rows) > 1 and all(len(row) == 1 for row in rows):
         return Group("()", tuple(row[0] for row in rows))
     return Group("()", rows[0]) if len(rows) == 1 and len(rows[0]) > 1 else group
+
+
+def _have_same_members(answer: Group, reference: Group, policy: MathPolicy) -> bool:
+    """Whether two sets have the same members, however often they name them. {1} is no member of {1}, but of {{1}}."""
+
+    def agree(a: Node, r: Node) -> bool:
+        return _is_braced(a) == _is_braced(r) and _agree(a, r, policy)
+
+    return all(any(agree(a, r) for r in reference.items) for a in answer.items) and all(
+        any(agree(a, r) for a in answer.items) for r in reference.items
+    )
 
 
 def _is_braced(node: Node) -> bool:

@@ -16,7 +16,7 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 _HOURS = {"noon": 12, "midnight": 0}
-_TIME_ALONE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_TIME_ALONE = re.compile(r"\d{1,2} ?: ?\d{2}(?: ?: ?\d{2})?")
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
 _MONTH = _MONTH.replace("sep(?:tember)?", "sep(?:t(?:ember)?)?")

@@ -211,6 +211,12 @@ def _extreme(choose: Callable[..., Value]) -> Callable[..., Value]:
     return apply
 
 
+def _small(value: Value, least: int) -> int:
+    if not isinstance(value, Fraction) or value.denominator != 1 or not least <= value <= 100:
+        raise ValueError
+    return int(value)
+
+
 def _function(name: str, limit: int = _MAX_ANGLE):
     def apply(context: MPContext, value: Value) -> Value:
         if abs(value) > limit:
@@ -240,6 +246,8 @@ _OPERATIONS = {
     "ln": lambda context, value: _logarithm(context, value, context.e),
     "lg": lambda context, value: _logarithm(context, value, Fraction(10)),
     "exp": _function("exp"),
+    "\\zeta": lambda context, value: context.zeta(_small(value, 2)),
+    "\\Gamma": lambda context, value: _factorial(context, Fraction(_small(value, 1) - 1)),
     "mod": _remainder,
     "gcd": _of_whole_numbers(math.gcd),
     "lcm": _of_whole_numbers(math.lcm),

@@ -54,6 +54,13 @@ _COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _FUNCTIONS = frozenset(
     [
         "\\measuredangle",
+        "\\nabla",
+        "\\bar",
+        "\\hat",
+        "\\vec",
+        "\\tilde",
+        "\\dot",
+        "\\overline",
         "\\Pr",
         "\\sin",
         "\\cos",
@@ -83,6 +90,7 @@ _POWER = re.compile(r"()\^\s*\{?[0-9]\}?")
 _POWER_OF_FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|sigma))\s*\^\s*\{?[0-9]\}?")
 _OTHER_RELATION = re.compile(r"[<>]|!=|\\(?:ne|neq|le|leq|ge|geq|lt|gt|in|equiv|approx)(?![A-Za-z])")
 _DIGITS_RATIO = re.compile(r"[0-9] ?: ?[0-9]")
+_JOINT = re.compile(r"(?<![A-Za-z])(?:or|and)(?![A-Za-z])|\\(?:vee|wedge|lor|land)(?![A-Za-z])")
 _MAX_SIDES = 6
 _COORDINATES = frozenset("xyz")
 
@@ -188,8 +196,8 @@ def has_relation(text: str) -> bool:
 def _is_name_of(name: str, value: str, is_reference: bool) -> bool:
     core = _NAMED_SIDE.sub(r" \1 ", _INVERSE.sub("", name))
     core = _CALL.sub("", _DERIVATIVE.sub("Y", core))
-    if "," in core:
-        return False  # (x, y) = (1, 2) gives every name its value
+    if "," in core or (_JOINT.search(core) and re.search(r"[0-9]", core)):
+        return False  # (x, y) = (1, 2) gives every name its value, x = 3 or y = 3 has two
     bare = _COMMAND.sub(lambda found: found[0] if _LETTER_COMMANDS.fullmatch(found[0]) else " ", core)
     names = set(_LETTER.findall(bare))
     core = _SUBSCRIPT.sub("", core)

@@ -19,7 +19,8 @@ _SIZES = """
     quart 2 pint, gallon 8 pint, cup 1/2 pint, cent 1/100 dollar, liter 1/1000 meter^3, hectare 10000 meter^2,
     newton 1000 gram meter second^-2, joule 1000 gram meter^2 second^-2, watt 1000 gram meter^2 second^-3,
     pascal 1000 gram meter^-1 second^-2, coulomb 1 ampere second, volt 1000 gram meter^2 second^-3 ampere^-1,
-    ohm 1000 gram meter^2 second^-3 ampere^-2, tesla 1000 gram second^-2 ampere^-1
+    ohm 1000 gram meter^2 second^-3 ampere^-2, tesla 1000 gram second^-2 ampere^-1,
+    kilowatthour 3600000000 gram meter^2 second^-2
 """
 _EITHER = {"yen sign": ("yen", "yuan")}  #: one sign for two currencies
 _PIECE = re.compile(r"([^\s^]+)(?:\^(-?[0-9]))?")

@@ -29,6 +29,7 @@ from megatron_r1.rewards.math.units import NotAUnit, split_words
 
 MAX_DEPTH = 24
 
+_SPECIAL_FUNCTIONS = frozenset(["\\zeta", "\\Gamma"])
 _SIGNS = {"+", "-", "\\pm", "\\mp"}
 _SET_SIGNS = {"\\cup": "union", "\\cap": "intersection", "\\setminus": "difference"}
 
@@ -298,6 +299,8 @@ class _Reader(FunctionReader):
             name += "'"
         if self._next_is("open", "(") and self._next_is("close", ")", ahead=2) and not self.peek().spaced:
             argument = self._read_primary()
+            if name in _SPECIAL_FUNCTIONS and isinstance(argument, Number):
+                return Apply(name, (argument,))
             return Apply("call", (Name(name), argument))
         return Name(name)
 
@@ -317,6 +320,7 @@ class _Reader(FunctionReader):
         if self._next_is("close", "\\}") and opening == "\\{":
             self._take()
             return Name("\\emptyset")
+        is_nested = opening == "{" and self._next_is("open", "{")
         content = self.read_list()
         self._bars = bars
         closing = self._expect("close").text
@@ -324,7 +328,7 @@ class _Reader(FunctionReader):
         if isinstance(content, Group) and content.kind == "list":
             if matching or {opening, closing} <= {"(", ")", "[", "]"}:
                 return Group("\\{\\}" if opening == "{" else opening + closing, content.items)
-        elif matching and opening == "\\{":
+        elif matching and (opening == "\\{" or (is_nested and isinstance(content, Group) and content.kind == "\\{\\}")):
             return Group("\\{\\}", (content,))
         elif matching and opening in ("\\lfloor", "\\lceil"):
             return Apply(opening[1:].removeprefix("l"), (content,))

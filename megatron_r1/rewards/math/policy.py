@@ -15,7 +15,7 @@ class MathPolicy:
     """
 
     #: unit: the sign is dropped, 50% is 50 (as GSM8K's references do). hundredth: 50% is 0.5 and not 50. either: both, but 0.5%
-    #: is never 0.5
+    #: is never 0.5, nor 1% 1
     percent: Literal["unit", "hundredth", "either"] = "either"
     #: optional: a unit may be missing on one side, but two different units disagree. required: the same on both sides, or on none.
     #: ignored: units do not count. Degrees, currencies and the base of a numeral count as units; units of one

@@ -13,13 +13,15 @@ from math import factorial
 from megatron_r1.rewards.math.numerals import with_selections
 from megatron_r1.rewards.math.spelling import plain_words
 from megatron_r1.rewards.math.spoken import spoken_ordinal
-from megatron_r1.rewards.math.units import NotAUnit, split_words
+from megatron_r1.rewards.math.units import SHORT_UNITS, NotAUnit, split_words
 
 _FRACTION = r"\\[dt]?frac\s*\{?[0-9]{1,9}\}?\s*\{?[0-9]{1,9}\}?"
 _MIXED = re.compile(rf"([0-9]{{1,9}})\s*(?:\\text\s*\{{\s*)?and\s*\}}?\s*([0-9]{{1,9}}/[0-9]{{1,9}}|{_FRACTION})")
 _OF_LETTERS = re.compile(
     r"(.*[0-9}])\s*(?:\\[,;: ])?\s*\\[dt]?frac\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\{\s*([A-Za-z]{1,3})\s*(?:\^\s*\{?([23])\}?)?\s*\}"
 )
+_WITH_LETTERS = re.compile(r"(-?[0-9.]{1,20}(?:\s*\\times\s*10\s*\^\s*\{-?[0-9]{1,3}\})?)\s*([A-Za-z][A-Za-z*^/(){} 0-9-]{0,40})")
+_LABELLED_CURVE = re.compile(r"(?:[lLCE]|\\Gamma|\\odot ?[A-Z])(?:_[0-9])?\s*:\s*([^:]*[xy][^:]*=[^:]*)")
 _FACTORIAL = re.compile(r"[kmn]!=([0-9]{2,30})")
 _FACTORIALS = frozenset(factorial(n) for n in range(4, 26))
 _MEASURED = re.compile(
@@ -60,6 +62,38 @@ def _with_fraction_of_units(text: str, other: str) -> str | None:
     except NotAUnit:
         return None
     return f"{found[1]} \\text{{{found[2]}/{found[3]}}}" + (f"^{found[4]}" if found[4] else "")
+
+
+def _with_units(text: str, other: str) -> str | None:
+    """`9.81 m*s^(-2)`, all of whose letters are units, only against what has a unit, too."""
+    found = _WITH_LETTERS.fullmatch(text) if re.search(r"[A-Za-z]", other) else None
+    letters = re.findall(r"[A-Za-z]+", found[2]) if found else []
+    if not found or not all(letter in SHORT_UNITS for letter in letters):
+        return None
+    return f"{found[1]} \\text{{{re.sub(r'[(){}]', '', found[2])}}}"
+
+
+def _with_tuples(text: str, other: str) -> str | None:
+    """`p=5,q=2; p=7,q=2` as (5,2),(7,2), if each part names the same letters in their order."""
+    if ";" not in text or "=" not in text:
+        return None
+    parts = [[equation.split("=") for equation in part.split(",")] for part in text.split(";")]
+    names = {tuple(sides[0].strip() for sides in part) for part in parts}
+    letters = next(iter(names))
+    if (
+        len(names) != 1
+        or len(letters) < 2
+        or list(letters) != sorted(set(letters))
+        or any(len(s) != 2 for part in parts for s in part)
+    ):
+        return None
+    return ",".join(f"({','.join(value for _, value in part)})" for part in parts)
+
+
+def _without_label(text: str, other: str) -> str | None:
+    """`l: x-y+1=0`: the equation of a line or curve behind its name."""
+    found = _LABELLED_CURVE.fullmatch(text)
+    return found[1] if found else None
 
 
 def _with_factorial(text: str, other: str) -> str | None:
@@ -108,6 +142,9 @@ READINGS: tuple[Callable[[str, str], str | None], ...] = (
     lambda text, other: with_selections(text),
     _with_mixed_number,
     _with_fraction_of_units,
+    _with_units,
+    _with_tuples,
+    _without_label,
     _with_factorial,
     _with_unit,
     _with_ordinal,

@@ -89,6 +89,8 @@ _UNIT_FRACTION = re.compile(
     r"(?<=[0-9}\s,;~])\\[dt]?frac\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}\s*\}"
     r"\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}(\s*\^\s*\{?[23]\}?)?\s*\}"
 )
+_BOLD = r"\\(?:mathbf|vec|boldsymbol|bm|hat)\s*"
+_UNIT_VECTOR = re.compile(rf"{_BOLD}\{{\s*(?:{_BOLD}\{{)?\s*\\?([ijk])(?:math)?\s*\}}{{1,2}}")
 _MODULUS = re.compile(
     r"\\pmod\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))|\(\s*(?:\\bmod|\\mod|\\text\{\s*mod\s*\}|\\mathrm\{mod\}|mod)(?![A-Za-z])\s*([^()]*)\)"
 )
@@ -104,7 +106,10 @@ _SIZES = re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[Bb]igg?[lrm]
 _STYLED_SYMBOL = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf)\s+(?=[0-9A-Za-z])")
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^\s\\{}])")
 _FIELD = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])")
-_TWICE_ESCAPED = re.compile(r"\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|cdot|times|infty|text|mathrm|cup|circ|pm)(?![a-z]))")
+_TWICE_ESCAPED = re.compile(
+    r"\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|cdot|times|infty|text|mathrm|mathbb|cup|cap|circ|pm|leq?|geq?|neq?|in|sin|cos|tan|log|ln)"
+    r"(?![a-z]))"
+)
 _SYSTEM = re.compile(
     r"(?:\\left\s*)?(?:\\\{|\\lbrace)?\s*\\begin\{(cases|array|aligned|gathered)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\{\1\}"
     r"(?:\s*\\right\s*\.?)?"
@@ -142,6 +147,10 @@ _COMMANDS_FIRST = (
     ("", _CURRENCY_CODE, lambda found: f"{found[2]} \\text{{{_CURRENCY_CODES.get(found[1], found[1])}}}"),
     (".", _SHORTENED, r"\1"),
     ("\\mu", re.compile(r"\\mu\s*\\(?:text|mathrm)\s*\{\s*([A-Za-z]{1,3})\s*\}"), r"\\text{\\mu \1}"),
+    ("_", re.compile(r"\\(?:text|mathrm)\s*\{\s*([0-9A-F]{1,30})\s*\}(?=\s*_)"), r"\1"),
+    (")_", re.compile(r"\(([0-9A-F]{1,60})\)(?=_\s*\{?[0-9]{1,2}\}?$)"), r"\1"),
+    ("mathcal", re.compile(r"\\mathcal\s*\{?\s*O\s*\}?(?=\s*(?:\\left)?\()"), "O"),
+    ("ert", re.compile(r"\\[lr]?Vert(?![A-Za-z])"), r"\\|"),
     ("phantom", _PHANTOM, ""),
     ("\\", _SIZES, ""),
     ("mathbb", _FIELD, r"\\mathbb{\1}"),
@@ -181,6 +190,8 @@ def respell(text: str) -> str:
     text = _without_unicode(text)
     if "\\\\" in text and "\\begin" not in text:
         text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
+    if "j" in text and len(set(_UNIT_VECTOR.findall(text))) > 1:  # alone a bold i is as likely a number
+        text = _UNIT_VECTOR.sub(r"\\hat{\1}", text)
     text = _replaced(text, _COMMANDS_FIRST)
     text = _without_styles(_replaced(text, _STYLES_FIRST))
     text = _with_fractions(_replaced(text, _NUMBERS_FIRST))

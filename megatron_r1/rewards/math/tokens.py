@@ -97,6 +97,7 @@ _COMMANDS = {
 _SYMBOLS = {
     "**": ("op", "^"), "<=": ("relation", "<="), ">=": ("relation", ">="), "!=": ("relation", "!="),
     "\\{": ("open", "\\{"), "\\}": ("close", "\\}"), "\\%": ("percent", ""), "\\$": ("currency", "dollar"), "\\\\": ("row", ""),
+    "\\|": ("norm", ""),
     "+": ("op", "+"), "-": ("op", "-"), "*": ("op", "*"), "/": ("op", "/"), "^": ("op", "^"), "_": ("op", "_"), "!": ("op", "!"),
     ":": ("op", ":"), "(": ("open", "("), ")": ("close", ")"), "[": ("open", "["), "]": ("close", "]"), "{": ("open", "{"),
     "}": ("close", "}"), "|": ("bar", "|"), ",": ("separator", ","), ";": ("separator", ","), "=": ("relation", "="),
@@ -125,7 +126,7 @@ class Token(NamedTuple):
     """One token: `spaced` says whether a space stands before it."""
 
     #: number name function op relation separator open close bar command word dots degree percent currency matrix cell row prime mod
-    #: ordinal series
+    #: ordinal series norm
     kind: str
     text: str
     spaced: bool = False
@@ -160,10 +161,17 @@ def _with_quotients_of_units(tokens: list[Token]) -> list[Token]:
     """The letters of `9.8 m/s^2` and `5 g/cm^3` as words: behind a number and a space they are units."""
     for at in range(len(tokens) - 3):
         number, above, slash, below = tokens[at : at + 4]
-        is_quotient = number.kind == "number" and above.kind == "name" and above.spaced and slash.text == "/"
+        is_number = number.kind == "number" or (number.text == "}" and _is_power_of_ten(tokens[max(at - 5, 0) : at]))
+        is_quotient = is_number and above.kind == "name" and above.spaced and slash.text == "/"
         if is_quotient and unit_of_letter(above.text) and (below.kind == "word" or unit_of_letter(below.text)):
             tokens[at + 1], tokens[at + 3] = above._replace(kind="word"), below._replace(kind="word")
     return tokens
+
+
+def _is_power_of_ten(tokens: list[Token]) -> bool:
+    """Whether tokens end in `10^{8` or `10^{-8`."""
+    texts = [token.text for token in tokens if token.text != "-"]
+    return texts[-4:-1] == ["10", "^", "{"] and tokens[-1].kind == "number"
 
 
 def _read_number(text: str, at: int, inside: bool) -> tuple[list[Token], int] | None:

@@ -25,7 +25,7 @@ _ALIASES = {
     "radian": "rad 弧度", "kelvin": "K", "mole": "mol 摩尔", "celsius": "摄氏度", "fahrenheit": "华氏度",
     "gallon": "gal", "pint": "pt",
     "quart": "qt", "cup": "", "calorie": "cal", "byte": "", "bit": "", "atmosphere": "atm", "coulomb": "C 库仑", "tesla": "T",
-    "electronvolt": "eV",
+    "electronvolt": "eV", "kilowatthour": "kWh 千瓦时 度电",
 }  # fmt: skip
 PREFIXES = {"kilo": ("k", 3), "mega": ("M", 6), "giga": ("G", 9), "centi": ("c", -2), "milli": ("m", -3), "micro": ("\\mu ", -6),
             "nano": ("n", -9), "pico": ("p", -12)}  # fmt: skip
@@ -106,6 +106,7 @@ _COUNTED_TEXT = """
     duck triangle rectangle circle line side edge vertex face diagonal chair table room house shirt hat shoe sticker stamp
     candle crayon seat row column step block stone brick bead button plate glass sandwich muffin cupcake candy serving
     gift present photo picture song movie class lesson question problem test
+    chance probability
 """
 _COUNTED = frozenset(_COUNTED_TEXT.split())
 #: what "of the" makes no whole of: 2/3 of the answer is another number

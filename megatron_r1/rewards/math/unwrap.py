@@ -95,6 +95,8 @@ def _with_sign(node: Node, upper: bool) -> Node:
     if not isinstance(node, Apply):
         return node
     args = tuple(_with_sign(arg, upper) for arg in node.args)
+    if node.op == "add" and not upper:
+        args = args[::-1]  # 5 - 2 as the lower of 5 +- 2 is no score
     if node.op in ("plus_minus", "minus_plus"):
         return args[0] if upper == (node.op == "plus_minus") else Apply("neg", args)
     return Apply(node.op, args)

@@ -27,9 +27,10 @@ from megatron_r1.rewards.math.evaluate import (
     rounded,
     value_at,
 )
-from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, Unreadable
+from megatron_r1.rewards.math.tree import Apply, Name, Node, Number, TooLarge, Unreadable
 
 _CONSTANTS = frozenset({"\\pi", "e", "i", "\\infty"})
+_OF_EITHER_SIGN = frozenset(["x", "y", "z", "t", "u", "v", "w", "\\theta"])  #: other letters are taken for sizes where it matters
 _TEN = Number(Fraction(10))
 _IDENTITIES = ("pow", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "root")
 
@@ -56,8 +57,9 @@ def equal_values(first: Node, second: Node) -> bool:
     more = (names_of(first) ^ names_of(second)) - {UNKNOWN_BASE}
     if more and not all(_may_cancel(name, first) or _may_cancel(name, second) for name in more):
         return False  # a name that has no influence is still a different answer: 0 m is not 0 km; sin^2 x + cos^2 x is 1
+    names = names_of(first) | names_of(second)
     complex_too = _mentions_i(first) or _mentions_i(second)
-    points = _points(names_of(first) | names_of(second), complex_too)
+    points = _points(names, not complex_too and not names & _OF_EITHER_SIGN)
     enough = min(_MIN_POINTS, len(points))
     compared = 0
     for index, point in enumerate(points):
@@ -76,6 +78,9 @@ def equal_values(first: Node, second: Node) -> bool:
             compared += 1
         except Undefined:
             continue
+        except TooLarge:
+            if len(points) == 1:
+                raise
     if not compared and len(points) == 1:
         return False  # 1/0 and 0^0 are equal to nothing
     if compared < enough:
@@ -95,22 +100,20 @@ def proportional(first: Node, second: Node) -> Fraction | None:
     if not names or names_of(first) != names_of(second):
         return None
     pairs = []
-    for point in _points(names, True)[:_USUAL_POINTS]:
+    for point in _points(names, False)[:_USUAL_POINTS]:
         try:
             pair = tuple(value_at(node, point, HIGH) for node in (first, second))
         except Undefined:
             continue
         if all(is_real(value) for value in pair):
             pairs.append(tuple(rounded(value, HIGH).real for value in pair))
+    pairs = [pair for pair in pairs if max(map(abs, pair)) > HIGH.mpf(10) ** -300]  # less is the rounding of a zero
     if len(pairs) < _MIN_POINTS:
         raise Unreadable("defined nowhere")
     reference = max(pairs, key=lambda pair: abs(pair[1]))
-    if not reference[0] or not reference[1]:
-        return None
-    tolerance = HIGH.mpf(10) ** -300
     for a, b in pairs:
         left, right = a * reference[1], b * reference[0]
-        if abs(left - right) > tolerance * max(abs(left), abs(right), abs(reference[0] * reference[1]) * tolerance):
+        if abs(left - right) > HIGH.mpf(10) ** -300 * max(abs(left), abs(right)):
             return None
     return Fraction(1 if reference[0] * reference[1] > 0 else -1)
 
@@ -235,8 +238,8 @@ def _mentions_i(node: Node) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _points(names: frozenset[str], complex_too: bool) -> list[Mapping[str, Fraction]]:
-    """Values for the variables, the same in every run. Without complex values, a part of an expression may have none either."""
+def _points(names: frozenset[str], real_parts: bool) -> list[Mapping[str, Fraction]]:
+    """Values for the variables, the same in every run; with `real_parts` no part of an expression may be complex on the way."""
     if not names:
         return [{}]
     numbers = {name: [zlib.crc32(f"{name} {index}".encode()) for index in range(len(_SCALES))] for name in names}
@@ -248,7 +251,7 @@ def _points(names: frozenset[str], complex_too: bool) -> list[Mapping[str, Fract
     for point in points:
         if UNKNOWN_BASE in point:
             point[UNKNOWN_BASE] = 2 + abs(point[UNKNOWN_BASE])
-        if not complex_too:
+        if real_parts:
             point[REAL_PARTS] = Fraction(1)
     return points
 
