@@ -32,6 +32,7 @@ class Prompt:
     domain: str = "math"  #: the subject, which names the scorer of accuracy; the `answer` of "code" is its tests as JSON
     kind: str = "reasoning"  #: which rewards apply: "reasoning" has a rule, "general" needs a model
     preference: str = "helpful"  #: of a general prompt: its reward model, "helpful" or "safety" (R1 v2 (arXiv) section 3.1)
+    context: tuple[tuple[str, str], ...] = ()  #: (role, text) of what was said before the question
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,34 @@ class DataConfig(Section):
     source: str = Field(
         "tally",
         description="Problems or documents: 'tally' (generated arithmetic), 'tally_chat' (the same with small talk), or a path to "
-        "a .jsonl or .json file. Pretraining also reads .txt and .md files, a paragraph at a time.",
+        "a .jsonl, .json, .parquet or .csv file (.gz, .zst) or a folder of such. Pretraining also reads .txt and .md files, a "
+        "paragraph at a time.",
     )
-    question_field: str = Field("question", description="Name of the field that holds the question in a problem of a file.")
-    answer_field: str = Field("answer", description="Name of the field that holds the reference answer in a problem of a file.")
+    question_field: str = Field(
+        "question",
+        description="Name of the field that holds the question in a problem of a file: text, or a list of messages that ends with "
+        "the user's. 'a.b' is field b of the object a. If the default is not there: problem, prompt, messages.",
+    )
+    answer_field: str = Field(
+        "answer",
+        description="Name of the field that holds the reference answer in a problem of a file. 'a.b' is field b of the object a. "
+        "If the default is not there: reward_model.ground_truth, ground_truth, expected_answer, final_answer, solution.",
+    )
+    repeated: Literal["drop", "error"] = Field(
+        "drop",
+        description="What happens to a question that stands in a file again: it counts once, and not at all if its answers differ, "
+        "and a line says how many there were; or the run stops.",
+    )
+    overlong: Literal["error", "drop"] = Field(
+        "error",
+        description="What happens to a problem of a file whose prompt is longer than data.max_prompt_tokens: the run stops, or the "
+        "problem is left out. A line says how many were.",
+    )
+    evaluation_source: str | None = Field(
+        None,
+        description="File of problems to evaluate on, in place of the share in data.heldout_fraction. Questions that stand in both "
+        "files are not trained on. null: see data.heldout_fraction.",
+    )
     text_field: str = Field("text", description="Name of the field that holds the text in a .jsonl or .json file for pretraining.")
     answer_format: Literal["plain", "gsm8k"] = Field(
         "plain", description="What the answer field holds. plain: the answer alone; gsm8k: a solution whose answer follows '####'."
@@ -46,13 +70,13 @@ class DataConfig(Section):
     max_prompt_tokens: int = Field(
         1024,
         gt=0,
-        description="Most tokens of a prompt. A longer one is an error that names the problem; no prompt is cut.",
+        description="Most tokens of a prompt. No prompt is cut, see data.overlong.",
         json_schema_extra=MAY_CHANGE,
     )
     heldout_fraction: float = Field(
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
         description="Share of the problems that is kept for evaluation and never trained on, chosen by a hash of the question. "
-        "The paper does not state it.",
+        "0: none is kept, see data.evaluation_source and evaluate.problems. The paper does not state it.",
     )

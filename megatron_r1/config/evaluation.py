@@ -87,7 +87,10 @@ class EvaluateConfig(Section):
         json_schema_extra=MAY_CHANGE,
     )
     problems: int = Field(
-        64, gt=0, description="Number of held-out problems that are answered in an evaluation.", json_schema_extra=MAY_CHANGE
+        64,
+        ge=0,
+        description="Number of held-out problems that are answered in an evaluation. 0: training runs without evaluation.",
+        json_schema_extra=MAY_CHANGE,
     )
     samples: int = Field(
         8, gt=0, description="Responses to each held-out problem, the k of pass@1 and pass@k.", json_schema_extra=MAY_CHANGE

@@ -41,8 +41,8 @@ LENGTHS: Mapping[str, tuple[str, str]] = {
 }
 LONGER = frozenset({*(length for length, _ in LENGTHS.values()), "grpo.general_updates", "*.optimizer.decay_updates"})
 INPUTS = frozenset(
-    {"model.weights", "data.source", "data.tokenizer", "data.general_source", "sft.sources", "reward.helpful_model",
-     "reward.safety_model"}
+    {"model.weights", "data.source", "data.tokenizer", "data.general_source", "data.evaluation_source", "sft.sources",
+     "reward.helpful_model", "reward.safety_model"}
 )  # fmt: skip
 #: sections that no run with checkpoints reads: curation, evaluation and the recipe compare what they keep themselves
 NOT_OF_A_RUN = ("curation", "recipe", "evaluate.benchmarks")
@@ -54,7 +54,7 @@ STAYS: Mapping[str, str] = {
     "it says what the model is": "model.preset model.overrides runtime.dtype",
     "it says what is trained on, and in which order": """
         data.question_field data.answer_field data.text_field data.answer_format data.template data.general_share
-        data.heldout_fraction pretrain.sequence_length pretrain.mask_documents sft.max_tokens sft.overlong sft.invalid
+        data.repeated data.overlong data.heldout_fraction pretrain.sequence_length pretrain.mask_documents sft.max_tokens sft.overlong sft.invalid
         sft.prompt_field sft.response_field sft.trained_turns
         sft.validation_fraction reward_model.kind reward_model.max_tokens
     """,

@@ -34,7 +34,7 @@ from megatron_r1.curation.forms import Answer, Form, read_sample
 from megatron_r1.curation.manifest import RecordCounts
 from megatron_r1.curation.outputs import StepOutputs, write_outputs
 from megatron_r1.curation.records import Conversation, read_file
-from megatron_r1.data.problems import Problem
+from megatron_r1.data.problem_records import Problem
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.runtime.ledger import Ledger, settle
 from megatron_r1.tags import without_reasoning
@@ -184,6 +184,8 @@ def _answer_parts(conversation: Conversation) -> Answer:
 
 def _question_of(problem: Problem, id: str, way: str) -> Conversation:
     """A problem as a conversation without an answer."""
+    if problem.context:
+        raise DataError(f"{problem.where}: a cold start is written for questions alone, and something is said before this one")
     fields = {"prompt_id": problem.id, "kind": problem.kind, "reference": problem.answer}
     domain = problem.domain if problem.kind == "reasoning" else "general"
     named = {"domain": domain, "language": problem.language, "source": f"cold_start/{way}", "fields": fields}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_r1.config.curation import CurationConfig, FilterConfig
 from megatron_r1.curation.accept_samples import Check
@@ -15,6 +15,7 @@ from megatron_r1.curation.forms import Form, read_sample
 from megatron_r1.curation.outputs import StepOutputs, write_outputs
 from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.sampling import read_samples, sample
+from megatron_r1.data.chat.messages import Message, Role
 from megatron_r1.types import Prompt, SamplingEngine
 
 
@@ -124,7 +125,7 @@ def to_conversation(prompt: Prompt, record: dict[str, Any], form: Form, answer_s
     """A sample as supervised data; a sample in no known form stays as it is, so that a filter drops it."""
     answer = read_sample(record["response"], answer_summary)
     fields = {name: record[name] for name in ("prompt_id", "outcome", "score", "detail", "tokens")}
-    return Conversation.of_turn(
+    conversation = Conversation.of_turn(
         record["id"],
         prompt.question,
         record["response"] if answer is None else form.join(answer),
@@ -133,3 +134,5 @@ def to_conversation(prompt: Prompt, record: dict[str, Any], form: Form, answer_s
         source="rejection_sampling",
         fields=fields | {"kind": prompt.kind, "reference": prompt.answer},
     )
+    said_before = (Message(cast(Role, role), text) for role, text in prompt.context)
+    return replace(conversation, messages=(*said_before, *conversation.messages)) if prompt.context else conversation

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 
 from megatron_r1.config.data import DataConfig
-from megatron_r1.data.problems import FileProblems, Problem, ProblemSource, read_problems
+from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.problems import FileProblems, ProblemSource, read_problem_file, require_heldout
 from megatron_r1.data.tally.requests import Request, draw_request
 from megatron_r1.errors import DataError
 
@@ -20,11 +22,11 @@ def load_general(config: DataConfig) -> ProblemSource | None:
         return None
     if config.general_source == "tally_chat":
         return Requests(config.heldout_fraction)
-    problems = read_problems(config.model_copy(update={"source": config.general_source}))
+    problems, notes = read_problem_file(config.model_copy(update={"source": config.general_source}))
     for problem in problems:
         if problem.kind != "general":
             raise DataError(f"{config.general_source}: problem {problem.id} is not of kind general: put it into data.source")
-    return FileProblems(problems, config.heldout_fraction, config.general_source, kind="general")
+    return FileProblems(problems, config.heldout_fraction, config.general_source, "general", notes)
 
 
 class Requests:
@@ -33,6 +35,7 @@ class Requests:
     def __init__(self, heldout_fraction: float):
         self._fraction = heldout_fraction
         self.fingerprint = self.content = f"requests-{heldout_fraction}"
+        self.notes: Sequence[str] = ()
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -40,6 +43,7 @@ class Requests:
 
     def heldout(self, count: int, seed: int) -> list[Problem]:
         """See `ProblemSource`; a question may come twice, since there are few."""
+        require_heldout(count, self._fraction)
         rng = random.Random(f"request heldout {seed}")
         return [_to_problem(draw_request(rng, True, self._fraction), f"heldout-{number}-") for number in range(count)]
 
@@ -50,6 +54,10 @@ class Requests:
     def domains(self) -> set[str]:
         """See `ProblemSource`: no rule scores a request."""
         return set()
+
+    def select(self, keep: Callable[[Problem], bool], why: str) -> ProblemSource:
+        """See `ProblemSource`."""
+        return self
 
 
 class GeneralMix:
@@ -68,6 +76,7 @@ class GeneralMix:
         self._first_position, self._share = first_position, share
         self.fingerprint = f"{reasoning.fingerprint}+{general.fingerprint}-{first_position}-{share}"
         self.content = f"{reasoning.content}+{general.content}-{first_position}-{share}"
+        self.notes: Sequence[str] = (*reasoning.notes, *general.notes)
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -86,6 +95,11 @@ class GeneralMix:
     def domains(self) -> set[str]:
         """See `ProblemSource`."""
         return self._reasoning.domains() | self._general.domains()
+
+    def select(self, keep: Callable[[Problem], bool], why: str) -> ProblemSource:
+        """See `ProblemSource`."""
+        parts = (source.select(keep, why) for source in (self._reasoning, self._general))
+        return GeneralMix(*parts, self._first_position, self._share)
 
 
 def _to_problem(request: Request, prefix: str = "") -> Problem:

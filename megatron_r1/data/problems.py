@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_r1.config.data import DataConfig
-from megatron_r1.data.record_files import read_records, take_text
+from megatron_r1.data.problem_records import Problem, read_problem
+from megatron_r1.data.record_files import read_records
 from megatron_r1.data.split import is_heldout
 from megatron_r1.data.tally.arithmetic import TallyProblem, draw_problem
-from megatron_r1.errors import DataError
-from megatron_r1.types import DOMAINS, KINDS, PREFERENCES
-
-_OTHER_DOMAIN = ", or name the scorer of this domain in reward.domains"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A question and its reference answer."""
-
-    id: str  #: stable over runs
-    question: str
-    answer: str  #: in the form that the reward function takes
-    language: str = ""  #: "en", "zh", or "" if unknown
-    domain: str = "math"  #: the subject, which names the scorer of accuracy; the answer of "code" is its tests as JSON
-    kind: str = "reasoning"  #: "reasoning" or "general"
-    preference: str = "helpful"  #: of a general problem: "helpful" or "safety"
-    #: file and line; "" if the problem is of no file. Out of the text of a problem, since a cold start's digest is of that text
-    where: str = field(default="", compare=False, repr=False)
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.types import DOMAINS
 
 
 class ProblemSource(Protocol):
@@ -41,6 +23,7 @@ class ProblemSource(Protocol):
 
     fingerprint: str  #: changes when the problems change, or the name of their file
     content: str  #: changes when the problems change
+    notes: Sequence[str]  #: what was left out, one line each
 
     def train(self, position: int, seed: int) -> Problem:
         """The problem at this position of an endless stream of training problems."""
@@ -54,6 +37,9 @@ class ProblemSource(Protocol):
     def domains(self) -> set[str]:
         """The domains of its reasoning problems."""
 
+    def select(self, keep: Callable[[Problem], bool], why: str) -> ProblemSource:
+        """The same without the problems of a file that `keep` does not want; `why` completes the note on them."""
+
 
 def load_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> ProblemSource:
     """The generated tally, or the problems of a file.
@@ -63,10 +49,23 @@ def load_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> Pro
 
     Raises:
         DataError: a file that is missing, empty or malformed, with the line.
+        ConfigError: generated problems with a file to evaluate on.
     """
     if config.source in ("tally", "tally_chat"):
+        if config.evaluation_source is not None:
+            raise ConfigError(
+                f"data.evaluation_source goes with a file in data.source, which is {config.source}: drop one of the two"
+            )
         return TallyProblems(config.heldout_fraction)
-    return FileProblems(read_problems(config, domains), config.heldout_fraction, config.source)
+    problems, notes = read_problem_file(config, domains)
+    if config.evaluation_source is None:
+        return FileProblems(problems, config.heldout_fraction, config.source, notes=notes)
+    evaluated, more = read_problem_file(config.model_copy(update={"source": config.evaluation_source}), domains)
+    held = {_asked(problem) for problem in evaluated}
+    train = [problem for problem in problems if _asked(problem) not in held]
+    if len(train) < len(problems):
+        notes.append(f"{config.source}: {len(problems) - len(train):,} problems of data.evaluation_source are not trained on")
+    return FileProblems(train, 0.0, config.source, notes=[*notes, *more], evaluated=evaluated)
 
 
 class TallyProblems:
@@ -75,6 +74,7 @@ class TallyProblems:
     def __init__(self, heldout_fraction: float):
         self._fraction = heldout_fraction
         self.fingerprint = self.content = f"tally-{heldout_fraction}"
+        self.notes: Sequence[str] = ()
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -82,6 +82,7 @@ class TallyProblems:
 
     def heldout(self, count: int, seed: int) -> list[Problem]:
         """See `ProblemSource`; different in their numbers, not only in their language."""
+        require_heldout(count, self._fraction)
         rng = random.Random(f"tally heldout {seed}")
         chosen: dict[str, TallyProblem] = {}
         while len(chosen) < count:
@@ -97,6 +98,10 @@ class TallyProblems:
         """See `ProblemSource`."""
         return {"math"}
 
+    def select(self, keep: Callable[[Problem], bool], why: str) -> ProblemSource:
+        """See `ProblemSource`."""
+        return self
+
 
 def _tally_problem(problem: TallyProblem) -> Problem:
     return Problem(f"tally-{problem.language}-{problem.expression}", problem.question, str(problem.answer), problem.language)
@@ -105,20 +110,40 @@ def _tally_problem(problem: TallyProblem) -> Problem:
 class FileProblems:
     """A list of problems; every epoch visits every training problem once, in a new order."""
 
-    def __init__(self, problems: list[Problem], heldout_fraction: float, name: str, kind: str = "reasoning"):
-        """Args: `name` stands for the problems in messages; `kind` of those that are held out.
+    def __init__(
+        self,
+        problems: list[Problem],
+        heldout_fraction: float,
+        name: str,
+        kind: str = "reasoning",
+        notes: Sequence[str] = (),
+        evaluated: list[Problem] | None = None,
+    ):
+        """
+        Args:
+            problems: all of them.
+            heldout_fraction: share of them that is held out.
+            name: stands for the problems in messages.
+            kind: of those that are held out.
+            notes: what was left out before.
+            evaluated: problems of another file that are held out too.
 
         Raises:
-            DataError: one of the two parts is empty.
+            DataError: there is no training problem.
         """
         parts: dict[bool, list[Problem]] = {True: [], False: []}
         for problem in problems:
             parts[is_heldout(problem.question, heldout_fraction)].append(problem)
-        self._name, self._train, self._heldout, self._kind = name, parts[False], parts[True], kind
+        self._name, self._train, self._kind, self._fraction = name, parts[False], kind, heldout_fraction
+        self._heldout = [*parts[True], *(evaluated or ())]
+        self.notes: Sequence[str] = tuple(notes)
         if not self._train:
-            raise DataError(f"{name}: no training problem is left of {len(problems)} with data.heldout_fraction={heldout_fraction}")
-        self.fingerprint = _print_of(f"{p.id}\t{p.question}\t{p.answer}" for p in self._train)
-        self.content = _print_of(f"{p.question}\t{p.answer}" for p in self._train)
+            raise DataError(
+                f"{name}: no training problem is left of {len(problems)} with data.heldout_fraction={heldout_fraction}; set it to "
+                "0, with a file in data.evaluation_source or with evaluate.problems=0"
+            )
+        self.fingerprint = _print_of(f"{p.id}\t{p.question}\t{p.answer}{p.context or ''}" for p in self._train)
+        self.content = _print_of(f"{p.question}\t{p.answer}{p.context or ''}" for p in self._train)
 
     def train(self, position: int, seed: int) -> Problem:
         """See `ProblemSource`."""
@@ -135,7 +160,7 @@ class FileProblems:
         if count > len(heldout):
             raise DataError(
                 f"{self._name}: evaluate.problems={count} but only {len(heldout)} problems are held out;"
-                " ask for fewer or raise data.heldout_fraction"
+                " ask for fewer (0: no evaluation), raise data.heldout_fraction or give a file in data.evaluation_source"
             )
         return random.Random(f"heldout {seed}").sample(heldout, count)
 
@@ -146,6 +171,17 @@ class FileProblems:
     def domains(self) -> set[str]:
         """See `ProblemSource`."""
         return {problem.domain for problem in self.fixed_problems() if problem.kind == "reasoning"}
+
+    def select(self, keep: Callable[[Problem], bool], why: str) -> ProblemSource:
+        """See `ProblemSource`."""
+        train, heldout = ([problem for problem in part if keep(problem)] for part in (self._train, self._heldout))
+        left_out = len(self._train) + len(self._heldout) - len(train) - len(heldout)
+        if not left_out:
+            return self
+        if not train:
+            raise DataError(f"{self._name}: no training problem is left: {left_out:,} are {why}")
+        note = f"{self._name}: {left_out:,} problems are {why}, and are left out"
+        return FileProblems(train, 0.0, self._name, self._kind, [*self.notes, note], heldout)
 
 
 def _print_of(lines: Iterable[str]) -> str:
@@ -162,66 +198,56 @@ def shuffled(size: int, seed: int, epoch: int) -> list[int]:
 
 
 def read_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> list[Problem]:
-    """The problems of `config.source`, a .jsonl file (one object a line) or a .json file (a list of objects).
+    """The problems of `read_problem_file`."""
+    return read_problem_file(config, domains)[0]
+
+
+def read_problem_file(config: DataConfig, domains: Collection[str] = DOMAINS) -> tuple[list[Problem], list[str]]:
+    """The problems of `config.source`, each question once, and what was left out, one line each.
+
+    What is kept in memory grows with the number of different questions, not with the file.
 
     Args:
+        config: its `repeated` says what happens to a question that comes again.
         domains: see `load_problems`.
 
     Raises:
-        DataError: file and line of what is missing, malformed or there twice.
+        DataError: file and line of what is missing, malformed or there twice; nothing is left.
     """
     path = Path(config.source)
-    problems, first_seen = [], {}
+    found: dict[Any, Problem] = {}
+    contradicting: dict[Any, str] = {}
+    number = repeats = 0
     for number, (where, record) in enumerate(read_records(path), start=1):
         problem = read_problem(record, config, domains, where, f"{path.stem}-{number}")
-        if problem.question in first_seen:
-            raise DataError(f"{where}: the same question stands at {first_seen[problem.question]}; remove one of the two")
-        first_seen[problem.question] = where
-        problems.append(problem)
-    return problems
+        first = found.setdefault(_asked(problem), problem)
+        if first is problem:
+            continue
+        if config.repeated == "error":
+            raise DataError(f"{where}: the same question stands at {first.where}; remove one of the two")
+        repeats += 1
+        if first.answer != problem.answer:
+            contradicting.setdefault(_asked(problem), f"{first.where} and {where}")
+    notes = []
+    if repeats:
+        notes.append(f"{path}: {len(found):,} different problems of {number:,}: {repeats:,} repeat a question, which counts once")
+    if contradicting:
+        notes.append(
+            f"{path}: {len(contradicting):,} questions have answers that differ, and are left out, the first at "
+            f"{next(iter(contradicting.values()))}"
+        )
+    problems = [problem for asked, problem in found.items() if asked not in contradicting]
+    if not problems:
+        raise DataError(f"{notes[-1]}; nothing is left")
+    return problems, notes
 
 
-def read_problem(record: dict[str, Any], config: DataConfig, domains: Collection[str], where: str, id: str) -> Problem:
-    """The problem of one record.
-
-    Raises:
-        DataError: what is missing or malformed, after `where`.
-    """
-    question = take_text(record, config.question_field, where)
-    kind = _take_choice(record, "kind", KINDS, "reasoning", where)
-    preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)
-    domain = _take_choice(record, "domain", domains, "code" if "tests" in record else "math", where, _OTHER_DOMAIN)
-    language = take_text(record, "language", where) if record.get("language") else ""
-    answer = _take_answer(record, config, kind, domain, where)
-    return Problem(id, question, answer, language, domain, kind, preference, where)
+def require_heldout(count: int, fraction: float) -> None:
+    """Raises DataError for held-out problems of a generated world none of which is held out."""
+    if count and not fraction:
+        raise DataError("data.heldout_fraction=0 holds out no problem: raise it, or set evaluate.problems=0")
 
 
-def _take_choice(
-    record: dict[str, Any], field: str, choices: Collection[str], default: str, where: str, otherwise: str = ""
-) -> str:
-    value = take_text(record, field, where) if field in record else default
-    if value not in choices:
-        raise DataError(f"{where}: {field} {value!r} is unknown; choose one of {', '.join(choices)}{otherwise}")
-    return value
-
-
-def _take_answer(record: dict[str, Any], config: DataConfig, kind: str, domain: str, where: str) -> str:
-    """The reference as text: tests, and the objects and lists of further domains, as JSON. A general problem may have none."""
-    if kind == "general":
-        return take_text(record, config.answer_field, where) if record.get(config.answer_field) else ""
-    if domain == "code" or (domain not in DOMAINS and "tests" in record):
-        if not record.get("tests"):
-            raise DataError(f"{where}: a problem of domain {domain} needs the field 'tests'")
-        return json.dumps(record["tests"])
-    if domain not in DOMAINS and isinstance(record.get(config.answer_field), (dict, list)):
-        return json.dumps(record[config.answer_field])
-    answer = take_text(record, config.answer_field, where)
-    return _gsm8k_answer(answer, where) if config.answer_format == "gsm8k" else answer
-
-
-def _gsm8k_answer(solution: str, where: str) -> str:
-    _, marker, answer = solution.rpartition("####")
-    answer = answer.strip().replace(",", "")
-    if not marker or not answer:
-        raise DataError(f"{where}: data.answer_format=gsm8k needs '#### ANSWER' at the end of the answer")
-    return answer
+def _asked(problem: Problem) -> Any:
+    """What makes two problems the same."""
+    return (problem.context, problem.question) if problem.context else problem.question

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from megatron_r1.data.problems import Problem, ProblemSource
+from megatron_r1.config.data import DataConfig
+from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.messages import Message
+from megatron_r1.data.chat.prompt_templates import TEMPLATES
+from megatron_r1.data.chat.template import ChatTemplate
+from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.tags import THINK_OPEN
@@ -71,14 +79,53 @@ def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_promp
     Raises:
         DataError: the prompt is longer than `max_prompt_tokens`.
     """
-    text, token_ids = tokenizer.encode_prompt(template, problem.question)
+    text, token_ids = encode_problem(problem, tokenizer, template)
     if len(token_ids) > max_prompt_tokens:
         raise DataError(
             f"problem {problem.id} has a prompt of {len(token_ids)} tokens, data.max_prompt_tokens is {max_prompt_tokens};"
-            " raise it or remove the problem"
+            " raise it, remove the problem or leave all such out with data.overlong=drop"
         )
     known = {name: getattr(problem, name) for name in ("language", "domain", "kind", "preference")}
-    return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), **known)
+    context = tuple((message.role, message.content) for message in problem.context)
+    return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), **known, context=context)
+
+
+def make_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, config: DataConfig) -> list[Prompt]:
+    """The prompts of problems, without the too long ones if `config.overlong` asks for that."""
+    fitting = [problem for problem in problems if config.overlong == "error" or _is_short_enough(problem, tokenizer, config)]
+    return [make_prompt(problem, tokenizer, config.template, config.max_prompt_tokens) for problem in fitting]
+
+
+def encode_problem(problem: Problem, tokenizer: Tokenizer, template: str) -> tuple[str, list[int]]:
+    """The prompt as text and ids.
+
+    Raises:
+        DataError: the template has no place for what was said before the question.
+    """
+    if not problem.context and template in TEMPLATES:
+        return tokenizer.encode_prompt(template, problem.question)
+    try:
+        ids = _load_template(template, tokenizer).encode_prompt([*problem.context, Message("user", problem.question)])
+    except DataError as error:
+        raise DataError(f"{problem.where or f'problem {problem.id}'}: {error}") from error
+    return tokenizer.decode_everything(ids), ids
+
+
+def without_overlong(source: ProblemSource, tokenizer: Tokenizer, config: DataConfig) -> ProblemSource:
+    """The source without problems whose prompts are longer than `max_prompt_tokens`, if `config.overlong` asks for that."""
+    if config.overlong == "error":
+        return source
+    why = f"longer than data.max_prompt_tokens={config.max_prompt_tokens}"
+    return source.select(lambda problem: _is_short_enough(problem, tokenizer, config), why)
+
+
+def _is_short_enough(problem: Problem, tokenizer: Tokenizer, config: DataConfig) -> bool:
+    return len(encode_problem(problem, tokenizer, config.template)[1]) <= config.max_prompt_tokens
+
+
+@lru_cache(maxsize=2)
+def _load_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
+    return load_chat_template(name, tokenizer)
 
 
 def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:

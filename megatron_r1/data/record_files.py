@@ -1,10 +1,12 @@
 """Records of files in any of the usual forms, one at a time, each with its place.
 
-    FILE.jsonl, FILE.jsonl.gz   one object a line, read line by line
-    FILE.json, FILE.json.gz     one list of objects
-    FILE.parquet                read a few rows at a time
-    FILE.csv                    a header and one record a row
-    FOLDER                      a `datasets` folder made by save_to_disk, or a folder of such files
+    FILE.jsonl      one object a line, read line by line
+    FILE.json       one list of objects, or one object a line
+    FILE.csv        a header and one record a row
+    FILE.parquet    read a few rows at a time
+    FOLDER          a `datasets` folder made by save_to_disk, or a folder of such files
+
+All but Parquet may be packed by gzip or zstd: FILE.jsonl.gz, FILE.csv.zst.
 
 This is the only module that reads records: every error names the file and the line, item or row.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
 import re
@@ -21,13 +24,14 @@ import zlib
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from megatron_r1.errors import DataError
 
 Record = tuple[str, dict[str, Any]]  #: where it stands, for messages, and its fields
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
+_PACKED = ("", ".gz", ".zst")
+SUFFIXES = (*(form + packed for form in (".jsonl", ".json", ".csv") for packed in _PACKED), ".parquet")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|dev|test|eval)(?:[^a-z]|$)")
 _SAME_SPLIT = {"training": "train", "valid": "validation", "dev": "validation", "eval": "test"}
 _SPLITS, _STATE = "dataset_dict.json", "state.json"  # what save_to_disk writes beside the rows
@@ -93,17 +97,17 @@ def table_files(path: Path, split: str | None = "train") -> list[Path]:
 
 
 def stream_lines(path: Path) -> Iterator[RawLine]:
-    """The lines of a .jsonl or .jsonl.gz file that are not blank, one at a time. Offsets count the unpacked bytes.
+    """The lines of a .jsonl file that are not blank, one at a time. Offsets count the unpacked bytes.
 
     Raises:
         DataError: another suffix, a file that cannot be read, or one without a line.
     """
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+    if _form_of(path) != ".jsonl":
         raise DataError(f"{path}: expected a .jsonl file, one object a line")
     number = offset = 0
     found = False
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with _open_unpacked(path) as file:
             for number, raw in enumerate(file, start=1):
                 if raw.strip():
                     found = True
@@ -114,7 +118,7 @@ def stream_lines(path: Path) -> Iterator[RawLine]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # gzip says EOFError of a cut file
         raise DataError(f"{path}: cannot be read after line {number}: not a whole gzip file ({error})") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read after line {number} ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read after line {number} ({error.strerror or error})") from error
     if not found:
         raise DataError(f"{path}: the file is empty")
 
@@ -133,14 +137,14 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The whole file, unpacked if its name ends in .gz.
+    """The whole file, unpacked if its name ends in .gz or .zst.
 
     Raises:
         DataError: missing, unreadable, not UTF-8 or blank.
     """
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        with _open_unpacked(path) as file:
+            text = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -148,7 +152,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not text.strip():
         raise DataError(f"{path}: the file is empty")
     return text
@@ -185,27 +189,58 @@ def _split_of(name: str) -> str | None:
     return _SAME_SPLIT.get(found[1], found[1]) if found else None
 
 
+def _form_of(path: Path) -> str:
+    """The suffix that tells the form of a file: what stands before .gz and .zst."""
+    return Path(path.stem).suffix if path.suffix in _PACKED[1:] else path.suffix
+
+
+def _open_unpacked(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(path.open("rb")), "zstd")))
+    return path.open("rb")
+
+
 def _read_file(path: Path) -> Iterator[Record]:
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
+    form = _form_of(path)
+    if form == ".jsonl":
         return ((line.where, parse_object(line.raw, line.where)) for line in stream_lines(path))
-    if path.name.endswith((".json", ".json.gz")):
-        return _read_json_list(path)
+    if form == ".json":
+        return _read_json_file(path)
+    if form == ".csv":
+        return _read_csv(path)
     if path.suffix == ".parquet":
         return _read_parquet(path)
-    if path.suffix == ".csv":
-        return _read_csv(path)
     raise DataError(f"{path}: expected {', '.join(SUFFIXES)} or a folder")
 
 
-def _read_json_list(path: Path) -> Iterator[Record]:
-    entries = _parse_json(read_text(path), str(path))
+def _read_json_file(path: Path) -> Iterator[Record]:
+    text = read_text(path)
+    if _begins_with_object_line(text):  # as datasets and pandas write .json
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield where, _check_object(_parse_json(line, where), where)
+        return
+    entries = _parse_json(text, str(path))
     if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list of objects")
+        raise DataError(f"{path}: expected a list of objects, or one object a line")
     if not entries:
         raise DataError(f"{path}: the list is empty")
     for number, entry in enumerate(entries, start=1):
         where = f"{path} item {number}"
         yield where, _check_object(entry, where)
+
+
+def _begins_with_object_line(text: str) -> bool:
+    first = text.lstrip().partition("\n")[0]
+    try:
+        return first.startswith("{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parse_json(text: str, where: str) -> Any:
@@ -224,7 +259,7 @@ def _check_object(value: Any, where: str) -> dict[str, Any]:
 def _read_csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _open_unpacked(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for record in reader:
                 if None in record or None in record.values():
@@ -232,7 +267,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 yield f"{path}:{reader.line_num}", record
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
+    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a readable CSV file ({error})") from error
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.schema import Config
-from megatron_r1.data.problems import Problem, ProblemSource, read_problem
+from megatron_r1.data.problem_records import Problem, read_problem
+from megatron_r1.data.problems import ProblemSource
+from megatron_r1.data.prompts import encode_problem
 from megatron_r1.data.record_files import read_records
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
@@ -184,7 +186,7 @@ class _Checker:
         report.measure("question, characters", len(problem.question))
         report.measure("answer, characters", len(problem.answer))
         if self._tokenizer is not None:
-            tokens = len(self._tokenizer.encode_prompt(data.template, problem.question)[1])
+            tokens = len(encode_problem(problem, self._tokenizer, data.template)[1])
             report.measure("prompt, tokens", tokens)
             report.measure("answer, tokens", len(self._tokenizer.encode_plain(problem.answer)))
             if tokens > data.max_prompt_tokens:

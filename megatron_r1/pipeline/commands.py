@@ -9,7 +9,6 @@ from pathlib import Path
 
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.curate import curate_files
-from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.heldout import evaluate_heldout
@@ -19,11 +18,11 @@ from megatron_r1.evaluation.result_files import named_results
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
+from megatron_r1.pipeline.builders.problems import build_problems
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 
@@ -61,12 +60,14 @@ def run_evaluate_command(config: Config) -> None:
     if config.evaluate.benchmarks.files:
         evaluate_benchmarks(config)
         return
+    if not config.evaluate.problems:
+        raise ConfigError("evaluate.problems=0 leaves nothing to evaluate on: raise it, or set evaluate.benchmarks.files")
     weights = require_weights(config.model, "the model to evaluate")
     with open_session(config.runtime) as session:
         check_custom_rewards(config.reward)
         arch = build_architecture(config.model)
         tokenizer = build_tokenizer(config.data, config.model, arch)
-        source = load_problems(config.data, accuracy_scorers(config.reward))
+        source = build_problems(config, tokenizer)
         prompts = heldout_prompts(
             source,
             tokenizer,

@@ -37,8 +37,13 @@ def run_r1_zero(config: Config, session: Session) -> None:
 
 
 def compare_with_base(root: Path) -> None:
-    """Print the base beside R1-Zero, and keep the table as summary.json, summary.md and report.html."""
+    """Print the base beside R1-Zero, and keep the table as summary.json, summary.md and report.html, if both were evaluated."""
     evaluated = [m for m in read_metrics(root / "r1_zero" / "metrics.jsonl") if "eval/pass@1" in m]
+    if not evaluated:
+        print(
+            f"\nevaluate.problems=0: there is no table\nreport: {write_report(root)}\nmodel:  {root / 'r1_zero' / 'hf'}", flush=True
+        )
+        return
     results = {"base": read_evaluation(evaluated[0]), "R1-Zero": read_evaluation(evaluated[-1])}
     table = render_table(results)
     shown = [f.name for f in fields(EvaluationResult) if f.name not in ("intervals", "temperature")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_r1.config.rewards import CustomRewardConfig, RewardConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.data.problems import Problem
+from megatron_r1.data.problem_records import Problem
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.import_path import is_import_path
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_scoring
@@ -138,7 +138,7 @@ def _read_line(where: str, raw: bytes, reward: str) -> Line:
 def _reference_of(record: dict[str, Any], where: str) -> dict[str, Any]:
     """What a custom reward is given beside the response."""
     known = {name: str(record.get(name) or default) for name, default in _PROMPT_DEFAULTS.items()}
-    problem = Problem(str(record.get("id", where)), answer="", **known)
+    problem = Problem(str(record.get("id", where)), known.pop("question"), "", **known)  # type: ignore[arg-type]
     return custom_reference(problem, record.get("answer"), cut=record.get("finished") is False)
 
 

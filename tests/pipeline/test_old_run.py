@@ -19,7 +19,7 @@ from megatron_r1.config.load import load_config
 from megatron_r1.curation.accept_samples import done
 from megatron_r1.curation.ask_model import ServedWriter
 from megatron_r1.curation.cold_start import write_cold_start
-from megatron_r1.data.problems import Problem
+from megatron_r1.data.problem_records import Problem
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime import distributed
 from tests.chat_server import ChatServer, Reply

@@ -60,6 +60,10 @@ def read_messages(entries: Any, where: str) -> list[Message]:
     Raises:
         DataError: no list, or what `read_message` raises.
     """
+    if isinstance(entries, dict) and entries and all(isinstance(column, list) for column in entries.values()):
+        if len(set(map(len, entries.values()))) > 1:
+            raise DataError(f"{where}: the columns {', '.join(entries)} have different lengths")
+        entries = [dict(zip(entries, row, strict=True)) for row in zip(*entries.values(), strict=True)]  # older tables of datasets
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise DataError(f"{where}: expected a list of messages, found {type(entries).__name__}")
     return [read_message(entry, f"{where} message {number}") for number, entry in enumerate(entries, start=1)]

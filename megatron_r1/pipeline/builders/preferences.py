@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.messages import Message
+from megatron_r1.data.chat.messages import Message, Role
 from megatron_r1.data.chat.template import encode_chat
 from megatron_r1.data.preferences import LabelledDialogues
 from megatron_r1.data.reward_packing import ScoredExample
@@ -23,7 +24,7 @@ from megatron_r1.rewards.compose import Verdicts
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.training.reward_model import RewardModel
-from megatron_r1.types import PREFERENCES, RolloutGroup
+from megatron_r1.types import PREFERENCES, Prompt, RolloutGroup
 
 _CUT = Verdict(0.0, "wrong", "cut at the length limit")
 
@@ -139,9 +140,7 @@ class PreferenceRewards:
                     f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
                 )
             rollouts = [(groups[i].prompt, rollout) for i in chosen for rollout in groups[i].rollouts]
-            responses = [
-                ((Message("user", prompt.question),), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts
-            ]
+            responses = [(_asked_messages(prompt), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts]
             scores = iter(self._scorers[preference].score(responses))
             for i in chosen:
                 row = zip(groups[i].rollouts, [next(scores) for _ in groups[i].rollouts], strict=True)
@@ -169,6 +168,10 @@ def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRew
             data = config.data.model_copy(update={"tokenizer": None})
             scorers[kind] = load_reward_scorer(config.model_copy(update={"model": model, "data": data}), session, kind)
     yield PreferenceRewards(scorers)
+
+
+def _asked_messages(prompt: Prompt) -> tuple[Message, ...]:
+    return (*(Message(cast(Role, role), text) for role, text in prompt.context), Message("user", prompt.question))
 
 
 def _verdict(score: float | None) -> Verdict:

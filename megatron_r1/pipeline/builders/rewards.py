@@ -104,8 +104,11 @@ def build_evaluation(
 ) -> Callable[[int, int], dict[str, float]]:
     """A function of (step, last step) that measures the engine's weights on held-out problems and returns the metrics.
 
-    It measures before the first step, after the last one and every `evaluate.interval` steps. After other steps it returns {}.
+    It measures before the first step, after the last one and every `evaluate.interval` steps. After other steps, and always with
+    `evaluate.problems` 0, it returns {}.
     """
+    if not config.evaluate.problems:
+        return lambda step, last: {}
     prompts = heldout_prompts(
         source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
     )

@@ -28,8 +28,9 @@ from megatron_r1.curation.outputs import KEPT, write_json_lines
 from megatron_r1.curation.records import read_file
 from megatron_r1.curation.rejection import sample_and_keep
 from megatron_r1.curation.review import apply_decisions, export_review, read_decisions
-from megatron_r1.data.problems import Problem, ProblemSource, load_problems
-from megatron_r1.data.prompts import make_prompt
+from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.problems import ProblemSource, load_problems
+from megatron_r1.data.prompts import make_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.builders.engine_weights import weights_fingerprint
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
@@ -133,7 +134,9 @@ def _sample_stage(
     """Sample the model in `policy.model.weights` on the problems and keep what `stage` asks for."""
     arch = build_architecture(policy.model)
     tokenizer = build_tokenizer(policy.data, policy.model, arch)
-    prompts = [make_prompt(p, tokenizer, policy.data.template, policy.data.max_prompt_tokens) for p in problems]
+    prompts = make_prompts(problems, tokenizer, policy.data)
+    if len(prompts) < len(problems):
+        print(f"{folder}: {len(problems) - len(prompts)} problems have prompts longer than data.max_prompt_tokens", flush=True)
     source = load_problems(policy.data, accuracy_scorers(policy.reward))
     with (
         _open_check(policy, source, folder.with_suffix(".scoring.log")) as check,

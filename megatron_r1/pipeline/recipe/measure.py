@@ -29,6 +29,7 @@ from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fi
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
+from megatron_r1.pipeline.builders.problems import fit_problems
 from megatron_r1.pipeline.builders.rewards import open_rewards
 from megatron_r1.pipeline.recipe.folder import Recipe
 from megatron_r1.pipeline.session import Session
@@ -108,6 +109,8 @@ def _respond(
     general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
+    source = fit_problems(config, source, tokenizer)
+    general = general and fit_problems(config, general, tokenizer)
 
     def draw(problems: Any, count: int) -> list:
         return heldout_prompts(

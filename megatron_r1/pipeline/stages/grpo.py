@@ -14,6 +14,7 @@ from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
+from megatron_r1.pipeline.builders.problems import fit_problems
 from megatron_r1.pipeline.builders.rewards import build_evaluation, check_custom_rewards, open_rewards
 from megatron_r1.pipeline.check_problems import check_references
 from megatron_r1.pipeline.session import Session
@@ -48,7 +49,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
-    source = _training_problems(config)
+    source = fit_problems(config, _training_problems(config), tokenizer)
     prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
     folder = Path(config.run_dir)
     with Run.open(folder, config, "grpo") as run, open_preferences(config, session) as preferences:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from megatron_r1.config.schema import Config
 from megatron_r1.data.documents import DocumentStream, load_documents
-from megatron_r1.data.problems import ProblemSource, load_problems
+from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import force_thinking, heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.evaluation.heldout import scores
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
+from megatron_r1.pipeline.builders.problems import build_problems
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import checkpoint_writer, finish_stage, require_setting, resume_run, unless_finished
-from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.pretrain import train_base
@@ -80,7 +80,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         if not stage.gate_accuracy:
             train(None)
         elif not state or not state["gate_passed"] or run.step < stage.steps:
-            folder, problems = Path(config.run_dir), load_problems(config.data, accuracy_scorers(config.reward))
+            folder, problems = Path(config.run_dir), build_problems(config, tokenizer)
             with (
                 open_rewards(config, problems, folder / "scoring.log") as rewards,
                 open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,

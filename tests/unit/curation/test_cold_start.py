@@ -18,7 +18,7 @@ from megatron_r1.curation.filters import first_failure
 from megatron_r1.curation.forms import Form
 from megatron_r1.curation.non_reasoning import write_non_reasoning
 from megatron_r1.curation.records import Conversation
-from megatron_r1.data.problems import Problem
+from megatron_r1.data.problem_records import Problem
 from megatron_r1.errors import ConfigError, DataError, RolloutError
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.runtime.ledger import Ledger

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.data import DataConfig
-from megatron_r1.data.problems import FileProblems, Problem, load_problems, read_problems
+from megatron_r1.data.general import Requests
+from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.problems import FileProblems, load_problems, read_problem_file, read_problems
 from megatron_r1.data.split import is_heldout
-from megatron_r1.errors import DataError
+from megatron_r1.errors import ConfigError, DataError
 from tests.public_data import math_file, math_records
 
 
@@ -84,10 +86,9 @@ GOOD = '{"question": "a", "answer": "1"}\n'
         ("p.jsonl", GOOD + "\n[1]\n", r"p.jsonl:3: expected an object, found list"),
         ("p.jsonl", GOOD + '{"question": "b"}', r"p.jsonl:2: field 'answer' is missing; the record has 'question'"),
         ("p.jsonl", GOOD + '{"question": "b", "answer": " "}', r"p.jsonl:2: field 'answer' is blank"),
-        ("p.jsonl", GOOD + '{"question": ["b"], "answer": "1"}', r"p.jsonl:2: field 'question' is list, not text"),
+        ("p.jsonl", GOOD + '{"question": ["b"], "answer": "1"}', r"p.jsonl:2 message 1: expected an object, found str"),
         ("p.jsonl", GOOD + '{"question": "b", "answer": true}', r"p.jsonl:2: field 'answer' is bool, not text"),
         ("p.jsonl", GOOD + '{"question": "\\ud800", "answer": "1"}', r"p.jsonl:2: .*surrogate"),
-        ("p.jsonl", GOOD + GOOD, r"p.jsonl:2: the same question stands at .*p.jsonl:1"),
         (
             "p.jsonl",
             '{"question": "b", "answer": "1", "kind": "odd"}',
@@ -103,7 +104,8 @@ GOOD = '{"question": "a", "answer": "1"}\n'
         ),
         ("p.jsonl", '{"question": "b", "domain": "code"}', r"p.jsonl:1: a problem of domain code needs the field 'tests'"),
         ("p.jsonl", "[" * 100_000, r"p.jsonl:1: bad JSON"),
-        ("p.json", "{}", r"p.json: expected a list of objects"),
+        ("p.json", "{}", r"p.json:1: field 'question' is missing"),
+        ("p.json", '{\n"question": "b"}', r"p.json: expected a list of objects, or one object a line"),
         ("p.json", "[]", r"p.json: the list is empty"),
         ("p.json", '[{"question": "b"}]', r"p.json item 1: field 'answer' is missing"),
         ("p.txt", GOOD, r"p.txt: expected .jsonl, "),
@@ -186,3 +188,86 @@ def test_gsm8k_loads_through_the_same_path(kind, count, tmp_path):
     first = math_records(kind)[0]
     assert answers[first["question"].strip()] == first["answer"].rpartition("#### ")[2]
     assert all(p.answer.lstrip("-").replace(".", "", 1).isdigit() for p in source.fixed_problems())
+
+
+def read(folder: Path, records: list[dict], **settings) -> tuple[list[Problem], list[str]]:
+    path = folder / "p.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return read_problem_file(DataConfig(source=str(path), **settings))
+
+
+def test_a_repeated_question_counts_once_and_not_at_all_if_its_answers_differ(tmp_path):
+    one, two, other = ({"question": q, "answer": a} for q, a in (("a", "1"), ("b", "2"), ("b", "3")))
+    problems, notes = read(tmp_path, [one, two, one, one])
+    assert [(p.id, p.question) for p in problems] == [("p-1", "a"), ("p-2", "b")]
+    assert len(notes) == 1 and "2 different problems of 4: 2 repeat a question" in notes[0]
+    problems, notes = read(tmp_path, [one, two, one, other, two])
+    assert [p.question for p in problems] == ["a"]
+    assert "1 questions have answers that differ, and are left out, the first at" in notes[1] and "p.jsonl:2 and" in notes[1]
+    assert read(tmp_path, [one, two]) == (problems + [replace(problems[0], id="p-2", question="b", answer="2")], [])
+    with pytest.raises(DataError, match="answers that differ.*nothing is left"):
+        read(tmp_path, [two, other])
+    with pytest.raises(DataError, match=r"p.jsonl:3: the same question stands at .*p.jsonl:1"):
+        read(tmp_path, [one, two, one], repeated="error")
+    system = {**one, "system": "Be brief."}
+    assert len(read(tmp_path, [one, system, system])[0]) == 2, "another system message is another question"
+
+
+def test_memory_does_not_grow_with_repeats(tmp_path):
+    """DAPO-Math-17k has every question a hundred times, 1.8 million rows."""
+    import tracemalloc
+
+    peaks = []
+    for times in (10, 40):
+        records = [{"question": f"{'Why? ' * 200}{n}", "answer": "1"} for n in range(50)] * times
+        with (tmp_path / "p.jsonl").open("w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        del records
+        tracemalloc.start()
+        assert len(read_problem_file(DataConfig(source=str(tmp_path / "p.jsonl")))[0]) == 50
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_another_file_to_evaluate_on(tmp_path):
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("".join(json.dumps({"question": f"q{n}", "answer": "1"}) + "\n" for n in range(5)))
+    test.write_text("".join(json.dumps({"question": f"q{n}", "answer": "1"}) + "\n" for n in (3, 7)))
+    source = load_problems(DataConfig(source=str(train), evaluation_source=str(test)))
+    assert {source.train(position, 0).question for position in range(12)} == {"q0", "q1", "q2", "q4"}
+    assert {problem.question for problem in source.heldout(2, 0)} == {"q3", "q7"}
+    assert len(source.fixed_problems()) == 6 and "1 problems of data.evaluation_source are not trained on" in source.notes[0]
+    with pytest.raises(DataError, match="evaluate.problems=3 but only 2"):
+        source.heldout(3, 0)
+    with pytest.raises(ConfigError, match="data.evaluation_source goes with a file"):
+        load_problems(DataConfig(evaluation_source=str(test)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_few_problems_are_enough_without_a_held_out_part(tmp_path, count):
+    problems = read(tmp_path, [{"question": f"q{n}", "answer": "1"} for n in range(count)])[0]
+    source = FileProblems(problems, 0.0, "few")
+    assert len({source.train(position, 0).id for position in range(count)}) == count and source.heldout(0, 0) == []
+    with pytest.raises(DataError, match="only 0 problems are held out; ask for fewer .0: no evaluation., raise"):
+        source.heldout(1, 0)
+
+
+def test_nothing_is_held_out_of_a_generated_world_at_a_share_of_0():
+    for source in (load_problems(DataConfig(heldout_fraction=0.0)), Requests(0.0)):
+        assert source.train(0, 0).question and source.heldout(0, 0) == []
+        with pytest.raises(DataError, match="data.heldout_fraction=0 holds out no problem"):
+            source.heldout(1, 0)
+
+
+def test_what_is_selected_keeps_its_order_and_says_how_many_are_left_out():
+    source = FileProblems(numbered(100), 0.2, "numbers")
+    few = source.select(lambda problem: len(problem.answer) == 1, "long")
+    assert source.select(lambda problem: True, "long") is source
+    assert [p.id for p in few.fixed_problems()] == [p.id for p in source.fixed_problems() if len(p.answer) == 1]
+    assert {p.id for p in few.heldout(len(few.fixed_problems()) - len({few.train(n, 0).id for n in range(50)}), 0)} <= {
+        p.id for p in source.heldout(sum(is_heldout(p.question, 0.2) for p in numbered(100)), 0)
+    }
+    assert few.notes == ("numbers: 91 problems are long, and are left out",)
+    with pytest.raises(DataError, match="no training problem is left: 100 are long"):
+        source.select(lambda problem: False, "long")

@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 
 from megatron_r1.config.data import DataConfig
-from megatron_r1.data.problems import FileProblems, Problem, ProblemSource, load_problems
-from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts, make_prompt
+from megatron_r1.data.chat.messages import Message
+from megatron_r1.data.chat.prompt_templates import fixed_texts
+from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.problems import FileProblems, ProblemSource, load_problems
+from megatron_r1.data.prompts import PromptStream, force_thinking, heldout_prompts, make_prompt, make_prompts, without_overlong
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
-from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_r1.errors import DataError
 from tests.public_data import KINDS, math_file
 
@@ -110,3 +113,36 @@ def test_gsm8k_prompts_hold_the_question_and_not_the_solution(tokenizer, kind, t
     for prompt in PromptStream(source, tokenizer, "r1_zero", 0, max_prompt_tokens=1024).next(200):
         assert prompt.question in prompt.text and prompt.text.endswith(". Assistant:")
         assert solutions[prompt.question] not in prompt.text and "####" not in prompt.text
+
+
+def test_what_was_said_before_a_question_goes_into_the_prompt():
+    tokenizer = train_tokenizer(["Be brief. How many? Few."] * 3, 320, single_tokens=fixed_texts("r1_chat"))
+    context = (Message("system", "Be brief."), Message("user", "A?"), Message("assistant", "<think>x</think>B."))
+    problem = Problem("p", "How many?", "1", context=context, where="x:1")
+    prompt = make_prompt(problem, tokenizer, "r1_chat", 200)
+    assert prompt.text == "<bos>Be brief.<｜User｜>A?<｜Assistant｜>B.<eos><｜User｜>How many?<｜Assistant｜>"
+    assert prompt.context == (("system", "Be brief."), ("user", "A?"), ("assistant", "<think>x</think>B."))
+    assert tokenizer.decode_everything(prompt.token_ids) == prompt.text
+    with pytest.raises(DataError, match="x:1: data.template=r1_zero holds one question"):
+        make_prompt(problem, tokenizer, "r1_zero", 200)
+    own = tokenizer.with_chat_template("{% for m in messages %}{{ m.role + ':' + m.content + ';' }}{% endfor %}A:")
+    assert (
+        make_prompt(problem, own, "tokenizer", 200).text
+        == "system:Be brief.;user:A?;assistant:<think>x</think>B.;user:How many?;A:"
+    )
+
+
+def test_too_long_prompts_are_left_out_where_that_is_asked_for(tokenizer):
+    problems = [Problem(f"p-{n}", "What is 1+1? " * (1 + 30 * (n % 5 == 0)), "2") for n in range(50)]
+    problems = [replace(problem, question=f"{problem.question}{n}") for n, problem in enumerate(problems)]
+    source = FileProblems(problems, 0.2, "numbers")
+    config = DataConfig(max_prompt_tokens=60)
+    assert without_overlong(source, tokenizer, config) is source
+    with pytest.raises(DataError, match="raise it, remove the problem or leave all such out with data.overlong=drop"):
+        PromptStream(source, tokenizer, "r1_zero", 0, 60)
+    fitting = without_overlong(source, tokenizer, config.model_copy(update={"overlong": "drop"}))
+    PromptStream(fitting, tokenizer, "r1_zero", 0, 60)
+    assert len(fitting.fixed_problems()) == 40
+    assert fitting.notes == ("numbers: 10 problems are longer than data.max_prompt_tokens=60, and are left out",)
+    dropping = config.model_copy(update={"overlong": "drop"})
+    assert [prompt.id for prompt in make_prompts(problems[:7], tokenizer, dropping)] == ["p-1", "p-2", "p-3", "p-4", "p-6"]

@@ -28,6 +28,41 @@ def write_parquet(path: Path, rows: list[dict]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
+def zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": lambda content: zstd(content[:20]) + zstd(content[20:])}
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_packed_files_hold_what_others_hold(tmp_path, packed):
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
+    for name, content in (("a.jsonl", lines), ("a.json", lines + b"\n"), ("b.json", json.dumps(ROWS).encode())):
+        path = tmp_path / (name + packed)
+        path.write_bytes(PACK[packed](content))
+        assert [record for _, record in read_records(path)] == ROWS
+    path = tmp_path / f"a.csv{packed}"
+    path.write_bytes(PACK[packed]("n,text\n1,a\u2028b\n2,c\n3,d\n".encode("utf-8-sig")))
+    assert list(read_records(path)) == [(f"{path}:{n + 2}", {**row, "n": str(n + 1)}) for n, row in enumerate(ROWS)]
+    assert len(list(read_records(tmp_path))) == 4 * len(ROWS)
+
+
+def test_lines_of_objects_in_a_json_file_are_counted_as_lines(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('\n{"a": "b\u2028c"}\n\n{"a": [\n')
+    records = read_records(path)
+    assert next(records) == (f"{path}:2", {"a": "b\u2028c"})
+    with pytest.raises(DataError, match="x.json:4: bad JSON"):
+        next(records)
+    path.write_text('{"a": 1}')
+    assert list(read_records(path)) == [(f"{path}:1", {"a": 1})]
+    path.write_text('[\n{"a": 1},\n{"a": 2}]')
+    assert [record for _, record in read_records(path)] == [{"a": 1}, {"a": 2}]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "parquet", "folder", "saved", "saved splits"])
 def test_records_are_the_same_from_every_kind_of_file(tmp_path, kind):
     path, third = tmp_path / f"rows.{kind}", "row 3"
@@ -81,7 +116,18 @@ def test_a_split_of_a_folder(tmp_path):
         ("x.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "x.jsonl:2: not UTF-8 text"),
         ("x.jsonl", b"\n\n", "x.jsonl: the file is empty"),
         ("x.jsonl", None, "x.jsonl: no such file"),
-        ("x.json", b'{"a": 1}', "x.json: expected a list of objects"),
+        ("x.json", b'{\n"a": 1}', "x.json: expected a list of objects"),
+        ("x.json", b'{"a": 1}\n{"a": \n', "x.json:2: bad JSON"),
+        ("x.json", b'{"a": 1}\n[1]\n', "x.json:2: expected an object, found list"),
+        ("x.json", b'"a"', "x.json: expected a list of objects"),
+        ("x.jsonl.zst", zstd(b'{"a": 1}\n' * 9)[:-5], "x.jsonl.zst: cannot be read after line"),
+        ("x.jsonl.zst", b'{"a": 1}\n', "x.jsonl.zst: cannot be read after line 0"),
+        ("x.jsonl.zst", b"", "x.jsonl.zst: the file is empty"),
+        ("x.jsonl.zst", None, "x.jsonl.zst: no such file"),
+        ("x.json.zst", b"[]", "x.json.zst: cannot be read"),
+        ("x.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0)[:-9], "x.csv.gz: not a readable CSV file"),
+        ("x.csv.zst", b"a,b\n", "x.csv.zst: not a readable CSV file"),
+        ("x.bz2", b"", "x.bz2: expected .jsonl"),
         ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "x.jsonl.gz: cannot be read after line"),
         ("x.jsonl.gz", b'{"a": 1}\n', "x.jsonl.gz: cannot be read after line 0"),
         ("x.parquet", b"PAR1 no", "x.parquet: cannot be read after row 0"),

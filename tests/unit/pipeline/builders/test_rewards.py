@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+from megatron_r1.config.load import load_config
 from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.data.problems import load_problems
 from megatron_r1.evaluation.heldout import EvaluationResult
-from megatron_r1.pipeline.builders.rewards import evaluation_metrics, open_scoring, read_evaluation
+from megatron_r1.pipeline.builders.rewards import build_evaluation, evaluation_metrics, open_scoring, read_evaluation
 from megatron_r1.rewards.scorers import scorer_specs
 
 
@@ -26,3 +28,9 @@ def test_a_pool_makes_the_folder_of_its_log(tmp_path):
         verdict = scoring.submit("format", "<think>a</think><answer>b</answer>").result()
     assert log.is_file()
     assert verdict.score == 1.0
+
+
+def test_without_problems_there_is_no_evaluation():
+    config = load_config(None, ["evaluate.problems=0", "evaluate.interval=1", "data.heldout_fraction=0"])
+    measure = build_evaluation(config, None, None, load_problems(config.data), None)
+    assert [measure(step, 3) for step in range(4)] == [{}] * 4
