@@ -54,7 +54,8 @@ STAYS: Mapping[str, str] = {
     "it says what the model is": "model.preset model.overrides runtime.dtype",
     "it says what is trained on, and in which order": """
         data.question_field data.answer_field data.text_field data.answer_format data.template data.general_share
-        data.repeated data.overlong data.heldout_fraction pretrain.sequence_length pretrain.mask_documents sft.max_tokens sft.overlong sft.invalid
+        data.repeated data.overlong data.heldout_fraction pretrain.sequence_length pretrain.mask_documents
+        sft.max_tokens sft.overlong sft.invalid
         sft.prompt_field sft.response_field sft.trained_turns
         sft.validation_fraction reward_model.kind reward_model.max_tokens
     """,
