@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.families.deepseek_v3 import DeepseekV3, RopeScaling
-from megatron_r1.model.families.llama import Llama, Llama3RopeScaling
+from megatron_r1.model.families.deepseek_v3 import DeepseekV3
+from megatron_r1.model.families.llama import Llama
 from megatron_r1.model.families.qwen2 import Qwen2
+from megatron_r1.model.latent_attention import LatentYarnScaling
 from megatron_r1.model.registry import families
+from megatron_r1.model.rope import Llama3Scaling
 from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.mapping import hf_shapes, model_entries
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter
@@ -22,7 +24,7 @@ def full_architecture(mtp: int = 1) -> DeepseekV3:
     return DeepseekV3(
         vocab_size=130, hidden_size=64, num_hidden_layers=5, first_k_dense_replace=1, num_nextn_predict_layers=mtp,
         intermediate_size=128, num_attention_heads=4, q_lora_rank=24, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8,
-        v_head_dim=16, max_position_embeddings=128, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=32),
+        v_head_dim=16, max_position_embeddings=128, rope_scaling=LatentYarnScaling(factor=4.0, original_max_position_embeddings=32),
         n_routed_experts=8, n_shared_experts=1, moe_intermediate_size=32, num_experts_per_tok=4, n_group=4, topk_group=2,
         routed_scaling_factor=2.5, init_std=0.05,
     )  # fmt: skip
@@ -37,11 +39,14 @@ def qwen2_architecture(tied: bool = True) -> Qwen2:
 
 
 def llama_architecture() -> Llama:
-    """A small llama whose scaled RoPE has all three of its ranges within 16 frequencies: kept, blended and divided."""
+    """A small llama whose scaled RoPE has all three of its ranges within 16 frequencies: kept, blended and divided.
+
+    Its vocabulary divides over no two ranks.
+    """
     return Llama(
-        vocab_size=130, hidden_size=64, num_hidden_layers=4, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=131, hidden_size=64, num_hidden_layers=4, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
         head_dim=32, max_position_embeddings=128, rope_theta=100.0, init_std=0.05,
-        rope_scaling=Llama3RopeScaling(factor=4.0, high_freq_factor=3.0, original_max_position_embeddings=64),
+        rope_scaling=Llama3Scaling(factor=4.0, high_freq_factor=3.0, original_max_position_embeddings=64),
     )  # fmt: skip
 
 

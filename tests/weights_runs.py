@@ -26,7 +26,7 @@ _DENSE_4 = [{"tp": 2, "pp": 2, "vpp": 2}]
 #: number of ranks -> model -> layouts
 LAYOUTS: dict[int, dict[str, list[dict[str, int]]]] = {
     1: {name: [{}] for name in MODELS},
-    2: {name: _EVERY + ([{"ep": 2}] if name.startswith("v3") else []) for name in MODELS},
+    2: {name: _EVERY + ([{"ep": 2}] if arch.experts else []) for name, arch in MODELS.items()},
     4: {
         "v3": [{"tp": 2, "ep": 2, "etp": 2}, {"tp": 2, "pp": 2, "vpp": 2, "ep": 2}],
         **{name: _DENSE_4 for name in MODELS if not name.startswith("v3")},

@@ -21,7 +21,7 @@ from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import dequantize, quantize
 from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.mapping import hf_shapes
+from megatron_r1.weights.mapping import hf_shapes, repeated_names
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -44,8 +44,8 @@ def compare_folders(hf: Path, megatron: Path) -> str:
     def check() -> None:
         if source.architecture() != arch:
             raise ConversionError(f"config.json in {hf} and in {stored.folder} describe different models")
-        source.check_names(shapes)
-        source.check_shapes(shapes)
+        source.check_names(shapes, repeated_names(arch))
+        source.check_shapes({name: shape for name, shape in shapes.items() if name in source.files})
 
     on_rank_zero(check)
     with failing_together():
@@ -72,7 +72,8 @@ def _compare_share(source: HfFolder, stored: MegatronFolder) -> tuple[Counter[st
         for i, tensor in read_ahead(stored.read, entries):
             entry = stored.entries[i]
             parts = unfuse(entry, tensor)
-            for name, part in [*zip(entry.hf, parts, strict=True), *((copy, parts[0]) for copy in entry.copies)]:
+            copies = [(copy, parts[0]) for copy in entry.repeats if copy in source.files]
+            for name, part in [*zip(entry.hf, parts, strict=True), *copies]:
                 how = _how_equal(source, name, part)
                 if how is None:
                     differing.append((i, name, f"in {source.folder / source.files[name]}"))

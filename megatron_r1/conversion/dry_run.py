@@ -20,6 +20,7 @@ from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.weights.fp8 import SCALE_SUFFIX
+from megatron_r1.weights.hf import check_quantization
 from megatron_r1.weights.hf_export import hf_tensors
 from megatron_r1.weights.mapping import hf_shapes, model_entries
 from megatron_r1.weights.safetensors_file import DTYPE_NAMES, HfTensor
@@ -44,7 +45,7 @@ def dry_run(config: Path, sizes: ParallelConfig, dtype: torch.dtype | None, tabl
         ConversionError: the ranks do not hold each element exactly once.
     """
     raw, arch = _read_config(config)
-    tensors = hf_tensors(hf_shapes(arch), dtype or _stored_dtype(raw))
+    tensors = hf_tensors(hf_shapes(arch), dtype or _stored_dtype(config, raw))
     entries = model_entries(arch)
     entry_of = {name: i for i, entry in enumerate(entries) for name in (*entry.hf, *entry.copies)}
 
@@ -82,14 +83,23 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Architecture]:
         return raw, read_hf_config(raw)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be used: it is nested too deeply") from None
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 
-def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
-    if (config.get("quantization_config") or {}).get("quant_method") == "fp8":
+def _stored_dtype(path: Path, config: dict[str, Any]) -> torch.dtype:
+    check_quantization(path, config.get("quantization_config"))
+    if config.get("quantization_config"):
         return torch.float8_e4m3fn
-    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES if dtype.itemsize in (2, 4)}
+    if not isinstance(name, str) or name.removeprefix("torch.") not in known:
+        raise CheckpointError(
+            f"{path}: dtype or torch_dtype is {name!r}, weights are one of {', '.join(sorted(known))}: or give --dtype"
+        )
+    return known[name.removeprefix("torch.")]
 
 
 def _describe_tensor(tensor: HfTensor) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import Layout, smallest_layout
 from megatron_r1.mcore.pieces import Piece, Shards
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.model.rows import Split
 from megatron_r1.runtime.checkpoints import COMPLETE, STATE, manifest_entry, seal
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero, on_rank_zero, world_size
@@ -28,8 +29,8 @@ from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import prepare_decoder
 from megatron_r1.weights.fused_tensors import fuse
-from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.mapping import Entry, hf_shapes, model_entries
+from megatron_r1.weights.hf import CONFIG, HfFolder
+from megatron_r1.weights.mapping import Entry, hf_shapes, model_entries, repeated_names
 
 _EMPTY_FILE = "__empty.distcp"
 _STRIPE = 1 << 22  # elements compared at a time
@@ -86,8 +87,8 @@ def import_folder(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype
 def _plan(source: HfFolder, arch: Architecture, sizes: ParallelConfig) -> tuple[Layout, Shards]:
     """Look at all headers of the folder, and ask Megatron-Core who stores what."""
     shapes = hf_shapes(arch)
-    source.check_names(shapes)
-    source.check_shapes(shapes)
+    source.check_names(shapes, repeated_names(arch))
+    source.check_shapes({name: shape for name, shape in shapes.items() if name in source.files})
     layout = smallest_layout(sizes, arch)
     return layout, shards_of_layout(arch, layout)
 
@@ -106,7 +107,8 @@ def _write_parts(source: HfFolder, work: WorkFolder, parts: dict[int, list[Entry
         def fill(file: DataFile, item: EntryToStore, tensors: list[torch.Tensor]) -> None:
             for piece in item.pieces:
                 box = _take_box(item.entry, tensors, piece.area(len(item.entry.full_shape)))
-                file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
+                if box.numel():  # a rank may hold nothing but padding of the vocabulary
+                    file.add(piece.key, piece.global_shape, piece.offset, box.reshape(piece.shape))
             progress.advance(item.nbytes)
 
         write_parts(
@@ -128,7 +130,7 @@ def _close_part(work: WorkFolder, file: DataFile) -> None:
 def _read_entry(source: HfFolder, item: EntryToStore) -> list[torch.Tensor]:
     """The tensors of an entry; its copies are held against it."""
     tensors = [source.read(name, dtype=item.dtype) for name in item.entry.hf]
-    for copy in item.entry.copies:
+    for copy in (name for name in item.entry.repeats if name in source.files):
         step = max(1, _STRIPE // tensors[0].shape[1])
         for start in range(0, len(tensors[0]), step):
             rows = slice(start, min(start + step, len(tensors[0])))
@@ -160,6 +162,9 @@ def _finish_import(source: HfFolder, work: WorkFolder, num_parts: int, objects: 
     place = Chunk("", torch.float32, (), (), (), _EMPTY_FILE, 0, file.bytes)
     write_metadata(policy, chunks, (place, sorted(objects)))
     copy_companions(source.folder, work.folder)
+    config = config_as_stored(source)
+    if config != source.config:
+        write_atomically(work.folder / CONFIG, json.dumps(config, indent=2) + "\n")
     write_atomically(work.folder / STATE, json.dumps(state, indent=1))
     hashed = {f"{POLICY}/{name}": {"bytes": note["bytes"], "xxh128": note["xxh128"]} for name, note in notes.items()}
     for path in sorted(path for path in work.folder.rglob("*") if path.is_file()):
@@ -167,6 +172,16 @@ def _finish_import(source: HfFolder, work: WorkFolder, num_parts: int, objects: 
         if name not in hashed:
             hashed[name] = manifest_entry(path)
     work.finish(partial(_seal, hashed))
+
+
+def config_as_stored(source: HfFolder) -> dict[str, Any]:
+    """The folder's config.json, its fields as its tensors say where these have less of the model."""
+    said, arch = read_hf_config(source.config), source.architecture()
+    if said == arch:
+        return source.config
+    changed = {name: value for name, value in arch.model_dump().items() if value != getattr(said, name)}
+    spellings = {key for key, name in arch.HF_SPELLINGS.items() if name in changed}
+    return {key: value for key, value in source.config.items() if key not in spellings} | changed
 
 
 def _untuple(value: Any) -> Any:

@@ -16,6 +16,7 @@ from megatron_r1.mcore.layout import Layout
 from megatron_r1.mcore.pieces import Piece
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
+from megatron_r1.model.rows import Split
 from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_checkpoints
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero
 from megatron_r1.runtime.files import TEMPORARY
@@ -77,18 +78,20 @@ class MegatronFolder:
         self._stored = StoredTensors(folder / POLICY)
         #: per entry: name of the tensor that holds it, and where on that tensor's first axes
         self._places: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(self.entries)
-        shapes = {}
+        shapes, padded = {}, set()
         for piece in pieces:
             lead = len(piece.global_shape) - len(self.entries[piece.entry].full_shape)
             self._places[piece.entry] = (piece.key, piece.offset[:lead])
             shapes[piece.key] = piece.global_shape
+            if self.entries[piece.entry].split is Split.VOCAB:
+                padded.add(piece.key)
         stored = {name for name in self._stored.names() if not name.startswith(_OPTIMIZER)}
         problems = [f"it lacks {key}" for key in sorted(shapes.keys() - stored)]
         problems += [f"it has {key}, which the model has not" for key in sorted(stored - shapes.keys())]
         problems += [
             f"{key} has shape {list(self._stored.shape(key))}, expected {list(shapes[key])}"
             for key in sorted(shapes.keys() & stored)
-            if self._stored.shape(key) != shapes[key]
+            if not _fits_padded(self._stored.shape(key), shapes[key], may_be_longer=key in padded)
         ]
         if problems:
             raise ConversionError(f"{folder / POLICY} does not hold the model of its {CONFIG}: {name_some(problems)}")
@@ -106,10 +109,17 @@ class MegatronFolder:
         """
         key, lead = self._places[entry]
         tensor = self._stored.read(key, lead)
+        if self.entries[entry].split is Split.VOCAB:
+            tensor = tensor[: self.entries[entry].full_shape[0]]
         low, high = torch.aminmax(tensor)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ConversionError(f"tensor {key} in {self.folder / POLICY} holds NaN or infinite values")
         return tensor
+
+
+def _fits_padded(shape: tuple[int, ...], wanted: tuple[int, ...], may_be_longer: bool) -> bool:
+    """A run pads the vocabulary until its tensor-parallel ranks divide it."""
+    return shape[1:] == wanted[1:] and (shape[0] >= wanted[0] if may_be_longer else shape[0] == wanted[0])
 
 
 def open_megatron(folder: Path) -> tuple[MegatronFolder, Architecture]:
@@ -131,5 +141,7 @@ def megatron_architecture(folder: Path) -> Architecture:
     path = folder / CONFIG
     try:
         return read_hf_config(json.loads(path.read_text()))
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be used: it is nested too deeply") from None
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error

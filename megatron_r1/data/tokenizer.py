@@ -230,14 +230,21 @@ def train_tokenizer(
     return Tokenizer(json.dumps(state, ensure_ascii=False, indent=2), BOS, EOS, PAD)
 
 
-def check_tokenizer_fits(tokenizer: Tokenizer, architecture: Architecture) -> None:
+def check_tokenizer_fits(tokenizer: Tokenizer, architecture: Architecture, *, shape_is_given: bool) -> None:
     """Every id of the tokenizer has a row in the embedding.
+
+    Args:
+        shape_is_given: by a folder of weights, so that its vocabulary cannot be another.
 
     Raises:
         ConfigError: the tokenizer is larger than the model's vocabulary.
     """
     if tokenizer.vocab_size > architecture.vocab_size:
+        advice = (
+            "give the model's own tokenizer in data.tokenizer, its added tokens removed that the model has not"
+            if shape_is_given
+            else f"set model.overrides.vocab_size={tokenizer.vocab_size}, or take another data.tokenizer"
+        )
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but the model's vocab_size is {architecture.vocab_size};"
-            " set model.overrides.vocab_size or take another data.tokenizer"
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model's vocab_size is {architecture.vocab_size}: {advice}"
         )

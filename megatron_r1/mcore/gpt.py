@@ -21,12 +21,21 @@ class R1GPTModel(GPTModel):
 
     logit_temperature: float = 1.0
     train_mtp: bool = False  #: False: the block keeps its weights but is not run
+    vocabulary: int  #: tokens; the rows after them, which make the vocabulary divide over ranks, are never predicted
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """-log p [b, s] of labels [b, s] under logits [s, b, vocab / tp]."""
         if self.logit_temperature != 1.0:
             logits = logits / self.logit_temperature
-        return super().compute_language_model_loss(labels, logits)
+        return super().compute_language_model_loss(labels, self._without_padding(logits))
+
+    def _without_padding(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits, in place, with those of padding at minus infinity: they have no part of any probability."""
+        width = logits.shape[-1]
+        first = self.pg_collection.tp.rank() * width
+        if first + width > self.vocabulary:
+            logits[..., max(self.vocabulary - first, 0) :] = -torch.inf
+        return logits
 
     def _postprocess(
         self,
@@ -44,5 +53,5 @@ class R1GPTModel(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden_states, weight=weight, runtime_gather_output=runtime_gather_output)
         if labels is None:
-            return logits.transpose(0, 1).contiguous()
+            return self._without_padding(logits).transpose(0, 1).contiguous()
         return self.compute_language_model_loss(labels, logits)

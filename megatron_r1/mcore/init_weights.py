@@ -13,15 +13,17 @@ require_active()
 
 from megatron.core import parallel_state
 
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"(experts\.local_experts\.|experts\.linear_fc[12]\.weight)(\d+)")
 
 
 @torch.no_grad()
-def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> None:
+def initialize_weights(module: torch.nn.Module, *, std: float, seed: int, vocab_size: int) -> None:
     """Draw every matrix from N(0, std^2) (V3 section 4.2: one standard deviation for all); norms stay 1, biases 0.
 
-    A parameter with an attribute `init_std` has its own standard deviation.
+    A parameter with an attribute `init_std` has its own standard deviation. Rows of embedding and output layer from `vocab_size` on
+    are padding and zero.
 
     The full tensor is drawn on the CPU and each rank keeps its part.
     """
@@ -34,8 +36,12 @@ def initialize_weights(module: torch.nn.Module, *, std: float, seed: int) -> Non
         axis = getattr(parameter, "partition_dim", 0) if parts > 1 else 0
         shape = list(parameter.shape)
         shape[axis] *= parts
+        padding = shape[0] - vocab_size if name in _VOCABULARY and parts > 1 else 0
+        shape[0] -= padding
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{global_name(module, name)}".encode()))
         full = torch.empty(shape).normal_(0.0, getattr(parameter, "init_std", std), generator=generator)
+        if padding:
+            full = torch.cat([full, full.new_zeros(padding, shape[1])])
         parameter.copy_(_part(full, axis, parts, group.rank(), gated=".linear_fc1." in name))
 
 

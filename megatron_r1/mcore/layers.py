@@ -159,13 +159,47 @@ class LeanExperts(SequentialMLP):
         return torch.cat(outputs), None
 
 
+class GroupSelection:
+    """Selection of experts over groups that are scored by another number of their experts than Megatron-Core counts.
+
+    It takes the place of Megatron-Core's replay of recorded selections, the one part of the router that may select.
+    """
+
+    def __init__(self, best_of_group: int) -> None:
+        self._best = best_of_group
+
+    def get_replay_topk(
+        self, scores: torch.Tensor, topk: int, num_groups: int, group_topk: int, stock: Callable[..., Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [tokens, experts] -> scores and numbers [tokens, topk] of the best experts of the best groups."""
+        grouped = scores.unflatten(1, (num_groups, -1))
+        groups = grouped.topk(self._best, dim=-1).values.sum(-1).topk(group_topk, dim=-1).indices
+        usable = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, groups, True)
+        return grouped.masked_fill(~usable.unsqueeze(-1), -torch.inf).flatten(1).topk(topk, dim=-1)
+
+
 class Router(TopKRouter):
-    """Megatron-Core's router with the sequence-wise balance loss at its full weight in every layout.
+    """Megatron-Core's router with the sequence-wise balance loss at its full weight in every layout, and with its family's rule.
 
     Under `calculate_per_token_loss` gradients are divided by the number of tokens, so the balance loss must be multiplied by
     that of the micro-batch. The stock router takes one sequence's share on one rank: the loss is too small by tp * cp and by
     the number of rows.
     """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        rule = config.router_rule
+        self._normalize_one = rule.normalize_one
+        if rule.best_of_group is not None:
+            self.router_replay = GroupSelection(rule.best_of_group)
+
+    def routing(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [tokens, experts], zero where not selected, and what is selected."""
+        weights, selected = super().routing(logits, padding_mask)
+        if self._normalize_one:  # Megatron-Core normalises from two experts on
+            scale = self.config.moe_router_topk_scaling_factor or 1.0
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * scale
+        return weights, selected
 
     def attach_and_log_load_balancing_loss(
         self, activation: torch.Tensor, aux_loss_coeff: float, aux_loss: torch.Tensor, aux_loss_name: str,

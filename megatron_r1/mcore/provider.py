@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from megatron_r1.config.optimizer import MoeTrainingConfig
@@ -19,6 +17,7 @@ from megatron.core import parallel_state
 from megatron_r1.mcore.gpt import R1GPTModel
 from megatron_r1.mcore.init_weights import initialize_weights
 from megatron_r1.mcore.reward_head import RewardGPTModel
+from megatron_r1.mcore.rope import yarn_frequencies
 from megatron_r1.mcore.specs import block_specs
 from megatron_r1.mcore.transformer_config import transformer_config
 
@@ -47,7 +46,7 @@ def build_model(
         module = (RewardGPTModel if arch.is_reward_model else R1GPTModel)(
             config,
             decoder,
-            vocab_size=arch.vocab_size,
+            vocab_size=padded_vocabulary(arch, layout),
             max_sequence_length=arch.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
@@ -57,20 +56,28 @@ def build_model(
             mtp_block_spec=mtp,
             vp_stage=vp_stage,
         )
-        scaling = arch.rope_wavelength_scaling()
-        if scaling is not None:
-            _scale_rope(module, scaling)
-        initialize_weights(module, std=arch.init_std, seed=seed)
+        module.vocabulary = arch.vocab_size
+        _scale_rope(module, arch)
+        initialize_weights(module, std=arch.init_std, seed=seed, vocab_size=arch.vocab_size)
         module.train_mtp = mtp is not None and moe.mtp_loss_scale > 0
         _freeze(module, mtp=not module.train_mtp, router=freeze_router)
         modules.append(module)
     return modules
 
 
-def _scale_rope(module: R1GPTModel | RewardGPTModel, scaling: dict[str, Any]) -> None:
-    # GPTModel(rope_scaling=True) would take 1, 4 and 8192 for all but the factor.
-    rope = module.rotary_pos_emb
-    rope.inv_freq = rope._apply_scaling(rope.inv_freq, **scaling)
+def padded_vocabulary(arch: Architecture, layout: Layout) -> int:
+    """Rows of embedding and output layer over all tensor-parallel ranks: rows that no token has are added until they divide."""
+    return -(-arch.vocab_size // layout.tp) * layout.tp
+
+
+def _scale_rope(module: R1GPTModel | RewardGPTModel, arch: Architecture) -> None:
+    wavelength, yarn = arch.rope_wavelength_scaling(), arch.yarn_scaling()
+    if wavelength is not None:
+        # GPTModel(rope_scaling=True) would take 1, 4 and 8192 for all but the factor.
+        rope = module.rotary_pos_emb
+        rope.inv_freq = rope._apply_scaling(rope.inv_freq, **wavelength)
+    if yarn is not None:
+        module.rotary_pos_emb.inv_freq = yarn_frequencies(module.rotary_pos_emb.inv_freq, arch.rope_theta, **yarn)
 
 
 def _freeze(module: torch.nn.Module, *, mtp: bool, router: bool) -> None:

@@ -10,6 +10,7 @@ from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.meta import MetaRank, meta_ranks
 from megatron_r1.mcore.pieces import Piece, Shards
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.rows import Split
 from megatron_r1.weights.local_weights import local_weights
 
 require_active()
@@ -34,6 +35,7 @@ def shards_of_ranks(arch: Architecture, layout: parallel.Layout, ranks: Sequence
 
 def _collect(shards: Shards, rank: int, built: MetaRank, arch: Architecture) -> None:
     local = local_weights(built.modules, arch, built.groups)
+    rows = {i: arch.vocab_size for i in local.tensors if local.entries[i].split is Split.VOCAB}
     held = [(i, tensor) for i, tensors in local.tensors.items() for tensor in tensors]
     # Megatron-Core's sharded tensors are parameters or views of parts of them: their storage shows of which.
     entry_of = {tensor.untyped_storage()._cdata: i for i, tensor in held}
@@ -49,12 +51,20 @@ def _collect(shards: Shards, rank: int, built: MetaRank, arch: Architecture) -> 
             if isinstance(part, ShardedObject):
                 shards.objects.add(part.unique_key)
             elif isinstance(part, ShardedTensor):
-                shards.pieces.append(_piece(part, entry_of))
+                shards.pieces.append(_piece(part, entry_of, rows))
 
 
-def _piece(part: ShardedTensor, entry_of: dict[int, int]) -> Piece:
+def _piece(part: ShardedTensor, entry_of: dict[int, int], rows: dict[int, int]) -> Piece:
+    """`rows`: how many of an entry are no padding; a conversion stores these alone, whatever the layout."""
     entry = entry_of.get(part.data.untyped_storage()._cdata)
     if entry is None:
         raise ConversionError(f"{part.key} would be stored, but is no weight of the mapping table")
-    shape = (1,) * part.prepend_axis_num + tuple(part.local_shape)
-    return Piece(entry, part.key, tuple(part.global_shape), tuple(part.global_offset), shape)
+    shape, whole, offset = (
+        (1,) * part.prepend_axis_num + tuple(part.local_shape),
+        tuple(part.global_shape),
+        tuple(part.global_offset),
+    )
+    if entry in rows:
+        start = min(offset[0], rows[entry])
+        shape, whole, offset = (min(shape[0], rows[entry] - start), shape[1]), (rows[entry], whole[1]), (start, offset[1])
+    return Piece(entry, part.key, whole, offset, shape)

@@ -29,7 +29,12 @@ def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfi
     settings = _common(arch, runtime) | _parallel(arch, layout, runtime) | _recompute(runtime) | _multi_token_prediction(arch, moe)
     if arch.experts is not None:
         settings |= _experts(arch.experts, moe)
-    return kind(**(settings | arch.megatron_settings()))
+    config = kind(**(settings | arch.megatron_settings()))
+    yarn = arch.yarn_scaling()
+    if yarn is not None:
+        config.yarn_rotary_scaling_factor = yarn["factor"]  # no field, but attention scales sine and cosine by it
+    config.router_rule = arch.router_rule()
+    return config
 
 
 def _common(arch: Architecture, runtime: RuntimeConfig) -> dict[str, object]:

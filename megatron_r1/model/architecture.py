@@ -7,16 +7,24 @@ the architecture what they need to know, and none of them knows a family by name
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from megatron_r1.model.rope import read_rope
 from megatron_r1.model.rows import Block, Row, Split, norm_row, swiglu_rows
 
 SCORE_HEAD = "score.weight"  #: a reward model's head in transformers' classifiers
+OUTPUT_LAYER = "lm_head.weight"
 _LANGUAGE_MODEL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"  # how transformers' class names end
+
+# Upper bounds of what config.json may say, some ten times what the largest published models have: a number with a slipped digit
+# is named at once, before a table of that many tensors is made or memory is taken.
+MOST_LAYERS, MOST_HEADS, MOST_EXPERTS, MOST_WIDTH, MOST_VOCABULARY = 1024, 4096, 8192, 1 << 20, 1 << 22
+_MOST_EXPERT_LAYERS = 200_000
+_MOST_POSITIONS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,14 @@ class Experts:
     count: int  #: routed ones
     width: int  #: of the feed-forward of one
     shared_width: int = 0  #: of all shared experts together; 0: there are none
+
+
+@dataclass(frozen=True)
+class RouterRule:
+    """What Megatron-Core's router has no setting for."""
+
+    best_of_group: int | None = None  #: experts whose scores are a group's; None: as Megatron-Core counts, or there are no groups
+    normalize_one: bool = False  #: the weight of the one expert of a token is the scaling factor, whatever its score
 
 
 class Architecture(BaseModel):
@@ -39,23 +55,37 @@ class Architecture(BaseModel):
     HF_CLASS: ClassVar[str]  #: "architectures" of config.json
     HF_FIXED: ClassVar[dict[str, Any]] = {}  #: fields of config.json that have one value only in what this project builds
     ATTENTION: ClassVar[Literal["grouped_query", "latent"]]  #: which attention module Megatron-Core and vLLM build
+    #: What transformers takes for a field that config.json lacks, where this class has another default.
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {}
+    HF_NULL: ClassVar[dict[str, Any]] = {}  #: what `null` stands for; an optional field without an entry may not be null
+    HF_SPELLINGS: ClassVar[dict[str, str]] = {}  #: other names of fields in config.json -> the field
+    ALSO_KNOWN_AS: ClassVar[tuple[str, ...]] = ()  #: other values of `model_type` for the same architecture
     HAS_FP8: ClassVar[bool] = False  #: whether folders with block-scaled FP8 weights are published (see `weights/fp8.py`)
     #: Hugging Face tensors that vLLM keeps as one: last part of the name of vLLM's -> those of Hugging Face, in order
     VLLM_FUSED: ClassVar[dict[str, tuple[str, ...]]] = {"gate_up_proj": ("gate_proj", "up_proj")}
     REWARD_MODEL_FIELDS: ClassVar[dict[str, Any]] = {"tie_word_embeddings": False}  #: what a reward model always has
 
     model_type: str
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0, description="dense feed-forward width")
-    num_attention_heads: int = Field(gt=0)
-    max_position_embeddings: int = Field(gt=0)
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
+    vocab_size: int = Field(gt=0, le=MOST_VOCABULARY)
+    hidden_size: int = Field(gt=0, le=MOST_WIDTH)
+    num_hidden_layers: int = Field(gt=0, le=MOST_LAYERS)
+    intermediate_size: int = Field(gt=0, le=MOST_WIDTH, description="dense feed-forward width")
+    num_attention_heads: int = Field(gt=0, le=MOST_HEADS)
+    max_position_embeddings: int = Field(gt=0, le=_MOST_POSITIONS)
+    rope_theta: float = Field(10000.0, gt=0, allow_inf_nan=False)
+    rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
     tie_word_embeddings: bool = False
     init_std: float = Field(0.006, gt=0, description="V3 section 4.2; the 0.02 in the published config.json is not it")
     score_label: str | None = Field(None, description="a reward model, and what its one number says; None: a language model")
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        if self.experts is not None and self.experts.count * self.num_hidden_layers > _MOST_EXPERT_LAYERS:
+            raise ValueError(
+                f"num_hidden_layers={self.num_hidden_layers} with {self.experts.count} experts each are more than "
+                f"{_MOST_EXPERT_LAYERS:,} experts"
+            )
+        return self
 
     # What a family says of its shape.
 
@@ -88,15 +118,26 @@ class Architecture(BaseModel):
         """Why Megatron-Core does not compute this model, naming the field and what to do; None: it does."""
         return None
 
+    def router_rule(self) -> RouterRule:
+        """How the router differs from what Megatron-Core can be set to."""
+        return RouterRule()
+
     def rope_wavelength_scaling(self) -> dict[str, Any] | None:
         """Arguments of Megatron-Core's scaling of RoPE by wavelength, as Llama 3's; None: no such scaling."""
         return None
 
+    def yarn_scaling(self) -> dict[str, Any] | None:
+        """YaRN of grouped-query attention, fields of `rope.YarnScaling`; None: no such scaling. Latent attention has its own."""
+        return None
+
     def split_sizes(self) -> dict[str, dict[str, int]]:
-        """Sizes that a layout must divide: kind of parallelism ("tp", "ep", "etp") -> name in messages -> size."""
+        """Sizes that a layout must divide: kind of parallelism ("tp", "ep", "etp") -> name in messages -> size.
+
+        Not the vocabulary's: it is padded.
+        """
         tensor = {
             "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.query_groups,
-            "vocab_size": self.vocab_size, "intermediate_size": self.intermediate_size, "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size, "hidden_size": self.hidden_size,
         }  # fmt: skip
         return {"tp": tensor, "ep": {}, "etp": {}}
 
@@ -129,13 +170,14 @@ class Architecture(BaseModel):
         if self.is_reward_model:
             yield Block("", "", (Row(("output_layer.weight",), (SCORE_HEAD,), ((1, self.hidden_size),)),))
         elif not self.tie_word_embeddings:
-            yield Block("", "", (self._vocabulary_row("output_layer.weight", "lm_head.weight"),))
+            yield Block("", "", (self._vocabulary_row("output_layer.weight", OUTPUT_LAYER),))
 
     def _vocabulary_row(self, megatron: str, hf: str) -> Row:
         # Tied models have no output layer in Hugging Face; Megatron's last pipeline stage, if it is not the first, holds a copy.
         spellings = (megatron, "output_layer.weight") if self.tie_word_embeddings else (megatron,)
         shape = (self.vocab_size, self.hidden_size)
-        return Row(spellings, (hf,), (shape,), Split.VOCAB, copies=self.embedding_copies(hf))
+        surplus = (OUTPUT_LAYER,) if self.tie_word_embeddings else ()
+        return Row(spellings, (hf,), (shape,), Split.VOCAB, copies=self.embedding_copies(hf), surplus=surplus)
 
     # For vLLM.
 
@@ -143,7 +185,7 @@ class Architecture(BaseModel):
         """Sizes that the number of devices of an engine must divide."""
         return {
             "num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.query_groups,
-            "intermediate_size": self.intermediate_size, "vocab_size": self.vocab_size,
+            "intermediate_size": self.intermediate_size, "vocab_size padded to a multiple of 64": -(-self.vocab_size // 64) * 64,
         }  # fmt: skip
 
     def vllm_refusal(self) -> str | None:
@@ -182,20 +224,62 @@ class Architecture(BaseModel):
         Raises:
             ValueError: a field that is missing, impossible, or has a value that this architecture does not have.
         """
+        cls._check_class(config)
         for key, want in cls.HF_FIXED.items():
             if config.get(key, want) != want:
                 raise ValueError(f"{key} is {config[key]!r}, {cls.HF_CLASS} is built with {want!r} only")
-        fields = {k: config[k] for k in cls.model_fields if k in config and config[k] is not None and k != "rope_scaling"}
-        parameters = config.get("rope_parameters") or {}  # transformers 5 writes rope_theta and scaling here
-        if "rope_theta" not in fields and "rope_theta" in parameters:
-            fields["rope_theta"] = parameters["rope_theta"]
-        scaling = config.get("rope_scaling") or parameters
-        kind = scaling.get("type", scaling.get("rope_type", "default"))
+        fields = cls.HF_DEFAULTS | cls._read_fields(config)
+        base, kind, numbers = read_rope(config)
+        if base is not None:
+            fields["rope_theta"] = base
         if kind != "default":
-            fields["rope_scaling"] = cls.read_rope_scaling(kind, scaling)
-        arch = cls(**{name: value for name, value in fields.items() if name != "score_label"})
+            fields["rope_scaling"] = cls.read_rope_scaling(kind, numbers)
+        arch = cls(**fields)
         is_classifier = any(str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or [])
         return arch.as_reward_model(_only_label(config)) if is_classifier else arch
+
+    @classmethod
+    def _check_class(cls, config: dict[str, Any]) -> None:
+        """Raises ValueError for another class than the language model's or its classifier's, which has other weights."""
+        classes = config.get("architectures") or []
+        known = (cls.HF_CLASS, cls.HF_CLASS.replace(_LANGUAGE_MODEL, _CLASSIFIER))
+        if not isinstance(classes, list) or any(str(name).lower() not in map(str.lower, known) for name in classes):
+            raise ValueError(f"architectures is {classes!r}, a {config.get('model_type')} is built as {' or '.join(known)} only")
+        layers = config.get("layer_types") or []
+        other = sorted({str(kind) for kind in layers} - {"full_attention"}) if isinstance(layers, list) else [str(layers)]
+        if other:
+            raise ValueError(f"layer_types has {', '.join(other)}, {cls.HF_CLASS} is built with 'full_attention' only")
+
+    @classmethod
+    def _read_fields(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The fields of this class that a config has, `rope_*` left out.
+
+        Raises ValueError for values of another kind, which pydantic would convert.
+        """
+        fields: dict[str, Any] = {}
+        named = {**{name: name for name in cls.model_fields}, **cls.HF_SPELLINGS}
+        for key, name in named.items():
+            if key not in config or name in ("rope_scaling", "rope_theta", "score_label", "init_std", "model_type"):
+                continue
+            value, field = config[key], cls.model_fields[name]
+            if value is None and name in cls.HF_NULL:
+                fields[name] = cls.HF_NULL[name]
+                continue
+            if value is None and not (field.is_required() or field.default is None):
+                raise ValueError(f"{key} is null: give the number, or leave it out for {field.default}")
+            if value is None:
+                continue
+            is_text = isinstance(value, str) and not isinstance(field.default, str)
+            if is_text or (isinstance(value, bool) and field.annotation is not bool):
+                raise ValueError(f"{key} is {value!r}, which is no number")
+            if name in fields and fields[name] != value:
+                raise ValueError(f"{key} is {value!r} and {name} is {fields[name]!r}: keep the right one")
+            fields[name] = value
+        return fields
+
+    def as_stored(self, names: Iterable[str]) -> Self:
+        """The shape of the model whose tensors have these names, where folders of one config.json differ."""
+        return self
 
     @classmethod
     def read_rope_scaling(cls, kind: str, scaling: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Row:
     shapes: tuple[tuple[int, ...], ...]  #: of each Hugging Face tensor
     split: Split = Split.REPLICATED
     query_groups: int = 1  #: of Split.QKV
-    copies: tuple[str, ...] = ()  #: full Hugging Face names under which a folder repeats the values
+    copies: tuple[str, ...] = ()  #: full Hugging Face names under which a written folder repeats the values; one read may
+    surplus: tuple[str, ...] = ()  #: full names under which a folder may repeat them that is read; never written
 
     @property
     def is_expert(self) -> bool:

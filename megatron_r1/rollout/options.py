@@ -28,7 +28,7 @@ class EngineOptions:
     has_experts: bool
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
-    eos_token_id: int
+    end_token_ids: tuple[int, ...]  #: each ends a response
     max_model_len: int  #: prompt and response tokens together
     max_num_seqs: int  #: sequences computed at a time
     tensor_parallel_size: int
@@ -71,8 +71,13 @@ def engine_options(
     bos_token_id: int,
     eos_token_id: int,
     max_prompt_tokens: int,
+    end_token_ids: tuple[int, ...] = (),
 ) -> EngineOptions:
     """Options for a model and a config.
+
+    Args:
+        eos_token_id: of config.json; it ends a response.
+        end_token_ids: these do, too.
 
     Raises:
         ConfigError: a prompt and a response together are longer than the model's positions, the model does not divide over
@@ -96,7 +101,7 @@ def engine_options(
         has_experts=arch.experts is not None,
         device=device,
         dtype=dtype,
-        eos_token_id=eos_token_id,
+        end_token_ids=tuple(dict.fromkeys((eos_token_id, *end_token_ids))),
         max_model_len=max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,

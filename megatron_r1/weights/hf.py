@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.sa
 #: What config.json says of block-scaled FP8; other values of these keys are refused.
 FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
 
+_DERIVED = ".rotary_emb.inv_freq"  #: frequencies that older versions of transformers stored; they follow from config.json
 _NAMED = 5  # tensors named in one message
 _STRIPE_BYTES = 1 << 23  # read, converted and checked at a time, so that it stays in the cache
 
@@ -39,23 +41,24 @@ class HfFolder:
         if not folder.is_dir():
             raise CheckpointError(f"model folder {folder} does not exist")
         self.config: dict[str, Any] = _read_json(folder / CONFIG)
-        _check_quantization(folder / CONFIG, self.config.get("quantization_config"))
+        check_quantization(folder / CONFIG, self.config.get("quantization_config"))
         self._open: dict[str, SafetensorsFile] = {}
         self._file_of = self._find_files()  # with scales
         self._names_in: dict[str, list[str]] = {}
         for name, file in self._file_of.items():
             self._names_in.setdefault(file, []).append(name)
-        #: Tensor name -> file name, without scales.
-        self.files = {name: file for name, file in self._file_of.items() if not name.endswith(SCALE_SUFFIX)}
-        self.holds_fp8 = len(self.files) < len(self._file_of)  #: weights with scales
-        for name in self._file_of.keys() - self.files.keys():
+        #: Tensor name -> file name, without scales and without what follows from config.json.
+        self.files = {name: file for name, file in self._file_of.items() if not name.endswith((SCALE_SUFFIX, _DERIVED))}
+        scales = [name for name in self._file_of if name.endswith(SCALE_SUFFIX)]
+        self.holds_fp8 = bool(scales)  #: weights with scales
+        for name in scales:
             if name.removesuffix(SCALE_SUFFIX) not in self.files:
                 raise CheckpointError(f"{folder / self._file_of[name]} has scales {name} without their weight")
 
     def architecture(self) -> Architecture:
-        """Shape of the model. Raises CheckpointError for one that this project does not have."""
+        """Shape of the model whose tensors are here. Raises CheckpointError for one that this project does not have."""
         try:
-            return read_hf_config(self.config)
+            return read_hf_config(self.config).as_stored(self.files)
         except ValueError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 
@@ -99,14 +102,24 @@ class HfFolder:
             self._read_matrix(name, picked_rows, picked_columns, out.view(len(picked_rows), -1))
         return out
 
-    def check_names(self, wanted: Iterable[str]) -> None:
-        """Raises ConversionError if the folder's tensors, without scales, are not exactly `wanted`."""
+    def check_names(self, wanted: Iterable[str], optional: Collection[str] = ()) -> None:
+        """Raises ConversionError if the folder's tensors, without scales, are not `wanted`, those in `optional` or not."""
         wanted = set(wanted)
-        missing, extra = sorted(wanted - self.files.keys()), sorted(self.files.keys() - wanted)
+        missing = sorted(wanted - self.files.keys() - set(optional))
+        extra = sorted(self.files.keys() - wanted - set(optional))
         for what, names in (("lacks", missing), ("has unknown", extra)):
             if names:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 raise ConversionError(f"model folder {self.folder} {what} tensors: {', '.join(names[:_NAMED])}{more}")
+
+    def check_kinds(self, shapes: dict[str, tuple[int, ...]], optional: Collection[str]) -> None:
+        """Look at all names, and at the header of the first tensor of every kind, whatever its layer and expert.
+
+        It costs the opening of a few files, on every rank. Raises as `check_names` and `check_shapes`.
+        """
+        self.check_names(shapes, optional)
+        kinds = {re.sub(r"\.\d+\.", ".N.", name): name for name in reversed(shapes) if name in self.files}
+        self.check_shapes({name: shapes[name] for name in kinds.values()})
 
     def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Look at the header of every tensor of `shapes`; no weights are read.
@@ -236,7 +249,8 @@ def _check_finite(name: str, path: Path, values: torch.Tensor) -> None:
         raise ConversionError(f"tensor {name} in {path} holds NaN or infinite values, as {values.dtype}")
 
 
-def _check_quantization(path: Path, quantization: Any) -> None:
+def check_quantization(path: Path, quantization: Any) -> None:
+    """Raises CheckpointError for a `quantization_config` of the config.json `path` that is none and not block-scaled FP8."""
     if quantization is None:
         return
     if not isinstance(quantization, dict) or quantization.get("quant_method") != FP8_CONFIG["quant_method"]:
@@ -251,8 +265,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise CheckpointError(f"{path} is not valid JSON: it is nested too deeply") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return content

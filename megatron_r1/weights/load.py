@@ -14,7 +14,7 @@ from megatron_r1.weights.fused_tensors import fuse
 from megatron_r1.weights.groups import WeightGroups, group_rank, group_size
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.local_weights import local_weights, tensor_group
-from megatron_r1.weights.mapping import Entry, hf_shapes
+from megatron_r1.weights.mapping import Entry, hf_shapes, repeated_names
 
 
 @torch.no_grad()
@@ -23,8 +23,9 @@ def load_weights(
 ) -> None:
     """Fill every parameter and persistent buffer of the modules. Not collective, but strict about the whole folder.
 
-    Values are converted to the dtype of the parameters. The copies of embedding and output layer that published checkpoints
-    repeat in the multi-token-prediction layer must be there and equal them: Megatron-Core shares them.
+    Values are converted to the dtype of the parameters. Copies of embedding and output layer, which published checkpoints repeat
+    in the multi-token-prediction layer, and an output layer that a tied model stores, must equal them if they are there:
+    Megatron-Core shares them.
 
     Args:
         modules: this rank's Megatron modules without wrappers, one per virtual pipeline stage.
@@ -38,13 +39,13 @@ def load_weights(
         ConversionError: tensors that are missing, unknown or of another shape, on either side; copies that differ.
     """
     source = HfFolder(folder)
-    source.check_names(hf_shapes(trunk_of or arch))
+    source.check_names(hf_shapes(trunk_of or arch), repeated_names(trunk_of or arch))
     local = local_weights(modules, arch, groups)
     for i, targets in local.tensors.items():
         entry = local.entries[i]
         if trunk_of is not None and entry.name == SCORE_HEAD:
             continue
-        source.check_shapes(entry.hf_shapes)
+        source.check_shapes({name: shape for name, shape in entry.hf_shapes.items() if name in source.files})
         for target in targets:
             _fill_shard(entry, target, source, groups)
 
@@ -66,7 +67,7 @@ def _fill_vocabulary(entry: Entry, target: torch.Tensor, source: HfFolder, rank:
     count, size = target.shape[0], entry.full_shape[0]
     mine = slice(min(rank * count, size), min((rank + 1) * count, size))
     rows = source.read(entry.name, mine, dtype=target.dtype)
-    for copy in entry.copies:
+    for copy in (name for name in entry.repeats if name in source.files):
         if not torch.equal(source.read(copy, mine, dtype=target.dtype), rows):
             raise ConversionError(
                 f"tensor {copy} in {source.folder} differs from {entry.name}: Megatron-Core shares one tensor between them"

@@ -27,6 +27,12 @@ class Entry:
     expert: int | None  #: global expert number
     copies: tuple[str, ...] = ()  #: further Hugging Face names of the same values
     query_groups: int = 1  #: of Split.QKV
+    surplus: tuple[str, ...] = ()  #: further names of the same values that only folders of others have
+
+    @property
+    def repeats(self) -> tuple[str, ...]:
+        """Names under which a folder may repeat the values; if it does they are the same."""
+        return self.copies + self.surplus
 
     @property
     def name(self) -> str:
@@ -35,8 +41,8 @@ class Entry:
 
     @property
     def hf_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of its Hugging Face tensors, copies included."""
-        return dict(zip(self.hf, self.shapes, strict=True)) | dict.fromkeys(self.copies, self.shapes[0])
+        """Name and shape of its Hugging Face tensors, with those that a folder may have of them besides."""
+        return dict(zip(self.hf, self.shapes, strict=True)) | dict.fromkeys(self.repeats, self.shapes[0])
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -51,7 +57,12 @@ def model_entries(arch: Architecture) -> list[Entry]:
 
 def hf_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of an exported folder, in streaming order."""
-    return {name: shape for entry in model_entries(arch) for name, shape in entry.hf_shapes.items()}
+    return {name: shape for entry in model_entries(arch) for name, shape in entry.hf_shapes.items() if name not in entry.surplus}
+
+
+def repeated_names(arch: Architecture) -> set[str]:
+    """Names of tensors that a folder may have or lack: what they hold stands elsewhere in it, too."""
+    return {name for block in arch.blocks() for row in block.rows for name in row.copies + row.surplus}
 
 
 def _block_entries(block: Block, experts: int) -> list[Entry]:
@@ -75,4 +86,5 @@ def _fill_in_names(row: Row, block: Block, expert: int | None) -> Entry:
         expert,
         row.copies,
         row.query_groups,
+        row.surplus,
     )

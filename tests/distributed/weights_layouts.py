@@ -60,7 +60,7 @@ def round_trip(folder: Path, modules: list[provider.R1GPTModel], arch: Architect
     return wrong + surplus_is_refused_everywhere(modules, arch, groups)
 
 
-def all_logits(modules: list[provider.R1GPTModel], ids: torch.Tensor) -> torch.Tensor | None:
+def all_logits(modules: list[provider.R1GPTModel], ids: torch.Tensor, vocab_size: int) -> torch.Tensor | None:
     """[1 + depth, b, t, vocabulary]: the main model's and every multi-token prediction's; None before the last stage."""
     found: list[torch.Tensor] = []
     last = modules[-1]
@@ -88,7 +88,7 @@ def all_logits(modules: list[provider.R1GPTModel], ids: torch.Tensor) -> torch.T
     group = parallel.groups().tp
     parts = [torch.empty_like(logits) for _ in range(group.size())]
     dist.all_gather(parts, logits, group=group)
-    return torch.cat(parts, -1)
+    return torch.cat(parts, -1)[..., :vocab_size]
 
 
 def surplus_is_refused_everywhere(modules: list, arch: object, groups: object) -> list[str]:
@@ -116,7 +116,7 @@ def main() -> None:
         modules, arch = build(Path(folder), dtype, sizes)
         case = f"{Path(folder).name} {dtype} {sizes}"
         if dtype == "fp32":
-            logits[case] = all_logits(modules, random_ids(arch))
+            logits[case] = all_logits(modules, random_ids(arch), arch.vocab_size)
         everywhere: list[list[str]] = [[] for _ in range(int(world_size))]
         dist.all_gather_object(everywhere, round_trip(Path(folder), modules, arch))
         problems[case] = sorted({problem for found in everywhere for problem in found})

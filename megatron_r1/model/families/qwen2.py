@@ -12,6 +12,7 @@ class Qwen2(GroupedQueryArchitecture):
 
     HF_CLASS: ClassVar[str] = "Qwen2ForCausalLM"
     HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "use_sliding_window": False}
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"num_key_value_heads": 32}
     QKV_BIAS: ClassVar[bool] = True
 
     model_type: Literal["qwen2"] = "qwen2"

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from megatron_r1.model.architecture import MOST_HEADS
 from megatron_r1.model.grouped_query import GroupedQueryArchitecture
-from megatron_r1.model.rows import Row, norm_row
 
 
 class Qwen3(GroupedQueryArchitecture):
@@ -19,21 +19,11 @@ class Qwen3(GroupedQueryArchitecture):
 
     HF_CLASS: ClassVar[str] = "Qwen3ForCausalLM"
     HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"num_key_value_heads": 32}
+    QK_NORM: ClassVar[bool] = True
 
     model_type: Literal["qwen3"] = "qwen3"
-    head_dim: int = Field(128, gt=0, description="width of one head")
-
-    def megatron_settings(self) -> dict[str, Any]:
-        """Norms of queries and keys."""
-        return {**super().megatron_settings(), "qk_layernorm": True}
-
-    def attention_rows(self) -> tuple[Row, ...]:
-        """One norm for all query heads and one for all key heads, beside what grouped-query attention has."""
-        return (
-            *super().attention_rows(),
-            norm_row("self_attention.q_layernorm.weight", self.head_dim, hf="self_attn.q_norm.weight"),
-            norm_row("self_attention.k_layernorm.weight", self.head_dim, hf="self_attn.k_norm.weight"),
-        )
+    head_dim: int = Field(128, gt=0, le=MOST_HEADS, description="width of one head")
 
 
 def _published(hidden: int, width: int, layers: int, heads: int, *, tied: bool = False) -> Qwen3:

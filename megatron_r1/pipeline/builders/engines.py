@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_r1.config.schema import Config
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.pipeline.builders.ends import find_end_tokens
 from megatron_r1.pipeline.builders.export import config_bos_id
 from megatron_r1.pipeline.builders.placement import EnginePlace, place_engine
 from megatron_r1.pipeline.session import Session
@@ -68,6 +69,7 @@ def _start_engine(
         bos_token_id=config_bos_id(tokenizer),
         eos_token_id=tokenizer.eos_id,
         max_prompt_tokens=config.data.max_prompt_tokens,
+        end_token_ids=find_end_tokens(config.model, arch, tokenizer),
     )
     log.parent.mkdir(parents=True, exist_ok=True)
     environment, threads = child_environment(place.variables), config.runtime.threads

@@ -22,6 +22,7 @@ from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.checkpoints import verify_checkpoint
 from megatron_r1.weights.hf import HfFolder
+from megatron_r1.weights.mapping import hf_shapes, repeated_names
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.megatron_model import MegatronModel
@@ -49,7 +50,17 @@ def find_architecture(model: ModelConfig) -> Architecture:
     if model.overrides:
         raise ConfigError("model.overrides would have no effect on the folder in model.weights: drop one of the two")
     megatron = _megatron_weights(model)
-    return megatron_architecture(megatron) if megatron is not None else HfFolder(Path(model.weights)).architecture()
+    if megatron is not None:
+        return megatron_architecture(megatron)
+    folder = HfFolder(Path(model.weights))
+    arch = folder.architecture()
+    folder.check_kinds(hf_shapes(arch), repeated_names(arch))  # before a model of a config.json that lies takes all memory
+    return arch
+
+
+def model_folder(model: ModelConfig) -> Path | None:
+    """The folder in which config.json of `model.weights` stands; None without one."""
+    return _megatron_weights(model) or (None if model.weights is None else Path(model.weights))
 
 
 def require_weights(model: ModelConfig, wanted: str) -> Path:
@@ -73,7 +84,7 @@ def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) ->
         ConfigError: there is none, or it is larger than the model's vocabulary.
         DataError: a folder without a readable tokenizer.
     """
-    folder = data.tokenizer or _megatron_weights(model) or model.weights
+    folder = data.tokenizer or model_folder(model)
     if folder is not None:
         tokenizer = Tokenizer.load(folder)
     elif data.source in ("tally", "tally_chat"):
@@ -82,7 +93,7 @@ def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) ->
         raise ConfigError(
             "data.tokenizer is not set and no model.weights has one beside it: make one with tools/train_tokenizer.py"
         )
-    check_tokenizer_fits(tokenizer, arch)
+    check_tokenizer_fits(tokenizer, arch, shape_is_given=model.weights is not None)
     return tokenizer
 
 

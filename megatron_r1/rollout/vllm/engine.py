@@ -37,7 +37,7 @@ class VllmEngine:
 
     def __init__(self, options: EngineOptions, part: Part | None = None) -> None:
         check_version()
-        self.eos_token_id = options.eos_token_id
+        self.end_token_ids = list(options.end_token_ids)
         with _model_folder(options) as folder:
             self.llm = LLM(folder, **_arguments(options, part))
 
@@ -111,7 +111,7 @@ class VllmEngine:
             max_tokens=sampling.max_tokens,
             seed=seed,
             logprobs=0,  # of the sampled token only
-            stop_token_ids=[self.eos_token_id],
+            stop_token_ids=self.end_token_ids,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

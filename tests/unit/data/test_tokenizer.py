@@ -38,7 +38,7 @@ def test_ids_and_size_of_the_quickstart_vocabulary(tally):
     assert (tally.pad_id, tally.bos_id, tally.eos_id) == (0, 1, 2)
     assert tally.vocab_size == PRESETS["tiny"].vocab_size == 448
     assert [tally.encode(tag) for tag in TAGS] == [[3], [4], [5], [6]]
-    check_tokenizer_fits(tally, PRESETS["tiny"])
+    check_tokenizer_fits(tally, PRESETS["tiny"], shape_is_given=False)
 
 
 def test_training_twice_gives_the_same_vocabulary(tally, tmp_path):
@@ -239,8 +239,10 @@ def test_a_folder_that_this_project_wrote_before_still_begins_with_bos(general, 
 
 def test_a_tokenizer_larger_than_the_model_is_refused_with_both_numbers(general):
     small = PRESETS["tiny"].model_copy(update={"vocab_size": 299})
-    with pytest.raises(ConfigError, match=f"{general.vocab_size} tokens.*299"):
-        check_tokenizer_fits(general, small)
+    with pytest.raises(ConfigError, match=f"{general.vocab_size} tokens.*299: set model.overrides.vocab_size={general.vocab_size}"):
+        check_tokenizer_fits(general, small, shape_is_given=False)
+    with pytest.raises(ConfigError, match=f"{general.vocab_size} tokens.*299: give the model's own tokenizer"):
+        check_tokenizer_fits(general, small, shape_is_given=True)  # model.overrides is refused beside a folder
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():

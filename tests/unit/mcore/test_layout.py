@@ -73,7 +73,6 @@ def test_refusals_name_the_key(world_size: int, sizes: dict, message: str) -> No
 @pytest.mark.parametrize(
     ("sizes", "overrides", "what"),
     [
-        ({"tp": 2}, {"vocab_size": 449}, "vocab_size=449"),
         ({"tp": 2}, {"intermediate_size": 257}, "intermediate_size=257"),
         ({"tp": 2}, {"moe_intermediate_size": 63}, "the shared experts' width=63"),
         ({"tp": 2, "ep": 2, "etp": 2}, {"moe_intermediate_size": 63, "n_shared_experts": 2}, "moe_intermediate_size=63"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -14,18 +13,24 @@ from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError, ConversionError
 from megatron_r1.mcore import host
-from megatron_r1.model.architecture import Architecture, Experts
-from megatron_r1.model.families.deepseek_v3 import RopeScaling
-from megatron_r1.model.families.qwen3 import Qwen3
-from megatron_r1.model.presets import resolve_architecture
-from megatron_r1.model.rows import Row, expert_rows
-from tests.random_weights import full_architecture, llama_architecture, qwen2_architecture, random_weights
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.latent_attention import LatentYarnScaling
+from megatron_r1.model.presets import PRESETS, resolve_architecture
+from tests.random_weights import (
+    full_architecture,
+    llama_architecture,
+    qwen2_architecture,
+    random_ids,
+    random_weights,
+    write_random_model,
+)
 
 host.activate("cpu")
 
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_r1.mcore import parallel, provider
+from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.load import load_weights
 
@@ -56,12 +61,12 @@ def rows(count: int = 2, length: int = 48) -> tuple[torch.Tensor, torch.Tensor, 
     ("q_lora_rank", "scaling"),
     [
         (None, None),
-        (24, RopeScaling(factor=8.0, original_max_position_embeddings=16)),
-        (24, RopeScaling(factor=8.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.5)),
+        (24, LatentYarnScaling(factor=8.0, original_max_position_embeddings=16)),
+        (24, LatentYarnScaling(factor=8.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.5)),
     ],
     ids=["plain", "yarn", "yarn-mscale"],
 )
-def test_logits_equal_those_of_transformers(q_lora_rank: int | None, scaling: RopeScaling | None, tmp_path: Path) -> None:
+def test_logits_equal_those_of_transformers(q_lora_rank: int | None, scaling: LatentYarnScaling | None, tmp_path: Path) -> None:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     arch = resolve_architecture("tiny", SMALL | {"q_lora_rank": q_lora_rank, "rope_scaling": scaling})
@@ -77,53 +82,6 @@ def test_logits_equal_those_of_transformers(q_lora_rank: int | None, scaling: Ro
     tokens, positions, _ = rows()
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens, positions, None), theirs(tokens).logits, atol=2e-5, rtol=1e-5)
-
-
-class Qwen3Moe(Qwen3):
-    """A family with experts that the project does not have: all that it takes is said here."""
-
-    HF_CLASS: ClassVar[str] = "Qwen3MoeForCausalLM"
-    HF_FIXED: ClassVar[dict[str, Any]] = {**Qwen3.HF_FIXED, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
-
-    model_type: Literal["qwen3_moe"] = "qwen3_moe"
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-
-    @property
-    def experts(self) -> Experts:
-        return Experts(self.num_experts, self.moe_intermediate_size)
-
-    def is_moe_layer(self, layer: int) -> bool:
-        return True
-
-    def megatron_settings(self) -> dict[str, Any]:
-        router = {"moe_router_topk": self.num_experts_per_tok, "moe_router_score_function": "softmax"}
-        return super().megatron_settings() | router
-
-    def feed_forward_rows(self, layer: int) -> tuple[Row, ...]:
-        router = Row(("mlp.router.weight",), ("mlp.gate.weight",), ((self.num_experts, self.hidden_size),))
-        return router, *expert_rows(self.hidden_size, self.moe_intermediate_size)
-
-
-def test_a_family_with_experts_is_one_class(tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    arch = Qwen3Moe(
-        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, max_position_embeddings=128, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, init_std=0.1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(**arch.to_hf_config(bos_token_id=0, eos_token_id=1, dtype="float32"))
-    theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    theirs.save_pretrained(tmp_path)
-    ours = build(arch)
-    load_weights([ours], arch, tmp_path, parallel.groups())
-    tokens, positions, _ = rows()
-    with torch.no_grad():
-        expected = theirs(tokens).logits
-        assert expected.std() > 0.3
-        torch.testing.assert_close(ours(tokens, positions, None), expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [[20, 1, 11], [100, 2, 3, 1, 1, 5, 2, 2]], ids=["one group", "two or more groups"])
@@ -241,10 +199,49 @@ def test_balance_loss_is_that_of_the_report() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"num_experts_per_tok": 2}, "scores a group by its best 1 experts, DeepSeek-V3 by its best 2"),
         ({"norm_topk_prob": False}, "norm_topk_prob=false"),
+        ({"n_group": 8, "topk_group": 4}, "n_group=8 of n_routed_experts=8: a group is scored by its best two experts"),
     ],
 )
 def test_routers_that_megatron_computes_differently_are_refused(overrides: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(resolve_architecture("tiny", SMALL | overrides))
+
+
+#: What Megatron-Core's router has no setting for, each in another way of the same small shapes.
+ROUTERS = {
+    "v3, best two of a group where Megatron-Core takes one": ("tiny", {"num_experts_per_tok": 2, "n_group": 4, "topk_group": 2}),
+    "v3, best two of a group where Megatron-Core takes three": ("tiny", {"num_experts_per_tok": 3, "n_group": 2, "topk_group": 1}),
+    "v3, one expert": ("tiny", {"num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5}),
+    "v2, best of a group where Megatron-Core takes two": ("tiny_deepseek_v2", {}),
+    "v2, best of a group as Megatron-Core does": ("tiny_deepseek_v2", {"num_experts_per_tok": 2}),
+    "v2, all experts": ("tiny_deepseek_v2", {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "rope_scaling": None}),
+    "v2, one expert": ("tiny_deepseek_v2", {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}),
+    "qwen3_moe, not normalised": ("tiny_qwen3_moe", {"norm_topk_prob": False}),
+    "qwen3_moe, one expert": ("tiny_qwen3_moe", {"norm_topk_prob": False, "num_experts_per_tok": 1}),
+    "qwen3_moe, every second layer": ("tiny_qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": (3,)}),
+    "v3, YaRN without mscale": ("tiny", {"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 16,
+                                "mscale": 1.0, "mscale_all_dim": 0.0}}),
+    "v3, YaRN of Kimi K2": ("tiny", {"rope_scaling": {"factor": 32.0, "original_max_position_embeddings": 16, "beta_fast": 1.0}}),
+    "qwen2, YaRN": ("tiny_qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "qwen2, Llama 3's scaling": ("tiny_qwen2", {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routers_and_scalings_compute_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    preset, overrides = ROUTERS[name]
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64, "kv_lora_rank": 32, "qk_rope_head_dim": 16}
+    shape = PRESETS[preset]
+    arch = resolve_architecture(preset, {key: value for key, value in small.items() if key in type(shape).model_fields} | overrides)
+    folder = write_random_model(tmp_path / "model", arch)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    module = build(arch)
+    load_weights([module], HfFolder(folder).architecture(), folder, parallel.groups())
+    ids = random_ids(arch)
+    with torch.no_grad():
+        want, got = theirs(ids).logits, module(ids, torch.arange(ids.shape[1]).expand_as(ids), None)
+    assert want.std() > 0.3
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)

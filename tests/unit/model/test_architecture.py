@@ -44,9 +44,9 @@ def test_rope_as_transformers_5_writes_it():
 @pytest.mark.parametrize(
     ("config", "change", "named"),
     [
-        (QWEN, {"model_type": "mixtral"}, "model_type is 'mixtral', supported are deepseek_v3, llama, qwen2"),
+        (QWEN, {"model_type": "mixtral"}, "model_type is 'mixtral', supported are deepseek_v2, deepseek_v3, llama"),
         (QWEN, {"use_sliding_window": True}, "use_sliding_window is True"),
-        (QWEN, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is of type 'yarn'"),
+        (QWEN, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling is of type 'dynamic'"),
         (QWEN, {"num_key_value_heads": 5}, "num_key_value_heads=5 does not divide num_attention_heads=28"),
         (QWEN, {"hidden_size": "wide"}, "hidden_size"),
         (QWEN, {"vocab_size": None}, "vocab_size Field required"),
