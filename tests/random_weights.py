@@ -38,6 +38,11 @@ def qwen2_architecture(tied: bool = True) -> Qwen2:
     )  # fmt: skip
 
 
+def uneven_qwen2() -> Qwen2:
+    """The same with a vocabulary that divides over no two ranks."""
+    return qwen2_architecture(tied=True).model_copy(update={"vocab_size": 131})
+
+
 def llama_architecture() -> Llama:
     """A small llama whose scaled RoPE has all three of its ranges within 16 frequencies: kept, blended and divided.
 

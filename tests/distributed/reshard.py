@@ -25,7 +25,7 @@ from megatron_r1.mcore.checkpoint import load_policy, load_policy_weights, save_
 from megatron_r1.mcore.policy import MegatronPolicy
 from megatron_r1.training.pretrain import loss_over
 from tests.patience import patient
-from tests.random_weights import full_architecture, qwen2_architecture
+from tests.random_weights import full_architecture, uneven_qwen2
 
 BEFORE, AFTER = 3, 3  # updates before and after the checkpoint
 
@@ -33,7 +33,7 @@ BEFORE, AFTER = 3, 3  # updates before and after the checkpoint
 def build(model: str, layout: dict[str, int]) -> MegatronPolicy:
     """The policy with a schedule that moves in every update."""
     mtp = model.endswith("-mtp")
-    arch = qwen2_architecture(tied=True) if model == "qwen2" else full_architecture(mtp=int(mtp))
+    arch = uneven_qwen2() if model == "qwen2" else full_architecture(mtp=int(mtp))
     resolved = parallel.resolve_layout(ParallelConfig(**layout), arch, dist.get_world_size(), mtp=mtp, packed=False)
     parallel.build_process_groups(resolved, seed=1)
     return MegatronPolicy(

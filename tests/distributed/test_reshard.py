@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.conversion.megatron_folder import MegatronFolder
+from megatron_r1.conversion.torch_dist import StoredTensors
+from megatron_r1.mcore.ask_ranks import shards_of_layout
+from megatron_r1.mcore.layout import Layout
 from megatron_r1.runtime.launch import free_port
+from tests.random_weights import uneven_qwen2
 from tests.ranks import run_ranks
 
 LAYOUTS = {
@@ -21,6 +26,7 @@ RESHARDED = [
     *[(MTP, "ep2", layout) for layout in ("dp2", "pp2")],
     *[(V3, "dp2", layout) for layout in ("pp2", "ep2", "cp2")],
     (V3, "ep2", "dp2"), (V3, "one", "dp2"), (QWEN, "dp2", "tp2"), (QWEN, "dp2", "pp2"),
+    (QWEN, "tp2", "dp2"),  # its vocabulary is padded for two ranks, and is not for one
     (QWEN, "pp2-dp2", "pp2"),  # the shared embedding has a bucket of its own, and both have padding
 ]  # fmt: skip
 SAME = [(MTP, "ep2"), (QWEN, "dp2")]
@@ -46,7 +52,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         found |= run([save for save in saves if save["name"].endswith(f" {saved}")], world_size, folder / f"{saved}.json")
     here = [save for save in saves if save["name"].split()[-1] not in other]
     found |= run([*here, *loads, job("weights", MTP, "dp2", "dp2")], 2, folder / "two.json")
-    return found
+    return found | {"folder": {"path": str(folder)}}
 
 
 def run(jobs: list[dict], world_size: int, results: Path) -> dict[str, dict]:
@@ -78,3 +84,14 @@ def test_weights_alone_go_another_way(results: dict[str, dict]) -> None:
     want, got = results[f"save {MTP} dp2 dp2"]["steps"], results[f"weights {MTP} dp2 dp2"]["steps"]
     assert got[0][0] == want[0][0]
     assert max(abs(mine[0] - theirs[0]) for mine, theirs in zip(got, want, strict=True)) > 1e-4
+
+
+def test_the_padding_of_a_vocabulary_is_cut_when_a_checkpoint_is_read(results: dict[str, dict]) -> None:
+    arch, folder = uneven_qwen2(), Path(results["folder"]["path"])
+    stored, plain = (
+        MegatronFolder(folder / f"{QWEN}-{layout}", arch, shards_of_layout(arch, Layout()).pieces) for layout in ("tp2", "dp2")
+    )
+    assert StoredTensors(folder / f"{QWEN}-tp2/policy").shape("embedding.word_embeddings.weight") == (132, arch.hidden_size)
+    for i, entry in enumerate(stored.entries):
+        assert stored.read(i).shape == plain.read(i).shape == entry.full_shape
+    assert not stored.read(0).eq(0).all(1).any()

@@ -108,6 +108,107 @@ def test_there_and_back_is_exact(models, tmp_path, capfd, model, layout):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m"]
 
 
+def add(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    """Put one more tensor into the first file and the index."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    file = min(index["weight_map"].values())
+    save_file(load_file(folder / file) | {name: tensor}, folder / file, metadata={"format": "pt"})
+    index["weight_map"][name] = file
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def without_layer(folder: Path, part: str) -> None:
+    """Take out the tensors of the layer of multi-token prediction whose names have this part."""
+    for name in [name for name in HfFolder(folder).files if name.startswith("model.layers.5.") and part in name]:
+        drop(folder, name)
+
+
+#: What published folders have or lack against an exported one.
+FORMS = {
+    "frequencies of RoPE": ("v3", lambda folder: add(folder, "model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4))),
+    "multi-token prediction without copies": (
+        "v3", lambda folder: (without_layer(folder, "embed_tokens"), without_layer(folder, "shared_head.head"))),
+    "no multi-token prediction": ("v3", lambda folder: without_layer(folder, "")),
+    "a tied model with an output layer": (
+        "qwen2", lambda folder: add(folder, "lm_head.weight", HfFolder(folder).read("model.embed_tokens.weight").clone())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_published_folders_are_read(models, tmp_path, capfd, form):
+    model, change = FORMS[form]
+    folder = shutil.copytree(models / model, tmp_path / "published")
+    change(folder)
+    convert("import", "--hf", folder, "--out", tmp_path / "m", "--tp", 2, "--verify")
+    convert("export", "--megatron", tmp_path / "m", "--out", tmp_path / "hf", "--verify")
+    theirs, ours = HfFolder(folder), HfFolder(tmp_path / "hf")
+    assert theirs.architecture() == ours.architecture()
+    whole = HfFolder(models / model).files.keys()
+    assert ours.files.keys() == (whole if form != "no multi-token prediction" else theirs.files.keys())
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.files.keys() & theirs.files.keys())
+    if model == "v3":
+        assert ours.config["num_nextn_predict_layers"] == (0 if form == "no multi-token prediction" else 1)
+
+
+def test_a_tied_output_layer_that_differs_is_named(models, tmp_path, capfd):
+    folder = shutil.copytree(models / "qwen2", tmp_path / "published")
+    add(folder, "lm_head.weight", HfFolder(folder).read("model.embed_tokens.weight") + 1)
+    line = complain(capfd, "import", "--hf", folder, "--out", tmp_path / "m")
+    assert "lm_head.weight" in line and "differs from model.embed_tokens.weight" in line
+
+
+def test_a_part_of_multi_token_prediction_is_not_enough(v3, tmp_path, capfd):
+    without_layer(v3, "self_attn")
+    assert "lacks tensors: model.layers.5.self_attn" in complain(capfd, "import", "--hf", v3, "--out", tmp_path / "m")
+
+
+def test_what_transformers_saves_of_a_v3_is_read(models, tmp_path):
+    """Without multi-token prediction, its config.json spelled in transformers' own way."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(models / "v3", dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    convert("import", "--hf", tmp_path / "saved", "--out", tmp_path / "m", "--verify")
+    convert("export", "--megatron", tmp_path / "m", "--out", tmp_path / "hf", "--verify")
+    ours, first = HfFolder(tmp_path / "hf"), HfFolder(models / "v3")
+    assert ours.architecture() == first.architecture().model_copy(update={"num_nextn_predict_layers": 0})
+    assert all(torch.equal(ours.read(name), first.read(name)) for name in ours.files)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("torch.bfloat16", "BF16"), ("bfloat16", "BF16"), ("torch.float32", "F32"), ("float16", "F16")]
+)
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_dry_run_takes_dtypes_as_they_are_written(models, tmp_path, capfd, key, name, word):
+    config = json.loads((models / "qwen2/config.json").read_text())
+    del config["torch_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: name}))
+    convert("dry-run", "--config", tmp_path / "config.json")
+    assert f"  {word}  " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"torch_dtype": "auto"}, "'auto'"), ({"torch_dtype": 7}, "is 7"), ({"quantization_config": {"quant_method": "awq"}}, "FP8"),
+     ({"num_hidden_layers": 10**9}, "num_hidden_layers"), ({"head_dim": -2}, "head_dim")],
+    ids=str,
+)  # fmt: skip
+def test_dry_run_of_a_config_that_is_none_is_one_line(models, tmp_path, capfd, change, word):
+    config = json.loads((models / "qwen2/config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = complain(capfd, "dry-run", "--config", tmp_path / "config.json")
+    assert word in line and str(tmp_path) in line
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"model_type": ' + "9" * 5000 + "}", "\x00", "[1]"], ids=["deep", "long", "zero", "list"]
+)
+def test_a_config_that_is_no_mapping_is_one_line(models, tmp_path, capfd, text):
+    folder = shutil.copytree(models / "qwen2", tmp_path / "published")
+    (folder / "config.json").write_text(text)
+    assert "config.json" in complain(capfd, "import", "--hf", folder, "--out", tmp_path / "m")
+    assert "config.json" in complain(capfd, "dry-run", "--config", folder / "config.json")
+
+
 def test_fp8_out_and_back(imported, tmp_path, capfd):
     convert("export", "--megatron", imported, "--out", tmp_path / "hf", "--dtype", "fp8", "--verify")
     assert "after quantising" in capfd.readouterr().out

@@ -56,9 +56,11 @@ def host(tmp_path_factory):
     host.close(patience=0)  # vLLM takes seconds to leave by itself
 
 
-def start(host: EngineProcess, arch: Architecture, folder: Path, vllm_version: str | None = None) -> process.VllmProcessEngine:
+def start(
+    host: EngineProcess, arch: Architecture, folder: Path, vllm_version: str | None = None, **changes: object
+) -> process.VllmProcessEngine:
     """An engine in the host, with the folder's weights. Closing it leaves the host alone."""
-    corruptible = replace(options(arch), worker_extension="tests.pipeline.corrupting_worker.CorruptingWorker")
+    corruptible = replace(options(arch), worker_extension="tests.pipeline.corrupting_worker.CorruptingWorker", **changes)
     child = SimpleNamespace(call=host.call, close=lambda: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "EngineProcess", lambda *_: child)
@@ -139,6 +141,24 @@ def test_rope_scaling_matters_at_the_tested_length(served, tmp_path):
     unscaled = served.arch.model_copy(update={"rope_scaling": None})
     difference = difference_to_transformers(write_random_model(tmp_path / "model", unscaled), served.groups, 1.0)
     assert difference.mean() > 1e-2
+
+
+@pytest.mark.parametrize("served", ["llama"], indirect=True)
+def test_every_end_of_sequence_ends_a_response(served, host):
+    """The same samples up to the first of two tokens that now end them."""
+    longest = max((rollout.token_ids for group in served.groups for rollout in group.rollouts), key=len)
+    also = next(token for token in longest[2:] if token != longest[0])
+    engine = start(host, served.arch, served.folder, end_token_ids=(1, also))
+    engine.version = 0
+    for before, after in zip(
+        sampled(served.groups), groups := engine.generate(prompts(served.arch), SAMPLING, seed=5), strict=True
+    ):
+        cut = next((i + 1 for i, token in enumerate(before[0]) if token in (1, also)), len(before[0]))
+        (rollout,) = after.rollouts
+        assert rollout.token_ids == before[0][:cut] and rollout.finished == (rollout.token_ids[-1] in (1, also))
+        assert rollout.text == str(rollout.token_ids[:-1] if rollout.finished else rollout.token_ids)
+    assert any(rollout.token_ids[-1] == also for group in groups for rollout in group.rollouts)
+    engine.close()
 
 
 def test_another_vllm_is_refused(host, tmp_path):
