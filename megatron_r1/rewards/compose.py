@@ -18,6 +18,7 @@ from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.errors import RewardError
 from megatron_r1.rewards.protocol import Grader, ScoringService, Verdict
 from megatron_r1.rewards.rules.penalties import length_penalty, repetition_penalty
+from megatron_r1.rewards.rules.visible import has_visible
 from megatron_r1.rewards.scorers import accuracy_reference, accuracy_scorer, custom_components, is_custom
 from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
@@ -93,7 +94,7 @@ def judge_reward(judge: Grader) -> ModelReward:
         if not prompt.answer.strip():
             return _now(Verdict(None, "unscorable", "there is no reference answer to judge by"))
         summary = find_summary(whole_response(prompt.text, rollout.text))
-        if summary is None:
+        if summary is None or not has_visible(summary):
             return _now(Verdict(0.0, "wrong", "nothing follows the reasoning"))
         return judge.grade(prompt.question, prompt.answer, summary)
 

@@ -15,6 +15,7 @@ SUBJECTS = {
     "pipeline/recipe/test_presets.py",  # the examples against the recipe's figures
     "rewards/sandbox/test_attack_table.py",  # tests/attacks/table.txt against the whole sandbox
     "rewards/sandbox/test_attacks.py",  # tests/attacks against the whole sandbox
+    "rewards/test_linear.py",  # every expression of the rewards
     "rewards/test_fuzz.py",  # any text against every scorer
     "test_floors.py",  # the structure of the code
     "test_mirror.py",  # and of its tests

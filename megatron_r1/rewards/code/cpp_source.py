@@ -80,7 +80,10 @@ def arguments_of(test: CallTest) -> bytes:
 def encoded_arguments(arguments: Any) -> bytes:
     """The same for positional and named arguments that `values.encode_value` has encoded."""
     positional, named = arguments
-    return _as_json([_decoded(value) for value in (*positional, *(value for _, value in named["dict"]))])
+    try:
+        return _as_json([_decoded(value) for value in (*positional, *(value for _, value in named["dict"]))])
+    except RecursionError as error:
+        raise NotForCppError("an argument is nested too deep") from error
 
 
 def _as_json(values: list[Any]) -> bytes:

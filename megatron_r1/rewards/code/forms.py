@@ -57,6 +57,13 @@ def read_tests(reference: Any) -> Suite:
         reference = {"asserts": reference}
     if not isinstance(reference, Mapping):
         raise TestsError(f"tests are an object or a list of asserts, not {type(reference).__name__}")
+    try:
+        return _read(reference)
+    except RecursionError as error:  # of an expression of Python with thousands of parts, too
+        raise TestsError("the tests are nested too deep") from error
+
+
+def _read(reference: Mapping[str, Any]) -> Suite:
     if "functional" in reference:
         tests = tests_of_leetcode(_text(reference, "functional"))
         suite = Suite(tests, prelude=leetcode_prelude(), modules=leetcode_modules())
@@ -67,11 +74,8 @@ def read_tests(reference: Any) -> Suite:
         prelude = _text(reference, "prelude", "")
         suite = Suite(tests_of_check(source, name, prelude), before=prelude_without(prelude, name))
     elif "inputs" in reference and "outputs" in reference:
-        try:
-            encode_value(reference["outputs"])  # as deep as a comparison goes
-            suite = _pairs(reference)
-        except RecursionError as error:
-            raise TestsError("inputs or outputs are nested too deep") from error
+        encode_value(reference["outputs"])  # as deep as a comparison goes
+        suite = _pairs(reference)
     else:
         raise TestsError("tests have none of the keys inputs and outputs, functional, asserts, check")
     if not 0 < len(suite.tests) <= MAX_TESTS:

@@ -85,7 +85,6 @@ _LABEL = re.compile(r"\[\[\s*(A>>B|A>B|A=B|B>A|B>>A)\s*\]\]")
 # What opens a tag (<data-...>, </think>), a chat token (<|im_start|>, [INST]) or a label is written as a JSON escape.
 _OPENINGS = re.compile(r"<(?=[|\uff5c/!?A-Za-z])|\[(?=/?[A-Z_]{2,}\]|\[)")
 _LINE_ENDS = re.compile(r"[\x7f-\x9f\u2028\u2029]")
-_FENCE_END = re.compile(r"\s*```$")
 _VERDICT = re.compile(r"['\"]\s{0,3}correctness\s{0,3}['\"]\s{0,3}:", re.IGNORECASE)
 _OBJECT = re.compile(r"\{\s{0,100}\"\s{0,3}(?:analysis|correctness)\s{0,3}\"\s{0,100}:", re.IGNORECASE)
 _BACKSLASH = re.compile(r"\\([\"\\/bfnrt]|u[0-9a-fA-F]{4})?")  #: one that is no escape of JSON is LaTeX
@@ -120,8 +119,7 @@ def read_grade(output: str) -> tuple[bool, str]:
             verdict before it.
     """
     text = _after_reasoning(output)
-    fence = _FENCE_END.search(text)
-    text = text[: fence.start()] if fence else text
+    text = text.removesuffix("```").rstrip()
     start = _last_object(text)
     if _VERDICT.search(text, 0, start):
         raise ValueError("more than one verdict")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-#: letters and symbols by their category that print as nothing: fillers of hangul and Khmer, blanks of Braille and music
-_BLANK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U0001d159")
+#: letters and symbols by their category that print as nothing: fillers of hangul and Khmer, blanks of Braille, music and
+#: hieroglyphs, the place of an object
+_BLANK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\U0001d159\U00013441\U00013442")
 _SEEN = frozenset("LNPS")  #: letters, numbers, punctuation, symbols; marks alone, spaces, format and control characters are none
 
 

@@ -6,13 +6,16 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from megatron_r1.rewards.code.scorer import CodeScorer
+from megatron_r1.rewards.judge.prompts import read_comparison, read_grade, render_payload
 from megatron_r1.rewards.language.scorer import LanguageScorer
 from megatron_r1.rewards.math.scorer import MathScorer
+from megatron_r1.rewards.rules.choice import ChoiceScorer
 from megatron_r1.rewards.rules.format import FormatScorer
 from megatron_r1.rewards.sandbox.probe import probe_sandbox
 from megatron_r1.rewards.sandbox.supervisor import SandboxSettings
@@ -109,6 +112,17 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def judge_and_choice(response: str) -> None:
+    """What else reads a response, or a judge that quotes it."""
+    start = time.process_time()
+    assert ChoiceScorer().score(response, "Q").outcome == "wrong"
+    assert render_payload(response, "n").count("\n") == 2
+    for read in (read_grade, read_comparison):
+        with suppress(ValueError):
+            read(response)
+    assert time.process_time() - start < SLOWEST_SECONDS
+
+
 def test_nothing_breaks_the_rewards():
     references = ["271828.5", "\\frac{\\pi}{7}", "x^2-3x+11", "(-2.5, 17]", "\\approx 8.24 \\text{ mph}"]
     maths = [MathScorer(place) for place in ("answer_tag", "boxed", "hash")]
@@ -131,6 +145,7 @@ def test_nothing_breaks_the_rewards():
             if seconds > slowest and index > MEGABYTE_EVERY:  # the first ones load word lists
                 slowest, slowest_index = seconds, index
         assert [verdict.outcome for verdict in verdicts] == ["wrong"] * 7, (index, verdicts)
+        judge_and_choice(response)
         if index == RESPONSES // 4:
             before = resident_bytes()
     print(f"slowest {slowest:.3f} s (response {slowest_index}), memory {resident_bytes() - before:+,} bytes")

@@ -105,3 +105,16 @@ def test_unusable_forms_are_refused_by_name(tests, said):
 def test_what_a_prompt_gives_is_without_the_function():
     assert prelude_without(HELPERS["prelude"], "f") == "import math\nfrom typing import List\n\ndef helper(x):\n    return 2 * x"
     assert prelude_without("Write a function.", "f") == ""
+
+
+@pytest.mark.parametrize("depth", [3000, 50_000])
+def test_tests_that_are_nested_too_deep_are_refused(depth):
+    deep = "+".join(["1"] * depth)
+    for tests in (
+        [f"assert f({deep}) == 1"],
+        [f"assert f(1) == ({deep}) and f(2)"],
+        {"functional": f"def check(c):\n    assert c({deep})\ncheck(f)"},
+        {"check": f"def check(c):\n    assert c(1) == {deep}", "entry_point": "f"},
+    ):
+        with pytest.raises(TestsError):
+            read_tests(tests)

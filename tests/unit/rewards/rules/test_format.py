@@ -8,6 +8,7 @@ from megatron_r1.config.data import DataConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, render
 from megatron_r1.rewards.rules.format import FormatScorer, follows_chat_format, follows_format
+from megatron_r1.rewards.rules.visible import has_visible
 from megatron_r1.rewards.scorers import FORMATS, OPENINGS, scorer_specs
 from tests.direct_scoring import DirectScoring
 
@@ -179,3 +180,9 @@ def test_where_the_prompt_opens_the_reasoning_only_what_follows_its_end_is_the_a
     scoring = DirectScoring(RewardConfig(answer_location="boxed"), template="r1_chat_think")
     assert scoring.submit("math", response, "2").result().outcome == accuracy
     assert scoring.submit("format", response).result().outcome == form
+
+
+def test_what_prints_nothing_is_no_content():
+    blank = "\u200b\u00ad\u2060\u115f\u3164\uffa0\u2800\ufffc\u0301\ufe0f\ue000\x07\U000e0041\U0001d159\U00013441 \n"
+    assert not any(has_visible(character) for character in blank) and not has_visible(blank)
+    assert all(has_visible(character) for character in "a1.-$\u6f22\u0394\U0001f600\u2026")
