@@ -29,25 +29,13 @@ INSIDE_THE_SANDBOX = {"runner.py", "remote.py", "program_start.py"}
 _PLAIN = r"""
 a A z * _ ' " ` ~ $ \ \[ { } [ ] [[ ( ) < > 1 1. 0 - / // /* */ :: f( = a' a- aB A1 a_ \u0061 &#97; %41 \x http:// x@ {"analysis"
 'correctness': | answer: 0e + \{ $a
-""".split()
-UNITS += [
-    " ",
-    "\t",
-    "\n",
-    "\r\n",
-    "#include <a>\n",
-    "# include",
-    "class ",
-    "f ",
-    "a ",
-    "\\aa ",
-    "[[ ",
-    "//\\\n",
-    ", ",
-    "answer: ",
-    "answer:\n",
+"""
+# fmt: off
+UNITS = [
+    *_PLAIN.split(), " ", "\t", "\n", "\r\n", "#include <a>\n", "# include", "class ", "f ", "a ", "\\aa ", "[[ ", "//\\\n", ", ", "answer: ",
+    "answer:\n", "```a\n", "~~~\n", "a\n\n", *"\u00e9\u0301\u042f\u3042\u6f22\ud55c\u03b1\u200b\u3000\U0001f1e6", "e\u0301",
 ]
-UNITS += ["```a\n", "~~~\n", "a\n\n", *"\u00e9\u0301\u042f\u3042\u6f22\ud55c\u03b1\u200b\u3000\U0001f1e6", "e\u0301"]
+# fmt: on
 AROUND = [("x", "x"), ("answer: ", "!"), ('[[{"', "\n")]
 
 
