@@ -32,8 +32,10 @@ a A z * _ ' " ` ~ $ \ \[ { } [ ] [[ ( ) < > 1 1. 0 - / // /* */ :: f( = a' a- aB
 """
 # fmt: off
 UNITS = [
-    *_PLAIN.split(), " ", "\t", "\n", "\r\n", "#include <a>\n", "# include", "class ", "f ", "a ", "\\aa ", "[[ ", "//\\\n", ", ",
-    "answer: ", "answer:\n", "```a\n", "~~~\n", "a\n\n", *"\u00e9\u0301\u042f\u3042\u6f22\ud55c\u03b1\u200b\u3000\U0001f1e6", "e\u0301",
+    *_PLAIN.split(),
+    " ", "\t", "\n", "\r\n", "#include <a>\n", "# include", "class ", "f ", "a ", "\\aa ", "[[ ", "//\\\n", ", ",
+    "answer: ", "answer:\n", "```a\n", "~~~\n", "a\n\n",
+    *"\u00e9\u0301\u042f\u3042\u6f22\ud55c\u03b1\u200b\u3000\U0001f1e6", "e\u0301",
 ]
 # fmt: on
 AROUND = [("x", "x"), ("answer: ", "!"), ('[[{"', "\n")]
