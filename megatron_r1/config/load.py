@@ -7,7 +7,6 @@ the same code and every error can name the layer that it came from.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,11 @@ from pydantic import ValidationError
 
 from megatron_r1.config.keys import FIELDS, FREE_FORM, SECTIONS, nearest_key
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import ConfigError
+from megatron_r1.config.yaml_text import MOST_CHARACTERS, read_yaml
+from megatron_r1.errors import ConfigError, one_line
 
 COMMAND_LINE = "on the command line"
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML as people write it: `1e-4` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key_node, deep=True) for key_node, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{min(repeated)}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
@@ -109,11 +94,13 @@ def _flatten_settings(settings: Mapping[Any, Any], prefix: str = "") -> Iterator
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)  # of a device there would be no end
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {_one_line(error)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {one_line(error)}") from None
+    content = read_yaml(text, f"config file {path}")
     if content is None:
         return {}
     if not isinstance(content, Mapping):
@@ -125,10 +112,7 @@ def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{text}' {COMMAND_LINE} is not of the form key.sub=value")
-    try:
-        parsed = yaml.load(value, _YamlLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of '{key}' {COMMAND_LINE} is not valid YAML: {_one_line(error)}") from None
+    parsed = read_yaml(value, f"the value of '{key}' {COMMAND_LINE}")
     if key in SECTIONS and isinstance(parsed, Mapping):
         return _flatten_settings(parsed, f"{key}.")
     return iter([(key, parsed)])
@@ -136,8 +120,9 @@ def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
 
 def _check_key(key: str, value: Any, source: str) -> None:
     if key in SECTIONS:
-        raise ConfigError(f"'{key}' {source} is a section, got {value!r}, expected settings such as '{_example_key(key)}'")
+        raise ConfigError(f"'{key}' {source} is a section, got {_shown(value)}, expected settings such as '{_example_key(key)}'")
     if key not in FIELDS and not any(key.startswith(f"{free}.") for free in FREE_FORM):
+        key = " ".join(key[:_LONGEST_SHOWN].split())
         raise ConfigError(f"unknown key '{key}' {source}; the nearest known key is '{nearest_key(key)}'")
 
 
@@ -160,8 +145,10 @@ def _describe_problem(error: ValidationError, sources: Mapping[str, str]) -> str
     key = ".".join(str(part) for part in first["loc"])
     source = next((source for known, source in sources.items() if key == known or key.startswith(f"{known}.")), COMMAND_LINE)
     expected = first["msg"].removeprefix("Input should be ")
-    return f"'{key}' {source} is {first['input']!r}, expected {expected}"
+    return f"'{key}' {source} is {_shown(first['input'])}, expected {expected}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _shown(value: Any) -> str:
+    """A value for a message; of a long one, the beginning."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
