@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.errors import DataError
+from megatron_r1.errors import DataError, one_line
 from megatron_r1.report.plots import curves_svg
 from megatron_r1.report.runs import RunRecord, find_runs
 from megatron_r1.runtime.files import write_atomically
@@ -59,11 +59,13 @@ def _summary_table(path: Path) -> str:
         summary = json.loads(path.read_text(encoding="utf-8"))
         rows, claims = summary["rows"], summary.get("claims", [])
         columns = list(dict.fromkeys(name for row in rows for name in row))
-    except (ValueError, KeyError, TypeError):
+        if not all(isinstance(row, dict) for row in rows) or not isinstance(claims, list):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} does not hold a list of objects under 'rows': run the pipeline again to write it") from None
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in columns) + "</tr>" for row in rows)
-    said = "".join(f"<li>{html.escape(claim)}</li>" for claim in claims)
+    said = "".join(f"<li>{html.escape(str(claim))}</li>" for claim in claims)
     return f"<h2>Comparison</h2>\n<table><tr>{head}</tr>{body}</table>" + (f"\n<ul>{said}</ul>" if said else "")
 
 
@@ -72,7 +74,7 @@ def _cell(value: Any) -> str:
         return "&ndash;"
     if isinstance(value, float):
         return f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
         return "[" + ", ".join(_cell(item) for item in value) + "]"
     return html.escape(str(value))
 
@@ -82,8 +84,9 @@ def _run_section(run: RunRecord) -> str:
     config = f"<details><summary>Resolved config</summary><pre>{html.escape(run.config)}</pre></details>"
     if not run.metrics:
         return f"{title}\n<p>Nothing is recorded yet.</p>\n{config}"
-    steps = f'<p class="note">Started {html.escape(run.started)}, {run.metrics[-1]["step"]} steps recorded.</p>'
-    return "\n".join([title, steps, curves_svg(run.metrics), _samples(run.rollout_files), config])
+    steps = f'<p class="note">Started {html.escape(run.started)}, {run.metrics[-1]["step"]:d} steps recorded.</p>'
+    samples = _samples(run.rollout_files)  # before what takes a second: a file may be broken
+    return "\n".join([title, steps, curves_svg(run.metrics), samples, config])
 
 
 def _samples(files: list[Path]) -> str:
@@ -96,20 +99,23 @@ def _samples(files: list[Path]) -> str:
 
 
 def _sampled_group(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    if not lines:
-        return ""
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        return _sampled_lines(lines) if lines else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is no file of a run's responses ({one_line(error)}): remove it") from None
+
+
+def _sampled_lines(lines: list[dict[str, Any]]) -> str:
     group = [line for line in lines if line["prompt_id"] == lines[0]["prompt_id"]]
     shown = group[:: max(len(group) // SAMPLED_RESPONSES, 1)][:SAMPLED_RESPONSES]
-    question = html.escape(f"{group[0]['question']}  (answer: {group[0]['answer']})")
-    parts = [f"<h4>Step {group[0]['step']}: {question}</h4>"]
+    title = f"Step {group[0]['step']}: {group[0]['question']}  (answer: {group[0]['answer']})"
+    parts = [f"<h4>{html.escape(title)}</h4>"]
     for line in shown:
         rewards = ", ".join(
             f"{name} {'not scored' if value is None else f'{value:g}'}" for name, value in line["reward_parts"].items()
         )
-        cut = "" if line["finished"] else ", cut at the limit"
-        parts.append(
-            f'<p class="note">{html.escape(rewards)}, {line["length"]} tokens{cut}</p><pre>{html.escape(line["response"])}</pre>'
-        )
+        note = f"{rewards}, {line['length']} tokens{'' if line['finished'] else ', cut at the limit'}"
+        parts.append(f'<p class="note">{html.escape(note)}</p><pre>{html.escape(line["response"])}</pre>')
     return "\n".join(parts)

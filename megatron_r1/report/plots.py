@@ -25,6 +25,7 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "megatron_r1",
+    "text.parse_math": False,  # names of metrics are text
 }
 MARKED = 30  # a curve with fewer points than this, such as an evaluation, shows each of them
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.errors import DataError
+from megatron_r1.errors import DataError, one_line
 from megatron_r1.runtime.metrics import read_metrics
+
+_LARGEST = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,32 @@ def find_runs(folder: Path) -> list[RunRecord]:
 
 
 def _read_run(folder: Path) -> RunRecord:
-    made = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    try:
+        made = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        command, started = made["command"], datetime.fromisoformat(made["started"]).isoformat()
+        if not isinstance(command, str):
+            raise TypeError("the command is no text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{folder / 'run.json'} does not say what made this run ({one_line(error)})") from None
+    try:
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / 'config.yaml'} cannot be read: {one_line(error)}") from None
     return RunRecord(
         name=folder.name,
-        command=made["command"],
-        started=made["started"],
-        metrics=read_metrics(folder / "metrics.jsonl"),
-        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        command=command,
+        started=started,
+        metrics=_numbers_of(folder / "metrics.jsonl"),
+        config=config,
         rollout_files=sorted((folder / "rollouts").glob("step_*.jsonl")),
     )
+
+
+def _numbers_of(path: Path) -> list[dict[str, Any]]:
+    """The metrics, every value a number that can be drawn, or None."""
+    records = read_metrics(path)
+    for number, record in enumerate(records, start=1):
+        for name, value in record.items():
+            if value is not None and (not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) > _LARGEST)):
+                raise DataError(f"{path} line {number}: {name[:100]!r} is not a number that can be drawn: remove the line")
+    return records

@@ -28,7 +28,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             record["step"] = int(record["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise DataError(f"{path} line {number} is not a JSON object with a step: remove the line") from None
         records.append(record)
     return records

@@ -61,6 +61,55 @@ def read(path: Path) -> tuple[str, Tags]:
     return text, tags
 
 
+MARKUP = "</title><script>alert(1)</script><img src=x onerror='alert(1)'>\"&"
+
+
+def test_no_field_becomes_markup(tmp_path):
+    """Whoever wrote the files of a run writes no element of the page."""
+    folder = tmp_path / MARKUP.replace("/", "_")
+    record_grpo(folder, steps=2)
+    for path in (folder / "rollouts").glob("step_*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        hostile = {name: MARKUP for name in ("step", "question", "answer", "response", "length", "finished", "prompt_id")}
+        path.write_text("".join(json.dumps(line | hostile | {"reward_parts": {MARKUP: 1.0}}) + "\n" for line in lines))
+    made = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(made | {"command": MARKUP}))
+    (folder / "config.yaml").write_text(MARKUP)
+    metrics = [
+        json.loads(line) | {f"seconds/{MARKUP} $\\frac{{": 1.0} for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    rows = [{"name": MARKUP, MARKUP: MARKUP, "list": [MARKUP, [MARKUP]], "object": {MARKUP: MARKUP}}]
+    (folder / "summary.json").write_text(json.dumps({"rows": rows, "claims": [MARKUP, {MARKUP: 1}, None]}))
+    text, tags = read(write_report(folder))
+    assert "<script" not in text and "<img" not in text and "onerror" not in dict(tags.attributes)
+    assert not {"script", "img", "iframe", "a", "form"} & set(tags.seen) and text.count("<title>") == 1
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("run.json", "{"), ("run.json", "[]"), ("run.json", '{"command": 1, "started": "2026-01-01"}'), ("run.json", "[" * 99999),
+        ("run.json", '{"command": "grpo", "started": "<b>"}'), ("run.json", '{"command": "grpo", "started": 5}'),
+        ("metrics.jsonl", '{"step": 1, "loss": "x"}\n'), ("metrics.jsonl", '{"step": 1, "loss": [1]}\n'),
+        ("metrics.jsonl", '{"step": 1, "loss": 1' + "0" * 400 + "}\n"), ("metrics.jsonl", "[" * 99999 + "\n"),
+        ("config.yaml", None), ("summary.json", "[" * 99999), ("summary.json", '{"rows": [1]}'),
+        ("summary.json", '{"rows": ["a"]}'), ("summary.json", '{"rows": [{}], "claims": 5}'), ("rollouts/step_000001.jsonl", "x\n"),
+        ("rollouts/step_000001.jsonl", "{}\n"), ("rollouts/step_000001.jsonl", "[1]\n"), ("rollouts/step_000001.jsonl", '{"prompt_id": 1, "step": 1}\n'),
+    ],
+)  # fmt: skip
+def test_a_broken_file_of_a_run_is_one_line(tmp_path, name, content):
+    record_grpo(tmp_path / "run", steps=2)
+    path = tmp_path / "run" / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        write_report(tmp_path / "run")
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
 def test_a_grpo_report_has_curves_table_and_samples(tmp_path):
     folder = tmp_path / "run"
     record_grpo(folder)
