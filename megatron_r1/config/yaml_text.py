@@ -91,7 +91,7 @@ def read_yaml(text: str, what: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _measure(node, {})
+            _expanded_size(node, {})
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -101,7 +101,7 @@ def read_yaml(text: str, what: str) -> Any:
         raise ConfigError(f"{what} is not valid YAML: {one_line(error)}") from None
 
 
-def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+def _expanded_size(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
     """Nodes and levels of a node, aliases counted as what they stand for."""
     if isinstance(node, yaml.ScalarNode):
         return 1, 1
@@ -112,7 +112,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
         return size
     known[id(node)] = None
     parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-    sizes = [_measure(part, known) for part in parts]
+    sizes = [_expanded_size(part, known) for part in parts]
     nodes, levels = 1 + sum(nodes for nodes, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
     if nodes > _MOST_NODES or levels > _DEEPEST:
         raise yaml.YAMLError(f"its aliases make more than {_MOST_NODES} values or {_DEEPEST} levels of it")

@@ -36,7 +36,7 @@ from megatron_r1.curation.proportions import draw, plan_mix
 from megatron_r1.curation.records import check_id, parse_line
 from megatron_r1.data.record_files import RawLine, stream_lines
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.runtime.files import write_atomically, written_atomically
+from megatron_r1.runtime.files import read_once, write_atomically, written_atomically
 from megatron_r1.runtime.progress import Progress
 
 CURATED, SUMMARY = "curated.jsonl", "summary.md"
@@ -133,20 +133,20 @@ def _choose_records(
 def _inspect_files(
     config: CurationConfig, paths: Sequence[Path], sets: EvaluationSets, seed: int
 ) -> Iterator[tuple[int, Inspected]]:
-    with Progress(sum(path.stat().st_size for path in paths), "inspect", unit="B") as progress:
+    with Progress(sum(read_once(path).stat().st_size for path in paths), "inspect", unit="B") as progress:
         for number, path in enumerate(paths):
             done = 0
             for record in inspect_all(stream_lines(path), path.stem, config, sets, seed):
                 progress.advance(record.offset - done)
                 done = record.offset
                 yield number, record
-            progress.advance(path.stat().st_size - done)
+            progress.advance(read_once(path).stat().st_size - done)
 
 
 def _write_mix(paths: Sequence[Path], chosen: Sequence[tuple[int, Inspected, int]], target: Path) -> None:
     """Write the chosen records, a second copy under an id of its own."""
     with ExitStack() as stack, Progress(len(chosen), "write") as progress:
-        files: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
+        files: list[BinaryIO] = [stack.enter_context(read_once(path).open("rb")) for path in paths]
         output = stack.enter_context(written_atomically(target))
         for number, record, copy in chosen:
             files[number].seek(record.offset)

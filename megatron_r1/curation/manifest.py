@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import DataError
-from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.files import read_once, write_atomically
 from megatron_r1.runtime.markdown_table import align_table
 
 MANIFEST = "manifest.json"
@@ -44,9 +45,10 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
         DataError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with read_once(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+            size = os.fstat(file.fileno()).st_size
+        return {"path": str(path), "bytes": size, "sha256": digest}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

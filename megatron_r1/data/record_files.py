@@ -4,6 +4,7 @@
     FILE.json       one list of objects, or one object a line
     FILE.csv        a header and one record a row
     FILE.parquet    read a few rows at a time
+    a pipe          one object a line, if its name does not say otherwise
     FOLDER          a `datasets` folder made by save_to_disk, or a folder of such files
 
 All but Parquet may be packed by gzip or zstd: FILE.jsonl.gz, FILE.csv.zst.
@@ -24,14 +25,15 @@ import zlib
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from megatron_r1.data.unpacked import PACKED, open_unpacked
 from megatron_r1.errors import DataError
+from megatron_r1.runtime.files import is_piped, read_once
 
 Record = tuple[str, dict[str, Any]]  #: where it stands, for messages, and its fields
 
-_PACKED = ("", ".gz", ".zst")
-SUFFIXES = (*(form + packed for form in (".jsonl", ".json", ".csv") for packed in _PACKED), ".parquet")
+SUFFIXES = (*(form + packed for form in (".jsonl", ".json", ".csv") for packed in ("", *PACKED)), ".parquet")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|dev|test|eval)(?:[^a-z]|$)")
 _SAME_SPLIT = {"training": "train", "valid": "validation", "dev": "validation", "eval": "test"}
 _SPLITS, _STATE = "dataset_dict.json", "state.json"  # what save_to_disk writes beside the rows
@@ -107,7 +109,7 @@ def stream_lines(path: Path) -> Iterator[RawLine]:
     number = offset = 0
     found = False
     try:
-        with _open_unpacked(path) as file:
+        with open_unpacked(path) as file:
             for number, raw in enumerate(file, start=1):
                 if raw.strip():
                     found = True
@@ -143,7 +145,7 @@ def read_text(path: Path) -> str:
         DataError: missing, unreadable, not UTF-8 or blank.
     """
     try:
-        with _open_unpacked(path) as file:
+        with open_unpacked(path) as file:
             text = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -190,18 +192,9 @@ def _split_of(name: str) -> str | None:
 
 
 def _form_of(path: Path) -> str:
-    """The suffix that tells the form of a file: what stands before .gz and .zst."""
-    return Path(path.stem).suffix if path.suffix in _PACKED[1:] else path.suffix
-
-
-def _open_unpacked(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        import pyarrow
-
-        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(path.open("rb")), "zstd")))
-    return path.open("rb")
+    """The suffix that tells the form of a file: what stands before .gz and .zst. A pipe without one holds objects a line."""
+    form = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+    return ".jsonl" if not form and is_piped(path) else form
 
 
 def _read_file(path: Path) -> Iterator[Record]:
@@ -259,7 +252,7 @@ def _check_object(value: Any, where: str) -> dict[str, Any]:
 def _read_csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     try:
-        with _open_unpacked(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+        with open_unpacked(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for record in reader:
                 if None in record or None in record.values():
@@ -277,7 +270,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with pyarrow.parquet.ParquetFile(read_once(path)) as table:
             for rows in table.iter_batches(batch_size=_ROWS):
                 for row in rows.to_pylist():
                     number += 1

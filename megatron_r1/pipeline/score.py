@@ -19,7 +19,7 @@ from megatron_r1.rewards.custom import custom_reference
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import is_custom, scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool
-from megatron_r1.runtime.files import written_atomically
+from megatron_r1.runtime.files import read_once, written_atomically
 from megatron_r1.runtime.progress import Progress
 
 #: built-in scorer -> the field of a line that holds the reference; None: the scorer needs none
@@ -42,8 +42,8 @@ class Line:
 def score_file(config: Config, reward: str, source: Path, target: Path, mark_malformed: bool) -> Counter[str]:
     """Score every line of `source` and write it to `target` with `score`, `outcome`, `detail` and, if there are any, `parts`.
 
-    The file is read twice and never held in memory: the first pass refuses a malformed file before anything is written. `target` is
-    written whole or not at all. Lines keep their order; blank ones are left out.
+    The file is read twice and never held in memory: the first pass refuses a malformed file before anything is written. A pipe is
+    copied first. `target` is written whole or not at all, unless it is a pipe. Lines keep their order; blank ones are left out.
 
     Args:
         reward: a built-in scorer of `REFERENCE_FIELDS`, the name of a reward in `reward.custom`, or "package.module:function".
@@ -59,7 +59,7 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
     """
     rewards, reward = _find_reward(config.reward, reward)
     total = _check_lines(source, reward, mark_malformed)
-    if target.exists() and target.samefile(source):
+    if target.is_file() and source.exists() and target.samefile(source):
         raise DataError(f"{target}: --output is the input file: name another one")
     counts: Counter[str] = Counter()
     with (
@@ -104,7 +104,7 @@ def read_lines(path: Path, reward: str) -> Iterator[Line]:
         DataError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with read_once(path).open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 if raw.strip():
                     yield _read_line(f"{path}:{number}", raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, reward)

@@ -95,7 +95,8 @@ def test_no_field_becomes_markup(tmp_path):
         ("metrics.jsonl", '{"step": 1, "loss": 1' + "0" * 400 + "}\n"), ("metrics.jsonl", "[" * 99999 + "\n"),
         ("config.yaml", None), ("summary.json", "[" * 99999), ("summary.json", '{"rows": [1]}'),
         ("summary.json", '{"rows": ["a"]}'), ("summary.json", '{"rows": [{}], "claims": 5}'), ("rollouts/step_000001.jsonl", "x\n"),
-        ("rollouts/step_000001.jsonl", "{}\n"), ("rollouts/step_000001.jsonl", "[1]\n"), ("rollouts/step_000001.jsonl", '{"prompt_id": 1, "step": 1}\n'),
+        ("rollouts/step_000001.jsonl", "{}\n"), ("rollouts/step_000001.jsonl", "[1]\n"),
+        ("rollouts/step_000001.jsonl", '{"prompt_id": 1, "step": 1}\n'),
     ],
 )  # fmt: skip
 def test_a_broken_file_of_a_run_is_one_line(tmp_path, name, content):

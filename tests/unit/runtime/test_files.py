@@ -1,0 +1,109 @@
+"""What is no plain file: written through and never replaced, read once and whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.errors import DataError
+from megatron_r1.runtime.files import is_piped, is_written_through, read_once, write_atomically, written_atomically
+
+
+@pytest.fixture(params=["at once", "by pieces"])
+def write(request):
+    """Both ways to write a file."""
+
+    def by_pieces(path: Path, text: str) -> None:
+        with written_atomically(path) as file:
+            for character in text:
+                file.write(character)
+
+    return write_atomically if request.param == "at once" else by_pieces
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[list[str]]:
+    """What somebody reads from a pipe meanwhile."""
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(path.read_text()))
+    thread.start()
+    yield found
+    thread.join()
+
+
+def test_a_pipe_is_written_into(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        if path.name == "link":
+            path.symlink_to("pipe")
+        with reading(path) as found:
+            write(path, "text \u4e09\n")
+        assert found == ["text \u4e09\n"] and stat.S_ISFIFO(path.stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_dev_null_stays_what_it_is(tmp_path, write):
+    null = tmp_path / "null"
+    try:
+        os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        write(null, "text")
+    except PermissionError:
+        pytest.skip("no device can be made here, or a made one is not opened")
+    assert stat.S_ISCHR(null.stat().st_mode) and os.listdir(tmp_path) == ["null"]
+    assert is_written_through(Path("/dev/null"))
+
+
+def test_what_the_shell_opened_is_written_into(tmp_path, write):
+    with (tmp_path / "out").open("w+") as file:
+        write(Path(f"/dev/fd/{file.fileno()}"), "text")
+        assert (tmp_path / "out").read_text() == "text" and os.listdir(tmp_path) == ["out"]
+        assert os.fstat(file.fileno()).st_ino == (tmp_path / "out").stat().st_ino
+    reader, writer = os.pipe()
+    write(Path(f"/dev/fd/{writer}"), "text")
+    os.close(writer)
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+
+
+def test_plain_files_are_replaced_whole_as_before(tmp_path, write):
+    path = tmp_path / "file"
+    write(path, "one")
+    inode = path.stat().st_ino
+    keeps = path.open()
+    write(path, "two")
+    assert path.read_text() == "two" and path.stat().st_ino != inode and keeps.read() == "one" and os.listdir(tmp_path) == ["file"]
+    keeps.close()
+    with pytest.raises((DataError, IsADirectoryError)):
+        write(tmp_path, "x")
+
+
+def test_a_pipe_is_read_once_and_can_be_opened_again(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    content = bytes(range(256)) * 1000
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
+    thread.start()
+    assert is_piped(tmp_path / "pipe")
+    for _ in range(3):
+        assert read_once(tmp_path / "pipe").read_bytes() == content
+    thread.join()
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    os.close(writer)
+    assert [read_once(Path(f"/dev/fd/{reader}")).read_bytes() for _ in range(2)] == [b"text"] * 2
+    os.close(reader)
+
+
+def test_what_is_no_pipe_is_read_where_it_is(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "link", tmp_path / "nowhere"):
+        assert read_once(path) is path and not is_piped(path)
+    assert read_once(Path("/dev/null")).read_bytes() == b""
+    with pytest.raises(DataError, match="/dev/zero: is a device"):
+        read_once(Path("/dev/zero"))
