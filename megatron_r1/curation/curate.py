@@ -35,8 +35,9 @@ from megatron_r1.curation.outputs import REJECTED, describe_losses, make_folder
 from megatron_r1.curation.proportions import draw, plan_mix
 from megatron_r1.curation.records import check_id, parse_line
 from megatron_r1.data.record_files import RawLine, stream_lines
+from megatron_r1.data.unpacked import read_once
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.runtime.files import read_once, write_atomically, written_atomically
+from megatron_r1.runtime.files import write_atomically, written_atomically
 from megatron_r1.runtime.progress import Progress
 
 CURATED, SUMMARY = "curated.jsonl", "summary.md"

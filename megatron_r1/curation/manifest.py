@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.data.unpacked import read_once
 from megatron_r1.errors import DataError
-from megatron_r1.runtime.files import read_once, write_atomically
+from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.markdown_table import align_table
 
 MANIFEST = "manifest.json"

@@ -27,9 +27,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_r1.data.unpacked import PACKED, open_unpacked
+from megatron_r1.data.unpacked import PACKED, is_piped, open_unpacked, read_once
 from megatron_r1.errors import DataError
-from megatron_r1.runtime.files import is_piped, read_once
 
 Record = tuple[str, dict[str, Any]]  #: where it stands, for messages, and its fields
 

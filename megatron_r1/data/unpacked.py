@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import shutil
+import stat
+import tempfile
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from megatron_r1.errors import DataError
-from megatron_r1.runtime.files import read_once
 
 PACKED = (".gz", ".zst")  #: suffixes
 #: Times that data unpack to of their size at most; records all made from one template unpack to less than a hundred times.
 _MOST_TIMES = 300
 _ALWAYS_BYTES = 256 << 20  # whatever the file's size
 _BUFFER = 1 << 18
+_copies: dict[tuple[str, int, int], BinaryIO] = {}  # of what can be read only once
 
 
 def open_unpacked(path: Path) -> BinaryIO:
@@ -37,6 +41,42 @@ def open_unpacked(path: Path) -> BinaryIO:
         return place.open("rb")
     limit = max(_ALWAYS_BYTES, _MOST_TIMES * place.stat().st_size)
     return cast(BinaryIO, io.BufferedReader(_Bounded(packed, path, limit), _BUFFER))
+
+
+def read_once(path: Path) -> Path:
+    """`path`, or a copy of all that comes through it if it can be read only once: a pipe, as `<(...)` and /dev/stdin are.
+
+    The copy has no name and takes space where temporary files are; it stays until this process ends, and is made once.
+
+    Raises:
+        DataError: it is a device without an end.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return path  # whoever opens it says why
+    mode = found.st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return path
+    name = os.fspath(path), found.st_dev, found.st_ino  # descriptors are used again for other pipes
+    if name not in _copies:
+        is_endless = stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not path.samefile(os.devnull))
+        try:
+            with path.open("rb") as source:
+                if is_endless and not source.isatty():
+                    raise DataError(f"{path}: is a device, not a file")
+                copy = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        _copies[name] = copy
+    return Path(f"/proc/{os.getpid()}/fd/{_copies[name].fileno()}")
+
+
+def is_piped(path: Path) -> bool:
+    """Whether `read_once` copies it."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 class _Bounded(io.RawIOBase):

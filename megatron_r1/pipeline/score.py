@@ -12,6 +12,7 @@ from typing import Any
 from megatron_r1.config.rewards import CustomRewardConfig, RewardConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.unpacked import read_once
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.import_path import is_import_path
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_scoring
@@ -19,7 +20,7 @@ from megatron_r1.rewards.custom import custom_reference
 from megatron_r1.rewards.protocol import OUTCOMES, Verdict
 from megatron_r1.rewards.scorers import is_custom, scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool
-from megatron_r1.runtime.files import read_once, written_atomically
+from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.progress import Progress
 
 #: built-in scorer -> the field of a line that holds the reference; None: the scorer needs none

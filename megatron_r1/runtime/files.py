@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 import xxhash
 
@@ -20,7 +18,6 @@ TEMPORARY = ".tmp-"  #: in the name of everything that is not yet whole
 # Bytes. For longer writes Linux looks for contiguous memory of their length, which takes up to ten times the CPU time on a machine
 # whose memory is full of cached files.
 _PIECE = 1 << 19
-_copies: dict[tuple[str, int, int], BinaryIO] = {}  # of what can be read only once
 
 
 def new_checksum() -> xxhash.xxh3_128:
@@ -56,42 +53,6 @@ def is_written_through(path: Path) -> bool:
         raise DataError(f"{path}: is a disk, not a file; name a file")
     # /dev/stdout and /dev/fd/3 are links to what the shell opened, which may be a file.
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode) or _is_open_elsewhere(path)
-
-
-def read_once(path: Path) -> Path:
-    """`path`, or a copy of all that comes through it if it can be read only once: a pipe, as `<(...)` and /dev/stdin are.
-
-    The copy has no name and takes space where temporary files are; it stays until this process ends, and is made once.
-
-    Raises:
-        DataError: it is a device without an end.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return path  # whoever opens it says why
-    mode = found.st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return path
-    name = os.fspath(path), found.st_dev, found.st_ino  # descriptors are used again for other pipes
-    if name not in _copies:
-        is_endless = stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not path.samefile(os.devnull))
-        try:
-            with path.open("rb") as source:
-                if is_endless and not source.isatty():
-                    raise DataError(f"{path}: is a device, not a file")
-                copy = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-                shutil.copyfileobj(source, copy)
-                copy.flush()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        _copies[name] = copy
-    return Path(f"/proc/{os.getpid()}/fd/{_copies[name].fileno()}")
-
-
-def is_piped(path: Path) -> bool:
-    """Whether `read_once` copies it."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_open_elsewhere(path: Path) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from megatron_r1 import cli
 from megatron_r1.data import unpacked
 from megatron_r1.data.record_files import read_records, read_text, stream_lines
-from megatron_r1.data.unpacked import open_unpacked
+from megatron_r1.data.unpacked import is_piped, open_unpacked, read_once
 from megatron_r1.errors import DataError
 
 LINES = b"".join(
@@ -109,3 +109,29 @@ def test_score_reads_a_pipe_and_writes_to_one(tmp_path, capfd):
     capfd.readouterr()
     assert cli.main([*command, str(piped(b"")), "--output", str(tmp_path / "never.jsonl")]) == 2
     assert "the file is empty" in capfd.readouterr().err and not (tmp_path / "never.jsonl").exists()
+
+
+def test_a_pipe_is_read_once_and_can_be_opened_again(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    content = bytes(range(256)) * 1000
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
+    thread.start()
+    assert is_piped(tmp_path / "pipe")
+    for _ in range(3):
+        assert read_once(tmp_path / "pipe").read_bytes() == content
+    thread.join()
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    os.close(writer)
+    assert [read_once(Path(f"/dev/fd/{reader}")).read_bytes() for _ in range(2)] == [b"text"] * 2
+    os.close(reader)
+
+
+def test_what_is_no_pipe_is_read_where_it_is(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "link", tmp_path / "nowhere"):
+        assert read_once(path) is path and not is_piped(path)
+    assert read_once(Path("/dev/null")).read_bytes() == b""
+    with pytest.raises(DataError, match="/dev/zero: is a device"):
+        read_once(Path("/dev/zero"))

@@ -1,4 +1,4 @@
-"""What is no plain file: written through and never replaced, read once and whole."""
+"""What is no plain file is written into and never replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.errors import DataError
-from megatron_r1.runtime.files import is_piped, is_written_through, read_once, write_atomically, written_atomically
+from megatron_r1.runtime.files import is_written_through, write_atomically, written_atomically
 
 
 @pytest.fixture(params=["at once", "by pieces"])
@@ -81,29 +81,3 @@ def test_plain_files_are_replaced_whole_as_before(tmp_path, write):
     keeps.close()
     with pytest.raises((DataError, IsADirectoryError)):
         write(tmp_path, "x")
-
-
-def test_a_pipe_is_read_once_and_can_be_opened_again(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    content = bytes(range(256)) * 1000
-    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
-    thread.start()
-    assert is_piped(tmp_path / "pipe")
-    for _ in range(3):
-        assert read_once(tmp_path / "pipe").read_bytes() == content
-    thread.join()
-    reader, writer = os.pipe()
-    os.write(writer, b"text")
-    os.close(writer)
-    assert [read_once(Path(f"/dev/fd/{reader}")).read_bytes() for _ in range(2)] == [b"text"] * 2
-    os.close(reader)
-
-
-def test_what_is_no_pipe_is_read_where_it_is(tmp_path):
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "link").symlink_to("file")
-    for path in (tmp_path, tmp_path / "file", tmp_path / "link", tmp_path / "nowhere"):
-        assert read_once(path) is path and not is_piped(path)
-    assert read_once(Path("/dev/null")).read_bytes() == b""
-    with pytest.raises(DataError, match="/dev/zero: is a device"):
-        read_once(Path("/dev/zero"))
