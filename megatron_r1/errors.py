@@ -57,6 +57,12 @@ class WeightSyncError(R1Error):
     exit_code = 1
 
 
+class NonFiniteUpdate(R1Error):
+    """An update whose loss, gradient or weights are NaN or infinite. It was not made."""
+
+    exit_code = 1
+
+
 class StopRequested(R1Error):
     """A signal asked the run to stop, and it has saved: the same command goes on from there."""
 

@@ -93,6 +93,7 @@ class TrainingSample:
     rollout_logprobs: torch.Tensor | None = None  #: [T-1] float32, 0 outside the mask
     old_logprobs: torch.Tensor | None = None  #: [T-1] float32, the trainer's before the first update of this rollout
     ref_logprobs: torch.Tensor | None = None  #: [T-1] float32, the reference policy's
+    name: str = ""  #: what it was made of, for messages: a problem's response, a file's record
 
     @property
     def num_targets(self) -> int:
@@ -122,11 +123,17 @@ class MicroBatch:
     sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed, -1: padding
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
     #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
+    documents: torch.Tensor | None = None  #: [B, N] int64, of a stream of documents: the number of the one at each position
 
     @property
     def num_tokens(self) -> int:
         """Positions of the micro-batch, padding included."""
         return self.token_ids.numel()
+
+    def sample_at(self, position: int) -> int:
+        """Sample id of the packed sequence at a position, -1: padding."""
+        assert self.cu_seqlens is not None, "only packed micro-batches hold samples"
+        return self.sample_ids[int(torch.searchsorted(self.cu_seqlens.cpu(), position, right=True)) - 1]
 
     def sequence_numbers(self) -> torch.Tensor:
         """[1, N] int64: which of the S packed sequences each position belongs to, padding sequences included."""

@@ -66,6 +66,13 @@ class RuntimeConfig(Section):
         "rank works alone, such as the sampling of a rollout.",
         json_schema_extra=MAY_CHANGE,
     )
+    skip_nonfinite_updates: int = Field(
+        0,
+        ge=0,
+        description="Updates that a run may leave out because their loss or gradient is NaN or infinite. Each is reported with its "
+        "samples and counted (updates/skipped); the next one ends the run. 0: the first one does. Weights stay as they were.",
+        json_schema_extra=MAY_CHANGE,
+    )
     heartbeat: HeartbeatConfig = HeartbeatConfig()
 
 

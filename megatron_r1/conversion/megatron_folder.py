@@ -20,6 +20,7 @@ from megatron_r1.model.rows import Split
 from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_checkpoints
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero
 from megatron_r1.runtime.files import TEMPORARY
+from megatron_r1.weights.finite import is_finite
 from megatron_r1.weights.hf import CONFIG, INDEX
 from megatron_r1.weights.local_weights import name_some
 from megatron_r1.weights.mapping import model_entries
@@ -111,8 +112,7 @@ class MegatronFolder:
         tensor = self._stored.read(key, lead)
         if self.entries[entry].split is Split.VOCAB:
             tensor = tensor[: self.entries[entry].full_shape[0]]
-        low, high = torch.aminmax(tensor)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not is_finite(tensor):
             raise ConversionError(f"tensor {key} in {self.folder / POLICY} holds NaN or infinite values")
         return tensor
 

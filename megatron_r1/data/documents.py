@@ -31,6 +31,9 @@ class DocumentSource(Protocol):
     def encode(self, number: int, seed: int, tokenizer: Tokenizer) -> list[int]:
         """The tokens of this document of an endless stream, beginning of sequence included, end of sequence not."""
 
+    def name(self, number: int, seed: int) -> str:
+        """Which document of the source this is, for messages."""
+
 
 def load_documents(config: DataConfig) -> DocumentSource:
     """A generated corpus, the `text_field` of a .jsonl or .json file, or the paragraphs of a .txt or .md file.
@@ -58,6 +61,10 @@ class GeneratedDocuments:
         question, continuation = self._make(random.Random(f"document {seed} {number}"), self._heldout_fraction)
         return tokenizer.encode_prompt(self._template, question)[1] + tokenizer.encode(continuation)
 
+    def name(self, number: int, seed: int) -> str:
+        """See `DocumentSource`."""
+        return f"generated document {number}"
+
 
 class TextDocuments:
     """Given texts; every epoch visits each once, in a new order."""
@@ -68,8 +75,15 @@ class TextDocuments:
 
     def encode(self, number: int, seed: int, tokenizer: Tokenizer) -> list[int]:
         """See `DocumentSource`; a text is untrusted, no tag in it becomes a token."""
+        return tokenizer.start_ids + tokenizer.encode_plain(self._texts[self._place(number, seed)])
+
+    def name(self, number: int, seed: int) -> str:
+        """See `DocumentSource`."""
+        return f"document {self._place(number, seed) + 1} of the file"
+
+    def _place(self, number: int, seed: int) -> int:
         epoch, offset = divmod(number, len(self._texts))
-        return tokenizer.start_ids + tokenizer.encode_plain(self._texts[shuffled(len(self._texts), seed, epoch)[offset]])
+        return shuffled(len(self._texts), seed, epoch)[offset]
 
 
 class DocumentStream:
@@ -97,10 +111,13 @@ class DocumentStream:
         stream = torch.tensor(self._buffer[: size + 1], dtype=torch.int64)
         del self._buffer[:size]
         tokens, labels = stream[:-1], stream[1:]
+        # Every document ends with an end of sequence, the last one at the end of the buffer.
+        ends_behind = (tokens == self._tokenizer.eos_id).flip(0).cumsum(0).flip(0) + self._buffer.count(self._tokenizer.eos_id)
+        documents = self._next_document - ends_behind
         if not self._mask_documents:
             positions = torch.arange(sequence_length).repeat(batch, 1)
             shape = (batch, sequence_length)
-            return MicroBatch(tokens.view(shape), labels.view(shape), torch.ones(shape), positions)
+            return MicroBatch(tokens.view(shape), labels.view(shape), torch.ones(shape), positions, documents=documents.view(shape))
         index = torch.arange(size)
         is_start = index % sequence_length == 0
         is_start[1:] |= tokens[:-1] == self._tokenizer.eos_id
@@ -108,8 +125,14 @@ class DocumentStream:
         positions = index - starts[is_start.cumsum(0) - 1]
         cu_seqlens = torch.cat([starts, torch.tensor([size])]).to(torch.int32)
         return MicroBatch(
-            tokens[None], labels[None], torch.ones(1, size), positions[None], cu_seqlens, sample_ids=list(range(len(starts)))
-        )
+            tokens[None], labels[None], torch.ones(1, size), positions[None], cu_seqlens, sample_ids=list(range(len(starts))),
+            documents=documents[None],
+        )  # fmt: skip
+
+    def name_of(self, micro_batch: MicroBatch, row: int, position: int) -> str:
+        """Which document of the source is at a row and a position of a batch."""
+        assert micro_batch.documents is not None, "`next_batch` numbers the documents"
+        return self._source.name(int(micro_batch.documents[row, position]), self._seed)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, fit for JSON: the next document and the tokens left over from the last ones."""

@@ -17,6 +17,7 @@ class ScoredExample:
 
     sequences: tuple[list[int], ...]  #: (chosen, rejected), or the one response
     safe: bool = True  #: the label of a single response
+    name: str = ""  #: file and line, for messages
 
     @property
     def num_tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,14 @@ class SftData:
 
     def take(self, numbers: Sequence[int]) -> list[TrainingSample]:
         """These samples."""
-        return [self._store[number] for number in numbers]
+        return [replace(self._store[number], name=self._name(number)) for number in numbers]
+
+    def _name(self, number: int) -> str:
+        for counts in self.counts:
+            if number < counts.samples:
+                return f"sample {number + 1} of {counts.path}"
+            number -= counts.samples
+        return f"sample {number + 1}"
 
     def validation(self) -> list[TrainingSample]:
         """The samples to validate with, at most `sft.validation_samples`."""

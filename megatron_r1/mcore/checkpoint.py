@@ -43,7 +43,7 @@ def plan_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     parts = [plan_folder(_policy_state(policy), folder, _POLICY)]
     if reference is not None:
         parts.append(plan_folder(_reference_state(policy, reference), folder, _REFERENCE))
-    progress = json.dumps({"updates": policy.updates, "layout": asdict(policy.layout)})
+    progress = json.dumps({"updates": policy.updates, "skipped": policy.skipped, "layout": asdict(policy.layout)})
     on_rank_zero(lambda: (folder / _PROGRESS).write_text(progress))
     return join(parts)
 
@@ -62,7 +62,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     Random generators are restored on the same layout only: on another, no saved state belongs to a rank.
 
     Raises:
-        CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
+        CheckpointError: the folder does not hold a checkpoint of this model, cannot be read, or holds a weight that is not finite.
     """
     if reference is not None:
         _load_weights_from(policy, folder / _REFERENCE)
@@ -76,9 +76,10 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
         state["rng"] = _rng_state()
     loaded = _load(state, folder / _POLICY)
     _take_weights(policy, loaded)
-    policy.updates = progress["updates"]
+    policy.updates, policy.skipped = progress["updates"], progress["skipped"]
+    policy.check_finite(folder)
     if policy.optimizer is not None:
-        load_optimizer_state(policy.optimizer, loaded["optimizer"], policy.updates)
+        load_optimizer_state(policy.optimizer, loaded["optimizer"], policy.updates - policy.skipped)
         policy.scheduler.num_steps = policy.updates
         policy.scheduler.step(0)
     if same_layout:
@@ -97,6 +98,7 @@ def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
     _load_weights_from(policy, folder / _POLICY, trunk_only)
+    policy.check_finite(folder)
     if policy.optimizer is not None:
         policy.optimizer.reload_model_params()
 
@@ -155,10 +157,11 @@ def _restore_rng(states: dict[str, Any], folder: Path) -> None:
 def _read_progress(path: Path) -> dict[str, Any]:
     try:
         progress = json.loads(path.read_text())
-        return {"updates": int(progress["updates"]), "layout": progress["layout"]}
+        skipped = int(progress.get("skipped", 0))  # earlier versions left no updates out
+        return {"updates": int(progress["updates"]), "skipped": skipped, "layout": progress["layout"]}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not say how far the run was: {one_line(error)}") from None
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore.active import require_active
 from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero, world_size
 from megatron_r1.runtime.saving import Unwritten
+from megatron_r1.weights.finite import first_nonfinite
 
 require_active()
 
@@ -88,9 +90,18 @@ def _save_common(common: dict[str, Any], folder: Path) -> None:
 
 
 def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[WriteResult]:
-    """Write this rank's files and return what is where. Raises OSError, perhaps behind an error of torch's serializer."""
+    """Write this rank's files and return what is where.
+
+    Raises:
+        CheckpointError: a tensor is NaN or infinite somewhere. Each is read once for that, in this process, before it is written.
+        OSError: perhaps behind an error of torch's serializer.
+    """
     results = []
     for bucket in buckets:
+        _, _, (_, tensors) = bucket
+        broken = first_nonfinite((item.index.fqn, tensor) for item, tensor in tensors)
+        if broken is not None:
+            raise CheckpointError(f"tensor {broken} holds NaN or infinite values")
         answers, running = queue.SimpleQueue(), queue.Queue()
         running.put(None)
         FileSystemWriterAsync.write_preloaded_data(transforms, 0, bucket, answers, running, use_fsync=True)

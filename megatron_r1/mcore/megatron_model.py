@@ -5,8 +5,10 @@ It knows no algorithm and no data: its caller brings micro-batches and a loss ca
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ import torch.distributed as dist
 
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.mcore import parallel, provider
+from megatron_r1.errors import CheckpointError, NonFiniteUpdate
+from megatron_r1.mcore import nonfinite, parallel, provider
 from megatron_r1.mcore.active import require_active
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.distributed import failing_together, is_rank_zero
 from megatron_r1.types import Metric, MicroBatch
+from megatron_r1.weights.finite import first_nonfinite
 from megatron_r1.weights.gather import GatheredWeights
 from megatron_r1.weights.load import load_weights
 
@@ -39,6 +43,10 @@ from megatron.core.transformer.module import Float16Module
 LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Metric[torch.Tensor]]]]
 
 
+def _name_by_place(micro_batch: MicroBatch, row: int, position: int) -> str:
+    return f"row {row} at position {position}"
+
+
 @dataclass(frozen=True)
 class StepStats:
     """What one update reports; the same on every rank."""
@@ -48,10 +56,16 @@ class StepStats:
     lr: float
     metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch
     tokens: int  #: positions computed, padding included
+    applied: bool = True  #: False: it was not finite and weights are as before; loss and norm are NaN, and there are no metrics
+    skipped: int | None = None  #: updates of the run that were not applied so far; None: `runtime.skip_nonfinite_updates` is 0
 
 
 class MegatronModel:
     """This rank's share of a model, and how it is run and trained.
+
+    Attributes:
+        updates: number of updates so far, those left out included: the schedule goes by it.
+        skipped: of these, how many were left out because they were not finite.
 
     Args:
         arch: the model's shape.
@@ -82,7 +96,8 @@ class MegatronModel:
     ) -> None:
         self.arch, self.layout, self.device = arch, layout, device
         self.micro_batch_tokens = micro_batch_tokens
-        self.updates = 0
+        self.updates = self.skipped = 0
+        self._skip_limit = runtime.skip_nonfinite_updates
         self.groups = parallel.groups()
         self.modules = provider.build_model(arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router)
         for module in self.modules:
@@ -130,8 +145,18 @@ class MegatronModel:
             wd_incr_style="constant",
         )
 
-    def train_on_micro_batches(self, micro_batches: list[MicroBatch], loss_fn: LossFn) -> StepStats:
-        """One update on this rank's micro-batches: equally many, of equal size, on every data-parallel rank."""
+    def train_on_micro_batches(
+        self, micro_batches: list[MicroBatch], loss_fn: LossFn, name_of: nonfinite.NameSample = _name_by_place
+    ) -> StepStats:
+        """One update on this rank's micro-batches: equally many, of equal size, on every data-parallel rank.
+
+        Args:
+            name_of: names the sample at a row and a position of a micro-batch, should an update not be finite.
+
+        Raises:
+            NonFiniteUpdate: on every rank, before any weight is touched: loss, gradient or weights are NaN or infinite, and no more
+                updates may be left out.
+        """
         assert self.optimizer is not None and self.scheduler is not None, "this model was built without an optimizer"
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -139,12 +164,67 @@ class MegatronModel:
         # Megatron divides gradients by the token count of the whole minibatch (calculate_per_token_loss) and scales its own
         # auxiliary losses to match; ours is already divided, so it is multiplied by the same count first.
         total_tokens = sum(m.num_tokens for m in micro_batches) * self.layout.dp
-        results = self._run(micro_batches, loss_fn, total_tokens, forward_only=False)
+        biases = [(bias, bias.clone()) for bias in self._router_biases()]  # Megatron-Core moves them as it reduces gradients
+        watch = nonfinite.UpdateWatch()
+        results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
         self.scheduler.step(1)
         self.updates += 1
-        _, grad_norm, _ = self.optimizer.step()
+        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt([tensor for _, tensor in nonfinite.named_state(self.modules)]))
+        if not math.isfinite(norm):
+            problem = watch.explain(micro_batches, name_of, self.modules)
+            if problem.cause is nonfinite.Cause.GRADIENT:
+                problem = replace(problem, behind=self._trace_gradient(micro_batches, loss_fn, total_tokens, name_of))
+            for bias, before in biases:
+                bias.copy_(before)
+            return self._leave_out(problem.describe(self._OUTPUT), total_tokens, mends=problem.cause is not nonfinite.Cause.WEIGHT)
+        nonfinite.apply_gradients(self.optimizer, norm)
         metrics = self._reduce_metrics(results)
-        return StepStats(metrics.pop("loss").value, float(grad_norm), self.scheduler.get_lr({}), metrics, total_tokens)
+        loss = metrics.pop("loss").value
+        return StepStats(loss, norm, self.scheduler.get_lr({}), metrics, total_tokens, skipped=self._reported_skips())
+
+    def _trace_gradient(
+        self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, name_of: nonfinite.NameSample
+    ) -> tuple[str, ...]:
+        """The samples whose gradient breaks inside the model, found by going through all of them again."""
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        with nonfinite.GradientTrace(self.modules) as trace:
+            self._run(micro_batches, loss_fn, total_tokens, forward_only=False)
+        return trace.samples(micro_batches, name_of, parallel.held_positions)
+
+    def skip_update(self, problem: str) -> StepStats:
+        """Leave out an update whose data are known not to be finite. All ranks call this alike.
+
+        Args:
+            problem: one line that names the sample.
+
+        Raises:
+            NonFiniteUpdate: no more updates may be left out.
+        """
+        assert self.scheduler is not None, "this model was built without an optimizer"
+        self.scheduler.step(1)
+        self.updates += 1
+        return self._leave_out(problem, tokens=0)
+
+    def _leave_out(self, problem: str, tokens: int, mends: bool = True) -> StepStats:
+        """Count an update that is not made, or end the run. `mends`: whether the next update may be better."""
+        assert self.scheduler is not None
+        if self.skipped >= self._skip_limit or not mends:
+            way_on = "start from a model whose weights are all finite"
+            if mends:
+                way_on = f"runtime.skip_nonfinite_updates={self._skip_limit} allows no more" if self.skipped else (
+                    "look at the sample and the learning rate, or let runtime.skip_nonfinite_updates leave such updates out"
+                )  # fmt: skip
+            raise NonFiniteUpdate(f"update {self.updates} is not finite: {problem}; no weight was changed; {way_on}")
+        self.skipped += 1
+        if is_rank_zero():
+            allowed = f"{self.skipped} of runtime.skip_nonfinite_updates={self._skip_limit}"
+            print(f"update {self.updates} is left out ({allowed}): {problem}", file=sys.stderr, flush=True)
+        lr = self.scheduler.get_lr({})
+        return StepStats(math.nan, math.nan, lr, {}, tokens, applied=False, skipped=self._reported_skips())
+
+    def _reported_skips(self) -> int | None:
+        return self.skipped if self._skip_limit else None
 
     def evaluate(
         self, micro_batches: list[MicroBatch], unpack: Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]], count: int
@@ -209,6 +289,8 @@ class MegatronModel:
             forward_only=forward_only,
         )
 
+    _OUTPUT = "output"  # what `_per_token` gives, in words
+
     def _per_token(self, output: torch.Tensor) -> torch.Tensor:
         """From the modules' output [B, N] to what a loss callable is given."""
         return output
@@ -256,11 +338,21 @@ class MegatronModel:
 
     def local_state(self) -> list[torch.Tensor]:
         """This rank's parameters and router biases, live, in a fixed order."""
-        state: list[torch.Tensor] = []
-        for module in self.modules:
-            state += [p.data for p in module.parameters()]
-            state += [b for name, b in module.named_buffers() if name.endswith("expert_bias")]
-        return state
+        return [tensor for _, tensor in nonfinite.named_state(self.modules)]
+
+    def check_finite(self, source: Path) -> None:
+        """Look at every weight that was loaded from `source`. Collective.
+
+        Raises:
+            CheckpointError: on every rank: a weight is NaN or infinite.
+        """
+        with failing_together():
+            broken = first_nonfinite(nonfinite.named_state(self.modules))
+            if broken is not None:
+                raise CheckpointError(f"{source}: weight {broken} holds NaN or infinite values: take an older checkpoint")
+
+    def _router_biases(self) -> list[torch.Tensor]:
+        return [tensor for name, tensor in nonfinite.named_state(self.modules) if name.endswith("expert_bias")]
 
 
 def _packed_seq_params(micro_batch: MicroBatch) -> PackedSeqParams | None:

@@ -45,7 +45,7 @@ def optimizer_state(
 
 
 def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]], updates: int) -> None:
-    """Take what was loaded into `optimizer_state(..., is_loading=True)`, after `updates` policy updates."""
+    """Take what was loaded into `optimizer_state(..., is_loading=True)`, after `updates` updates that were applied."""
     for part, part_state in zip(_distributed_optimizers(optimizer), state, strict=True):
         # torch's AdamW counts updates per parameter, in place, so each parameter needs its own tensor. Megatron-Core would copy
         # the count from the checkpoint, which holds none.

@@ -21,8 +21,8 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_mo
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 __all__ = [
-    "Groups", "Layout", "build_process_groups", "data_parallel_rank", "gather_context_parallel", "groups", "resolve_layout",
-    "slice_context_parallel",
+    "Groups", "Layout", "build_process_groups", "data_parallel_rank", "gather_context_parallel", "groups", "held_positions",
+    "resolve_layout", "slice_context_parallel",
 ]  # fmt: skip
 
 _built: tuple[Layout, dist.ProcessGroup] | None = None  # layout of the groups that are there, and the world they divide
@@ -123,6 +123,19 @@ def gather_context_parallel(values: torch.Tensor, cu_seqlens: torch.Tensor | Non
     num_tokens = values.shape[1] * group.size()
     order = torch.cat([_indices(cu_seqlens, num_tokens, group.size(), rank) for rank in range(group.size())])
     return torch.cat(parts, dim=1)[:, order.argsort().to(values.device)]
+
+
+def held_positions(micro_batch: MicroBatch, count: int) -> torch.Tensor:
+    """Positions in the rows of a whole micro-batch of the `count` tokens that this rank holds between layers: [count].
+
+    Context parallelism gives it some of them, and sequence parallelism a stretch of those.
+    """
+    size, num_tokens = parallel_state.get_context_parallel_world_size(), micro_batch.token_ids.shape[1]
+    held = torch.arange(num_tokens)
+    if size > 1:
+        held = _indices(micro_batch.cu_seqlens, num_tokens, size, parallel_state.get_context_parallel_rank())
+    start = count * parallel_state.get_tensor_model_parallel_rank() if count < len(held) else 0
+    return held[start : start + count]
 
 
 def _indices(cu_seqlens: torch.Tensor | None, num_tokens: int, cp_size: int, cp_rank: int) -> torch.Tensor:

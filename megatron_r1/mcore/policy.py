@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_r1.data.packing import pack_samples, unpack_token_values
+from megatron_r1.data.packing import PADDING, pack_samples, unpack_token_values
 from megatron_r1.mcore import parallel
 from megatron_r1.mcore.megatron_model import LossFn, MegatronModel, StepStats
 from megatron_r1.types import MicroBatch, TrainingSample
@@ -34,12 +34,19 @@ class MegatronPolicy(MegatronModel):
     def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> StepStats:
         """One policy update on a whole minibatch of sequences, packed over data-parallel ranks and micro-batches."""
         per_rank = self._pack(samples)
-        return self.train_on_micro_batches(per_rank[parallel.data_parallel_rank()], loss_fn)
+
+        def name_of(micro_batch: MicroBatch, row: int, position: int) -> str:
+            number = micro_batch.sample_at(position)
+            return "padding" if number == PADDING else samples[number].name or f"sample {number} of the batch"
+
+        return self.train_on_micro_batches(per_rank[parallel.data_parallel_rank()], loss_fn, name_of)
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
         """log pi_theta of every target of every sample: [T-1] float32 each, on the CPU, on every rank."""
         per_rank = self._pack(samples)
         return self.evaluate(per_rank[parallel.data_parallel_rank()], unpack_token_values, len(samples))
+
+    _OUTPUT = "log-probability"
 
     def _per_token(self, output: torch.Tensor) -> torch.Tensor:
         return -output

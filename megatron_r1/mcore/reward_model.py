@@ -5,6 +5,7 @@ Every rank is given everything and computes its own share, as with the policy.
 
 from __future__ import annotations
 
+from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, pack_examples, unpack_last_values
 from megatron_r1.errors import DataError
 from megatron_r1.mcore import parallel
@@ -15,13 +16,21 @@ from megatron_r1.types import MicroBatch
 class MegatronRewardModel(MegatronModel):
     """r_phi: the policy's trunk under a scalar head. Its loss callables are given a score for every token."""
 
+    _OUTPUT = "score"
+
     def train_step(self, examples: list[ScoredExample], loss_fn: LossFn) -> StepStats:
         """One update on a whole batch, packed over data-parallel ranks and micro-batches.
 
         Raises:
             DataError: an example has more tokens than a micro-batch.
         """
-        return self.train_on_micro_batches(self._pack(examples, self.micro_batch_tokens), loss_fn)
+        names = [example.name or f"example {i} of the batch" for i, example in enumerate(examples) for _ in example.sequences]
+
+        def name_of(micro_batch: MicroBatch, row: int, position: int) -> str:
+            number = micro_batch.sample_at(position)
+            return "padding" if number == PADDING else names[number]
+
+        return self.train_on_micro_batches(self._pack(examples, self.micro_batch_tokens), loss_fn, name_of)
 
     def scores(self, sequences: list[list[int]]) -> list[float]:
         """r_phi at the last token of each sequence, on every rank. A sequence longer than a micro-batch gets one of its size.

@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from megatron_r1.config.resume import input_paths
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError, ConfigError, StopRequested
+from megatron_r1.errors import CheckpointError, ConfigError, NonFiniteUpdate, StopRequested
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.checkpoints import newest_intact, prune_checkpoints, read_state, step_of
 from megatron_r1.runtime.distributed import (
@@ -88,6 +88,7 @@ class Run:
         self._progress: Progress | None = None  # of `steps`
         self._pending: PendingCheckpoint | None = None
         self._last_step = 0
+        self._at = 0  # the step that is being made
         self._stopping = False  # a signal has asked some rank to stop, and all know
         self._problem: OSError | None = None  # rank 0 could not write something; all learn of it at the end of the step
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -141,6 +142,8 @@ class Run:
         try:
             if kind is None:
                 self._seal_pending()
+            if isinstance(error, NonFiniteUpdate):
+                error.args = (f"step {self._at}: {error}",)
             record_error(error)
         finally:
             self.close()
@@ -158,6 +161,7 @@ class Run:
         self._last_step = total
         for step in range(self.step + 1, total + 1):
             self._heartbeat.begin("step", step, total)
+            self._at = step
             yield step
             progress.advance()
             if self._stopping and step < total:

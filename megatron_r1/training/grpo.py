@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -16,10 +17,10 @@ from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
-from megatron_r1.training.metrics import loss_metrics
+from megatron_r1.training.metrics import loss_metrics, update_metrics
 from megatron_r1.training.parity import check_parity, compare_logprobs
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
-from megatron_r1.training.samples import minibatches, to_training_samples, with_logprobs
+from megatron_r1.training.samples import find_nonfinite, minibatches, to_training_samples, with_logprobs
 from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
 
 
@@ -49,6 +50,7 @@ def train_grpo(
 
     Raises:
         WeightSyncError: the engine does not hold, or does not reproduce, the trainer's policy.
+        NonFiniteUpdate: see `runtime.skip_nonfinite_updates`.
     """
     sampling = Sampling(stage.group_size, rollout.temperature, rollout.top_p, rollout.max_response_tokens)
     engine.load_weights(policy.weights(), version=policy.updates)
@@ -70,7 +72,7 @@ def train_grpo(
         check_parity(parity, rollout)
         with run.timer("train"):
             batches = list(minibatches(samples, stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs))
-            stats = [policy.train_step(batch, loss_of(stage, batch)) for batch in batches]
+            stats = [update_policy(stage, policy, batch) for batch in batches]
         with run.timer("sync"):
             engine.load_weights(policy.weights(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
@@ -83,6 +85,12 @@ def train_grpo(
         run.record(step, {**batch_metrics(groups, batches, stats), **parity, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
+
+
+def update_policy(stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSample]) -> Stats:
+    """One update on the minibatch, which is left out if something in it is not finite, which every rank sees alike."""
+    problem = find_nonfinite(minibatch)
+    return policy.train_step(minibatch, loss_of(stage, minibatch)) if problem is None else policy.skip_update(problem)
 
 
 def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
@@ -129,25 +137,26 @@ def shuffle_rewards(groups: list[RolloutGroup], seed: str) -> None:
 def batch_metrics(groups: list[RolloutGroup], batches: list[list[TrainingSample]], stats: list[Stats]) -> dict[str, float]:
     """The step's metrics that come from the groups and the updates, one on each batch."""
     rollouts = [r for g in groups for r in g.rollouts]
-    trained = [sample for batch in batches for sample in batch]
-    reported = loss_metrics(stats, tokens=sum(s.num_trained for s in trained), samples=len(trained))
+    trained = [sample for batch, update in zip(batches, stats, strict=True) if update.applied for sample in batch]
+    applied = [update for update in stats if update.applied]
+    reported = loss_metrics(applied, tokens=sum(s.num_trained for s in trained), samples=len(trained))
     return {
         **describe_rewards(groups),
         "reward/zero_variance_groups": _average([float(not filled(g.advantages_G).any()) for g in groups]),
         "response_length/mean": _average([len(r.token_ids) for r in rollouts]),
         "response_length/max": max(len(r.token_ids) for r in rollouts),
         "response/finished": _average([float(r.finished) for r in rollouts]),
-        "kl/reference": reported.pop("kl/reference", 0.0),
+        "kl/reference": reported.pop("kl/reference", 0.0 if applied else math.nan),
         **reported,
         "entropy/sampled": -_average([lp for r in rollouts for lp in r.rollout_logprobs]),
-        "loss": _average([s.loss for s in stats]),
-        "grad_norm": _average([s.grad_norm for s in stats]),
-        "lr": stats[-1].lr,
+        **update_metrics(stats[-1]),
+        "loss": _average([s.loss for s in applied]),
+        "grad_norm": _average([s.grad_norm for s in applied]),
     }
 
 
 def _average(values: list[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else math.nan
 
 
 def _derive_seed(seed: int, step: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from megatron_r1.config.rollout import RolloutConfig
@@ -10,11 +12,16 @@ from megatron_r1.types import TrainingSample, filled
 
 
 def compare_logprobs(samples: list[TrainingSample]) -> dict[str, float]:
-    """|trainer - engine| over the response tokens of an on-policy batch, in nats: "logprob_diff/mean" and "/max"."""
+    """|trainer - engine| over the response tokens of an on-policy batch, in nats: "logprob_diff/mean" and "/max".
+
+    Tokens without a finite number are left out, as they are of training (`samples.find_nonfinite`); of none at all the mean is NaN.
+    """
     differences = torch.cat(
         [(filled(s.old_logprobs) - filled(s.rollout_logprobs))[torch.tensor(s.loss_mask) > 0] for s in samples]
     ).abs()
-    return {"logprob_diff/mean": differences.mean().item(), "logprob_diff/max": differences.max().item()}
+    differences = differences[differences.isfinite()]
+    largest = differences.max().item() if len(differences) else math.nan
+    return {"logprob_diff/mean": differences.mean().item(), "logprob_diff/max": largest}
 
 
 def check_parity(differences: dict[str, float], bounds: RolloutConfig) -> None:

@@ -13,6 +13,7 @@ from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
+from megatron_r1.training.metrics import update_metrics
 from megatron_r1.training.protocols import LossFn, Stats
 from megatron_r1.types import MicroBatch
 
@@ -26,12 +27,17 @@ class Documents(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """The cursor, as JSON."""
 
+    def name_of(self, micro_batch: MicroBatch, row: int, position: int) -> str:
+        """Which document is at a row and a position of a batch, for messages."""
+
 
 class Trainable(Protocol):
     """The policy, seen by pretraining."""
 
-    def train_on_micro_batches(self, micro_batches: list[MicroBatch], loss_fn: LossFn) -> Stats:
-        """One update on this rank's micro-batches."""
+    def train_on_micro_batches(
+        self, micro_batches: list[MicroBatch], loss_fn: LossFn, name_of: Callable[[MicroBatch, int, int], str]
+    ) -> Stats:
+        """One update on this rank's micro-batches. `name_of` names what is at a row and a position of one."""
 
 
 class GateNotReached(R1Error):
@@ -69,9 +75,9 @@ def train_base(
             with run.timer("data"):
                 batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]
             with run.timer("train"):
-                stats = policy.train_on_micro_batches(batches[rank::size], loss_fn)
+                stats = policy.train_on_micro_batches(batches[rank::size], loss_fn, documents.name_of)
             run.count_tokens("train", stage.global_batch_size * stage.sequence_length)
-            metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr}
+            metrics = update_metrics(stats)
             if gate and step == total:
                 metrics["gate/accuracy"] = gate()
             passed = metrics.get("gate/accuracy", -1.0) >= stage.gate_accuracy

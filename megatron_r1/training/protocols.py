@@ -33,6 +33,14 @@ class Stats(Protocol):
     def tokens(self) -> int:
         """Positions computed, padding included."""
 
+    @property
+    def applied(self) -> bool:
+        """False: the update was not finite and is left out. Loss and norm are NaN then, and there are no metrics."""
+
+    @property
+    def skipped(self) -> int | None:
+        """Updates of the run that were left out so far; None: none may be."""
+
 
 #: Takes one number per token of a micro-batch [B, N] (a policy: log-probs of the labels; a reward model: scores), sequences
 #: whole, and returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator) and metrics.
@@ -46,6 +54,9 @@ class Policy(Protocol):
 
     def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> Stats:
         """One policy update."""
+
+    def skip_update(self, problem: str) -> Stats:
+        """Leave out one update whose data are not finite, or raise NonFiniteUpdate if no more may be left out."""
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
         """Per sample [T-1] float32."""

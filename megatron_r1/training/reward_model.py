@@ -14,7 +14,7 @@ from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, last_token_values
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
-from megatron_r1.training.metrics import loss_metrics
+from megatron_r1.training.metrics import loss_metrics, update_metrics
 from megatron_r1.training.protocols import LossFn, Stats
 from megatron_r1.training.samples import minibatches
 from megatron_r1.types import MicroBatch
@@ -62,7 +62,7 @@ def train_reward_model(
         with run.timer("train"):
             stats = model.train_step(batch, reward_loss_of(stage.kind, batch))
         run.count_tokens("train", sum(example.num_tokens for example in batch))
-        metrics = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "epoch": step / per_epoch}
+        metrics = update_metrics(stats) | {"epoch": step / per_epoch}
         metrics |= loss_metrics([stats], tokens=stats.tokens, samples=len(batch))
         if heldout and (step == total or (stage.validate_interval and step % stage.validate_interval == 0)):
             with run.timer("validate"):

@@ -10,6 +10,7 @@ from megatron_r1.config.sft import SftConfig
 from megatron_r1.data.sft import SftData
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
+from megatron_r1.training.metrics import update_metrics
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.training.protocols import Policy
 from megatron_r1.types import TrainingSample
@@ -45,9 +46,7 @@ def train_sft(stage: SftConfig, *, policy: Policy, data: SftData, run: Run, save
             stats = policy.train_step(batch, loss_over(trained))
         run.count_tokens("train", tokens)
         metrics = {
-            "loss": stats.loss,
-            "grad_norm": stats.grad_norm,
-            "lr": stats.lr,
+            **update_metrics(stats),
             "epoch": step / per_epoch,
             "tokens": tokens,
             "tokens/trained": trained,

@@ -14,6 +14,7 @@ import torch
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
+from megatron_r1.weights.finite import is_finite
 from megatron_r1.weights.fp8 import BLOCK, SCALE_SUFFIX, dequantize_into, may_hold_nan, scale_name, scale_shape
 from megatron_r1.weights.safetensors_file import DTYPES, SafetensorsFile, StoredTensor
 
@@ -244,8 +245,7 @@ def _blocks(part: range) -> slice:
 
 
 def _check_finite(name: str, path: Path, values: torch.Tensor) -> None:
-    low, high = torch.aminmax(values)  # NaN wins over every number
-    if not (torch.isfinite(low) and torch.isfinite(high)):
+    if not is_finite(values):
         raise ConversionError(f"tensor {name} in {path} holds NaN or infinite values, as {values.dtype}")
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.runtime.files import TEMPORARY, write_buffer
+from megatron_r1.weights.finite import is_finite
 
 DTYPES = {
     "F64": torch.float64,
@@ -151,7 +152,7 @@ class SafetensorsWriter:
         """Write one of the announced tensors, from any device.
 
         Raises:
-            ConversionError: it was not announced, is there already, or has another shape or dtype.
+            ConversionError: it was not announced, is there already, has another shape or dtype, or holds NaN or infinite values.
             CheckpointError: the disk is full, or the file cannot be written.
         """
         announced = self.missing.get(name)
@@ -162,7 +163,10 @@ class SafetensorsWriter:
                 f"tensor {name} for {self.path} is {list(tensor.shape)} {tensor.dtype}, "
                 f"announced was {list(announced.shape)} {announced.dtype}"
             )
-        self._write_at(_bytes_of(tensor.detach().cpu().contiguous()), self._offsets[name])
+        on_cpu = tensor.detach().cpu().contiguous()
+        if not is_finite(on_cpu):
+            raise ConversionError(f"tensor {name} for {self.path} holds NaN or infinite values, as {tensor.dtype}")
+        self._write_at(_bytes_of(on_cpu), self._offsets[name])
         del self.missing[name]
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""One rank of a reward model under every layout of two ranks. Started by test_reward_layouts.py.
+"""One rank of a reward model under every layout of two ranks, and of every stage with a token that breaks an update.
+
+Started by test_reward_layouts.py.
 
 reward_ranks.py RANK WORLD_SIZE RENDEZVOUS RESULTS
 """
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.mcore import host
+from tests.nonfinite_cases import TWO_RANKS, check_stage
 from tests.reward_cases import LAYOUTS, train_and_score
 
 
@@ -25,6 +28,8 @@ def main(rank: int, world_size: int, rendezvous: str, results: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     found = {f"{model} {sizes}": train_and_score(model, sizes, world_size) for model, sizes in LAYOUTS}
     results.with_suffix(f".{rank}").write_text(json.dumps(found))
+    for number, case in enumerate(TWO_RANKS):
+        check_stage(case, results.with_name(f"nonfinite{number}"), world_size, thorough=number == 0)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -58,7 +58,7 @@ def encode_examples(examples: Sequence[LabelledDialogues], stage: RewardModelCon
                     f"{example.where}: nothing follows the reasoning of a response, and helpfulness is judged by that alone"
                 )
             sequences.append(encode_chat(tokenizer, dialogue.messages, part))
-        scored = ScoredExample(tuple(sequences), example.safe)
+        scored = ScoredExample(tuple(sequences), example.safe, example.where)
         for limit, name, found in (
             (stage.max_tokens, "max_tokens", max(map(len, sequences))),
             (stage.micro_batch_tokens, "micro_batch_tokens", scored.num_tokens),

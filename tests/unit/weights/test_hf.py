@@ -17,7 +17,7 @@ from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.hf_export import export_hf, hf_tensors, write_configs, write_index
 from megatron_r1.weights.mapping import hf_shapes
 from megatron_r1.weights.safetensors_file import plan_files
-from tests.random_weights import full_architecture, qwen2_architecture, random_weights, write_random_model, write_safetensors
+from tests.random_weights import full_architecture, qwen2_architecture, random_weights, write_random_model
 
 ARCH = full_architecture(mtp=1)
 SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
@@ -49,7 +49,7 @@ def write_folder(folder: Path, tensors: dict[str, torch.Tensor], max_shard_bytes
     names = [tensor for tensor in hf_tensors(hf_shapes(FP8_ARCH), torch.float8_e4m3fn) if tensor.name in tensors]
     files = plan_files(names, max_shard_bytes)
     for file, planned in files.items():
-        write_safetensors(folder / file, planned, ((tensor.name, tensors[tensor.name]) for tensor in planned))
+        save_file({tensor.name: tensors[tensor.name].clone() for tensor in planned}, folder / file, metadata={"format": "pt"})
     write_index(folder, files)
     write_configs(folder, FP8_ARCH, torch.float8_e4m3fn, bos_token_id=0, eos_token_id=1)
     return folder

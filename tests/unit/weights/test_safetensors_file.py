@@ -168,3 +168,29 @@ def test_files_are_planned_as_published_ones_are_named() -> None:
     assert [[tensor.name for tensor in planned] for planned in files.values()] == [["0", "1"], ["2"], ["3"], ["4", "5"]]
     assert list(files)[:2] == ["model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"]
     assert tensors[0].nbytes == 80
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        *[(dtype, float(v)) for dtype in (torch.float32, torch.bfloat16, torch.float16) for v in ("nan", "inf", "-inf")],
+        (torch.float8_e4m3fn, float("nan")),
+    ],
+)
+def test_what_is_not_finite_is_not_written(tmp_path, dtype, value):
+    tensors = {"good": torch.full((300,), 2.0).to(dtype), "bad": torch.full((300,), -2.0).to(dtype)}
+    write_safetensors(tmp_path / "good", announced(tensors), tensors.items())
+    tensors["bad"][123] = torch.tensor(value).to(dtype)
+    with pytest.raises(ConversionError, match=f"tensor bad for .*file holds NaN or infinite values, as {dtype}"):
+        write_safetensors(tmp_path / "file", announced(tensors), tensors.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+def test_the_largest_numbers_are_finite(tmp_path):
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        limits = torch.finfo(dtype)
+        tensors = {
+            "x": torch.tensor([limits.max, limits.min, limits.tiny, 0.0, -0.0]).to(dtype),
+            "empty": torch.zeros(0, dtype=dtype),
+        }
+        write_safetensors(tmp_path / str(dtype), announced(tensors), tensors.items())

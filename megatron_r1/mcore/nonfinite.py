@@ -1,0 +1,209 @@
+"""Updates that are not finite: found by all ranks alike before a weight is touched, and named by the samples that broke them.
+
+Nothing is reduced for it but the gradient's norm, which every rank waits for anyway: a rank whose losses or weights are not finite
+puts a NaN into its part of the gradient first. Only an update that is refused costs another collective, to say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from megatron_r1.mcore.active import require_active
+from megatron_r1.runtime.distributed import gather_objects
+from megatron_r1.types import MicroBatch
+from megatron_r1.weights.finite import first_nonfinite
+
+require_active()
+
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer.optimizer import ChainedOptimizer
+
+#: Names the sample at a row and a position of a micro-batch.
+NameSample = Callable[[MicroBatch, int, int], str]
+
+_SHOWN = 3  # samples in a line
+
+
+class Cause(IntEnum):
+    """Where the first number is that is not finite; a lower one may be the reason of a higher one."""
+
+    WEIGHT = 0
+    OUTPUT = 1
+    LOSS = 2
+    LOSS_GRADIENT = 3
+    GRADIENT = 4
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Why an update is not finite."""
+
+    cause: Cause | None  #: None: no single number is to blame, the norm itself overflows
+    where: tuple[str, ...]  #: samples, or the tensor
+    behind: tuple[str, ...] = ()  #: of a tensor's gradient: the samples that it comes from
+
+    def describe(self, output: str) -> str:
+        """One line.
+
+        Args:
+            output: what the model gives for every token: "log-probability", "score".
+        """
+        where = _list_some(self.where)
+        match self.cause:
+            case Cause.WEIGHT:
+                return f"weight {where} holds NaN or infinite values"
+            case Cause.OUTPUT:
+                return f"the {output} of a token is NaN or infinite in {where}"
+            case Cause.LOSS:
+                return f"the loss is NaN or infinite in the micro-batch of {where}"
+            case Cause.LOSS_GRADIENT:
+                return f"the loss is finite, but its gradient by the {output} of a token is NaN or infinite in {where}"
+            case Cause.GRADIENT:
+                behind = f", from {_list_some(self.behind)}" if self.behind else ""
+                return f"the gradient of {where} holds NaN or infinite values{behind}"
+        return "the norm of the gradient is beyond float32"
+
+
+@dataclass
+class _Seen:
+    """What the loss was given and gave for one micro-batch."""
+
+    outputs: torch.Tensor
+    loss: torch.Tensor
+    gradient: torch.Tensor | None = None
+
+
+class UpdateWatch:
+    """Looks over the shoulder of one update's loss. It holds two numbers a token of this rank's micro-batches, on the device."""
+
+    def __init__(self) -> None:
+        self._seen: list[_Seen] = []  # in the order of micro-batches; empty but on the last pipeline stage
+
+    def watching(self, loss_fn: Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]) -> Callable[..., Any]:
+        """The same loss callable, seen."""
+
+        def compute(outputs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, Any]:
+            loss, metrics = loss_fn(outputs, micro_batch)
+            seen = _Seen(outputs.detach(), loss.detach())
+            outputs.register_hook(lambda gradient: setattr(seen, "gradient", gradient.detach()))
+            self._seen.append(seen)
+            return loss, metrics
+
+        return compute
+
+    def doubt(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A scalar on the device: 0 while this rank's losses and weights are finite, else NaN. Reads each weight once."""
+        extremes = [extreme.float() for weight in weights if weight.numel() for extreme in torch.aminmax(weight)]
+        return torch.stack(extremes + [seen.loss.float() for seen in self._seen]).mul(0.0).sum()
+
+    def explain(self, micro_batches: Sequence[MicroBatch], name_of: NameSample, modules: Sequence[torch.nn.Module]) -> NonFinite:
+        """What is not finite, and on which rank's samples or tensors. All ranks call this, and all learn the same."""
+        mine = self._find(micro_batches, name_of, modules)
+        found = [problem for problem in gather_objects(mine) if problem.cause is not None]
+        cause = min((problem.cause for problem in found if problem.cause is not None), default=None)
+        where = dict.fromkeys(name for problem in found if problem.cause == cause for name in problem.where)
+        return NonFinite(cause, tuple(where) if cause not in (Cause.WEIGHT, Cause.GRADIENT) else tuple(where)[:1])
+
+    def _find(self, micro_batches: Sequence[MicroBatch], name_of: NameSample, modules: Sequence[torch.nn.Module]) -> NonFinite:
+        weight = first_nonfinite(named_state(modules))
+        if weight is not None:
+            return NonFinite(Cause.WEIGHT, (weight,))
+        for cause, tensor_of in (
+            (Cause.OUTPUT, lambda seen: seen.outputs),
+            (Cause.LOSS, lambda seen: seen.loss.expand(seen.outputs.shape)),
+            (Cause.LOSS_GRADIENT, lambda seen: seen.gradient),
+        ):
+            names: dict[str, None] = {}
+            for micro_batch, seen in zip(micro_batches, self._seen, strict=False):
+                tensor = tensor_of(seen)
+                if tensor is not None:
+                    broken = ~torch.isfinite(tensor).cpu() & (micro_batch.loss_mask != 0)
+                    names |= dict.fromkeys(name_of(micro_batch, row, at) for row, at in broken.nonzero().tolist())
+            if names:
+                return NonFinite(cause, tuple(names))
+        gradients = ((name, p.main_grad) for m in modules for name, p in m.named_parameters() if hasattr(p, "main_grad"))
+        gradient = first_nonfinite(gradients)
+        return NonFinite(Cause.GRADIENT, (gradient,)) if gradient is not None else NonFinite(None, ())
+
+
+class GradientTrace:
+    """Finds the samples at which the gradient of the first layer's input is not finite. Use around an update's passes, made again.
+
+    What breaks inside a layer reaches the input of the first one at the positions of its own sequence.
+    """
+
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+        self._modules = [module for module in modules if getattr(module, "pre_process", False)]
+        self._broken: list[list[torch.Tensor]] = []  # of every micro-batch: [s, b] masks of its calls of the embedding
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        def keep(_module: torch.nn.Module, _arguments: Any, output: torch.Tensor) -> None:
+            masks = self._broken[-1]
+            output.register_hook(lambda gradient: masks.append(~gradient.isfinite().all(-1)))
+
+        for module in self._modules:
+            self._hooks.append(module.register_forward_pre_hook(lambda *_: self._broken.append([])))
+            self._hooks.append(module.embedding.register_forward_hook(keep))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def samples(
+        self, micro_batches: Sequence[MicroBatch], name_of: NameSample, positions_of: Callable[[MicroBatch, int], torch.Tensor]
+    ) -> tuple[str, ...]:
+        """Names of all ranks' samples. All ranks call this.
+
+        Args:
+            positions_of: from a micro-batch and a number of tokens to the positions whose embeddings this rank holds.
+        """
+        names: dict[str, None] = {}
+        for micro_batch, masks in zip(micro_batches, self._broken, strict=False):
+            for mask in masks:
+                positions = positions_of(micro_batch, mask.shape[0]).tolist()
+                names |= dict.fromkeys(name_of(micro_batch, row, positions[at]) for at, row in mask.nonzero().tolist())
+        return tuple(dict.fromkeys(name for of_rank in gather_objects(tuple(names)) for name in of_rank))
+
+
+def _list_some(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def named_state(modules: Sequence[torch.nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
+    """This rank's parameters and router biases, live, in a fixed order."""
+    for module in modules:
+        yield from ((name, parameter.data) for name, parameter in module.named_parameters())
+        yield from ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("expert_bias"))
+
+
+def gradient_norm(optimizer: ChainedOptimizer, doubt: torch.Tensor) -> float:
+    """Norm of the gradient over all ranks, the same on all; not finite if any rank's gradients or its `doubt` are not. Collective.
+
+    What `ChainedOptimizer.step` does before it clips, with `doubt` added to one element: x + 0 is x.
+    """
+    optimizer.prepare_grads()
+    gradients = [gradient for part in optimizer.chained_optimizers for gradient in part.get_main_grads_for_grad_norm()]
+    if gradients:
+        gradients[0].view(-1)[:1].add_(doubt)
+    else:
+        gradients = [doubt.view(1)]
+    return float(get_grad_norm_fp32(gradients, grad_stats_parallel_group=optimizer.get_grad_stats_parallel_group()))
+
+
+def apply_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
+    """The rest of `ChainedOptimizer.step`: clip, and update the weights. Collective."""
+    for part in optimizer.chained_optimizers:
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()

@@ -1,0 +1,225 @@
+"""One token that breaks an update, in every stage and both dtypes on one rank; two ranks: tests/distributed/reward_ranks.py."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_r1.algorithms.losses.contract import PolicyBatch, PolicySettings
+from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.errors import CheckpointError, ConversionError, NonFiniteUpdate
+from megatron_r1.pipeline.session import open_session
+from megatron_r1.training.pretrain import loss_over
+from megatron_r1.types import TrainingSample
+from megatron_r1.weights.hf_export import export_hf
+from tests.nonfinite_cases import ARCHITECTURE, ENGINE, HOT, MOE, ONE_RANK, OPTIMIZER, Case, check_stage, heat
+
+SAMPLES = [TrainingSample([2, 3, 4, 5, 6], [1] * 4, name=f"sample {n}") for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def session():
+    with open_session(RuntimeConfig(device="cpu")) as opened:
+        yield opened
+
+
+def make_policy(skip: int = 0, clip_grad: float = 1.0, dtype: str = "fp32"):
+    from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.policy import MegatronPolicy
+
+    layout = parallel.resolve_layout(ParallelConfig(), ARCHITECTURE, 1, mtp=False, packed=True)
+    parallel.build_process_groups(layout, seed=1)
+    return MegatronPolicy(
+        ARCHITECTURE, layout, RuntimeConfig(device="cpu", dtype=dtype, skip_nonfinite_updates=skip), MOE,
+        optimizer=OPTIMIZER.model_copy(update={"clip_grad": clip_grad}), total_updates=4, seed=7, device=torch.device("cpu"),
+        micro_batch_tokens=4,
+    )  # fmt: skip
+
+
+def copy_of(policy) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in policy.local_state()]
+
+
+@pytest.mark.parametrize("case", [*ONE_RANK, ENGINE], ids=lambda case: f"{case.stage}-{case.dtype}-{case.engine_lies_at}")
+def test_a_run_stops_or_leaves_the_update_out(session, tmp_path: Path, case: Case) -> None:
+    check_stage(case, tmp_path, thorough=case.dtype == "fp32")
+
+
+def first_is(value: float):
+    """A loss that is `value` at the sample of the first micro-batch alone, with an ordinary gradient."""
+    calls = []
+
+    def compute(logprobs, micro_batch):
+        calls.append(None)
+        loss = -(logprobs * micro_batch.loss_mask).sum() / 12
+        return (loss + value if len(calls) == 1 else loss), {}
+
+    return compute
+
+
+def with_broken_gradient(logprobs, micro_batch):
+    """A finite loss whose derivative by the first token is 0 x inf."""
+    safe = torch.where(torch.arange(logprobs.shape[1]) == 0, logprobs, 0.0)
+    return -(logprobs * micro_batch.loss_mask).sum() + torch.where(safe != 0, 0.0, safe.sqrt()).sum(), {}
+
+
+@pytest.mark.parametrize(
+    ("make_loss", "says"),
+    [
+        (lambda: first_is(math.inf), r"the loss is NaN or infinite in the micro-batch of sample \d;"),
+        (lambda: first_is(math.nan), r"the loss is NaN or infinite in the micro-batch of sample \d;"),
+        (lambda: with_broken_gradient, "its gradient by the log-probability of a token is NaN or infinite in sample"),
+        (lambda: lambda logprobs, _: ((logprobs * 1e25).sum(), {}), "the norm of the gradient is beyond float32"),
+    ],
+)
+@pytest.mark.parametrize("clip_grad", [1.0, 0.0])
+def test_whatever_is_not_finite_is_said_before_a_weight_is_touched(session, make_loss, says: str, clip_grad: float) -> None:
+    policy = make_policy(clip_grad=clip_grad)
+    before = copy_of(policy)
+    with pytest.raises(NonFiniteUpdate, match=says) as caught:
+        policy.train_step(SAMPLES, make_loss())
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), before, strict=True)), "router biases included"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["an unused token's embedding", "an expert", "router bias"])
+def test_a_weight_that_is_not_finite_ends_the_run_even_where_nothing_reads_it(session, value: float, place: str) -> None:
+    policy = make_policy(skip=5)
+    word = {"an expert": "linear_fc2.weight", "router bias": "expert_bias"}.get(place, "word_embeddings.weight")
+    from megatron_r1.mcore.nonfinite import named_state
+
+    name, tensor = [entry for entry in named_state(policy.modules) if entry[0].endswith(word)][-1]
+    tensor.view(-1)[-1] = value
+    with pytest.raises(NonFiniteUpdate, match=f"update 1 is not finite: weight {name} holds NaN or infinite values"):
+        policy.train_step(SAMPLES, loss_over(12))
+
+
+def test_an_ordinary_update_is_megatrons_own_to_the_bit(session) -> None:
+    ours, plain = make_policy(), make_policy()
+    plain_step = plain.optimizer.step
+    for _ in range(3):
+        stats = ours.train_step(SAMPLES, loss_over(12))
+        for chunk in plain.chunks:
+            chunk.zero_grad_buffer()
+        plain.optimizer.zero_grad()
+        micro_batches = plain._pack(SAMPLES)[0]
+        plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
+        plain.scheduler.step(1)
+        _, norm, _ = plain_step()
+        assert norm == stats.grad_norm and stats.applied and stats.skipped is None
+    assert all(torch.equal(a, b) for a, b in zip(ours.local_state(), plain.local_state(), strict=True))
+
+
+def test_a_loaded_checkpoint_is_looked_at_and_one_with_a_nan_is_never_sealed(session, tmp_path: Path) -> None:
+    from megatron_r1.mcore.checkpoint import load_policy, load_policy_weights, save_policy
+    from megatron_r1.runtime.saving import PendingCheckpoint
+
+    policy = make_policy(dtype="bf16")
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+    save_policy(policy, tmp_path / "good")
+    policy.train_step(SAMPLES, loss_over(12))
+    moments = next(part.optimizer.state for part in policy.optimizer.chained_optimizers)
+    own = next(iter(moments.values()))["exp_avg_sq"]
+    for tensor, name in ((own, "exp_avg_sq"), (policy.modules[0].decoder.final_layernorm.weight.data, "final_layernorm.weight")):
+        kept = tensor.clone()
+        tensor.view(-1)[3] = math.inf
+        for asynchronous in (False, True):
+            from megatron_r1.mcore.checkpoint import plan_policy
+
+            with pytest.raises(CheckpointError, match=f"step_000002 cannot be written: tensor .*{name}.* holds NaN or infinite"):
+                PendingCheckpoint(tmp_path, 2, lambda to: plan_policy(policy, to), {}, asynchronous=asynchronous).seal()
+            assert not list(tmp_path.glob("*step_000002*")), "nothing is left of it"
+        tensor.copy_(kept)
+    policy.modules[0].embedding.word_embeddings.weight.data[HOT, 0] = math.nan
+    with pytest.raises(
+        ConversionError, match=r"tensor model.embed_tokens.weight for .* holds NaN or infinite values, as torch.bfloat16"
+    ):
+        export_hf(policy.weights(), policy.arch, tmp_path / "hf", bos_token_id=0, eos_token_id=1)
+    assert not (tmp_path / "hf").exists()
+
+    from megatron_r1.mcore import checkpoint_files
+
+    with pytest.MonkeyPatch.context() as patch:  # as an earlier version wrote it
+        patch.setattr(checkpoint_files, "first_nonfinite", lambda _: None)
+        save_policy(policy, tmp_path / "bad")
+    for load in (load_policy, load_policy_weights):
+        load(policy, tmp_path / "good")
+        with pytest.raises(CheckpointError, match="bad: weight embedding.word_embeddings.weight holds NaN or infinite"):
+            load(policy, tmp_path / "bad")
+
+
+def test_what_the_look_at_a_checkpoint_costs(session, tmp_path: Path) -> None:
+    from megatron_r1.mcore import checkpoint_files
+    from megatron_r1.mcore.checkpoint import save_policy
+
+    policy, read = make_policy(dtype="bf16"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_files, "first_nonfinite", lambda tensors: read.extend(t.nbytes for _, t in tensors))
+        save_policy(policy, tmp_path)
+    per_parameter = sum(read) / sum(tensor.numel() for tensor in policy.local_state())
+    assert per_parameter == pytest.approx(2 + 3 * 4, rel=0.01), "bf16 weights; fp32 master weights and both moments"
+    seconds = 671e9 * per_parameter / 512 / 5e9  # over 512 ranks, at 5 GB/s of one core: `is_finite` reads each byte once
+    assert seconds < 5, "of the process that writes, while training goes on"
+
+
+def test_the_updates_left_out_are_counted_apart_from_adams(session, tmp_path: Path) -> None:
+    from megatron_r1.mcore.checkpoint import load_policy, save_policy
+
+    policy = make_policy(skip=3)
+    heat(policy)
+    hot = [*SAMPLES[:2], TrainingSample([2, 3, HOT, 5, 6], [1] * 4, name="hot")]
+    stats = [policy.train_step(samples, loss_over(12)) for samples in (SAMPLES, hot, SAMPLES)]
+    stats.append(policy.skip_update("the advantage of x is nan"))
+    assert [(s.applied, s.skipped) for s in stats] == [(True, 0), (False, 1), (True, 1), (False, 2)]
+    assert policy.updates == 4 and math.isnan(stats[1].loss) and stats[1].metrics == {}
+    save_policy(policy, tmp_path)
+    again = make_policy(skip=3)
+    load_policy(again, tmp_path)
+    assert (again.updates, again.skipped) == (4, 2)
+    counts = {int(s["step"]) for part in again.optimizer.chained_optimizers for s in part.optimizer.state.values()}
+    assert counts == {2}
+    assert again.train_step(SAMPLES, loss_over(12)) == policy.train_step(SAMPLES, loss_over(12))
+    assert all(torch.equal(a, b) for a, b in zip(again.local_state(), policy.local_state(), strict=True))
+
+
+def test_a_ratio_beyond_float32_breaks_an_update_only_if_its_gradient_does(session) -> None:
+    from dataclasses import replace
+
+    from megatron_r1.config.grpo import GrpoConfig
+    from megatron_r1.training.grpo import loss_of
+
+    stage = GrpoConfig(kl_coef=0.0)
+    far = torch.tensor([-4.0, -4.0, -300.0, -4.0])
+    for advantage, broken in ((1.0, False), (0.0, False), (-1.0, True)):
+        policy = make_policy(skip=1)
+        samples = [
+            replace(s, advantage=advantage, old_logprobs=far if s.name == "sample 1" else far.clamp(min=-5), rollout_logprobs=far)
+            for s in SAMPLES
+        ]
+        stats = policy.train_step(samples, loss_of(stage, samples))
+        assert stats.applied != broken and all(weight.isfinite().all() for weight in policy.local_state())
+
+
+def test_a_users_loss_that_is_infinite_names_the_sample(session) -> None:
+    def own_loss(batch: PolicyBatch, settings: PolicySettings):
+        return (1.0 / batch.advantages.sum() * batch.logprobs).sum(), {}
+
+    from megatron_r1.algorithms.losses import registry
+    from megatron_r1.config.grpo import GrpoConfig
+    from megatron_r1.training.grpo import loss_of
+    from megatron_r1.training.samples import with_logprobs
+
+    policy = make_policy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.POLICY_LOSSES, "own", own_loss)
+        samples = with_logprobs(
+            [TrainingSample(s.token_ids, s.loss_mask, rollout_logprobs=torch.zeros(4), name=s.name) for s in SAMPLES], policy, None
+        )
+        with pytest.raises(NonFiniteUpdate, match="the loss is NaN or infinite in the micro-batch of sample"):
+            policy.train_step(samples, loss_of(GrpoConfig(loss="own", kl_coef=0.0), samples))
