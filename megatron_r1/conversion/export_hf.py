@@ -21,8 +21,9 @@ from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.weights.fp8 import is_fp8_weight, quantize, scale_name, scale_shape
 from megatron_r1.weights.fused_tensors import unfuse
+from megatron_r1.weights.generation import GENERATION_CONFIG
 from megatron_r1.weights.hf import CONFIG, FP8_CONFIG
-from megatron_r1.weights.hf_export import GENERATION_CONFIG, write_index
+from megatron_r1.weights.hf_export import write_index
 from megatron_r1.weights.mapping import ROUTER_BIAS
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, plan_files
 

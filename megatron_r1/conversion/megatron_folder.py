@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_r1.conversion.torch_dist import StoredTensors
+from megatron_r1.data.tokenizer_folder import TOKENIZER_FILES
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import Layout
@@ -17,17 +19,17 @@ from megatron_r1.mcore.pieces import Piece
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.model.rows import Split
-from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, STATE, complete_checkpoints
+from megatron_r1.runtime.checkpoints import COMPLETE, complete_checkpoints
 from megatron_r1.runtime.distributed import failing_together, on_rank_zero
-from megatron_r1.runtime.files import TEMPORARY
 from megatron_r1.weights.finite import is_finite
-from megatron_r1.weights.hf import CONFIG, INDEX
+from megatron_r1.weights.generation import GENERATION_CONFIG
+from megatron_r1.weights.hf import CONFIG
 from megatron_r1.weights.local_weights import name_some
 from megatron_r1.weights.mapping import model_entries
 
 POLICY = "policy"  #: the weights, below a checkpoint
-_COMPANIONS = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
-_OWN = {INDEX, STATE, MANIFEST, COMPLETE, "schedule.json"}
+_COMPANIONS = {CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES}
+_RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 _OPTIMIZER = ("optimizer.", "chained_")  # of a run's checkpoint, beside the weights
 
 
@@ -54,11 +56,33 @@ def find_megatron_folder(folder: Path) -> Path:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights of a model: config, tokenizer, and the model's own code if it has some."""
+    """Copy what belongs to a model beside its weights: configs, tokenizer, licence, and its own code if its configs name some.
+
+    Nothing else is copied: a folder of weights may hold anything, and the rest of a download.
+    """
+    companions = _COMPANIONS | _own_code(source)
     for path in sorted(source.iterdir()):
-        is_companion = path.suffix in _COMPANIONS or path.name.startswith("LICENSE")
-        if path.is_file() and is_companion and path.name not in _OWN and TEMPORARY not in path.name:
+        if path.is_file() and (path.name in companions or path.suffix == ".tiktoken" or path.name.startswith("LICENSE")):
             shutil.copyfile(path, target / path.name)
+
+
+def _own_code(folder: Path) -> set[str]:
+    """The Python files that `auto_map` of the configs names ("modeling_x.Model"), and those that they import from beside them."""
+    waiting = []
+    for name in (CONFIG, "tokenizer_config.json"):
+        try:
+            named = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map") or {}
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue  # who reads these files says what is wrong with them
+        texts = (text for value in named.values() for text in (value if isinstance(value, list) else [value]))
+        waiting += [text.partition(".")[0] for text in texts if isinstance(text, str)]
+    found: set[str] = set()
+    while waiting:
+        path = folder / f"{waiting.pop()}.py"
+        if path.name not in found and path.parent == folder and path.is_file():
+            found.add(path.name)
+            waiting += _RELATIVE_IMPORT.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return found
 
 
 class MegatronFolder:

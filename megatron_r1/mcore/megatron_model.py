@@ -25,6 +25,7 @@ from megatron_r1.runtime.distributed import failing_together, is_rank_zero
 from megatron_r1.types import Metric, MicroBatch
 from megatron_r1.weights.finite import first_nonfinite
 from megatron_r1.weights.gather import GatheredWeights
+from megatron_r1.weights.generation import Generation
 from megatron_r1.weights.load import load_weights
 
 require_active()
@@ -98,6 +99,7 @@ class MegatronModel:
         self.micro_batch_tokens = micro_batch_tokens
         self.updates = self.skipped = 0
         self._skip_limit = runtime.skip_nonfinite_updates
+        self.generation = Generation()  #: what the folder of its weights says of generation, which goes where the model goes
         self.groups = parallel.groups()
         self.modules = provider.build_model(arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router)
         for module in self.modules:

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from megatron_r1.data.tokenizer_folder import TOKENIZER_FILES
 from megatron_r1.errors import ConversionError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.weights.fp8 import is_fp8_weight, scale_name, scale_shape
+from megatron_r1.weights.generation import GENERATION_CONFIG, Generation
 from megatron_r1.weights.hf import CONFIG, FP8_CONFIG, INDEX
 from megatron_r1.weights.mapping import ROUTER_BIAS, hf_shapes
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, plan_files
 
-GENERATION_CONFIG = "generation_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -55,16 +55,17 @@ def write_configs(
     bos_token_id: int,
     eos_token_id: int,
     tokenizer: Path | None = None,
+    generation: Generation | None = None,
 ) -> None:
     """Write config.json and generation_config.json, and copy the tokenizer files of folder `tokenizer`."""
-    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+    generation = generation or Generation()
     is_fp8 = dtype is torch.float8_e4m3fn
     name = "bfloat16" if is_fp8 else str(dtype).removeprefix("torch.")
-    config = arch.to_hf_config(bos_token_id, eos_token_id, name)
+    config = arch.to_hf_config(bos_token_id, eos_token_id, name) | {"eos_token_id": generation.ends(eos_token_id)}
     if is_fp8:
         config["quantization_config"] = {"activation_scheme": "dynamic", **FP8_CONFIG}
     _write_json(folder / CONFIG, config)
-    _write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **ids})
+    _write_json(folder / GENERATION_CONFIG, generation.to_json(bos_token_id, eos_token_id))
     if tokenizer is not None:
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
@@ -79,6 +80,7 @@ def export_hf(
     bos_token_id: int,
     eos_token_id: int,
     tokenizer: Path | None = None,
+    generation: Generation | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a folder that transformers, vLLM and `HfFolder` load; it appears under its name only when complete.
@@ -94,6 +96,7 @@ def export_hf(
         bos_token_id: for config.json and generation_config.json.
         eos_token_id: likewise.
         tokenizer: folder whose tokenizer files are copied.
+        generation: what the folder that the model came from says of generation, which is kept.
         max_shard_bytes: a new file is begun before this size would be passed.
 
     Raises:
@@ -105,7 +108,8 @@ def export_hf(
     partial.mkdir(parents=True)
     try:
         dtype = _write_tensors(weights, hf_shapes(arch), partial, max_shard_bytes)
-        write_configs(partial, arch, dtype, bos_token_id=bos_token_id, eos_token_id=eos_token_id, tokenizer=tokenizer)
+        ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        write_configs(partial, arch, dtype, **ids, tokenizer=tokenizer, generation=generation)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,6 +12,8 @@ import torch
 
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.weights.generation import GENERATION_CONFIG
+from megatron_r1.weights.hf import CONFIG
 from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.rank_zero import consume_on_rank_zero
 
@@ -32,6 +34,7 @@ def export_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> 
             bos_token_id=config_bos_id(tokenizer),
             eos_token_id=tokenizer.eos_id,
             tokenizer=tokenizer_folder,
+            generation=policy.generation,
         )
         shutil.rmtree(tokenizer_folder)
 
@@ -39,10 +42,12 @@ def export_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> 
 
 
 def describe_policy(policy: MegatronModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write config.json and the tokenizer into a folder of Megatron weights, so that it can be exported by itself."""
+    """Write the configs and the tokenizer into a folder of Megatron weights, so that it can be exported by itself."""
     dtype = str(policy.modules[0].config.params_dtype).removeprefix("torch.")
-    config = policy.arch.to_hf_config(config_bos_id(tokenizer), tokenizer.eos_id, dtype)
-    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    ids = config_bos_id(tokenizer), tokenizer.eos_id
+    config = policy.arch.to_hf_config(*ids, dtype) | {"eos_token_id": policy.generation.ends(tokenizer.eos_id)}
+    for name, content in ((CONFIG, config), (GENERATION_CONFIG, policy.generation.to_json(*ids))):
+        write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
     tokenizer.save(folder)
 
 

@@ -21,6 +21,7 @@ from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.checkpoints import verify_checkpoint
+from megatron_r1.weights.generation import read_generation
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.mapping import hf_shapes, repeated_names
 
@@ -177,17 +178,19 @@ def build_reward_model(
 
 
 def _load_given_weights(config: ModelConfig, model: MegatronModel, trunk_of: Architecture | None = None) -> None:
-    """Load `model.weights` if it is set.
+    """Load `model.weights` if it is set, and note what it says of generation.
 
     Args:
         trunk_of: the language model that `model.weights` holds, if `model` is a reward model that shares its layers.
     """
     if megatron := _megatron_weights(config):
+        model.generation = read_generation(megatron, model.arch.vocab_size)
         from megatron_r1.mcore.checkpoint import load_policy_weights
 
         verify_checkpoint(megatron)
         load_policy_weights(model, megatron, trunk_only=trunk_of is not None)
     elif config.weights is not None:
+        model.generation = read_generation(Path(config.weights), model.arch.vocab_size)
         model.load_hf(Path(config.weights), trunk_of)
 
 
