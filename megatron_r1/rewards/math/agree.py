@@ -25,7 +25,7 @@ from megatron_r1.rewards.math.numerals import with_plain_numerals
 from megatron_r1.rewards.math.parse import parse_answer
 from megatron_r1.rewards.math.policy import DEFAULT_POLICY, MathPolicy
 from megatron_r1.rewards.math.readings import READINGS, has_condition, is_harmless, split_condition
-from megatron_r1.rewards.math.spelling import respell
+from megatron_r1.rewards.math.spelling import plain_words, respell
 from megatron_r1.rewards.math.tokens import MAX_CHARACTERS, tokenize
 from megatron_r1.rewards.math.tree import Apply, Group, Name, Node, Number, Quantity, TooLarge, Unreadable
 from megatron_r1.rewards.math.value import names_of, rounds_to
@@ -52,7 +52,7 @@ def answers_agree(answer: str, reference: str, policy: MathPolicy = DEFAULT_POLI
         return True
     if _NUMERAL.fullmatch(answer) and _NUMERAL.fullmatch(reference):
         return Fraction(answer) == Fraction(reference)
-    ratio = _RATIO_IN_WORDS.fullmatch(answer), _RATIO_IN_WORDS.fullmatch(reference)
+    ratio = [_RATIO_IN_WORDS.fullmatch(plain_words(text)) if "to" in text else None for text in (answer, reference)]
     if ratio[0] and ":" in reference:
         answer = f"{ratio[0][1]}:{ratio[0][2]}"
     elif ratio[1] and ":" in answer:
@@ -240,7 +240,7 @@ def _has_letters_only(text: str) -> bool:
     return len(text) > 1 and text.isascii() and text.isalpha()
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def _parsed(text: str) -> Node | None:
     try:
         return parse_answer(text)

@@ -32,8 +32,8 @@ _SYNONYMS = {
         "\\emptyset",
     ), "does not exist": "dne", "doesn't exist": "dne", "不存在": "dne",
     "infinitely many": "infinitely many solutions",
-    **dict.fromkeys(("true.", "yes", "correct", "是", "是的", "对", "正确", "真", "\\checkmark", "✓", "✔"), "true"),
-    **dict.fromkeys(("no", "incorrect", "否", "不是", "错", "错误", "不对", "不正确", "假", "✗", "✘"), "false"),
+    **dict.fromkeys(("true.", "yes", "correct", "是", "是的", "对", "正确", "真", "\\sqrt", "\\checkmark", "✓", "✔"), "true"),
+    **dict.fromkeys(("no", "incorrect", "否", "不是", "错", "错误", "不对", "不正确", "假", "*", "✗", "✘"), "false"),
     "neither even nor odd": "neither", "neither odd nor even": "neither",
     "infinity": "\\infty", "perpendicular lines": "perpendicular",
 }  # fmt: skip

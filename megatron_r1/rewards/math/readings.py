@@ -21,8 +21,9 @@ _OF_LETTERS = re.compile(
     r"(.*[0-9}])\s*(?:\\[,;: ])?\s*\\[dt]?frac\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\{\s*([A-Za-z]{1,3})\s*(?:\^\s*\{?([23])\}?)?\s*\}"
 )
 _WITH_LETTERS = re.compile(r"(-?[0-9.]{1,20}(?:\s*\\times\s*10\s*\^\s*\{-?[0-9]{1,3}\})?)\s*([A-Za-z][A-Za-z*^/(){} 0-9-]{0,40})")
+_OHMS = re.compile(r"(-?[0-9.]{1,20})(?: |\\[,;: ]|~)*\\Omega")
 _LABELLED_CURVE = re.compile(r"(?:[lLCE]|\\Gamma|\\odot ?[A-Z])(?:_[0-9])?\s*:\s*([^:]*[xy][^:]*=[^:]*)")
-_FACTORIAL = re.compile(r"[kmn]!=([0-9]{2,30})")
+_FACTORIAL = re.compile(r"([kmn]|[0-9]{1,2})!=([0-9]{2,30})")
 _FACTORIALS = frozenset(factorial(n) for n in range(4, 26))
 _MEASURED = re.compile(
     rf"([A-Za-z])(?:_\{{?\w\}}?)?\s*=\s*(-?[0-9]{{1,20}}(?:\.[0-9]{{1,20}})?|-?{_FRACTION})\s*([A-Za-z]{{1,3}}(?:/[A-Za-z]{{1,3}}(?:\^\{{?2\}}?)?)?)"
@@ -36,7 +37,7 @@ _CONDITION = re.compile(
 _NUMBER = rf"-?(?:[0-9]{{1,9}}(?:/[0-9]{{1,9}})?|{_FRACTION})"
 #: excludes a number, or says that an index counts
 _HARMLESS = re.compile(
-    rf"[A-Za-z]\s*(?:\\neq?|!=)\s*{_NUMBER}|[kmn]\s*(?:(?:\\geq?(?:slant)?|>=)\s*[01]|>\s*0"
+    rf"[A-Za-z]\s*(?:\\neq?|!=)\s*(?:\\pm\s*)?{_NUMBER}|[kmn]\s*(?:(?:\\geq?(?:slant)?|>=)\s*[01]|>\s*0"
     r"|\\in\s*(?:\\mathbb\s*\{?\s*[NZ]\s*\}?|N)(?:\s*[\^_]\s*\{?[*+0]\}?|[*+])*)"
 )
 #: the quantities that letters stand for, each with its units
@@ -73,6 +74,12 @@ def _with_units(text: str, other: str) -> str | None:
     return f"{found[1]} \\text{{{re.sub(r'[(){}]', '', found[2])}}}"
 
 
+def _with_ohms(text: str, other: str) -> str | None:
+    """`5 \\Omega`: no answer has that letter for a factor behind a number."""
+    found = _OHMS.fullmatch(text)
+    return f"{found[1]} ohms" if found else None
+
+
 def _with_tuples(text: str, other: str) -> str | None:
     """`p=5,q=2; p=7,q=2` as (5,2),(7,2), if each part names the same letters in their order."""
     if ";" not in text or "=" not in text:
@@ -99,7 +106,10 @@ def _without_label(text: str, other: str) -> str | None:
 def _with_factorial(text: str, other: str) -> str | None:
     """`n!=120`, which says n != 120 as well; but of a factorial nobody says that."""
     found = _FACTORIAL.fullmatch(text)
-    return found[1] if found and int(found[1]) in _FACTORIALS else None
+    if not found:
+        return None
+    value = int(found[2])
+    return found[2] if (value == factorial(int(found[1])) if found[1].isdigit() else value in _FACTORIALS) else None
 
 
 def _with_unit(text: str, other: str) -> str | None:
@@ -143,6 +153,7 @@ READINGS: tuple[Callable[[str, str], str | None], ...] = (
     _with_mixed_number,
     _with_fraction_of_units,
     _with_units,
+    _with_ohms,
     _with_tuples,
     _without_label,
     _with_factorial,

@@ -14,6 +14,7 @@ from megatron_r1.rewards.math.tree import FLIPPED, Apply, Group, Name, Node, Num
 from megatron_r1.rewards.math.value import equal_values, infinity, names_of, order, real_value, substituted
 
 REALS = Name("\\mathbb{R}")
+INTEGERS = Name("\\mathbb{Z}")
 INTERVALS = frozenset({"()", "[]", "(]", "[)"})
 OPERATIONS = frozenset({"union", "intersection", "difference"})
 _INFINITY = Name("\\infty")
@@ -104,6 +105,8 @@ def pieces_of(node: Node) -> list[RealInterval] | None:
         return None if None in points else _merged(points)
     if node.kind not in OPERATIONS:
         return None
+    if node.kind == "intersection" and node.items[0] == INTEGERS and len(node.items) == 2:
+        return _whole_numbers(pieces_of(node.items[1]))
     parts = [pieces_of(item) for item in node.items]
     if None in parts:
         return None
@@ -113,6 +116,26 @@ def pieces_of(node: Node) -> list[RealInterval] | None:
     for part in parts[1:]:
         result = _overlap(result, part if node.kind == "intersection" else _outside(part))
     return _merged(result)
+
+
+def _whole_numbers(pieces: list[RealInterval] | None) -> list[RealInterval] | None:
+    """The whole numbers in a set, if they are few."""
+    if pieces is None or not all(_is_finite(piece.low) and _is_finite(piece.high) for piece in pieces):
+        return None
+    if sum(piece.high - piece.low + 1 for piece in pieces) > _MAX_PIECES:
+        return None
+    points = []
+    for piece in pieces:
+        for number in range(int(piece.low) - 1, int(piece.high) + 2):
+            value = real_value(Number(Fraction(number)))
+            left, right = order(piece.low, value), order(value, piece.high)
+            if (left < 0 or (left == 0 and piece.low_closed)) and (right < 0 or (right == 0 and piece.high_closed)):
+                points.append(RealInterval(value, True, value, True))
+    return points
+
+
+def _is_finite(end: Any) -> bool:
+    return all(order(end, real_value(far)) for far in (_INFINITY, _MINUS_INFINITY))
 
 
 def _between(low: Node, high: Node, kind: str = "()") -> RealInterval | None:

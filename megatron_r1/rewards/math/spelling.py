@@ -28,7 +28,8 @@ _SYMBOLS = {
     "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "≈": "\\approx ", "≡": "\\equiv ",
     "∣": "|", "∠": "\\angle ", "△": "\\triangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ",
     "∧": "\\land ", "∨": "\\lor ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "\\ldots ", "⋯": "\\cdots ",
-    "，": ",", "、": ",", "；": ";", "：": ":", "∶": ":", "。": ".", "．": ".", "％": "%", "℃": "^\\circ\\text{C}",
+    "，": ",", "、": ",", "；": ";", "：": ":", "∶": ":", "。": ".", "．": ".", "％": "%", "￥": "¥", "￡": "£",
+    "℃": "^\\circ\\text{C}",
     "℉": "^\\circ\\text{F}", "\u2061": "", "\u2062": "", "\u200b": "", "\ufeff": "", "\u00a0": " ", "\u2009": " ",
     "\u202f": " ", "\u3000": " ", "【": "[", "】": "]", "〔": "[", "〕": "]",
 }  # fmt: skip
@@ -89,8 +90,15 @@ _UNIT_FRACTION = re.compile(
     r"(?<=[0-9}\s,;~])\\[dt]?frac\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}\s*\}"
     r"\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}(\s*\^\s*\{?[23]\}?)?\s*\}"
 )
+_COMMAND_NAME = re.compile(r"\\[A-Za-z]+")
+_MAPPING = re.compile(r"(?:([a-zA-Z])\s*:\s*)?([a-z])\s*\\(?:mapsto|longmapsto)(?![A-Za-z])")
+_NAMES_OF_FACTORS = {"GCD": "gcd", "HCF": "gcd", "hcf": "gcd", "LCM": "lcm"}
 _BOLD = r"\\(?:mathbf|vec|boldsymbol|bm|hat)\s*"
 _UNIT_VECTOR = re.compile(rf"{_BOLD}\{{\s*(?:{_BOLD}\{{)?\s*\\?([ijk])(?:math)?\s*\}}{{1,2}}")
+_UNIT_QUOTIENT = re.compile(
+    r"\\[dt]?frac\s*\{\s*(-?[0-9.]+)\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}\s*\}"
+    r"\s*\{\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}\s*\}"
+)
 _MODULUS = re.compile(
     r"\\pmod\s*(?:\{([^{}]*)\}|([0-9A-Za-z]))|\(\s*(?:\\bmod|\\mod|\\text\{\s*mod\s*\}|\\mathrm\{mod\}|mod)(?![A-Za-z])\s*([^()]*)\)"
 )
@@ -99,7 +107,7 @@ _UNION_LETTER = re.compile(r"(?<=[)\]}])\s*U\s*(?=[(\[\\])")
 _OPEN_LEFT = re.compile(r"(^|\\cup|\\in)\s*\](\s*[^\[\](){};,]+[;,][^\[\](){};,]+)([\[\]])")
 _OPEN_RIGHT = re.compile(r"(^|\\cup|\\in)\s*\[(\s*[^\[\](){};,]+[;,][^\[\](){};,]+)\[")
 _BUILDER = re.compile(
-    r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\\[,;: ]\s*)*"
+    r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*([RZ])\s*\}?|([RZ]))\s*)?(?:\\[,;: ]\s*)*"
     r"(?:\\mid|\\vert|\||:|\\colon|\\big\|)(?:\\[,;: ]|\s)*(?!\s)(.+?)\\?\}"
 )
 _SIZES = re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[Bb]igg?[lrm]?)(?![A-Za-z])")
@@ -151,6 +159,9 @@ _COMMANDS_FIRST = (
     (")_", re.compile(r"\(([0-9A-F]{1,60})\)(?=_\s*\{?[0-9]{1,2}\}?$)"), r"\1"),
     ("mathcal", re.compile(r"\\mathcal\s*\{?\s*O\s*\}?(?=\s*(?:\\left)?\()"), "O"),
     ("ert", re.compile(r"\\[lr]?Vert(?![A-Za-z])"), r"\\|"),
+    ("(", re.compile(r"(?<![A-Za-z])(GCD|HCF|hcf|LCM)(?= ?\()"), lambda found: _NAMES_OF_FACTORS[found[1]]),
+    ("mapsto", _MAPPING, lambda found: f"{found[1] or 'f'}({found[2]})="),
+    ("rm{", re.compile(r"(?<=\^)\{(-?[0-9])\}(?=[^{}]*\})"), r"\1"),
     ("phantom", _PHANTOM, ""),
     ("\\", _SIZES, ""),
     ("mathbb", _FIELD, r"\\mathbb{\1}"),
@@ -170,6 +181,7 @@ _NUMBERS_FIRST = (
     ("000", _BRACKETED, lambda found: found[1].replace(",", "")),
     ("", _GROUPS, lambda found: re.sub(r"[^0-9]", "", found[1])),
     ("frac", _FRACTION, r"\\frac"),
+    ("frac", _UNIT_QUOTIENT, r"\1 \\text{\2/\3}"),
     ("frac", _UNIT_FRACTION, lambda found: f"\\text{{ {found[1]}/{found[2]}}}{found[3] or ''}"),
 )
 _FORMULAS_FIRST = (
@@ -182,7 +194,7 @@ _FORMULAS_FIRST = (
 )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def respell(text: str) -> str:
     """The text in one spelling: shorter, equal in meaning, possibly empty."""
     if _PLAIN.fullmatch(text):
@@ -209,8 +221,9 @@ def respell(text: str) -> str:
     text = _BASE_IN_WORDS.sub(lambda found: f"_{{{_BASES[found[1]]}}}" if found[1] in _BASES else found[0], text)
     if starred := _STARS.fullmatch(text):
         text = (starred[2] or starred[4]).strip()
-    if builder := _BUILDER.fullmatch(text):
-        text = _described(builder[2].strip())
+    if (builder := _BUILDER.fullmatch(text)) and builder[1] in _COMMAND_NAME.sub("", builder[4]):
+        condition = _described(builder[4].strip())
+        text = f"\\mathbb{{Z}}\\cap ({condition})" if "Z" in (builder[2], builder[3]) else condition
     reals = _OF_REALS.fullmatch(plain_words(text)) if "real" in text.lower() else None
     if reals:
         without = re.sub(r"\b[a-z] ?= ?", "", reals[1] or "")

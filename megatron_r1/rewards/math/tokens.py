@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from megatron_r1.rewards.math.tree import Unreadable
-from megatron_r1.rewards.math.units import ORDINALS, SHORT_UNITS, unit_of_letter
+from megatron_r1.rewards.math.units import ORDINALS, SHORT_UNITS, names_a_unit, unit_of_letter
 
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 400
@@ -110,6 +110,7 @@ _SYMBOLS = {
 _BEFORE_UNITS = _names("number close word percent currency degree op")
 
 _SPACE = re.compile(r"(?:\s|\\[,;:! ()\[\]]|~)+")  # also the delimiters of a formula
+_SPACE_COMMAND = re.compile(r"\\[,;: ]|~")
 _DOTS = re.compile(r"\.\.\.+|\u2026|\\(?:l|c|d|v)?dots(?:b|c|i|m|o)?(?![A-Za-z])")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _SCIENTIFIC = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][+-]?[0-9]{1,2}(?![0-9A-Za-z_.])")
@@ -143,14 +144,15 @@ def tokenize(text: str) -> list[Token]:
     tokens: list[Token] = []
     at, depth, spaced = 0, 0, False
     while at < len(text):
-        blank = _SPACE.match(text, at)
-        if blank:
+        character = text[at]
+        if (character.isspace() or character in "\\~") and (blank := _SPACE.match(text, at)):
             at, spaced = blank.end(), True
             continue
-        new, at = _read_number(text, at, inside=depth > 0) or _read_rest(text, at, tokens, spaced)
+        number = _read_number(text, at, inside=depth > 0) if character in "0123456789." else None
+        new, at = number or _read_rest(text, at, tokens, spaced)
         if new:
-            tokens += [new[0]._replace(spaced=spaced), *new[1:]]
-            depth += sum((token.kind == "open") - (token.kind == "close") for token in new)
+            tokens += [new[0]._replace(spaced=True), *new[1:]] if spaced else new
+            depth += (new[0].kind == "open") - (new[0].kind == "close")
             spaced = False
         if len(tokens) > MAX_TOKENS:
             raise Unreadable("too many symbols")
@@ -176,8 +178,7 @@ def _is_power_of_ten(tokens: list[Token]) -> bool:
 
 def _read_number(text: str, at: int, inside: bool) -> tuple[list[Token], int] | None:
     """A comma between groups of three is a thousands separator, but within brackets (1,234) is a pair."""
-    repeating = _REPEATING.match(text, at)
-    if repeating:
+    if "overline" in text and (repeating := _REPEATING.match(text, at)):
         return [Token("number", "".join((repeating[1] or "0", ".", repeating[2], "~", repeating[3])))], repeating.end()
     patterns = [_SCIENTIFIC, _LATEX_THOUSANDS, _PLAIN] if inside else [_SCIENTIFIC, _LATEX_THOUSANDS, _THOUSANDS, _PLAIN]
     for pattern in patterns:
@@ -188,7 +189,7 @@ def _read_number(text: str, at: int, inside: bool) -> tuple[list[Token], int] | 
 
 
 def _read_rest(text: str, at: int, before: list[Token], spaced: bool) -> tuple[list[Token], int]:
-    dots = _DOTS.match(text, at)
+    dots = _DOTS.match(text, at) if text[at] in ".\\\u2026" else None
     if dots:
         return [Token("dots", "")], dots.end()
     letters = _LETTERS.match(text, at)
@@ -222,7 +223,8 @@ def _read_letters(letters: str, before: list[Token], spaced: bool) -> list[Token
     after_value = last in ("number", "close", "percent", "currency", "degree")
     per_unit = last == "op" and before[-1].text == "/" and len(before) > 2 and before[-2].kind in ("word", "name")
     per_unit = per_unit and (before[-2].kind == "word" or (before[-2].spaced and before[-3].kind == "number"))
-    if letters in SHORT_UNITS and len(letters) > 1 and (after_value or last == "word" or per_unit):
+    is_short = letters in SHORT_UNITS and len(letters) > 1
+    if (is_short and (after_value or last == "word" or per_unit)) or (per_unit and len(letters) >= _WORD and names_a_unit(letters)):
         return [Token("word", letters)]
     if after_value and (len(letters) >= _WORD + 1 or (spaced and len(letters) >= _WORD - 1)):
         return [Token("word", letters)]
@@ -261,7 +263,8 @@ def _read_text(content: str, before: list[Token]) -> list[Token]:
     if len(word) == 1 and word.isascii() and word.isalpha():
         is_unit = bool(before) and before[-1].kind in ("number", "close") and unit_of_letter(word) is not None
         return [Token("word", word) if is_unit or content != word else Token("name", word)]
-    return [Token("word", " ".join(content.split()))] if content else []
+    content = " ".join(_SPACE_COMMAND.sub(" ", content).split())
+    return [Token("word", content)] if content else []
 
 
 class TokenCursor:

@@ -270,6 +270,11 @@ def _without_s(word: str) -> str:
     return word.removesuffix("s") if len(word) > 3 else word
 
 
+def names_a_unit(word: str) -> bool:
+    """Whether a word is the name of a unit of measure, in the singular or the plural."""
+    return word in _CANONICAL or _singular(word) is not None
+
+
 def unit_of_letter(letter: str) -> str | None:
     """The unit of measure that one letter is short for, e.g. "meter" for m; None if it is short for none."""
     return _CANONICAL.get(letter) if len(letter) == 1 or letter == "\\Omega" else None

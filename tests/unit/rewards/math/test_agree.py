@@ -9,6 +9,7 @@ import pytest
 from megatron_r1.rewards.math.agree import answers_agree, clean_answer, is_readable
 from megatron_r1.rewards.math.fallback import math_verify_agrees
 from megatron_r1.rewards.math.policy import MathPolicy
+from megatron_r1.rewards.math.spelling import respell
 from tests.unit.rewards.math.different_answers import DIFFERENT
 from tests.unit.rewards.math.same_answers import SAME
 
@@ -46,6 +47,7 @@ def test_a_kind_and_its_neighbours(kind):
         (r"x+1 \quad (x \neq 1)", "x+1"),
         (r"x=2 \text{ (}x\neq 0\text{)}", "2"),
         (r"a_n=2n-1, n\in\mathbb{N}^*", "2n-1"),
+        (r"x+1, x\ne \pm 1", "x+1"),
         ("5/6", "5:6"),
         (r"\frac{3}{10}", "3:10"),
         (r"\frac{7}{3} \text{ or } 2\frac13", "7/3"),
@@ -185,3 +187,28 @@ def test_the_labelled_answers_have_no_wrong_accept_and_few_wrong_rejects():
     rejected = [row for row, agrees in zip(rows, found, strict=True) if row["same"] and not agrees]
     assert not accepted
     assert len(rejected) <= 0.05 * sum(row["same"] for row in rows), rejected
+
+
+BOMBS = [
+    "x \\ne ", "x,(", "(1,", "1,000", "\\text{", "\\frac{\\text{m}}{", "_1", "'", "1 and ", "one hundred and ",
+    "n!=", "\\gcd(", "µm", "平方", "3小时", "\\log ", "a:b", "1:", "\\{x:", "for x>", "where n\\in ", "Monday, ",
+    "2023-", "$", "<b>", "cis(", "\\cosh ", "C+", "or 1 ", "at least ", "1_000", "\\hat{i}", "\\mu ", "x=1;",
+    "m*s ", "\\sum_{k=1}^{3} ", "f: x\\mapsto ", "= ", "\\boxed{",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("short", "long", "most"), [(240, 960, 12), (16_000, 64_000, 12)])
+def test_the_time_of_hostile_texts_grows_no_faster_than_their_length_squared(short, long, most):
+    def seconds(length):
+        best = []
+        for _ in range(3):
+            respell.cache_clear()
+            start = time.process_time()
+            for bomb in BOMBS:
+                text = (bomb * (length // len(bomb) + 1))[:length]
+                answers_agree(text, f"x+{length}")
+            best.append(time.process_time() - start)
+        return min(best)
+
+    seconds(short)  # imports and caches
+    assert seconds(long) < most * max(seconds(short), 0.02)
