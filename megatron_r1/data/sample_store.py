@@ -84,7 +84,9 @@ class SampleStore:
         """
         try:
             self.description: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-            offsets, spans, span_offsets, groups = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+            offsets, spans, span_offsets, groups = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+            )
             self._offsets, self._spans, self._span_offsets, self.groups = offsets, spans, span_offsets, groups
             self._tokens = np.memmap(folder / "tokens.bin", dtype="<i4", mode="r") if offsets[-1] else np.empty(0, "<i4")
             if len(self._tokens) != offsets[-1]:

@@ -18,16 +18,18 @@ of tool calls is an error, too.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_r1.data.chat.cut_off import TookTooLong, cut_off
 from megatron_r1.data.chat.messages import Message, with_text_arguments
 from megatron_r1.data.chat.template import Turn, goes_on_thinking
 from megatron_r1.data.tokenizer import TAGS, Tokenizer
-from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.errors import ConfigError, DataError, one_line
 from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
 
 _STAND_IN = "STAND-IN"
@@ -35,6 +37,7 @@ _STAND_IN = "STAND-IN"
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 # Llama's templates print the date of today unless a date is given; this is the date that they fall back to.
 _TODAY = datetime.datetime(2024, 7, 26)
+_LONGEST_SECONDS = 10.0  # of processor time for one rendering, which takes milliseconds
 _SWITCHES = {"thinking": True, "enable_thinking": True}
 _OPENED = re.compile(rf"{THINK_OPEN}\s*\Z")
 _CLOSED = re.compile(rf"(?:{THINK_OPEN}\s*)?{THINK_CLOSE}\s*\Z")
@@ -66,6 +69,7 @@ class TokenizerTemplate:
         if tokenizer.chat_template is None:
             raise ConfigError("data.template=tokenizer, but the tokenizer has no chat_template; choose another data.template")
         self._tokenizer, self._jinja = tokenizer, tokenizer.chat_template
+        _refuse_powers(self._jinja)
         self._wants_reasoning_apart = "reasoning_content" in self._jinja and not _PARSES_CONTENT.search(self._jinja)
         added = {token for token in tokenizer.added_tokens() if len(token) > 1}
         self._any_token = _at_every_start(added)
@@ -165,16 +169,21 @@ class TokenizerTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[asked.entries],
-                tools=asked.tools,
-                chat_template=self._jinja,
-                add_generation_prompt=generation,
-                bos_token=self._tokenizer.bos or "",
-                eos_token=self._tokenizer.eos,
-                strftime_now=_TODAY.strftime,
-                **(_SWITCHES if thinks else {}),
-            )
+            with cut_off(_LONGEST_SECONDS):
+                rendered, _ = render_jinja_template(
+                    conversations=[asked.entries],
+                    tools=asked.tools,
+                    chat_template=self._jinja,
+                    add_generation_prompt=generation,
+                    bos_token=self._tokenizer.bos or "",
+                    eos_token=self._tokenizer.eos,
+                    strftime_now=_TODAY.strftime,
+                    **(_SWITCHES if thinks else {}),
+                )
+        except (TookTooLong, RecursionError, MemoryError) as error:
+            raise DataError(
+                f"the tokenizer's chat_template does not end ({one_line(error)}); choose another data.template"
+            ) from None
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(f"the tokenizer's chat_template refuses the conversation: {reason}") from error
@@ -194,6 +203,19 @@ class TokenizerTemplate:
             )
         end = ids.index(self._tokenizer.eos_id) + 1
         return Turn(ids[:end], ids[end:])
+
+
+def _refuse_powers(template: str) -> None:
+    """Raises ConfigError for a template with a power, one of which can compute for ever where no limit reaches."""
+    from jinja2 import Environment, TemplateError
+
+    try:
+        tokens = [token for token in Environment().lex(template) if token[1] not in ("whitespace", "data")]
+    except TemplateError:
+        return  # the first rendering tells it
+    for (_, _, before), (line, kind, value) in itertools.pairwise(tokens):
+        if kind == "operator" and value == "**" and before not in ("(", ","):  # there it stands for named arguments
+            raise ConfigError(f"line {line} of the tokenizer's chat_template computes a power: choose another data.template")
 
 
 def _check_used(asked: _Asked, rendered: str) -> None:
