@@ -91,3 +91,16 @@ class CheckpointConfig(Section):
         description="Whether a forked process writes a checkpoint while training goes on. false: training waits for the disk.",
         json_schema_extra=MAY_CHANGE,
     )
+    rollouts_plain_mb: int = Field(
+        64,
+        ge=0,
+        description="Megabytes of a step's responses above which their file in rollouts/ is compressed by zstd (.jsonl.zst).",
+        json_schema_extra=MAY_CHANGE,
+    )
+    rollouts_most_mb: int = Field(
+        0,
+        ge=0,
+        description="Most megabytes of rollouts/: beyond it the files of the oldest steps are removed, the latest step's never. 0: "
+        "no limit.",
+        json_schema_extra=MAY_CHANGE,
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.data.unpacked import open_unpacked
 from megatron_r1.errors import DataError, one_line
 from megatron_r1.report.plots import curves_svg
 from megatron_r1.report.runs import RunRecord, find_runs
@@ -100,15 +102,18 @@ def _samples(files: list[Path]) -> str:
 
 def _sampled_group(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        return _sampled_lines(lines) if lines else ""
+        with open_unpacked(path) as file:
+            lines = (json.loads(line) for line in file)
+            first = next(lines, None)
+            if first is None:
+                return ""
+            # The lines of a group stand together; what follows may be a gigabyte.
+            return _sampled_lines([first, *takewhile(lambda line: line["prompt_id"] == first["prompt_id"], lines)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is no file of a run's responses ({one_line(error)}): remove it") from None
 
 
-def _sampled_lines(lines: list[dict[str, Any]]) -> str:
-    group = [line for line in lines if line["prompt_id"] == lines[0]["prompt_id"]]
+def _sampled_lines(group: list[dict[str, Any]]) -> str:
     shown = group[:: max(len(group) // SAMPLED_RESPONSES, 1)][:SAMPLED_RESPONSES]
     title = f"Step {group[0]['step']}: {group[0]['question']}  (answer: {group[0]['answer']})"
     parts = [f"<h4>{html.escape(title)}</h4>"]

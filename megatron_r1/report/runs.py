@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_r1.errors import DataError, one_line
 from megatron_r1.runtime.metrics import read_metrics
+from megatron_r1.runtime.rollout_files import list_rollouts
 
 _LARGEST = 1 << 60
 
@@ -56,7 +57,7 @@ def _read_run(folder: Path) -> RunRecord:
         started=started,
         metrics=_numbers_of(folder / "metrics.jsonl"),
         config=config,
-        rollout_files=sorted((folder / "rollouts").glob("step_*.jsonl")),
+        rollout_files=list_rollouts(folder),
     )
 
 

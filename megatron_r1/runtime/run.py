@@ -6,7 +6,7 @@
         inputs.json       the data and models it is made from, by content, see inputs.py
         metrics.jsonl     one JSON object a step
         tensorboard/      the same numbers as events
-        rollouts/         step_000001.jsonl: every response of the step with its rewards, see rollout_files.py
+        rollouts/         step_000001.jsonl(.zst): every response of the step with its rewards, see rollout_files.py
         checkpoints/      see checkpoints.py
         health/           signs of life of every rank, see heartbeat.py
         ranks.jsonl       times of every rank, see stragglers.py
@@ -87,7 +87,7 @@ class Run:
         self._opened = ExitStack()  # what `close` closes
         self._progress: Progress | None = None  # of `steps`
         self._pending: PendingCheckpoint | None = None
-        self._last_step = 0
+        self._last_step = self._removed_rollouts = 0
         self._at = 0  # the step that is being made
         self._stopping = False  # a signal has asked some rank to stop, and all know
         self._problem: OSError | None = None  # rank 0 could not write something; all learn of it at the end of the step
@@ -215,7 +215,12 @@ class Run:
         """Write every response of the step into `rollouts/`. Call it before the step's checkpoint."""
         if is_rank_zero():
             with self._keeping_problem():
-                write_rollouts(self.folder, step, groups)
+                kept = self._config.checkpoint
+                removed = write_rollouts(self.folder, step, groups, kept.rollouts_plain_mb * 10**6, kept.rollouts_most_mb * 10**6)
+                if removed and not self._removed_rollouts:
+                    limit = f"checkpoint.rollouts_most_mb={kept.rollouts_most_mb}"
+                    print(f"{self.folder}/rollouts has reached {limit}: the oldest steps are removed", file=sys.stderr, flush=True)
+                self._removed_rollouts += removed
 
     def checkpoint_due(self, step: int, total: int) -> bool:
         """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective.
