@@ -6,11 +6,12 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from benchmarks import convert, measure
+from benchmarks import channel, convert, measure
 from benchmarks.measure import Comparison, Side, compare
 from benchmarks.processes import CommandFailed, run_watched
 from megatron_r1.errors import ConfigError
@@ -53,6 +54,24 @@ def test_a_missing_folder_is_told_before_anything_is_measured(tmp_path: Path, ca
     assert measure.run(benchmark, argparse.Namespace(out=tmp_path / "none" / "result.json")) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "there is no folder" in message
+
+
+def test_every_channel_brings_the_bucket() -> None:
+    bucket = bytearray(range(256)) * 1000
+    for open_ends in (channel.keyed_ends, channel.plain_ends, lambda: channel.bare_ends(len(bucket))):
+        send, receive, close = open_ends()
+        sending = threading.Thread(target=send, args=(bucket,))
+        sending.start()
+        assert receive() == bucket
+        sending.join()
+        close()
+        rate, cpu = channel.measure(open_ends(), bucket, 2)
+        assert rate > 0 and cpu > 0
+
+
+def test_each_engine_of_a_large_job_has_a_channel_of_its_own() -> None:
+    assert channel.sync_seconds(1e9) == channel.sync_seconds(1e9, engines=1, senders=1) == 1342
+    assert channel.sync_seconds(1e9, engines=64, senders=32) == 2 * 1342
 
 
 def test_who_begins_alternates() -> None:
