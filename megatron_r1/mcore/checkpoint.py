@@ -13,6 +13,7 @@ from megatron_r1.errors import CheckpointError, one_line
 from megatron_r1.mcore import parallel
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.checkpoint_files import join, plan_folder
+from megatron_r1.mcore.layout import padded_vocabulary
 from megatron_r1.mcore.megatron_model import MegatronModel
 from megatron_r1.mcore.optimizer_state import load_optimizer_state, optimizer_state
 from megatron_r1.mcore.policy import ReferencePolicy
@@ -26,10 +27,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
-from megatron_r1.mcore.checkpoint_reading import read_checkpoint
+from megatron_r1.mcore.checkpoint_reading import read_checkpoint, read_shapes
 
 _POLICY, _REFERENCE, _PROGRESS = "policy", "reference", "progress.json"
 _HEAD = "output_layer.weight"
+_VOCABULARY = ("embedding.word_embeddings.weight", _HEAD)
 
 
 def plan_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> Unwritten:
@@ -64,11 +66,13 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, cannot be read, or holds a weight that is not finite.
     """
-    if reference is not None:
-        _load_weights_from(policy, folder / _REFERENCE)
-        reference.refresh()
     progress = _read_progress(folder / _PROGRESS)
+    tp = _tensor_parallel(progress["layout"])
+    if reference is not None:
+        _load_weights_from(policy, folder / _REFERENCE, tp)
+        reference.refresh()
     state = _model_state(policy)
+    _let_padding_differ(policy, state, folder / _POLICY, tp)
     if policy.optimizer is not None:
         state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=True)
     same_layout = progress["layout"] == asdict(policy.layout)
@@ -97,7 +101,9 @@ def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool
     Raises:
         CheckpointError: the folder does not hold a checkpoint of this model, or cannot be read.
     """
-    _load_weights_from(policy, folder / _POLICY, trunk_only)
+    is_of_run = (folder / _PROGRESS).is_file()  # a conversion stores no padding
+    tp = _tensor_parallel(_read_progress(folder / _PROGRESS)["layout"]) if is_of_run else 1
+    _load_weights_from(policy, folder / _POLICY, tp, trunk_only)
     policy.check_finite(folder)
     if policy.optimizer is not None:
         policy.optimizer.reload_model_params()
@@ -114,6 +120,31 @@ def _model_state(policy: MegatronModel) -> dict[str, Any]:
     # Megatron-Core would cut or pad the vocabulary of another model without a word.
     dict_list_map_inplace(lambda e: replace(e, allow_shape_mismatch=False) if isinstance(e, ShardedTensor) else e, state)
     return state
+
+
+def _let_padding_differ(policy: MegatronModel, state: dict[str, Any], folder: Path, tp: int) -> None:
+    """Let the vocabulary be cut or filled with zeros where layouts differ in its padding alone.
+
+    Args:
+        state: the sharded state of the model, changed in place.
+        folder: of a checkpoint.
+        tp: tensor parallelism with which it was written.
+    """
+    size = policy.arch.vocab_size
+    own, stored = padded_vocabulary(size, policy.layout.tp), padded_vocabulary(size, tp)
+    if own == stored or not folder.is_dir():
+        return
+    try:
+        shapes = read_shapes(folder)
+    except (CheckpointError, OSError):  # the loading that follows says what is wrong with the folder
+        return
+
+    def let(entry: Any) -> Any:
+        is_vocabulary = isinstance(entry, ShardedTensor) and entry.key in _VOCABULARY and entry.global_shape[0] == own
+        fits = is_vocabulary and shapes.get(entry.key, ())[:1] == (stored,)
+        return replace(entry, allow_shape_mismatch=True) if fits else entry
+
+    dict_list_map_inplace(let, state)
 
 
 def _policy_state(policy: MegatronModel) -> dict[str, Any]:
@@ -165,8 +196,15 @@ def _read_progress(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not say how far the run was: {one_line(error)}") from None
 
 
-def _load_weights_from(policy: MegatronModel, folder: Path, trunk_only: bool = False) -> None:
+def _tensor_parallel(layout: Any) -> int:
+    """Of a saved layout; 1 where it says none that could be."""
+    tp = layout.get("tp") if isinstance(layout, dict) else None
+    return tp if isinstance(tp, int) and tp > 0 else 1
+
+
+def _load_weights_from(policy: MegatronModel, folder: Path, tp: int, trunk_only: bool = False) -> None:
     state = _model_state(policy)
+    _let_padding_differ(policy, state, folder, tp)
     heads = {name: part.pop(_HEAD).data for name, part in state.items() if trunk_only and _HEAD in part}
     loaded = _load(state, folder)
     for name, head in heads.items():

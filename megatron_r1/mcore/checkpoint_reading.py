@@ -24,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies import torch as megatron_torch
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._nested_dict import set_element
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 _EXTRA_STATE = "._extra_state"
@@ -87,6 +87,12 @@ for _name, _ours in (("_get_filesystem_reader", _open_reader), ("MCoreLoadPlanne
     if not hasattr(megatron_torch, _name):
         raise RuntimeError(f"megatron-core has no {megatron_torch.__name__}.{_name} any more: see mcore/checkpoint_reading.py")
     setattr(megatron_torch, _name, _ours)
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint. Raises whatever the reading of its index does."""
+    index = read_index(folder / ".metadata").state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in index.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def read_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -85,6 +85,11 @@ def stage_layers(num_layers: int, stages: int) -> list[int]:
     return [base + (stage < rest) for stage in range(stages)]
 
 
+def padded_vocabulary(size: int, tp: int) -> int:
+    """Rows of embedding and output layer over all tensor-parallel ranks: rows that no token has are added until they divide."""
+    return -(-size // tp) * tp
+
+
 def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:
     _require_fit(
         ep == 1 or arch.experts is not None,

@@ -7,7 +7,7 @@ import torch
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore.active import require_active
-from megatron_r1.mcore.layout import Layout
+from megatron_r1.mcore.layout import Layout, padded_vocabulary
 from megatron_r1.model.architecture import Architecture
 
 require_active()
@@ -46,7 +46,7 @@ def build_model(
         module = (RewardGPTModel if arch.is_reward_model else R1GPTModel)(
             config,
             decoder,
-            vocab_size=padded_vocabulary(arch, layout),
+            vocab_size=padded_vocabulary(arch.vocab_size, layout.tp),
             max_sequence_length=arch.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
@@ -63,11 +63,6 @@ def build_model(
         _freeze(module, mtp=not module.train_mtp, router=freeze_router)
         modules.append(module)
     return modules
-
-
-def padded_vocabulary(arch: Architecture, layout: Layout) -> int:
-    """Rows of embedding and output layer over all tensor-parallel ranks: rows that no token has are added until they divide."""
-    return -(-arch.vocab_size // layout.tp) * layout.tp
 
 
 def _scale_rope(module: R1GPTModel | RewardGPTModel, arch: Architecture) -> None:

@@ -23,7 +23,7 @@ _LANGUAGE_MODEL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"  # how
 # Upper bounds of what config.json may say, some ten times what the largest published models have: a number with a slipped digit
 # is named at once, before a table of that many tensors is made or memory is taken.
 MOST_LAYERS, MOST_HEADS, MOST_EXPERTS, MOST_WIDTH, MOST_VOCABULARY = 1024, 4096, 8192, 1 << 20, 1 << 22
-_MOST_EXPERT_LAYERS = 200_000
+_MOST_EXPERT_LAYERS = 1 << 16
 _MOST_POSITIONS = 1 << 24
 
 
