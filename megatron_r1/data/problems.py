@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -189,6 +190,9 @@ def _print_of(lines: Iterable[str]) -> str:
     return f"{len(text)}-{zlib.crc32(chr(10).join(text).encode()):08x}"
 
 
+_NUMBERING = {"extra_info", "id", "index", "uuid"}  # fields in which two rows of one problem differ
+
+
 @lru_cache(maxsize=4)
 def shuffled(size: int, seed: int, epoch: int) -> list[int]:
     """The order of this epoch: a permutation of range(size)."""
@@ -205,7 +209,8 @@ def read_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> lis
 def read_problem_file(config: DataConfig, domains: Collection[str] = DOMAINS) -> tuple[list[Problem], list[str]]:
     """The problems of `config.source`, each question once, and what was left out, one line each.
 
-    What is kept in memory grows with the number of different questions, not with the file.
+    What is kept in memory grows with the number of different questions, not with the file. A record that stands there again as it
+    is costs no more than its reading, a quarter of what its parsing costs: DAPO-Math-17k has 1.8 million rows.
 
     Args:
         config: its `repeated` says what happens to a question that comes again.
@@ -218,9 +223,20 @@ def read_problem_file(config: DataConfig, domains: Collection[str] = DOMAINS) ->
     found: dict[Any, Problem] = {}
     contradicting: dict[Any, str] = {}
     number = repeats = 0
+    seen: set[bytes] = set()
+    named = {name.partition(".")[0] for name in (config.question_field, config.answer_field)}
+    passed_over = _NUMBERING - named
     for number, (where, record) in enumerate(read_records(path), start=1):
+        same = hashlib.blake2b(
+            repr([item for item in record.items() if item[0] not in passed_over]).encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
+        if same in seen and config.repeated == "drop":
+            repeats += 1
+            continue
         problem = read_problem(record, config, domains, where, f"{path.stem}-{number}")
         first = found.setdefault(_asked(problem), problem)
+        if len(seen) <= 4 * len(found):  # where every row has something of its own, none is found again
+            seen.add(same)
         if first is problem:
             continue
         if config.repeated == "error":

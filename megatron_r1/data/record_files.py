@@ -34,6 +34,7 @@ Record = tuple[str, dict[str, Any]]  #: where it stands, for messages, and its f
 
 SUFFIXES = (*(form + packed for form in (".jsonl", ".json", ".csv") for packed in ("", *PACKED)), ".parquet")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|dev|test|eval)(?:[^a-z]|$)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SAME_SPLIT = {"training": "train", "valid": "validation", "dev": "validation", "eval": "test"}
 _SPLITS, _STATE = "dataset_dict.json", "state.json"  # what save_to_disk writes beside the rows
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", _SPLITS, _STATE}
@@ -180,7 +181,7 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
     text = str(value).strip()
     if not text:
         raise DataError(f"{where}: field {field!r} is blank")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise DataError(f"{where}: field {field!r} has half a surrogate pair (\\ud800 to \\udfff alone), which is not text")
     return text
 
