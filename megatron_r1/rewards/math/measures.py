@@ -41,6 +41,7 @@ def _sizes() -> dict[str, tuple[Fraction, dict[str, int]]]:
 _IN_BASE = _sizes()
 _JOINABLE = frozenset(_IN_BASE) | {name for _, base in _IN_BASE.values() for name in base}
 #: what people give in two units; of the others "3 m and 20 cm" may be two answers
+_ARC = re.compile(r"([0-9]{1,4}) ?\^\{? ?\\circ ?\}? ?([0-9]{1,2}) ?(?:'|\^\{?\\prime\}?)(?: ?([0-9]{1,2}) ?(?:''|\"))?")
 _JOINED = re.compile(
     r"([0-9]{1,9}) ?([a-z]+|[\u4e00-\u9fff]{1,2}?)\.?(?:,| and|, and)? ?"
     r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([a-z]+|[\u4e00-\u9fff]{1,2})\.?",
@@ -61,6 +62,9 @@ def with_one_unit(text: str) -> str:
     """`2 hours 30 minutes` in the first of its units; any other text as it is."""
     if not text[:1].isdigit() and not text.startswith("\\text"):
         return text
+    if arc := _ARC.fullmatch(text):
+        degrees = int(arc[1]) + Fraction(int(arc[2]), 60) + Fraction(int(arc[3] or 0), 3600)
+        return f"\\frac{{{degrees.numerator}}}{{{degrees.denominator}}}^\\circ"
     found = _JOINED.fullmatch(plain_words(text))
     if not found:
         return text

@@ -7,6 +7,7 @@ from math import comb, perm
 
 from megatron_r1.rewards.math.spelling import plain_words
 from megatron_r1.rewards.math.spoken import spoken_number
+from megatron_r1.rewards.math.units import names_a_unit
 
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _TENS = {"十": 10, "百": 100, "千": 1000}
@@ -36,6 +37,8 @@ _CALLED = re.compile(r"([CP])\s*\(\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*\)")
 _BETWEEN = re.compile(r"(?:\{\}\s*)?(?:_|\^)?\s*\{?([0-9]{1,3})\}?\s*([CP])\s*_?\s*\{?([0-9]{1,3})\}?")
 _CHOOSE = re.compile(r"(?<![0-9.])([0-9]{1,3})\s*(?:\\(?:text|mathrm)\s*\{\s*choose\s*\}|choose)\s*([0-9]{1,3})(?![0-9.])")
 _MOST = 200
+_MOST_NUMBER_WORDS = 8
+_ARTICLE = re.compile(r"^(?:of )?an? ")
 
 
 def with_plain_numerals(text: str) -> str:
@@ -43,8 +46,8 @@ def with_plain_numerals(text: str) -> str:
 
     `k \\in \\mathbb{Z}` behind a family of numbers says only what everyone takes k for, so it goes.
     """
-    if (text[:1].isalpha() or text.startswith("\\")) and (number := spoken_number(plain_words(text))) is not None:
-        return str(number)
+    if (text[:1].isalpha() or text.startswith("\\text")) and (spoken := _spoken(plain_words(text))):
+        return spoken
     if not text.isascii() and (found := _CHINESE.fullmatch(text.replace(" ", ""))):
         return _from_chinese(found) or text
     if "(" in text and (found := _ROUND_BRACKETS.fullmatch(text)):
@@ -57,6 +60,20 @@ def with_plain_numerals(text: str) -> str:
     if (" for " in text or "{for " in text or "where" in text) and (found := _FOR_ALL.fullmatch(text)):
         return found[1].strip()
     return _CHOOSE.sub(r"\\binom{\1}{\2}", text) if "choose" in text else text
+
+
+def _spoken(words: str) -> str | None:
+    """The number that words say, with the unit behind it: "three and a half hours", "half an hour"."""
+    if (number := spoken_number(words)) is not None:
+        return str(number)
+    pieces = words.split(" ")
+    for cut in range(min(len(pieces) - 1, _MOST_NUMBER_WORDS), 0, -1):
+        number = spoken_number(" ".join(pieces[:cut]))
+        if number is None:
+            continue
+        unit = _ARTICLE.sub("", " ".join(pieces[cut:]))
+        return f"{number} {unit}" if all(map(names_a_unit, unit.split(" "))) else None
+    return None
 
 
 def with_selections(text: str) -> str | None:

@@ -30,8 +30,10 @@ def equal_alternatives(answer: Node, reference: Node) -> tuple[Node, ...]:
 
 
 def _with_same_function(answer: Relation, reference: Relation) -> Relation:
-    if answer.signs != ("=",) or reference.signs != ("=",) or answer.sides[0] == reference.sides[0]:
+    if answer.signs != ("=",) or reference.signs != ("=",):
         return answer
+    if answer.sides[0] == reference.sides[0]:
+        return Relation(answer.signs, (answer.sides[0], _with_same_constants(answer.sides[1], reference.sides[1])))
     (name, value), (target, other) = answer.sides, reference.sides
     called, expected = _argument(name), _argument(target)
     if called and expected and called[0] == expected[0]:
@@ -60,6 +62,20 @@ def _with_same_constant(answer: Apply, reference: Apply) -> Apply:
     if others[0] != others[1] or len(others[0]) != 1 or not others[0] <= _VARIABLES:
         return answer
     return substituted(answer, *constants)
+
+
+def _with_same_constants(answer: Node, reference: Node) -> Node:
+    """`C_1 e^x + C_2` for `c_1 e^x + c_2`, behind the name of a function of one variable."""
+    names = names_of(answer) - names_of(reference)
+    others = names_of(reference) - names_of(answer)
+    common = names_of(answer) & names_of(reference)
+    if not names or {name.swapcase() for name in names} != others or not all(name[:1] in "Cc" for name in names | others):
+        return answer
+    if len(common) != 1 or not common <= _VARIABLES:
+        return answer
+    for name in sorted(names):
+        answer = substituted(answer, Name(name), Name(name.swapcase()))
+    return answer
 
 
 def _constant_term(node: Apply) -> Name | None:

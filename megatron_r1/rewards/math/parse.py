@@ -133,8 +133,9 @@ class _Reader(FunctionReader):
             value = Apply("percent", (value,))
         if negative:
             value = Apply("neg", (value,))
-        if isinstance(value, Apply) and value.op == "neg" and isinstance(value.args[0], Apply) and value.args[0].op == "base":
-            value = Apply("base", (Apply("neg", (value.args[0].args[0],)), value.args[0].args[1]))
+        inner = value.args[0] if isinstance(value, Apply) and value.op == "neg" else None
+        if isinstance(inner, Apply) and inner.op in ("degree", "base"):
+            value = Apply(inner.op, (Apply("neg", (inner.args[0],)), *inner.args[1:]))
         if isinstance(value, Apply) and value.op in ("degree", "percent", "base"):
             value, unit = value.args[0], (value.op if value.op != "base" else f"base {value.args[1].value}")
         if self._next_is("ordinal"):

@@ -21,6 +21,7 @@ _OF_LETTERS = re.compile(
     r"(.*[0-9}])\s*(?:\\[,;: ])?\s*\\[dt]?frac\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\{\s*([A-Za-z]{1,3})\s*(?:\^\s*\{?([23])\}?)?\s*\}"
 )
 _WITH_LETTERS = re.compile(r"(-?[0-9.]{1,20}(?:\s*\\times\s*10\s*\^\s*\{-?[0-9]{1,3}\})?)\s*([A-Za-z][A-Za-z*^/(){} 0-9-]{0,40})")
+_BETWEEN_PARTS = re.compile(r";|,? (?:\\text\s*\{\s*)?or\s*\}? ")
 _OHMS = re.compile(r"(-?[0-9.]{1,20})(?: |\\[,;: ]|~)*\\Omega")
 _LABELLED_CURVE = re.compile(r"(?:[lLCE]|\\Gamma|\\odot ?[A-Z])(?:_[0-9])?\s*:\s*([^:]*[xy][^:]*=[^:]*)")
 _FACTORIAL = re.compile(r"([kmn]|[0-9]{1,2})!=([0-9]{2,30})")
@@ -82,17 +83,14 @@ def _with_ohms(text: str, other: str) -> str | None:
 
 def _with_tuples(text: str, other: str) -> str | None:
     """`p=5,q=2; p=7,q=2` as (5,2),(7,2), if each part names the same letters in their order."""
-    if ";" not in text or "=" not in text:
+    if "," not in text or "=" not in text or not (";" in text or "or" in text):
         return None
-    parts = [[equation.split("=") for equation in part.split(",")] for part in text.split(";")]
+    parts = [[equation.split("=") for equation in part.split(",")] for part in _BETWEEN_PARTS.split(text)]
     names = {tuple(sides[0].strip() for sides in part) for part in parts}
     letters = next(iter(names))
-    if (
-        len(names) != 1
-        or len(letters) < 2
-        or list(letters) != sorted(set(letters))
-        or any(len(s) != 2 for part in parts for s in part)
-    ):
+    if len(names) != 1 or len(parts) < 2 or len(letters) < 2 or list(letters) != sorted(set(letters)):
+        return None
+    if any(len(sides) != 2 for part in parts for sides in part):
         return None
     return ",".join(f"({','.join(value for _, value in part)})" for part in parts)
 

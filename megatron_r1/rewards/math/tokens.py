@@ -110,7 +110,7 @@ _SYMBOLS = {
 _BEFORE_UNITS = _names("number close word percent currency degree op")
 
 _SPACE = re.compile(r"(?:\s|\\[,;:! ()\[\]]|~)+")  # also the delimiters of a formula
-_SPACE_COMMAND = re.compile(r"\\[,;: ]|~")
+_SPACE_COMMAND = re.compile(r"\\[,;: ]|~|\\(?:cdot|times)(?![A-Za-z])")
 _DOTS = re.compile(r"\.\.\.+|\u2026|\\(?:l|c|d|v)?dots(?:b|c|i|m|o)?(?![A-Za-z])")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _SCIENTIFIC = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][+-]?[0-9]{1,2}(?![0-9A-Za-z_.])")

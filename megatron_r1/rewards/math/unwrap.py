@@ -37,6 +37,10 @@ def _unwrapped_relation(relation: Relation) -> Node:
         names, values = (side.items for side in sides)
         if len(names) == len(values) == len(set(names)) and all(map(is_variable, names)):
             return Group("named", tuple(Relation(("=",), pair) for pair in zip(names, values, strict=True)))
+    *names, value = sides
+    is_chain = len(set(names)) == len(names) > 1 and set(signs) == {"="} and all(map(is_variable, names))
+    if is_chain and not is_variable(value):  # a = b = 2
+        return Group("named", tuple(Relation(("=",), (name, value)) for name in names))
     if signs == ("!=",) and _has_plus_minus(sides[1]):
         both = [described_set(Relation(signs, (sides[0], value))) for value in unwrapped(sides[1]).items]
         if None not in both:
