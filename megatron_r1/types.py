@@ -17,6 +17,7 @@ import torch
 KINDS = ("reasoning", "general")  #: of prompts
 DOMAINS = ("math", "code", "choice")  #: of reasoning prompts; `reward.domains` adds to these
 PREFERENCES = ("helpful", "safety")  #: of general prompts
+PADDING = -1  #: sample id of a sequence of padding
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class MicroBatch:
     """What one forward pass takes: sequences packed end to end ("thd"), or `[B, T]` rows when `cu_seqlens` is None.
 
     Packed: B is 1, the row holds S sequences and `cu_seqlens[-1]` is N; padding stands at the end as sequences of its own,
-    without loss and with sample id -1.
+    without loss and with sample id `PADDING`.
     All tensors are on the CPU until the policy moves them.
     """
 
@@ -120,7 +121,7 @@ class MicroBatch:
     loss_mask: torch.Tensor  #: [B, N] float32
     position_ids: torch.Tensor  #: [B, N] int64, starts at 0 in every sequence
     cu_seqlens: torch.Tensor | None = None  #: [S+1] int32 boundaries
-    sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed, -1: padding
+    sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed, or `PADDING`
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
     #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
     documents: torch.Tensor | None = None  #: [B, N] int64, of a stream of documents: the number of the one at each position
@@ -131,9 +132,16 @@ class MicroBatch:
         return self.token_ids.numel()
 
     def sample_at(self, position: int) -> int:
-        """Sample id of the packed sequence at a position, -1: padding."""
+        """Sample id of the packed sequence at a position, or `PADDING`."""
         assert self.cu_seqlens is not None, "only packed micro-batches hold samples"
         return self.sample_ids[int(torch.searchsorted(self.cu_seqlens.cpu(), position, right=True)) - 1]
+
+    @property
+    def is_real(self) -> list[bool]:
+        """Whether each packed sequence is one, or padding: [S]. Rows have no padding: [B] of True."""
+        if self.cu_seqlens is None:
+            return [True] * self.token_ids.shape[0]
+        return [sample_id != PADDING for sample_id in self.sample_ids]
 
     def sequence_numbers(self) -> torch.Tensor:
         """[1, N] int64: which of the S packed sequences each position belongs to, padding sequences included."""
@@ -151,8 +159,8 @@ class MicroBatch:
 
 
 #: How the values of micro-batches, ranks and minibatches become one number of a step: "sum" adds them; "token_mean" divides
-#: their sum by the step's trained tokens, "sample_mean" by its samples; "max" takes the largest.
-Reduction = Literal["sum", "token_mean", "sample_mean", "max"]
+#: their sum by the step's trained tokens, "sample_mean" by its samples, "update_mean" by its updates; "max" takes the largest.
+Reduction = Literal["sum", "token_mean", "sample_mean", "update_mean", "max"]
 Value = TypeVar("Value", torch.Tensor, float)
 
 

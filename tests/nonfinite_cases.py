@@ -163,7 +163,12 @@ def _pretrain(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> Non
     if run.state:
         documents.load_state_dict(run.state["documents"])
     stage = PretrainConfig(
-        steps=STEPS, sequence_length=width, global_batch_size=rows, micro_batch_size=1, optimizer=OPTIMIZER, moe=MOE
+        steps=STEPS,
+        sequence_length=width,
+        global_batch_size=rows,
+        micro_batch_size=1,
+        optimizer=OPTIMIZER,
+        moe=MOE.model_dump(),
     )
     where = (parallel.data_parallel_rank(), model.layout.dp)
     train_base(stage, policy=model, documents=documents, run=run, save=save, gate=None, data_parallel=where)

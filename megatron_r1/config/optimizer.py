@@ -88,3 +88,19 @@ class MoeTrainingConfig(Section):
         description="Weight of the multi-token-prediction loss, lambda. V3 section 4.2 states 0.3 for the first 10T tokens, then "
         "0.1. 0: the head is not trained.",
     )
+    mtp_trains_trunk: bool = Field(
+        False,
+        description="Whether the multi-token-prediction loss also trains the layers below its head, the embedding and the output "
+        "layer, as in V3's pretraining. Off, the head follows a model that learns as without it; its gradient is then left out "
+        "of the gradient norm. For the other stages the paper does not state it.",
+    )
+
+
+class PretrainMoeConfig(MoeTrainingConfig):
+    """The same for pretraining, where multi-token prediction is there to train the whole model."""
+
+    mtp_trains_trunk: bool = Field(
+        True,
+        description="Whether the multi-token-prediction loss trains the whole model, as V3's pretraining does (V3 section 2.2), or "
+        "its head alone.",
+    )

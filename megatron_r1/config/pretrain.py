@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.optimizer import OptimizerConfig, PretrainMoeConfig
 from megatron_r1.config.section import MAY_CHANGE, Section
 
 
@@ -53,4 +53,4 @@ class PretrainConfig(Section):
         json_schema_extra=MAY_CHANGE,
     )
     optimizer: OptimizerConfig = OptimizerConfig(lr=2.2e-4)
-    moe: MoeTrainingConfig = MoeTrainingConfig(bias_update_rate=0.001, aux_loss_coeff=1e-4, mtp_loss_scale=0.3)
+    moe: PretrainMoeConfig = PretrainMoeConfig(bias_update_rate=0.001, aux_loss_coeff=1e-4, mtp_loss_scale=0.3)

@@ -65,7 +65,7 @@ STAYS: Mapping[str, str] = {
         grpo.reference_update_interval grpo.freeze_router grpo.shuffle_rewards
         *.optimizer.lr *.optimizer.min_lr_ratio *.optimizer.warmup_steps *.optimizer.schedule *.optimizer.beta1 *.optimizer.beta2
         *.optimizer.eps *.optimizer.weight_decay *.optimizer.clip_grad
-        *.moe.bias_update_rate *.moe.aux_loss_coeff *.moe.mtp_loss_scale
+        *.moe.bias_update_rate *.moe.aux_loss_coeff *.moe.mtp_loss_scale *.moe.mtp_trains_trunk
     """,
     "the reference is part of every checkpoint, or of none": "grpo.measure_kl",
     "it says when training ends": "pretrain.gate_accuracy pretrain.gate_problems pretrain.gate_extra_steps",

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 
 from megatron_r1.errors import DataError
-from megatron_r1.types import MicroBatch, TrainingSample
+from megatron_r1.types import PADDING, MicroBatch, TrainingSample
 
-PADDING = -1  #: sample id of the padding sequence
 _LOGPROB_FIELDS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
 
 

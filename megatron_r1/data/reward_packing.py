@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_r1.data.packing import PADDING, assign_bins, close_row
+from megatron_r1.data.packing import assign_bins, close_row
 from megatron_r1.errors import DataError
-from megatron_r1.types import MicroBatch
+from megatron_r1.types import PADDING, MicroBatch
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def pack_examples(
 def last_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> torch.Tensor:
     """[S] the value at the last token of each sequence, without padding, in the order of the micro-batch; keeps the gradient."""
     assert micro_batch.cu_seqlens is not None, "only packed micro-batches have last tokens"
-    is_real = [sample_id != PADDING for sample_id in micro_batch.sample_ids]
     last = micro_batch.cu_seqlens[1:].long() - 1
-    return values_1N[0, last[torch.tensor(is_real, dtype=torch.bool, device=last.device)]]
+    return values_1N[0, last[torch.tensor(micro_batch.is_real, dtype=torch.bool, device=last.device)]]
 
 
 def unpack_last_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -11,6 +11,7 @@ from megatron_r1.mcore.active import require_active
 require_active()
 
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, roll_tensor
 
 
 class R1GPTModel(GPTModel):
@@ -22,6 +23,9 @@ class R1GPTModel(GPTModel):
     logit_temperature: float = 1.0
     train_mtp: bool = False  #: False: the block keeps its weights but is not run
     vocabulary: int  #: tokens; the rows after them, which make the vocabulary divide over ranks, are never predicted
+    mtp_trains_trunk: bool = False  #: False: nothing below the block and no shared weight learns from its loss
+    mtp_token_weight: float = 1.0  #: by which gradients will be divided, over the trained tokens of the whole minibatch
+    mtp_loss: torch.Tensor | None = None  #: this rank's sum over tokens, averaged over depths; None: nothing since it was cleared
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """-log p [b, s] of labels [b, s] under logits [s, b, vocab / tp]."""
@@ -40,18 +44,58 @@ class R1GPTModel(GPTModel):
     def _postprocess(
         self,
         hidden_states: torch.Tensor,
-        *args: Any,
+        *,
         labels: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
-        **kwargs: Any,
+        **inputs: Any,
     ) -> torch.Tensor:
-        # The stock method runs multi-token prediction whenever the block exists, even if its loss reaches nothing.
-        if self.train_mtp and labels is not None and torch.is_grad_enabled():
-            return super()._postprocess(hidden_states, *args, labels=labels, runtime_gather_output=runtime_gather_output, **kwargs)
         if not self.post_process:
             return hidden_states
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        # The stock method runs multi-token prediction whenever the block exists, even if its loss reaches nothing.
+        if self.train_mtp and labels is not None and torch.is_grad_enabled():
+            hidden_states = self._attach_mtp_loss(hidden_states, weight, labels, **inputs)
         logits, _ = self.output_layer(hidden_states, weight=weight, runtime_gather_output=runtime_gather_output)
         if labels is None:
             return self._without_padding(logits).transpose(0, 1).contiguous()
         return self.compute_language_model_loss(labels, logits)
+
+    def _attach_mtp_loss(
+        self, hidden_states: torch.Tensor, weight: torch.Tensor | None, labels: torch.Tensor, *,
+        input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: None, loss_mask: torch.Tensor | None,
+        packed_seq_params: Any, rotary_pos_emb: torch.Tensor | None, **_: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """`hidden_states` [s, b, hidden], with the gradient of the multi-token-prediction loss attached.
+
+        DeepSeek-V3 (arXiv 2412.19437) equations 24 and 25: lambda / D sum_k 1/T sum_i -log p_i^k. T are the trained tokens of the
+        whole minibatch, so that neither packing nor padding changes the loss.
+        """
+        trunk, embedding = hidden_states, self.embedding
+        if not self.mtp_trains_trunk:
+            # It asks for a gradient, which stays here: otherwise a recomputed block would get none for its own weights.
+            trunk = hidden_states.detach().requires_grad_()
+            weight = (self.output_layer.weight if weight is None else weight).detach()
+
+            def embedding(**ids: torch.Tensor) -> torch.Tensor:
+                return self.embedding(**ids).detach()
+
+        outputs = self.mtp(
+            input_ids=input_ids, position_ids=position_ids, hidden_states=trunk, attention_mask=attention_mask,
+            rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params, embedding=embedding,
+        )  # fmt: skip
+        depths = self.config.mtp_num_layers
+        trunk, *predicted = outputs.chunk(1 + depths, dim=0)
+        if self.mtp_trains_trunk:
+            hidden_states = trunk
+        mask = torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask
+        rolled = {"cp_group": self.cp_group, "packed_seq_params": packed_seq_params}
+        for hidden in predicted:
+            logits, _ = self.output_layer(hidden, weight=weight)
+            labels, _ = roll_tensor(labels, **rolled)
+            mask, _ = roll_tensor(mask, **rolled)
+            loss = mask * self.compute_language_model_loss(labels, logits)
+            scale = self.config.mtp_loss_scaling_factor / depths
+            hidden_states = MTPLossAutoScaler.apply(hidden_states, scale * self.mtp_token_weight * loss)
+            total = loss.detach().sum() / depths
+            self.mtp_loss = total if self.mtp_loss is None else self.mtp_loss + total
+        return hidden_states

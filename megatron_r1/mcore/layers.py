@@ -1,5 +1,5 @@
-"""Layers for machines without Transformer Engine (norm, replicated linear, attention, experts), and two corrections that every
-machine needs (router, multi-token prediction)."""
+"""Layers for machines without Transformer Engine (norm, replicated linear, attention, experts), and a multi-token-prediction layer
+for all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_r1.mcore.active import require_active
@@ -20,7 +19,6 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -157,59 +155,6 @@ class LeanExperts(SequentialMLP):
             gate, up = F.linear(x, expert.linear_fc1.weight).chunk(2, dim=-1)
             outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), expert.linear_fc2.weight))
         return torch.cat(outputs), None
-
-
-class GroupSelection:
-    """Selection of experts over groups that are scored by another number of their experts than Megatron-Core counts.
-
-    It takes the place of Megatron-Core's replay of recorded selections, the one part of the router that may select.
-    """
-
-    def __init__(self, best_of_group: int) -> None:
-        self._best = best_of_group
-
-    def get_replay_topk(
-        self, scores: torch.Tensor, topk: int, num_groups: int, group_topk: int, stock: Callable[..., Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores [tokens, experts] -> scores and numbers [tokens, topk] of the best experts of the best groups."""
-        grouped = scores.unflatten(1, (num_groups, -1))
-        groups = grouped.topk(self._best, dim=-1).values.sum(-1).topk(group_topk, dim=-1).indices
-        usable = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, groups, True)
-        return grouped.masked_fill(~usable.unsqueeze(-1), -torch.inf).flatten(1).topk(topk, dim=-1)
-
-
-class Router(TopKRouter):
-    """Megatron-Core's router with the sequence-wise balance loss at its full weight in every layout, and with its family's rule.
-
-    Under `calculate_per_token_loss` gradients are divided by the number of tokens, so the balance loss must be multiplied by
-    that of the micro-batch. The stock router takes one sequence's share on one rank: the loss is too small by tp * cp and by
-    the number of rows.
-    """
-
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        rule = config.router_rule
-        self._normalize_one = rule.normalize_one
-        if rule.best_of_group is not None:
-            self.router_replay = GroupSelection(rule.best_of_group)
-
-    def routing(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights [tokens, experts], zero where not selected, and what is selected."""
-        weights, selected = super().routing(logits, padding_mask)
-        if self._normalize_one:  # Megatron-Core normalises from two experts on
-            scale = self.config.moe_router_topk_scaling_factor or 1.0
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * scale
-        return weights, selected
-
-    def attach_and_log_load_balancing_loss(
-        self, activation: torch.Tensor, aux_loss_coeff: float, aux_loss: torch.Tensor, aux_loss_name: str,
-        reduce_group: dist.ProcessGroup, reduce_group_has_dp: bool = False, valid_token_count: int | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """`activation` [local tokens, experts], with the gradient of `aux_loss` attached."""
-        return super().attach_and_log_load_balancing_loss(
-            activation, aux_loss_coeff, aux_loss, aux_loss_name, reduce_group, reduce_group_has_dp,
-            valid_token_count=activation.shape[0] * reduce_group.size(),
-        )  # fmt: skip
 
 
 class MtpLayer(MultiTokenPredictionLayer):

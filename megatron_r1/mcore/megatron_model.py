@@ -34,9 +34,11 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+
+from megatron_r1.mcore.balance import Balance
+from megatron_r1.mcore.routing import packed_sequences
 
 #: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a whole micro-batch, also
 #: under context parallelism; returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator)
@@ -55,7 +57,7 @@ class StepStats:
     loss: float
     grad_norm: float  #: before clipping
     lr: float
-    metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch
+    metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch, and those of `moe`, if it has an effect
     tokens: int  #: positions computed, padding included
     applied: bool = True  #: False: it was not finite and weights are as before; loss and norm are NaN, and there are no metrics
     skipped: int | None = None  #: updates of the run that were not applied so far; None: `runtime.skip_nonfinite_updates` is 0
@@ -97,6 +99,7 @@ class MegatronModel:
     ) -> None:
         self.arch, self.layout, self.device = arch, layout, device
         self.micro_batch_tokens = micro_batch_tokens
+        self.trains_mtp = arch.mtp_depth > 0 and moe.mtp_loss_scale > 0
         self.updates = self.skipped = 0
         self._skip_limit = runtime.skip_nonfinite_updates
         self.generation = Generation()  #: what the folder of its weights says of generation, which goes where the model goes
@@ -111,6 +114,7 @@ class MegatronModel:
         if optimizer is not None:
             self._add_optimizer(optimizer, runtime, total_updates)
         self._forward_backward = get_forward_backward_func()
+        self._balance = Balance(self.modules, moe, device)
 
     def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig, total_updates: int) -> None:
         config = self.modules[0].config
@@ -166,21 +170,24 @@ class MegatronModel:
         # Megatron divides gradients by the token count of the whole minibatch (calculate_per_token_loss) and scales its own
         # auxiliary losses to match; ours is already divided, so it is multiplied by the same count first.
         total_tokens = sum(m.num_tokens for m in micro_batches) * self.layout.dp
-        biases = [(bias, bias.clone()) for bias in self._router_biases()]  # Megatron-Core moves them as it reduces gradients
+        sequences, trained_tokens = self._count(micro_batches)
+        self._balance.begin(total_tokens, sequences)
+        for module in self.modules:
+            module.mtp_loss, module.mtp_token_weight = None, total_tokens / (trained_tokens or 1)
         watch = nonfinite.UpdateWatch()
         results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
         self.scheduler.step(1)
         self.updates += 1
-        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt([tensor for _, tensor in nonfinite.named_state(self.modules)]))
+        looked_at = [tensor for _, tensor in nonfinite.named_state(self.modules)] + self._gradients_beside_norm()
+        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(looked_at))
         if not math.isfinite(norm):
             problem = watch.explain(micro_batches, name_of, self.modules)
             if problem.cause is nonfinite.Cause.GRADIENT:
                 problem = replace(problem, behind=self._trace_gradient(micro_batches, loss_fn, total_tokens, name_of))
-            for bias, before in biases:
-                bias.copy_(before)
             return self._leave_out(problem.describe(self._OUTPUT), total_tokens, mends=problem.cause is not nonfinite.Cause.WEIGHT)
         nonfinite.apply_gradients(self.optimizer, norm)
-        metrics = self._reduce_metrics(results)
+        metrics = self._reduce_metrics(results) | self._balance.report(sequences, self.groups.pp) | self._mtp_metric(trained_tokens)
+        self._balance.move_biases()
         loss = metrics.pop("loss").value
         return StepStats(loss, norm, self.scheduler.get_lr({}), metrics, total_tokens, skipped=self._reported_skips())
 
@@ -267,7 +274,7 @@ class MegatronModel:
                 None,
                 labels=micro_batch.labels,
                 loss_mask=micro_batch.loss_mask,
-                packed_seq_params=_packed_seq_params(micro_batch),
+                packed_seq_params=packed_sequences(whole, self.layout, self.groups),
             )
 
             def compute_loss(output: torch.Tensor):
@@ -296,6 +303,30 @@ class MegatronModel:
     def _per_token(self, output: torch.Tensor) -> torch.Tensor:
         """From the modules' output [B, N] to what a loss callable is given."""
         return output
+
+    def _count(self, micro_batches: list[MicroBatch]) -> tuple[int, float]:
+        """Sequences and trained tokens of the whole minibatch, without padding; collective."""
+        counts = [(sum(m.is_real), m.loss_mask.sum(dtype=torch.float64).item()) for m in micro_batches]
+        total = torch.tensor(counts, dtype=torch.float64, device=self.device).sum(0)
+        dist.all_reduce(total, group=self.groups.dp)
+        sequences, trained_tokens = total.tolist()
+        return int(sequences), trained_tokens
+
+    def _gradients_beside_norm(self) -> list[torch.Tensor]:
+        """Gradients that the norm leaves out, see `provider.build_model`."""
+        beside = [m.mtp for m in self.modules if m.train_mtp and not m.mtp_trains_trunk]
+        return [parameter.main_grad for block in beside for parameter in block.parameters() if parameter.requires_grad]
+
+    def _mtp_metric(self, trained_tokens: float) -> dict[str, Metric[float]]:
+        """The multi-token-prediction loss per trained token, on every rank; empty if it is not trained."""
+        if not self.trains_mtp:
+            return {}
+        none = torch.zeros((), device=self.device)
+        # The block is on the last pipeline stage alone.
+        loss = sum((none if m.mtp_loss is None else m.mtp_loss for m in self.modules), none).double()
+        dist.all_reduce(loss, group=self.groups.dp_cp)
+        dist.all_reduce(loss, group=self.groups.pp)
+        return {"mtp/loss": Metric(loss.item() / (trained_tokens or 1), "update_mean")}
 
     def _reduce_metrics(self, results: list[dict[str, Metric[torch.Tensor]]]) -> dict[str, Metric[float]]:
         """Bring the metrics of micro-batches and data-parallel ranks together, and give them to all pipeline stages."""
@@ -352,19 +383,3 @@ class MegatronModel:
             broken = first_nonfinite(nonfinite.named_state(self.modules))
             if broken is not None:
                 raise CheckpointError(f"{source}: weight {broken} holds NaN or infinite values: take an older checkpoint")
-
-    def _router_biases(self) -> list[torch.Tensor]:
-        return [tensor for name, tensor in nonfinite.named_state(self.modules) if name.endswith("expert_bias")]
-
-
-def _packed_seq_params(micro_batch: MicroBatch) -> PackedSeqParams | None:
-    if micro_batch.cu_seqlens is None:
-        return None
-    longest = int(micro_batch.cu_seqlens.diff().max())
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=micro_batch.cu_seqlens,
-        cu_seqlens_kv=micro_batch.cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )

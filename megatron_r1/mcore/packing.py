@@ -46,6 +46,27 @@ def local_token_indices(cu_seqlens: torch.Tensor, cp_size: int, cp_rank: int) ->
     return starts + packed_positions(cu_seqlens, num_local, cp_size, cp_rank)
 
 
+def encode_sequences(cu_seqlens: torch.Tensor, is_real: list[bool], num_tokens: int, cp_size: int = 1) -> torch.Tensor:
+    """The sequence of every local token, written in bits: [num_tokens, bits] bool. Sequences count from 1; 0 is padding.
+
+    Args:
+        cu_seqlens: [S+1] global boundaries.
+        is_real: [S] whether a sequence is one, or padding.
+        num_tokens: tokens on this rank.
+        cp_size: context-parallel ranks; each holds its part of every sequence, in the same order.
+    """
+    device = cu_seqlens.device
+    names = torch.tensor([number * real for number, real in enumerate(is_real, 1)] + [0], device=device)
+    tokens = torch.arange(num_tokens, device=device)
+    numbers = names[torch.searchsorted(cu_seqlens[1:].long() // cp_size, tokens, right=True)]
+    return (numbers[:, None] >> torch.arange(len(is_real).bit_length(), device=device) & 1).bool()
+
+
+def decode_sequences(bits: torch.Tensor) -> torch.Tensor:
+    """What `encode_sequences` wrote into the last axis: [...] int64."""
+    return (bits.long() << torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
+
+
 @dataclass(frozen=True)
 class RowGroup:
     """Sequences that share right-padded rows of one width."""

@@ -17,8 +17,7 @@ require_active()
 
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_moe_layer_wise_logging_tracker
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 __all__ = [
     "Groups", "Layout", "build_process_groups", "data_parallel_rank", "gather_context_parallel", "groups", "held_positions",
@@ -61,9 +60,6 @@ def build_process_groups(layout: Layout, seed: int) -> None:
             expert_tensor_parallel_size=layout.etp,
         )
         _built = (layout, dist.group.WORLD)
-    # Both are module globals that keep the number of layers of the first model.
-    get_moe_layer_wise_logging_tracker().clear()
-    MTPLossLoggingHelper.tracker.clear()
     # It keeps the shape of the first scale, and a loss without a schedule has another than one with.
     MoEAuxLossAutoScaler.main_loss_backward_scale = None
     torch.manual_seed(seed)

@@ -34,7 +34,8 @@ def build_model(
         layout: how it is split.
         runtime: dtype and recomputation.
         moe: how router and multi-token prediction are trained; without effect in a dense model. With `mtp_loss_scale` 0 the
-            block is built, so that its weights survive checkpoints, but frozen and not run.
+            block is built, so that its weights survive checkpoints, but frozen and not run. The biases of the router are moved
+            by `balance.Balance`.
         seed: of the initial weights.
         freeze_router: router weights get no gradient (the bias is `moe.bias_update_rate`'s).
     """
@@ -60,6 +61,9 @@ def build_model(
         _scale_rope(module, arch)
         initialize_weights(module, std=arch.init_std, seed=seed, vocab_size=arch.vocab_size)
         module.train_mtp = mtp is not None and moe.mtp_loss_scale > 0
+        module.mtp_trains_trunk = moe.mtp_trains_trunk
+        if not moe.mtp_trains_trunk:
+            _leave_out_of_norm(module)
         _freeze(module, mtp=not module.train_mtp, router=freeze_router)
         modules.append(module)
     return modules
@@ -73,6 +77,13 @@ def _scale_rope(module: R1GPTModel | RewardGPTModel, arch: Architecture) -> None
         rope.inv_freq = rope._apply_scaling(rope.inv_freq, **wavelength)
     if yarn is not None:
         module.rotary_pos_emb.inv_freq = yarn_frequencies(module.rotary_pos_emb.inv_freq, arch.rope_theta, **yarn)
+
+
+def _leave_out_of_norm(module: torch.nn.Module) -> None:
+    # Megatron-Core's mark of a copy whose gradient another rank counts. Clipping by a norm in which these are would move the rest.
+    for name, parameter in module.named_parameters():
+        if name.startswith("mtp."):
+            parameter.shared = True
 
 
 def _freeze(module: torch.nn.Module, *, mtp: bool, router: bool) -> None:

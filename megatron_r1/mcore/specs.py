@@ -30,7 +30,8 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from megatron_r1.mcore.layers import CoreAttention, LeanExperts, MtpLayer, ReplicatedLinear, RMSNorm, Router
+from megatron_r1.mcore.layers import CoreAttention, LeanExperts, MtpLayer, ReplicatedLinear, RMSNorm
+from megatron_r1.mcore.routing import Layer, Router
 
 
 class TorchBackend(LocalSpecProvider):
@@ -57,23 +58,30 @@ def block_specs(config: TransformerConfig, vp_stage: int | None) -> tuple[Transf
         last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
         for layer in [*decoder.layer_specs, last_layer]:
             _use_router(layer.submodules.mlp)
-        return decoder, _mtp_spec(
-            config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage)
-        )
+        mtp = _mtp_spec(config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage))
+        return _use_layer(decoder), mtp
     backend = TorchBackend()
     layers = [_layer_spec(config, backend, bool(is_moe)) for is_moe in config.moe_layer_freq]
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     mine = layers[first : first + get_num_layers_to_build(config, vp_stage=vp_stage)]
     decoder = TransformerBlockSubmodules(layer_specs=mine, layer_norm=RMSNorm)
-    return decoder, _mtp_spec(config, get_gpt_mtp_block_spec_for_backend(config, layers[-1], backend, vp_stage=vp_stage))
+    mtp = _mtp_spec(config, get_gpt_mtp_block_spec_for_backend(config, layers[-1], backend, vp_stage=vp_stage))
+    return _use_layer(decoder), mtp
 
 
 def _mtp_spec(config: TransformerConfig, submodules: MultiTokenPredictionBlockSubmodules | None) -> ModuleSpec | None:
     if not config.mtp_num_layers or submodules is None:
         return None
     for layer in submodules.layer_specs:
-        layer.module = MtpLayer
+        layer.module, layer.submodules.transformer_layer.module = MtpLayer, Layer
     return ModuleSpec(module=MultiTokenPredictionBlock, submodules=submodules)
+
+
+def _use_layer(decoder: TransformerBlockSubmodules) -> TransformerBlockSubmodules:
+    # At the end: Megatron-Core makes the multi-token-prediction block of its own kind of layer only.
+    for layer in decoder.layer_specs or []:
+        layer.module = Layer
+    return decoder
 
 
 def _use_router(mlp: ModuleSpec) -> None:

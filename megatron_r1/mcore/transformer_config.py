@@ -76,7 +76,7 @@ def _experts(experts: Experts, moe: MoeTrainingConfig) -> dict[str, object]:
         "moe_ffn_hidden_size": experts.width,
         "moe_shared_expert_intermediate_size": experts.shared_width or None,
         "moe_router_dtype": "fp32",
-        "moe_router_bias_update_rate": moe.bias_update_rate,
+        "moe_router_bias_update_rate": 0.0,  # `balance.Balance` moves the biases
         "moe_router_load_balancing_type": "seq_aux_loss" if moe.aux_loss_coeff else "none",
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
         "moe_token_dispatcher_type": "alltoall",

@@ -21,7 +21,7 @@ def loss_metrics(updates: Sequence[Stats], *, tokens: int, samples: int) -> dict
         tokens: trained tokens of the step.
         samples: samples of the step: responses, pairs, labelled responses.
     """
-    divisors = {"sum": 1, "token_mean": tokens, "sample_mean": samples}
+    divisors = {"sum": 1, "token_mean": tokens, "sample_mean": samples, "update_mean": len(updates)}
     step = {}
     for name, first in updates[0].metrics.items() if updates else ():
         values = [update.metrics[name].value for update in updates]

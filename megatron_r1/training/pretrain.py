@@ -13,7 +13,7 @@ from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
-from megatron_r1.training.metrics import update_metrics
+from megatron_r1.training.metrics import loss_metrics, update_metrics
 from megatron_r1.training.protocols import LossFn, Stats
 from megatron_r1.types import MicroBatch
 
@@ -68,7 +68,8 @@ def train_base(
     """
     rank, size = data_parallel
     micro_batches = stage.global_batch_size // stage.micro_batch_size
-    loss_fn = loss_over(stage.global_batch_size * stage.sequence_length)
+    num_targets = stage.global_batch_size * stage.sequence_length
+    loss_fn = loss_over(num_targets)
     totals = count_steps(stage, gated=gate is not None)
     for total in [total for total in totals if total >= run.step] or totals[-1:]:
         for step in run.steps(total, "pretraining"):
@@ -76,8 +77,8 @@ def train_base(
                 batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]
             with run.timer("train"):
                 stats = policy.train_on_micro_batches(batches[rank::size], loss_fn, documents.name_of)
-            run.count_tokens("train", stage.global_batch_size * stage.sequence_length)
-            metrics = update_metrics(stats)
+            run.count_tokens("train", num_targets)
+            metrics = update_metrics(stats) | loss_metrics([stats], tokens=num_targets, samples=stage.global_batch_size)
             if gate and step == total:
                 metrics["gate/accuracy"] = gate()
             passed = metrics.get("gate/accuracy", -1.0) >= stage.gate_accuracy

@@ -27,7 +27,7 @@ class Stats(Protocol):
 
     @property
     def metrics(self) -> Mapping[str, Metric[float]]:
-        """What the loss reported, over the whole minibatch."""
+        """What the loss reported, over the whole minibatch, and the balance of experts, if it is trained."""
 
     @property
     def tokens(self) -> int:

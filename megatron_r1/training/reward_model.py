@@ -10,14 +10,13 @@ import torch
 from megatron_r1.algorithms.losses.contract import Metrics
 from megatron_r1.algorithms.losses.registry import REWARD_MODEL_LOSSES
 from megatron_r1.config.reward_model import RewardModelConfig
-from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, last_token_values
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, update_metrics
 from megatron_r1.training.protocols import LossFn, Stats
 from megatron_r1.training.samples import minibatches
-from megatron_r1.types import MicroBatch
+from megatron_r1.types import PADDING, MicroBatch
 
 
 class RewardModel(Protocol):

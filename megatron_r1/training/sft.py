@@ -10,7 +10,7 @@ from megatron_r1.config.sft import SftConfig
 from megatron_r1.data.sft import SftData
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
-from megatron_r1.training.metrics import update_metrics
+from megatron_r1.training.metrics import loss_metrics, update_metrics
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.training.protocols import Policy
 from megatron_r1.types import TrainingSample
@@ -52,6 +52,7 @@ def train_sft(stage: SftConfig, *, policy: Policy, data: SftData, run: Run, save
             "tokens/trained": trained,
             "tokens/packed_fraction": tokens / stats.tokens,
             "samples/dropped": data.dropped,
+            **loss_metrics([stats], tokens=trained, samples=len(batch)),
         }
         if validation and (step == total or stage.validation_interval and step % stage.validation_interval == 0):
             with run.timer("validation"):

@@ -10,10 +10,13 @@ import math
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+import torch
 
 from megatron_r1.runtime.launch import free_port
+from tests.balance_cases import compare
 from tests.random_weights import further_families
 from tests.ranks import run_ranks
 
@@ -72,18 +75,40 @@ FOUR_RANKS = [
 ]  # fmt: skip
 
 
+#: One batch with balance loss, moving biases and multi-token prediction: layouts and the tokens of a micro-batch.
+ONE_UPDATE = {
+    1: [{"stage": stage, "micro_batch_tokens": 80} for stage in ("sft", "grpo", "reward_model")],
+    2: [
+        *[{"stage": "sft", "micro_batch_tokens": 64, **sizes} for sizes in ({}, {"ep": 2}, {"tp": 2}, {"pp": 2})],
+        {"stage": "sft", "micro_batch_tokens": 200},
+        {"stage": "sft", "micro_batch_tokens": 100, "pp": 2, "vpp": 2, "recompute": "selective"},
+        {"stage": "grpo", "micro_batch_tokens": 64, "ep": 2, "recompute": "full"},
+        {"stage": "grpo", "micro_batch_tokens": 200, "tp": 2, "recompute": "selective"},
+        {"stage": "reward_model", "micro_batch_tokens": 80},
+        {"stage": "reward_model", "micro_batch_tokens": 200, "tp": 2, "ep": 2},
+    ],
+    4: [{"stage": "sft", "micro_batch_tokens": 64, "tp": 2, "ep": 2}, {"stage": "sft", "micro_batch_tokens": 64, "pp": 2, "ep": 2}],
+}
+
+
 @cache
-def train(world_size: int) -> dict[str, list[dict[str, float]]]:
-    """Results of all cases of this world size."""
+def run_all(world_size: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
+    """Results of all cases of this world size: of some steps, and of one update."""
     cases = {1: REFERENCES + ONE_RANK, 2: TWO_RANKS, 4: FOUR_RANKS}[world_size]
+    asked = {"train": cases, "one_update": {str(model): model for model in ONE_UPDATE[world_size]}}
     with TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         script = Path(__file__).with_name("train_layouts.py")
-        run_ranks(script, world_size, free_port(), json.dumps(cases), results, timeout=600)
-        return json.loads(results.read_text())
+        run_ranks(script, world_size, free_port(), json.dumps(asked), results, timeout=600)
+        return json.loads(results.read_text()), torch.load(results.with_suffix(".pt"))
 
 
-def reference_of(one: dict) -> list[dict[str, float]]:
+def train(world_size: int) -> dict[str, list[dict[str, Any]]]:
+    """Loss, gradient norm and biases of every step of all cases of this world size."""
+    return run_all(world_size)[0]
+
+
+def reference_of(one: dict) -> list[dict[str, Any]]:
     """One rank, without recomputation, trained the same way."""
     return train(1)[case("one", mtp=one["mtp"], packed=one["packed"], model=one["model"])["name"]]
 
@@ -97,6 +122,16 @@ def test_layout_agrees_with_one_rank(world_size: int, one: dict) -> None:
     for got, want in zip(train(world_size)[one["name"]], reference_of(one), strict=True):
         assert got["loss"] == pytest.approx(want["loss"], abs=LOSS_TOLERANCE)
         assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=GRAD_NORM_TOLERANCE)
+        assert got["biases"] == want["biases"]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "model"), [(n, model) for n in (2, 4) for model in ONE_UPDATE[n]], ids=lambda value: str(value)
+)
+def test_one_batch_under_any_layout_and_packing(world_size: int, model: dict[str, Any]) -> None:
+    """Gradient, norm, biases, balance loss and multi-token-prediction loss are those of one rank with other micro-batches."""
+    alone = next(one for one in ONE_UPDATE[1] if one["stage"] == model["stage"])
+    compare(run_all(world_size)[1][str(model)], run_all(1)[1][str(alone)])
 
 
 def test_reference_trains() -> None:

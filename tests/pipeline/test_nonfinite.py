@@ -108,9 +108,12 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit(session) -> None:
             chunk.zero_grad_buffer()
         plain.optimizer.zero_grad()
         micro_batches = plain._pack(SAMPLES)[0]
+        plain._balance.begin(tokens=1, sequences=1)
         plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
         plain.scheduler.step(1)
         _, norm, _ = plain_step()
+        plain._balance.report(1, plain.groups.pp)
+        plain._balance.move_biases()
         assert norm == stats.grad_norm and stats.applied and stats.skipped is None
     assert all(torch.equal(a, b) for a, b in zip(ours.local_state(), plain.local_state(), strict=True))
 

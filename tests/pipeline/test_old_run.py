@@ -79,7 +79,13 @@ def test_a_killed_run_goes_on_and_ends_as_it_did_with_the_old_code(run: str, com
         assert all((folder / "rollouts" / name).read_bytes() == rollouts[name] for name in names[:CHECKPOINT])
     if run == "moe":
         mine, theirs = load_file(next(folder.glob("hf/*.safetensors"))), load_file(f"{folder}_expected.safetensors")
-        torch.testing.assert_close(mine, theirs, rtol=TOLERANCE, atol=1e-5)
+        assert mine.keys() == theirs.keys()
+        biases = [name for name in theirs if name.endswith("e_score_correction_bias")]
+        assert biases and all(torch.equal(mine[name], theirs[name]) for name in biases)
+        # The balance loss, of weight 1e-4, is one of a document now and was one of a packed row: weights with next to no gradient
+        # are moved differently by Adam, so all of them are compared at once (a step moves them by about 1%).
+        mine, theirs = (torch.cat([weights[name].flatten() for name in sorted(theirs)]) for weights in (mine, theirs))
+        assert (mine - theirs).norm() < TOLERANCE * theirs.norm()
 
 
 def test_a_finished_run_is_left_alone(capfd) -> None:

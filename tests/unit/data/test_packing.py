@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_r1.data.packing import PADDING, pack_samples, unpack_token_values
+from megatron_r1.data.packing import pack_samples, unpack_token_values
 from megatron_r1.errors import DataError
-from megatron_r1.types import MicroBatch, TrainingSample
+from megatron_r1.types import PADDING, MicroBatch, TrainingSample
 
 
 def make_samples(lengths: list[int], logprobs: bool = True, seed: int = 0) -> list[TrainingSample]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_r1.data.packing import PADDING
 from megatron_r1.data.reward_packing import ScoredExample, pack_examples, unpack_last_values
 from megatron_r1.errors import DataError
+from megatron_r1.types import PADDING
 
 PAIRS = [ScoredExample((list(range(1, 1 + a)), list(range(50, 50 + b)))) for a, b in ((5, 2), (3, 3), (9, 1), (2, 6))]
 

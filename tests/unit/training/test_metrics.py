@@ -19,9 +19,23 @@ class Update:
 
 def test_each_reduction() -> None:
     updates = [
-        Update({"a": Metric(3.0, "sum"), "b": Metric(4.0, "token_mean"), "c": Metric(2.0, "sample_mean"), "d": Metric(7.0, "max")}),
         Update(
-            {"a": Metric(1.0, "sum"), "b": Metric(6.0, "token_mean"), "c": Metric(1.0, "sample_mean"), "d": Metric(-5.0, "max")}
+            {
+                "a": Metric(3.0, "sum"),
+                "b": Metric(4.0, "token_mean"),
+                "c": Metric(2.0, "sample_mean"),
+                "d": Metric(7.0, "max"),
+                "e": Metric(1.0, "update_mean"),
+            }
+        ),
+        Update(
+            {
+                "a": Metric(1.0, "sum"),
+                "b": Metric(6.0, "token_mean"),
+                "c": Metric(1.0, "sample_mean"),
+                "d": Metric(-5.0, "max"),
+                "e": Metric(4.0, "update_mean"),
+            }
         ),
     ]
-    assert loss_metrics(updates, tokens=20, samples=6) == {"a": 4.0, "b": 0.5, "c": 0.5, "d": 7.0}
+    assert loss_metrics(updates, tokens=20, samples=6) == {"a": 4.0, "b": 0.5, "c": 0.5, "d": 7.0, "e": 2.5}

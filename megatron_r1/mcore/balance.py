@@ -1,0 +1,94 @@
+"""How evenly a model's experts are used: moves router biases after an update, and reports.
+
+DeepSeek-V3 (arXiv 2412.19437) section 2.1.2: at the end of each step the bias of an expert that got more than its share of the
+whole batch's tokens falls by gamma, that of one that got less rises by gamma. Megatron-Core does it before the update, also if
+the update is then left out, and counts padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.mcore.active import require_active
+from megatron_r1.types import Metric
+
+require_active()
+
+from megatron.core import parallel_state
+
+from megatron_r1.mcore.routing import Router
+
+
+class Balance:
+    """The routers of this rank's layers. One update is `begin`, forward and backward passes, `report`, `move_biases`.
+
+    Args:
+        modules: of every virtual pipeline stage.
+        moe: gamma and the weight of the balance loss.
+        device: of the model.
+    """
+
+    def __init__(self, modules: Sequence[torch.nn.Module], moe: MoeTrainingConfig, device: torch.device) -> None:
+        self.routers = [m for module in modules for m in module.modules() if isinstance(m, Router)]
+        self.moe, self.device = moe, device
+        self.choices_LE: torch.Tensor | None = None  #: [layers of this rank, experts] int64, over the whole minibatch
+
+    def begin(self, tokens: int, sequences: int) -> None:
+        """Start an update.
+
+        Args:
+            tokens: by which gradients will be divided.
+            sequences: of the whole minibatch.
+        """
+        self.choices_LE = None
+        for router in self.routers:
+            router.clear()
+            router.sequence_weight = tokens / max(sequences, 1)
+
+    def report(self, sequences: int, pipeline: dist.ProcessGroup) -> dict[str, Metric[float]]:
+        """Metrics of the passes since `begin`, of all ranks and stages; collective. Empty if nothing balances this model.
+
+        `moe/balance_loss` is sum_i f_i P_i, 1 if balanced, averaged over sequences and layers; `moe/max_load` the largest share of
+        an expert in a layer, 1 if balanced.
+        """
+        if not (self.moe.bias_update_rate or self.moe.aux_loss_coeff):
+            return {}
+        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+        loss, layers, load = 0.0, 0, 0.0
+        if self.routers:
+            experts = self.routers[0].num_experts
+            nothing = torch.zeros(experts, dtype=torch.int64, device=self.device)
+            self.choices_LE = torch.stack([nothing if r.choices is None else r.choices for r in self.routers])
+            none = torch.zeros((), device=self.device)
+            losses_L = torch.stack([none if r.balance_loss is None else r.balance_loss for r in self.routers]).double()
+            dist.all_reduce(self.choices_LE, group=group)
+            dist.all_reduce(losses_L, group=group)
+            totals_L = self.choices_LE.sum(1)
+            loss, layers = losses_L.sum().item() / max(sequences, 1), int((totals_L > 0).sum())
+            load = (self.choices_LE.max(1).values.double() * experts / totals_L.clamp(min=1)).max().item()
+        summed = torch.tensor([loss, layers], dtype=torch.float64, device=self.device)
+        largest = torch.tensor(load, dtype=torch.float64, device=self.device)
+        if pipeline.size() > 1:
+            dist.all_reduce(summed, group=pipeline)
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=pipeline)
+        loss, layers = summed.tolist()
+        if not layers:
+            return {}
+        metrics = {"moe/max_load": Metric(largest.item(), "max")}
+        if self.moe.aux_loss_coeff:
+            metrics["moe/balance_loss"] = Metric(loss / layers, "update_mean")
+        return metrics
+
+    def move_biases(self) -> None:
+        """The end of an update that changed the weights, after `report`."""
+        if self.choices_LE is None or not self.moe.bias_update_rate:
+            return
+        # In whole numbers: rounding would decide what happens to an expert that has exactly its share.
+        excess_LE = self.choices_LE * self.choices_LE.shape[1] - self.choices_LE.sum(1, keepdim=True)
+        for router, excess_E in zip(self.routers, excess_LE, strict=True):
+            if router.expert_bias is not None:
+                router.expert_bias -= self.moe.bias_update_rate * excess_E.sign()
