@@ -119,7 +119,9 @@ class HfFolder:
         It costs the opening of a few files, on every rank. Raises as `check_names` and `check_shapes`.
         """
         self.check_names(shapes, optional)
-        kinds = {re.sub(r"\.\d+\.", ".N.", name): name for name in reversed(shapes) if name in self.files}
+        kinds: dict[str, str] = {}
+        for name in (name for name in shapes if name in self.files):
+            kinds.setdefault(re.sub(r"\.\d+\.", ".N.", name), name)
         self.check_shapes({name: shapes[name] for name in kinds.values()})
 
     def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:

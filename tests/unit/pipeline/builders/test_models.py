@@ -28,8 +28,9 @@ def folder(tmp_path):
         ({"n_routed_experts": 8192, "num_hidden_layers": 1000}, "more than 65,536 experts"),
         ({"hidden_size": 1 << 19}, "has shape"),
         ({"moe_intermediate_size": 1 << 19}, "experts.*has shape"),
-        ({"vocab_size": 1 << 21}, "has shape .130, 64., expected .2097152, 64."),
+        ({"vocab_size": 1 << 21}, "embed_tokens.weight in .* has shape .130, 64., expected .2097152, 64."),
         ({"vocab_size": -1}, "vocab_size"),
+        ({"intermediate_size": 512}, "layers.0.mlp.gate_proj.* expected .512, 64."),
     ],
     ids=str,
 )
