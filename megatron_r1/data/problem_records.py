@@ -5,6 +5,7 @@
      "ability", "data_source", "extra_info"}                         verl's
     {"prompt": messages or text, "solution" ...}                     TRL's
     {"problem", "solution", "answer", "messages"}                    open-r1's
+    MBPP, HumanEval, APPS                                            see `coding_records`
 
 "system" goes before the question, wherever that stands. Pictures and tools are refused: nothing here takes them.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from megatron_r1.config.data import DataConfig
 from megatron_r1.data.chat.conversations import read_asked, with_system
 from megatron_r1.data.chat.messages import Message, read_tools, refuse_media
+from megatron_r1.data.coding_records import with_tests
 from megatron_r1.data.record_files import is_missing, take_text
 from megatron_r1.errors import DataError
 from megatron_r1.types import DOMAINS, KINDS, PREFERENCES
@@ -52,6 +54,7 @@ def read_problem(record: dict[str, Any], config: DataConfig, domains: Collection
     Raises:
         DataError: what is missing or malformed, after `where`.
     """
+    record = with_tests(record)
     *context, asked = _take_asked(record, config, where)
     kind = _take_choice(record, "kind", KINDS, "reasoning", where)
     preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_r1.data.coding_records import ASSERTS_PROMPT, COMPLETION_PROMPT
 from megatron_r1.errors import ConfigError
 
 Form = Literal["answer", "choices", "contest", "completion", "asserts"]
@@ -28,15 +29,6 @@ _CHOICES = (
 # LiveCodeBench's prompt for chat models; what follows its "### Format:" depends on the problem
 _CONTEST = "### Question:\n{question}\n\n### Format: {format}\n\n### Answer: (use the provided format with backticks)\n\n"
 # ours: neither source has a prompt for models that chat
-_COMPLETION = (
-    "Complete the following Python function. Give the whole program, with its imports, in one block of code.\n\n"
-    "```python\n{question}\n```"
-)
-# the sentence of Austin et al. 2021 (arXiv 2108.07732), without its few-shot markers
-_ASSERTS = (
-    "You are an expert Python programmer, and here is your task: {question} Your code should pass these tests:\n\n{tests}\n\n"
-    "Give the program in one block of Python code."
-)
 
 
 @dataclass(frozen=True)
@@ -94,12 +86,12 @@ BENCHMARKS = {
         published="openai/gsm8k, openai/grade-school-math",
     ),
     "humaneval": Benchmark(
-        "HumanEval", 164, 8, _OURS, "completion", "code", _COMPLETION,
+        "HumanEval", 164, 8, _OURS, "completion", "code", COMPLETION_PROMPT,
         question=("prompt",), answer=("test",), id=("task_id",),
         published="openai/openai_humaneval, openai/human-eval",
     ),
     "mbpp": Benchmark(
-        "MBPP", 500, 8, _OURS, "asserts", "code", _ASSERTS,
+        "MBPP", 500, 8, _OURS, "asserts", "code", ASSERTS_PROMPT,
         question=("text", "prompt"), answer=("test_list",), id=("task_id",),
         published="google-research-datasets/mbpp (full; its sanitized copy has 257 of the 500)",
     ),

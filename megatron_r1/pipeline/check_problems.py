@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.schema import Config
+from megatron_r1.data.coding_records import reference_solution
 from megatron_r1.data.problem_records import Problem, read_problem
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import encode_problem
@@ -55,7 +56,6 @@ REPORT_FILE = "references.json"  #: in a run folder
 _CHECKED = ("math", "choice", "code")  #: scorers whose references `ReferenceChecker` knows
 _REFERENCES, _LANGUAGE, _CODE = "references", "question_language", "code"
 _RULES = "megatron_r1.rewards.rules.references"
-_SOLUTIONS = ("solution", "solutions", "reference_solution", "code")
 _EXAMPLES = 3  #: of each finding that are shown
 _KEPT_EXAMPLES = 100  #: of each finding in a file
 _MANY = 10_000  #: references whose check takes long enough to show it
@@ -354,12 +354,8 @@ def _finding(verdict: Verdict, domain: str, scorers: dict[str, str]) -> str | No
 
 def _solution_of(record: dict[str, Any]) -> str:
     """A response with the reference solution of a record; "" if it has none."""
-    for name in _SOLUTIONS:
-        value = record.get(name)
-        solution = value[0] if isinstance(value, list) and value else value
-        if isinstance(solution, str) and solution.strip() and "tests" in record:
-            return solution if "```" in solution else f"```\n{solution}\n```"
-    return ""
+    solution = reference_solution(record)
+    return solution if "```" in solution or not solution else f"```\n{solution}\n```"
 
 
 def _normalised(question: str) -> str:

@@ -55,6 +55,8 @@ class Suite:
     before: str = ""  #: likewise, from the problem: it runs only where the program runs
     limits: Mapping[str, float] = field(default_factory=dict)  #: that the problem asks for, by the names of `limits.ProblemLimits`
     checker: str = ""  #: Python that decides whether a result is right, see `checker`; "": the result must be the expected one
+    prompt: str = ""  #: Python text that begins `function`; an answer may be its body alone
+    function: str = ""
     modules: Mapping[str, bytes] = field(default_factory=dict)  #: that it may import, see `supervisor.Program`
 
     @property

@@ -6,6 +6,7 @@ Forms that `read_tests` takes (JSON objects; or a string with such JSON):
     {"functional": "def check(candidate): ...", "check(Solution().f)"}   LeetCode-style asserts (rllm)
     {"asserts": ["assert f(1) == 2", ...], "setup": "..."}               MBPP; a bare list of such strings likewise
     {"check": "def check(candidate): ...", "entry_point": "f", "prelude": "..."}   HumanEval; prelude: the prompt with its helpers
+    the fields of the tests as MBPP, HumanEval and APPS publish them: test_list ..., test ..., input_output
 
 Asserts are taken apart (`asserts.py`): of `assert f(args) == value` only `f(args)` ever enters the sandbox of the program.
 An answer in C++ is called with the same arguments in all forms of function tests (`cpp_source.py`).
@@ -63,7 +64,29 @@ def read_tests(reference: Any) -> Suite:
         raise TestsError("the tests are nested too deep") from error
 
 
+def _as_own_form(reference: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tests of a published record in one of the other forms."""
+    if "test_list" in reference:
+        asserts = [*_texts(reference, "test_list"), *(_texts(reference, "challenge_test_list", []))]
+        setup = _text(reference, "test_setup_code", "") or "\n".join(_texts(reference, "test_imports", []))
+        return {"asserts": asserts, "setup": setup}
+    if "test" in reference and "entry_point" in reference:
+        return {"check": reference["test"], "entry_point": reference["entry_point"], "prelude": reference.get("prompt", "")}
+    if "input_output" in reference:
+        tests = reference["input_output"]
+        try:
+            tests = json.loads(tests) if isinstance(tests, str) else tests
+        except ValueError as error:
+            raise TestsError("tests: input_output is not JSON") from error
+        if not isinstance(tests, Mapping) or not {"inputs", "outputs"} <= set(tests):
+            raise TestsError("tests: input_output is no object with inputs and outputs")
+        return tests
+    return reference
+
+
 def _read(reference: Mapping[str, Any]) -> Suite:
+    limits = reference.get("limits")
+    reference = _as_own_form(reference)
     if "functional" in reference:
         tests = tests_of_leetcode(_text(reference, "functional"))
         suite = Suite(tests, prelude=leetcode_prelude(), modules=leetcode_modules())
@@ -72,7 +95,8 @@ def _read(reference: Mapping[str, Any]) -> Suite:
     elif "check" in reference:
         source, name = (_text(reference, name) for name in ("check", "entry_point"))
         prelude = _text(reference, "prelude", "")
-        suite = Suite(tests_of_check(source, name, prelude), before=prelude_without(prelude, name))
+        before = prelude_without(prelude, name)
+        suite = Suite(tests_of_check(source, name, prelude), before=before, prompt=prelude, function=name)
     elif "inputs" in reference and "outputs" in reference:
         encode_value(reference["outputs"])  # as deep as a comparison goes
         suite = _pairs(reference)
@@ -82,7 +106,7 @@ def _read(reference: Mapping[str, Any]) -> Suite:
         raise TestsError(f"{len(suite.tests)} usable tests")
     if not suite.checker and reference.get("checker"):
         raise TestsError("tests: a checker judges tests with inputs and outputs only")
-    return replace(suite, limits=read_limits(reference.get("limits")))
+    return replace(suite, limits=read_limits(reference.get("limits", limits)))
 
 
 @cache
@@ -186,6 +210,19 @@ def prelude_without(prelude: str, function: str) -> str:
     return ""
 
 
+def completed(code: str, suite: Suite) -> str:
+    """A program; if it is the indented body of the function that the prompt begins, after the prompt."""
+    first = next((line for line in code.split("\n") if line.strip()), "")
+    if not suite.prompt or first == first.lstrip():
+        return code
+    whole = suite.prompt.rstrip() + "\n" + code
+    try:
+        last = ast.parse(whole).body[-1]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+    return whole if getattr(last, "name", None) == suite.function else code
+
+
 def _text(reference: Mapping[str, Any], key: str, default: str | None = None) -> str:
     value = reference.get(key, default)
     if not isinstance(value, str):
@@ -193,8 +230,8 @@ def _text(reference: Mapping[str, Any], key: str, default: str | None = None) ->
     return value
 
 
-def _texts(reference: Mapping[str, Any], key: str) -> list[str]:
-    value = reference[key]
+def _texts(reference: Mapping[str, Any], key: str, default: list[str] | None = None) -> list[str]:
+    value = reference.get(key, default)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TestsError(f"tests: {key} is a list of strings")
     return value

@@ -17,7 +17,7 @@ from megatron_r1.rewards.code.cpp_cache import CppCache
 from megatron_r1.rewards.code.cpp_compile import COMPILE_LIMITS, HEADER_SECONDS, compile_answer
 from megatron_r1.rewards.code.cpp_source import NotForCppError, cpp_source, function_name
 from megatron_r1.rewards.code.extract import Code, Language, Wanted, find_code
-from megatron_r1.rewards.code.forms import read_tests
+from megatron_r1.rewards.code.forms import completed, read_tests
 from megatron_r1.rewards.code.limits import LIMIT_NAMES, MOST, ProblemLimits, check_limits, limits_of, sandbox_limits
 from megatron_r1.rewards.code.program_names import program_start
 from megatron_r1.rewards.code.run_test import TestRunner
@@ -148,7 +148,7 @@ class CodeScorer:
             start = program_start(of_program.recursion_depth)
             program = Program("command", code.text.encode(errors="replace"), start=start)
         else:
-            text = code.text.encode(errors="replace")
+            text = completed(code.text, suite).encode(errors="replace")
             program = Program("function", text, prelude=suite.prelude, modules=suite.modules, before=suite.before)
         checker_limits = sandbox_limits(replace(self._defaults, output_mb=1), "python")
         checker = Checker(suite.checker, checker_limits, self._settings) if suite.checker else nullcontext()
