@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -49,7 +50,7 @@ def read_once(path: Path) -> Path:
     The copy has no name and takes space where temporary files are; it stays until this process ends, and is made once.
 
     Raises:
-        DataError: it is a device without an end.
+        DataError: it is a device without an end, or several processes of a job would share it.
     """
     try:
         found = path.stat()
@@ -60,6 +61,8 @@ def read_once(path: Path) -> Path:
         return path
     name = os.fspath(path), found.st_dev, found.st_ino  # descriptors are used again for other pipes
     if name not in _copies:
+        if (ranks := _ranks()) > 1:
+            raise DataError(f"{path}: each of {ranks} processes would get a part of what comes through this pipe; name a file")
         is_endless = stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not path.samefile(os.devnull))
         try:
             with path.open("rb") as source:
@@ -77,6 +80,12 @@ def read_once(path: Path) -> Path:
 def is_piped(path: Path) -> bool:
     """Whether `read_once` copies it."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _ranks() -> int:
+    """Processes of this job; of a command that has not imported torch one."""
+    dist = sys.modules.get("torch.distributed")
+    return dist.get_world_size() if dist is not None and dist.is_available() and dist.is_initialized() else 1
 
 
 class _Bounded(io.RawIOBase):

@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from megatron_r1.errors import one_line
+
 Role = Literal["server", "trainer"]
 
 KEY_BYTES = 32
@@ -73,14 +75,18 @@ class KeyedConnection:
 
         Raises:
             EOFError: the other side has left, or was cut off in the middle of a message.
-            OSError: the connection broke, or somebody changed what came over it.
+            OSError: the connection broke, somebody changed what came over it, or the other side runs another version, whose
+                objects are unknown here.
         """
         with self._in_use:
             self._check_open()
             size, count = _HEADER.unpack(self._read(_HEADER.size))
             lengths = [_LENGTH.unpack(self._read(_LENGTH.size))[0] for _ in range(count)]
             content, *buffers = [self._read(length) for length in (size, *lengths)]
-        return pickle.loads(content, buffers=buffers)  # it comes from the holder of the key
+        try:
+            return pickle.loads(content, buffers=buffers)  # it comes from the holder of the key
+        except (pickle.UnpicklingError, AttributeError, ImportError, TypeError, ValueError, LookupError) as error:
+            raise OSError(f"a message cannot be read, so the other side runs another version: {one_line(error)}") from None
 
     def close(self) -> None:
         """End the connection, and what another thread waits for on it. Safe to call twice."""

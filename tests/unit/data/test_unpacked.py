@@ -127,6 +127,12 @@ def test_a_pipe_is_read_once_and_can_be_opened_again(tmp_path):
     os.close(reader)
 
 
+def test_a_pipe_is_not_shared_among_ranks(monkeypatch):
+    monkeypatch.setattr(unpacked, "_ranks", lambda: 2)
+    with pytest.raises(DataError, match="each of 2 processes would get a part"):
+        read_once(piped(b"text"))
+
+
 def test_what_is_no_pipe_is_read_where_it_is(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("file")

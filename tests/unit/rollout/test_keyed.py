@@ -277,6 +277,23 @@ def test_a_second_trainer_waits_for_its_turn(server):
     assert echo(server) == "hello"
 
 
+class Newer:
+    """A class that the other side's version has not."""
+
+    def __reduce__(self):
+        return _made_here, ()
+
+
+def _made_here() -> None:
+    raise AttributeError("no such class")
+
+
+def test_an_object_of_another_version_ends_the_connection_and_not_the_server(server):
+    with pytest.raises((OSError, EOFError)):
+        echo(server, message=Newer())
+    assert echo(server) == "hello"
+
+
 def test_closing_ends_what_another_thread_waits_for():
     ours, theirs = pair()
     ended = []
