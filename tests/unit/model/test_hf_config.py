@@ -136,7 +136,7 @@ def test_counts_that_no_model_has_are_one_line(config, key, value):
         (MOE, {"mlp_only_layers": None}, {"mlp_only_layers": ()}),
         (MOE, {"mlp_only_layers": [0, 3]}, {"mlp_only_layers": (0, 3)}),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value) if len(value) < 5 else "",
 )
 def test_null_is_what_the_published_code_takes_it_for(config, change, named):
     arch = read_hf_config(config | change)
@@ -177,7 +177,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         (CONFIGS["DeepSeek-V2-Lite"], {"n_group": 8, "topk_group": 2}, "topk_method is 'greedy' and n_group=8"),
         (CONFIGS["DeepSeek-V2-Lite"], {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_nobody_can_say_is_refused_by_name(config, change, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -195,7 +195,7 @@ def test_what_nobody_can_say_is_refused_by_name(config, change, message):
          {**YARN, "original_max_position_embeddings": 2048}),
         ({"rope_scaling": None, "rope_parameters": {**YARN, "rope_theta": 10000}}, YARN),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value.get("rope_scaling") or value.get("rope_parameters") or {}),
 )  # fmt: skip
 def test_keys_that_yarn_lacks_have_the_meaning_of_transformers(change, want):
     from transformers import AutoConfig
