@@ -51,3 +51,32 @@ def test_policy_learns_a_batch_and_agrees_with_transformers(session, tmp_path: P
     with torch.no_grad():
         expected = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     assert (torch.stack(policy.logprobs(samples)) - expected).abs().max() < 1e-3
+
+
+def test_an_update_that_is_not_finite_touches_no_weight(session) -> None:
+    from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+    from megatron_r1.config.schema import Config
+    from megatron_r1.errors import NonFiniteUpdate
+    from megatron_r1.pipeline.builders.models import build_architecture, build_policy
+    from megatron_r1.training.pretrain import loss_over
+    from megatron_r1.types import TrainingSample
+    from tests.nonfinite_cases import HOT, heat
+
+    config = Config()
+    policy = build_policy(
+        config,
+        session,
+        build_architecture(config.model),
+        optimizer=OptimizerConfig(lr=1e-3),
+        moe=MoeTrainingConfig(bias_update_rate=0.01),
+        total_updates=20,
+        micro_batch_tokens=1024,
+        packed=True,
+    )
+    heat(policy)
+    before = [tensor.clone() for tensor in policy.local_state()]
+    samples = [TrainingSample([3, 4, HOT, 5], [1] * 3, name="hot"), TrainingSample([3, 4, 6, 5], [1] * 3, name="cold")]
+    with pytest.raises(NonFiniteUpdate, match="update 1 is not finite: .* from hot;"):
+        policy.train_step(samples, loss_over(6))
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), before, strict=True))
+    assert policy.train_step(samples[1:], loss_over(3)).applied

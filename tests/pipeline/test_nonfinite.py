@@ -99,23 +99,52 @@ def test_a_weight_that_is_not_finite_ends_the_run_even_where_nothing_reads_it(se
         policy.train_step(SAMPLES, loss_over(12))
 
 
-def test_an_ordinary_update_is_megatrons_own_to_the_bit(session) -> None:
+def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alone(session, monkeypatch) -> None:
+    collectives = []
+    for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list", "all_gather_into_tensor"):
+        own = getattr(torch.distributed, name)
+        monkeypatch.setattr(
+            torch.distributed, name, lambda *a, _own=own, _name=name, **k: (collectives.append(_name), _own(*a, **k))[1]
+        )
     ours, plain = make_policy(), make_policy()
-    plain_step = plain.optimizer.step
     for _ in range(3):
+        collectives.clear()
         stats = ours.train_step(SAMPLES, loss_over(12))
+        made = list(collectives)
+        collectives.clear()
         for chunk in plain.chunks:
             chunk.zero_grad_buffer()
         plain.optimizer.zero_grad()
         micro_batches = plain._pack(SAMPLES)[0]
+        sequences, _ = plain._count(micro_batches)
         plain._balance.begin(tokens=1, sequences=1)
-        plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
+        results = plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
         plain.scheduler.step(1)
-        _, norm, _ = plain_step()
-        plain._balance.report(1, plain.groups.pp)
+        _, norm, _ = plain.optimizer.step()
+        plain._reduce_metrics(results)
+        plain._balance.report(sequences, plain.groups.pp)
         plain._balance.move_biases()
         assert norm == stats.grad_norm and stats.applied and stats.skipped is None
+        assert made == collectives and "all_reduce" in made
     assert all(torch.equal(a, b) for a, b in zip(ours.local_state(), plain.local_state(), strict=True))
+
+
+def test_the_watch_holds_two_numbers_a_token(session, monkeypatch) -> None:
+    from megatron_r1.mcore import nonfinite
+
+    held = []
+    doubt = nonfinite.UpdateWatch.doubt
+
+    def measure(watch, weights):
+        held.append(sum(seen.outputs.nbytes + seen.gradient.nbytes for seen in watch._seen))
+        return doubt(watch, weights)
+
+    monkeypatch.setattr(nonfinite.UpdateWatch, "doubt", measure)
+    stats = make_policy().train_step(SAMPLES, loss_over(12))
+    bytes_per_token = held[0] / stats.tokens
+    assert bytes_per_token == 8
+    minibatch, data_parallel = 512 * 32_768, 512 // 16  # R1's minibatch, on 512 ranks of which 16 share a pipeline
+    assert minibatch / data_parallel * bytes_per_token < 5e6, "bytes on the device"
 
 
 def test_a_loaded_checkpoint_is_looked_at_and_one_with_a_nan_is_never_sealed(session, tmp_path: Path) -> None:

@@ -147,3 +147,23 @@ def test_real_text_flows_through(tokenizer, kind, tmp_path):
     stream = DocumentStream(load_documents(DataConfig(source=str(path))), tokenizer, 0, True)
     batch = stream.next_batch(8, 128)
     assert batch.token_ids.shape == (1, 1024) and batch.token_ids.max() < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("mask_documents", [True, False])
+def test_every_position_names_its_document_also_after_a_resume(tokenizer, mask_documents):
+    texts = [f"{chr(ord('a') + n)} " * (n + 3) for n in range(7)]
+    stream = DocumentStream(TextDocuments(texts), tokenizer, 3, mask_documents)
+    seen = set()
+    for turn in range(12):
+        if turn == 6:
+            state = stream.state_dict()
+            stream = DocumentStream(TextDocuments(texts), tokenizer, 3, mask_documents)
+            stream.load_state_dict(state)
+        batch = stream.next_batch(3, 17)
+        for row, at in itertools.product(range(batch.token_ids.shape[0]), range(batch.token_ids.shape[1])):
+            letter = tokenizer.decode([int(batch.token_ids[row, at])]).strip()
+            if letter in "abcdefg" and letter:
+                name = stream.name_of(batch, row, at)
+                assert name == f"document {ord(letter) - ord('a') + 1} of the file"
+                seen.add(name)
+    assert len(seen) == 7

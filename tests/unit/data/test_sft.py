@@ -238,3 +238,10 @@ def test_which_turns_are_trained_is_a_setting_and_a_field(tokenizer, tmp_path):
 
     assert trained() == ["b<eos>d<eos>", "b<eos>"]
     assert trained(trained_turns="last") == ["d<eos>"]
+
+
+def test_a_sample_is_named_by_its_place_in_its_source(tokenizer, tmp_path):
+    sources = [write_pairs(tmp_path / name, [(f"{name} {n}?", f"{n}") for n in range(3)]) for name in ("one.jsonl", "two.jsonl")]
+    data = load(tmp_path / "store", tokenizer, sources=sources)
+    names = [sample.name for sample in data.take(range(6))]
+    assert names == [f"sample {n + 1} of {tmp_path / name}" for name in ("one.jsonl", "two.jsonl") for n in range(3)]
