@@ -61,7 +61,7 @@ def equal_values(first: Node, second: Node) -> bool:
     complex_too = _mentions_i(first) or _mentions_i(second)
     points = _points(names, not complex_too and not names & _OF_EITHER_SIGN)
     enough = min(_MIN_POINTS, len(points))
-    compared = 0
+    compared, too_large = 0, None
     for index, point in enumerate(points):
         if index >= _USUAL_POINTS and compared >= enough:
             break  # the further ones are for what is real on a short interval only
@@ -78,9 +78,10 @@ def equal_values(first: Node, second: Node) -> bool:
             compared += 1
         except Undefined:
             continue
-        except TooLarge:
-            if len(points) == 1:
-                raise
+        except TooLarge as error:
+            too_large = error
+    if too_large and compared < enough:
+        raise too_large
     if not compared and len(points) == 1:
         return False  # 1/0 and 0^0 are equal to nothing
     if compared < enough:
@@ -212,7 +213,10 @@ def _renamed(node: Node, base: str) -> Node:
 
 
 def substituted(node: Node, name: Name, value: Node) -> Node:
-    """An expression with a value in the place of a name."""
+    """An expression with a value in the place of a name, but for the index of a sum, which is another name."""
+    if isinstance(node, Apply) and node.op in SERIES and node.args[0] == name:
+        index, *ends, term = node.args
+        return Apply(node.op, (index, *(substituted(end, name, value) for end in ends), term))
     if isinstance(node, Apply):
         return Apply(node.op, tuple(substituted(arg, name, value) for arg in node.args))
     return value if node == name else node
