@@ -12,6 +12,7 @@ from megatron_r1.runtime.job import record_error, record_outcome
 from megatron_r1.runtime.launch import launched_rank
 
 INTERRUPTED = 130
+LONGEST_LINE = 1500  # characters of an error: a value or a name in it may be a megabyte
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,5 +47,14 @@ def _end(line: str, code: int) -> int:
     else:  # the command has not got as far as importing torch
         speaks = launched_rank() == 0
     if speaks:
-        print(f"megatron-r1: {line}", file=sys.stderr, flush=True)
+        print(f"megatron-r1: {_shorten(line)}", file=sys.stderr, flush=True)
     return code
+
+
+def _shorten(line: str) -> str:
+    """The line without what is too much of it in its middle, and without characters that would end it or move the cursor."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    if len(line) <= LONGEST_LINE:
+        return line
+    kept = LONGEST_LINE // 2
+    return f"{line[:kept]} [... {len(line) - 2 * kept:,} more characters ...] {line[-kept:]}"

@@ -277,7 +277,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
                     yield f"{path} row {number}", row
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8, odd dates
         raise DataError(f"{path}: cannot be read after row {number} ({str(error).splitlines()[0]})") from error
 
 

@@ -63,10 +63,14 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """The rank that the launcher gave, unchecked, for callers that must not fail: rank 0 prints the error line."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
-    value = next((environment[name] for name in names if name in environment), "0")
-    return int(value) if value.isdecimal() else 0
+    """The rank that the launcher gave, for callers that must not fail: rank 0 prints the error line.
+
+    0, too, if the launch cannot be read: there may be no other rank that would say so.
+    """
+    try:
+        return read_launch(environment).rank
+    except ConfigError:
+        return 0
 
 
 def torchrun_holds_store(environment: Mapping[str, str] = os.environ) -> bool:

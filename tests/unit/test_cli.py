@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import json
 import subprocess
 import sys
 import textwrap
@@ -126,7 +127,9 @@ def test_a_bug_keeps_its_traceback(commands):
 
 
 def test_only_rank_zero_tells_an_error_that_all_ranks_have(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+    launch = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
     assert cli.main(["grpo", "nonsense=1"]) == 2
     assert capsys.readouterr().err == ""
 
@@ -170,3 +173,11 @@ def test_ranks_tell_an_error_once_and_all_fail(tmp_path, seed, line):
     )
     assert done.returncode != 0
     assert done.stderr.count(f"megatron-r1: error: {line}\n") == 1
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, "a\x1b[2J\nb\u2028c\x00\ud800", "9" * 5000])
+def test_an_error_is_one_short_line_whatever_is_in_it(capsys, value):
+    assert cli.main(["grpo", f"grpo.loss={json.dumps(value)}"]) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 2000 and line.count("\n") == 1 and line.rstrip("\n").isprintable()
+    assert line.startswith("megatron-r1: error: ")

@@ -152,6 +152,12 @@ def test_launched_rank_never_fails():
     assert [launched_rank(e) for e in (TORCHRUN, OPENMPI, SLURM, {}, {"RANK": "x"})] == [3, 1, 5, 0, 0]
 
 
+def test_a_process_whose_launch_cannot_be_read_speaks_itself():
+    """RANK=1 left in a shell ended every command in silence: it waited for a rank 0 that did not exist."""
+    half = [{"RANK": "1"}, {"SLURM_PROCID": "3"}, {"PMI_RANK": "2"}, {"OMPI_COMM_WORLD_RANK": "1"}, {**TORCHRUN, "RANK": "99"}]
+    assert [launched_rank(e) for e in half] == [0] * len(half)
+
+
 def test_a_child_inherits_nothing_of_the_launcher(monkeypatch):
     for name, value in (TORCHRUN | OPENMPI | SLURM | {"PMI_RANK": "1", "GROUP_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
