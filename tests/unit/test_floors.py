@@ -243,3 +243,36 @@ def test_every_setting_says_whether_it_may_change_when_a_run_goes_on():
     from megatron_r1.config.resume import unsorted_keys
 
     assert unsorted_keys() == []
+
+
+UNPICKLERS = {
+    "megatron_r1.runtime.checkpoint_index",  # plain values alone
+    "megatron_r1.evaluation.contest_tests",  # text alone
+    "megatron_r1.rollout.channel.keyed",  # from the holder of the key
+}
+
+
+def unpickling(tree: ast.Module) -> Iterator[int]:
+    """Lines that call something by which a file or a connection can run code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            owner, name = node.func.value.id, node.func.attr
+            if owner in ("pickle", "cloudpickle", "dill", "marshal") and name in ("load", "loads", "Unpickler"):
+                yield node.lineno
+            if (owner, name) in (("torch", "load"), ("dist_checkpointing", "load_common_state_dict")):
+                yield node.lineno
+            if (
+                owner in ("np", "numpy")
+                and name == "load"
+                and not any(keyword.arg == "allow_pickle" and ast.unparse(keyword.value) == "False" for keyword in node.keywords)
+            ):
+                yield node.lineno
+
+
+def test_only_a_few_modules_unpickle():
+    found = {module_name(path): list(unpickling(parse(path))) for path in MODULES}
+    assert {module for module, lines in found.items() if lines} <= UNPICKLERS, found
+    planted = ast.parse(
+        "import torch\ntorch.load(f, weights_only=True)\npickle.loads(b)\nnp.load(p)\nnp.load(p, allow_pickle=False)"
+    )
+    assert list(unpickling(planted)) == [2, 3, 4]
