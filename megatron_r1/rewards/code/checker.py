@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from typing import Any, Self
 
 from megatron_r1.rewards.code.cases import TestsError
@@ -34,6 +35,7 @@ def r1_can_judge(given, outputs, expected):
     return False
 """
 MAX_CHECKER_CHARACTERS = 64 << 10
+_IS_CPP = re.compile(r"^[ \t]*#[ \t]*include[ \t]*[<\"]|\bint[ \t]+main[ \t]*\(", re.MULTILINE)  #: testlib's, for example
 
 
 def check_checker(source: Any) -> str:
@@ -46,12 +48,15 @@ def check_checker(source: Any) -> str:
         raise TestsError(f"tests: checker is Python of at most {MAX_CHECKER_CHARACTERS} characters")
     try:
         tree = ast.parse(source)
+        problem = ""
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise TestsError(f"tests: checker is not Python: {type(error).__name__}") from error
+        tree, problem = ast.Module([], []), f"is not Python: {type(error).__name__}"
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == FUNCTION]
-    if not found or len(found[-1].args.args) != 3:
-        raise TestsError(f"tests: checker defines no function {FUNCTION}(input, output, expected)")
-    return source
+    if found and len(found[-1].args.args) == 3:
+        return source
+    if _IS_CPP.search(source):
+        raise TestsError(f"tests: checker is C++; only Python that defines {FUNCTION}(input, output, expected) is supported")
+    raise TestsError(f"tests: checker {problem or f'defines no function {FUNCTION}(input, output, expected)'}")
 
 
 class Checker:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import channel, convert, measure
+from benchmarks import channel, convert, measure, rewards_step
 from benchmarks.measure import Comparison, Side, compare
 from benchmarks.processes import CommandFailed, run_watched
 from megatron_r1.errors import ConfigError
@@ -166,3 +166,15 @@ def test_too_little_space_is_told_before_anything_is_made(tmp_path: Path) -> Non
         convert.check_space(tmp_path, 1_000_000)
     with pytest.raises(ConfigError, match="no such folder"):
         convert.check_space(tmp_path / "nowhere", 1)
+
+
+def test_the_cost_of_scoring_a_step_follows_from_rates():
+    rates = rewards_step.Rates(
+        characters_per_second=1e6, format_characters_per_second=1e9, math_per_second=5000, program_tests_per_second=20
+    )
+    seconds = rewards_step.step_seconds(rates, 8192, 32_768, workers=64, tests=10, second_opinions=0.1, problems=6400)
+    # 8,192 x 32,768 x 4 = 1.07e9 characters, a 64th of them for each worker
+    expected = {"language": 16.8, "format": 0.0168, "math": 3.87, "code": 64.0, "references at the start": 3.02}
+    assert seconds == pytest.approx(expected, rel=0.01)
+    one = rewards_step.step_seconds(rates, 65, 32_768, workers=64)["code"]  # one worker has two answers
+    assert one == pytest.approx(2 * 10 / 20)

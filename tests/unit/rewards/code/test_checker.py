@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_r1.rewards.code.checker import MAX_CHECKER_CHARACTERS
+from megatron_r1.rewards.code.cases import TestsError
+from megatron_r1.rewards.code.checker import MAX_CHECKER_CHARACTERS, check_checker
 from tests.attack_programs import read_programs
 from tests.code_answers import judged, needs_cpp, needs_sandbox
 
@@ -77,6 +78,18 @@ def test_a_checker_decides(name):
     assert verdict.outcome == outcome, verdict
     assert verdict.detail.isprintable()
     assert outcome not in ("error", "timeout") or "checker" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    "source", ['#include "testlib.h"\nint main(int c, char* v[]) {}', "# include <cstdio>\n", "int main () {}"]
+)
+def test_a_checker_in_cpp_is_refused_by_name(source):
+    with pytest.raises(TestsError, match=r"^tests: checker is C\+\+; only Python that defines check\(input, output, expected\)"):
+        check_checker(source)
+
+
+def test_a_comment_about_includes_is_python():
+    assert check_checker("# include <all>\n# int main() of no one\ndef check(a, b, c): return True")
 
 
 @needs_cpp
