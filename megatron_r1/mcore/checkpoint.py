@@ -17,7 +17,7 @@ from megatron_r1.mcore.layout import padded_vocabulary
 from megatron_r1.mcore.megatron_model import MegatronModel
 from megatron_r1.mcore.optimizer_state import load_optimizer_state, optimizer_state
 from megatron_r1.mcore.policy import ReferencePolicy
-from megatron_r1.runtime.distributed import failing_together, on_rank_zero, rank, world_size
+from megatron_r1.runtime.distributed import failing_together, gather_on_rank_zero, on_rank_zero, rank, world_size
 from megatron_r1.runtime.saving import Unwritten
 
 require_active()
@@ -55,7 +55,8 @@ def save_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     planned = plan_policy(policy, folder, reference)
     with failing_together():
         written = planned.write()
-    planned.finish(written)
+    of_ranks = gather_on_rank_zero(written)
+    on_rank_zero(lambda: planned.finish(of_ranks))
 
 
 def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy | None = None) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore.active import require_active
-from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero, world_size
+from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.saving import Unwritten
 from megatron_r1.weights.finite import first_nonfinite
 
@@ -29,9 +28,11 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync, WriteBucket
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
+_Result = list[Any]  # a WriteResult as JSON holds it: it travels by a file, from which nothing is unpickled
 _FORMAT = CheckpointingConfig("torch_dist", 1)
 
 
@@ -75,9 +76,9 @@ def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten
 def join(parts: Sequence[Unwritten]) -> Unwritten:
     """Several folders as one piece of work."""
 
-    def finish(results: list[Any]) -> None:
-        for finish_part, result in zip(finishes, results, strict=True):
-            finish_part(result)
+    def finish(of_ranks: list[Any]) -> None:
+        for number, finish_part in enumerate(finishes):
+            finish_part([results[number] for results in of_ranks])
 
     writes, finishes = [part.write for part in parts], [part.finish for part in parts]
     return Unwritten([file for part in parts for file in part.files], lambda: [write() for write in writes], finish)
@@ -89,14 +90,14 @@ def _save_common(common: dict[str, Any], folder: Path) -> None:
     (folder / COMMON_STATE_FNAME).write_bytes(content.getvalue())  # unlike torch.save, its error names the reason
 
 
-def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[WriteResult]:
+def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[_Result]:
     """Write this rank's files and return what is where.
 
     Raises:
         CheckpointError: a tensor is NaN or infinite somewhere. Each is read once for that, in this process, before it is written.
         OSError: perhaps behind an error of torch's serializer.
     """
-    results = []
+    results: list[_Result] = []
     for bucket in buckets:
         _, _, (_, tensors) = bucket
         broken = first_nonfinite((item.index.fqn, tensor) for item, tensor in tensors)
@@ -108,17 +109,24 @@ def _write_buckets(buckets: list[WriteBucket], transforms: list[Any]) -> list[Wr
         _, written = answers.get()
         if isinstance(written, Exception):
             raise written
-        results += written
+        results += map(_to_json, written)
     return results
 
 
-def _finish_folder(writer: FileSystemWriterAsync, metadata: Metadata | None, folder: Path, written: list[WriteResult]) -> None:
-    """Write on rank 0 the index of where every tensor is. All ranks call this."""
-    of_ranks: list[Any] | None = [None] * world_size() if is_rank_zero() else None
-    dist.gather_object(written, of_ranks)
+def _finish_folder(writer: FileSystemWriterAsync, metadata: Metadata | None, folder: Path, of_ranks: list[list[_Result]]) -> None:
+    """Write the index of where every tensor is. On rank 0, which has the metadata."""
+    writer.finish(metadata, [[_from_json(result) for result in results] for results in of_ranks])
+    save_config(_FORMAT, str(folder))
 
-    def write() -> None:
-        writer.finish(metadata, of_ranks)
-        save_config(_FORMAT, str(folder))
 
-    on_rank_zero(write)
+def _to_json(result: WriteResult) -> _Result:
+    index, place = result.index, result.storage_data
+    offset = None if index.offset is None else list(index.offset)
+    transforms = None if place.transform_descriptors is None else list(place.transform_descriptors)
+    return [index.fqn, offset, index.index, result.size_in_bytes, place.relative_path, place.offset, place.length, transforms]
+
+
+def _from_json(result: _Result) -> WriteResult:
+    name, offset, number, size, *place = result
+    index = MetadataIndex(name, None if offset is None else torch.Size(offset), number)
+    return WriteResult(index, size, _StorageInfo(*place))

@@ -9,6 +9,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
@@ -24,7 +25,7 @@ _PRCTL = ctypes.CDLL(None).prctl  # looked up here: the loader's lock may be hel
 
 
 class ForkedWork(Generic[T]):
-    """One function that runs in a process of its own, which never outlives this process.
+    """One function that runs in a process of its own, which does not outlive this process unless it asks for it.
 
     The function must not touch the device, the process group or files that are open now. Its result must be picklable.
     """
@@ -69,6 +70,11 @@ class ForkedWork(Generic[T]):
         self._answer.close()
 
 
+def outlive_parent() -> None:
+    """From here on the work of this forked process goes on when its parent is killed."""
+    _PRCTL(_PR_SET_PDEATHSIG, 0)
+
+
 def _run(work: Callable[[], object], answer: Connection, parent: int) -> None:
     _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -88,4 +94,5 @@ def _run(work: Callable[[], object], answer: Connection, parent: int) -> None:
     except Exception as error:  # noqa: BLE001 - `result` raises it; other exceptions may not survive pickling
         traceback.print_exc()
         outcome = (None, RuntimeError(f"{type(error).__name__}: {error}"))
-    answer.send(outcome)
+    with suppress(BrokenPipeError):  # nobody is left to hear it
+        answer.send(outcome)

@@ -95,6 +95,15 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     return values
 
 
+def gather_on_rank_zero(value: T) -> list[T]:
+    """The `value` of every rank, in the order of ranks, on rank 0; nothing on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size() if is_rank_zero() else []
+    dist.gather_object(value, values or None)
+    return values
+
+
 def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is set on any rank. Cheap enough for every step."""
     if world_size() == 1:

@@ -127,9 +127,10 @@ class Run:
         return run
 
     def close(self) -> None:
-        """Close the files and release the folder. A checkpoint that is still being written is given up."""
+        """Close the files and release the folder. A checkpoint counts if all its files are written; else it is given up."""
         if self._pending is not None:
-            self._pending.abandon()
+            if self._pending.abandon():
+                record_progress(self.folder, self._pending.step)
             self._pending = None
         if self._progress is not None:
             self._progress.close()
@@ -237,9 +238,10 @@ class Run:
     def checkpoint(self, step: int, write: Write, state: dict[str, Any]) -> None:
         """Take a checkpoint. Once it is complete, those beyond `checkpoint.keep` are removed. All ranks call this.
 
-        With `checkpoint.asynchronous` the files are written during the next steps, except after the last step. A checkpoint that
-        is still being written is waited for. `write` is described at `runtime.saving.Write`; `state` must survive JSON.
-        Raises CheckpointError if files cannot be written: here, or in a later step.
+        With `checkpoint.asynchronous` the files are written during the next steps, except after the last step, and the checkpoint
+        counts as soon as they are. One that is still being written is waited for. `write` is described at
+        `runtime.saving.Write`; `state` must survive JSON. Raises CheckpointError if files cannot be written: here, or in a later
+        step.
         """
         with self.timer("checkpoint"):
             self._seal_pending()

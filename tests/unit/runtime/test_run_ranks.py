@@ -36,7 +36,7 @@ WORKER = """
         return Unwritten(
             [f"late_{rank}.bin"],
             lambda: (path / f"late_{rank}.bin").write_bytes(bytes([rank]) * 100),
-            lambda size: distributed.gather_objects(size),
+            lambda sizes: (path / "sizes.txt").write_text(str(sizes)),
         )
 
     def fail(path):
@@ -91,7 +91,8 @@ def test_two_ranks_share_a_run(tmp_path):
     assert "is being written by process" in busy[0]
     assert busy[0] == busy[1]
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_000002" / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"early_0.bin", "early_1.bin", "late_0.bin", "late_1.bin", "state.json"}
+    assert set(manifest["files"]) == {"early_0.bin", "early_1.bin", "late_0.bin", "late_1.bin", "sizes.txt", "state.json"}
+    assert (tmp_path / "run" / "checkpoints" / "step_000002" / "sizes.txt").read_text() == "[100, 100]"
     told = [line for line in done.stderr.splitlines() if "corrupt checkpoint" in line]
     assert len(told) == 1 and "step_000003/late_1.bin has other content than was written" in told[0]
     assert resumed == [[2, {"step": 2, "rank": 0}]] * 2
