@@ -54,8 +54,8 @@ r1_prepare() {
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
     # The address under which Slurm itself reaches the first node; its name alone need not be known to the others.
     local first
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    MASTER_ADDR=$(scontrol show node --oneliner "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    first=$(r1_slurm scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=$(r1_slurm scontrol show node --oneliner "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
     export MASTER_ADDR="${MASTER_ADDR:-$first}"
     r1_network
     # Not a function: in the background that would be a shell of its own, and the shell would get the signals meant for srun.
@@ -67,6 +67,16 @@ r1_prepare() {
         "logs in $MEGATRON_R1_JOB"
     trap 'r1_stop USR1' USR1
     trap 'r1_stop TERM' TERM
+}
+
+r1_slurm() { # COMMAND...: ask Slurm, again if it refuses: a controller that starts anew or is busy answers a moment later
+    local pause
+    for pause in ${R1_SLURM_PAUSES:-2 10 30}; do
+        if "$@"; then return 0; fi
+        echo "${SLURM_JOB_NAME:-r1}: $1 ${2:-} failed, once more in $pause s" >&2
+        sleep "$pause"
+    done
+    "$@"
 }
 
 r1_network() {
@@ -185,7 +195,7 @@ r1_retry() { # WHY: start again, unless it has failed too often without getting 
 
 r1_requeue() { # WHY
     local state
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T | head -n 1)
+    state=$(r1_slurm squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T | head -n 1)
     if [ "$state" != RUNNING ]; then # cancelled, out of time, or requeued by Slurm itself
         echo "$SLURM_JOB_NAME: $1; not requeued from here, the job is ${state:-gone}"
         exit 1
@@ -194,13 +204,13 @@ r1_requeue() { # WHY
     trap '' USR1 TERM # requeueing ends this script, which must not end half-way
     if [ -n "${R1_EXCLUDE:-}" ]; then
         local known
-        known=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+        known=$(r1_slurm scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
         if [ "$known" = "(null)" ]; then known=; fi
-        scontrol requeuehold "$SLURM_JOB_ID"
-        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${known:+$known,}$R1_EXCLUDE"
-        scontrol release "$SLURM_JOB_ID"
+        r1_slurm scontrol requeuehold "$SLURM_JOB_ID"
+        r1_slurm scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${known:+$known,}$R1_EXCLUDE"
+        r1_slurm scontrol release "$SLURM_JOB_ID"
     else
-        scontrol requeue "$SLURM_JOB_ID"
+        r1_slurm scontrol requeue "$SLURM_JOB_ID"
     fi
     exit 0
 }

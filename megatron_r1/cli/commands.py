@@ -17,6 +17,7 @@ from megatron_r1.config.keys import is_within
 from megatron_r1.config.load import load_config
 from megatron_r1.config.resume import COMMON, READ_BY
 from megatron_r1.config.schema import Config
+from megatron_r1.runtime.file_locks import use_locks
 
 #: sections that several stages read; of these `--help` shows the settings below alone
 SHARED = {*COMMON, "rollout", "reward", "evaluate", "checkpoint"}
@@ -122,6 +123,7 @@ def readers() -> dict[str, tuple[str, ...]]:
 def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
     """Load the settings and run a command with them."""
     config = load_config(path, overrides)
+    use_locks(config.runtime.file_locks)
     module, _, function = command.target.partition(":")
     run = getattr(importlib.import_module(module), function)
     if command.is_stage:
@@ -178,6 +180,7 @@ def handle_check_problems(arguments: argparse.Namespace) -> int:
 def handle_recipe(arguments: argparse.Namespace) -> int:
     """Run stages of the R1 recipe, or print what they would do."""
     config = load_config(arguments.config, arguments.overrides)
+    use_locks(config.runtime.file_locks)
     first, last = arguments.first, arguments.last
     if arguments.dry_run:
         from megatron_r1.pipeline.recipe.plan import describe_plan

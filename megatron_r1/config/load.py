@@ -39,7 +39,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), defaults: Mapp
     for source, settings in layers:
         for key, value in settings:
             _check_key(key, value, source)
-            _set(tree, key, value)
+            _set(tree, key, _with_home(value))
             sources[key] = source
     try:
         return Config.model_validate(tree, strict=True)
@@ -112,7 +112,9 @@ def _parse_override(text: str) -> Iterator[tuple[str, Any]]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{text}' {COMMAND_LINE} is not of the form key.sub=value")
-    parsed = read_yaml(value, f"the value of '{key}' {COMMAND_LINE}")
+    # ` #` begins a comment in a file; on the command line it is part of the value, such as the name of a folder.
+    is_plain = " #" in value and value.lstrip()[:1] not in ("'", '"', "[", "{")
+    parsed = value if is_plain else read_yaml(value, f"the value of '{key}' {COMMAND_LINE}")
     if key in SECTIONS and isinstance(parsed, Mapping):
         return _flatten_settings(parsed, f"{key}.")
     return iter([(key, parsed)])
@@ -124,6 +126,15 @@ def _check_key(key: str, value: Any, source: str) -> None:
     if key not in FIELDS and not any(key.startswith(f"{free}.") for free in FREE_FORM):
         key = " ".join(key[:_LONGEST_SHOWN].split())
         raise ConfigError(f"unknown key '{key}' {source}; the nearest known key is '{nearest_key(key)}'")
+
+
+def _with_home(value: Any) -> Any:
+    """Texts that begin with ~/, as paths do, with the home folder in its place; no shell reads them."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [_with_home(entry) for entry in value]
+    return {name: _with_home(entry) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _example_key(section: str) -> str:

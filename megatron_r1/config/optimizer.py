@@ -46,17 +46,25 @@ class OptimizerConfig(Section):
         "the run. A run that is to go on for longer must name it, unless the rate is constant.",
     )
     beta1: float = Field(
-        0.9, description="AdamW's decay rate of the mean of gradients, per update. V3 section 4.2 states 0.9 for pretraining."
+        0.9,
+        ge=0,
+        lt=1,
+        description="AdamW's decay rate of the mean of gradients, per update. V3 section 4.2 states 0.9 for pretraining.",
     )
     beta2: float = Field(
         0.95,
+        ge=0,
+        lt=1,
         description="AdamW's decay rate of the mean of squared gradients, per update. V3 section 4.2 states 0.95 for pretraining.",
     )
     eps: float = Field(
-        1e-8, description="Small number that AdamW adds to the root of the mean of squared gradients. The paper does not state it."
+        1e-8,
+        gt=0,
+        description="Small number that AdamW adds to the root of the mean of squared gradients. The paper does not state it.",
     )
     weight_decay: float = Field(
         0.1,
+        ge=0,
         description="AdamW's decoupled weight decay, a factor of the learning rate. V3 section 4.2 states 0.1 for pretraining; "
         "for the other stages the paper does not state it.",
     )

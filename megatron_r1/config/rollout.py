@@ -62,6 +62,7 @@ class RolloutConfig(Section):
     )
     kv_cache_bytes: int | None = Field(
         None,
+        gt=0,
         description="Size of an engine's KV cache in bytes. null: what rollout.gpu_memory_utilization leaves beside the weights.",
         json_schema_extra=MAY_CHANGE,
     )

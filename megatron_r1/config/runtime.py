@@ -73,6 +73,12 @@ class RuntimeConfig(Section):
         "samples and counted (updates/skipped); the next one ends the run. 0: the first one does. Weights stay as they were.",
         json_schema_extra=MAY_CHANGE,
     )
+    file_locks: bool = Field(
+        True,
+        description="Whether a run folder, and files that grow, are locked while a process writes them. Set it to false on a file "
+        "system without locks, where nothing then keeps a second process from damaging them.",
+        json_schema_extra=MAY_CHANGE,
+    )
     heartbeat: HeartbeatConfig = HeartbeatConfig()
 
 

@@ -48,11 +48,12 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
 
     Raises ConfigError if the variables of a launcher are half set, are not numbers or contradict each other.
     """
-    if any(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
-        launch = _read_torchrun(environment)
+    other = _other_launcher(environment)
+    if "RANK" in environment or (other is None and ("WORLD_SIZE" in environment or "LOCAL_RANK" in environment)):
+        launch = _read_torchrun(_with_pod(environment))
     elif "OMPI_COMM_WORLD_RANK" in environment:
         launch = _read_openmpi(environment)
-    elif "SLURM_PROCID" in environment:
+    elif "SLURM_PROCID" in environment and not _is_lone_script(environment):
         launch = _read_slurm(environment)
     elif "PMI_RANK" in environment:
         launch = _read_hydra(environment)
@@ -110,7 +111,19 @@ def set_environment(values: Mapping[str, str]) -> None:
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a process that is no rank of this job: without what a launcher set, and with `extra`."""
     inherited = {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLE.fullmatch(name)}
-    return inherited | dict(extra or {})
+    return inherited | _safe_path() | dict(extra or {})
+
+
+def _safe_path() -> dict[str, str]:
+    """Variables with which files of the user's folder, such as a random.py, do not take the place of Python's own modules.
+
+    Where this program itself was found in the current folder, that folder stays on the path.
+    """
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    here, package = os.getcwd(), str(Path(__file__).resolve().parents[2])
+    if package == os.path.realpath(here) and package not in map(os.path.realpath, known):
+        known.insert(0, package)
+    return {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(known)} if known else {})
 
 
 def configure_threads(threads: int) -> None:
@@ -141,6 +154,38 @@ def address_towards(host: str) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(target)  # sends nothing
         return probe.getsockname()[0]
+
+
+def _other_launcher(environment: Mapping[str, str]) -> str | None:
+    """The variable in which another launcher than torchrun tells the number of processes; None if none started this one.
+
+    Batch scripts export WORLD_SIZE and LOCAL_RANK beside srun, and shells keep them: without RANK they mean nothing.
+    """
+    if "OMPI_COMM_WORLD_RANK" in environment:
+        size = "OMPI_COMM_WORLD_SIZE"
+    elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+    elif "PMI_RANK" in environment:
+        size = "PMI_SIZE"
+    else:
+        return None
+    counts = [environment.get(name) for name in ("WORLD_SIZE", size)]
+    if "RANK" not in environment and None not in counts and counts[0] != counts[1]:
+        raise ConfigError(f"WORLD_SIZE={counts[0]} contradicts {size}={counts[1]}: unset WORLD_SIZE")
+    return size
+
+
+def _with_pod(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """With the local ranks that Kubeflow's PyTorchJob leaves out: a pod that it gives a RANK has one process."""
+    if "KUBERNETES_SERVICE_HOST" not in environment or "RANK" not in environment:
+        return environment
+    return {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **environment}
+
+
+def _is_lone_script(environment: Mapping[str, str]) -> bool:
+    """Whether this is a batch script that asked for no number of tasks, so that Slurm has set none: one process."""
+    is_script = "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
+    return is_script and not {"SLURM_NTASKS", "SLURM_NPROCS"} & environment.keys()
 
 
 def _read_torchrun(environment: Mapping[str, str]) -> LaunchInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.runtime.file_locks import lock_file
 from megatron_r1.runtime.files import write_atomically, write_buffer
 
 
@@ -24,6 +24,7 @@ class Ledger:
 
     Raises:
         DataError: the file cannot be written, another process writes it, or a line is damaged or stands there twice.
+        ConfigError: its file system has no locks.
     """
 
     def __init__(self, path: Path, key: Sequence[str] = ("id",)) -> None:
@@ -34,7 +35,7 @@ class Ledger:
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror})") from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._file, str(path))
             self.records = self._read()  #: key -> record, in the order in which they were appended
             sync_folder(path.parent)
         except BlockingIOError:

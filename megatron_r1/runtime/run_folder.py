@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError, FolderBusy
 from megatron_r1.runtime import rollout_files
 from megatron_r1.runtime.checkpoints import remove_leftovers
+from megatron_r1.runtime.file_locks import lock_file
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
 from megatron_r1.runtime.heartbeat import clear_signs
@@ -30,7 +30,7 @@ def lock_folder(folder: Path) -> TextIO:
     """Make the folder and lock it. The kernel releases the lock when the process ends, however it ends.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or its file system has no locks.
         FolderBusy: another process holds the lock.
     """
     try:
@@ -39,12 +39,15 @@ def lock_folder(folder: Path) -> TextIO:
     except OSError as error:
         raise ConfigError(f"run_dir {folder} cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(lock, f"run_dir {folder}")
     except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
         raise FolderBusy(f"run_dir {folder} is being written by {holder}: wait for it, or choose another run_dir") from None
+    except BaseException:
+        lock.close()
+        raise
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()

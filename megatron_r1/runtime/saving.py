@@ -104,7 +104,7 @@ class PendingCheckpoint:
                 with failing_together():
                     written = _write_and_hash(unwritten, self._temporary)
                 of_ranks = gather_on_rank_zero(written)
-                on_rank_zero(lambda: _seal(unwritten, self._temporary, self._final, self.step, of_ranks))
+                on_rank_zero(lambda: _complete(unwritten, self._temporary, self._final, self.step, of_ranks))
                 on_rank_zero(lambda: shutil.rmtree(self._notes))
             else:
                 with failing_together():
@@ -180,7 +180,7 @@ def _write_beside_training(
         pause = min(2 * pause, _LONGEST_PAUSE)
     outlive_parent()  # all is written, and what is left takes no time
     of_ranks = [json.loads((notes / f"rank_{number}.json").read_text(encoding="utf-8")) for number in range(ranks)]
-    _seal(unwritten, temporary, final, step, of_ranks)
+    _complete(unwritten, temporary, final, step, of_ranks)
     shutil.rmtree(notes)
 
 
@@ -192,7 +192,7 @@ def _noted(notes: Path) -> list[str]:
         return []
 
 
-def _seal(unwritten: Unwritten, temporary: Path, final: Path, step: int, of_ranks: Sequence[_Written]) -> None:
+def _complete(unwritten: Unwritten, temporary: Path, final: Path, step: int, of_ranks: Sequence[_Written]) -> None:
     """Make the checkpoint complete, in any process of rank 0."""
     unwritten.finish([result for result, _ in of_ranks])
     known = {name: entry for _, hashes in of_ranks for name, entry in hashes.items()}

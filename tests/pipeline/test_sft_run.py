@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
@@ -97,6 +98,62 @@ def test_an_interrupted_run_ends_bit_by_bit_as_one_that_was_not(
     assert cli.main(["sft", f"run_dir={folder}", *settings]) == 0
     assert runs.read_metrics(folder) == runs.read_metrics(whole)
     assert hash_files(folder / "hf") == hash_files(whole / "hf")
+
+
+def test_after_running_out_of_memory_it_goes_on_with_smaller_micro_batches_on_a_copy_of_the_data_and_for_longer(
+    whole: Path, settings: list[str], runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """From the command line alone, from a stopped run and from a finished one: both end alike."""
+    expected, smaller = runs.read_metrics(whole), "sft.micro_batch_tokens=48"
+    sources = json.loads(settings[4].removeprefix("sft.sources="))
+    for source in sources:
+        source["path"] = str(shutil.copyfile(source["path"], tmp_path / f"copy of {Path(source['path']).name}"))
+    moved = [*settings[:4], f"sft.sources={json.dumps(sources)}", *settings[5:], smaller]
+    longer = [*moved, "sft.epochs=4", "sft.optimizer.decay_updates=14"]
+
+    stopped, finished = tmp_path / "stopped", tmp_path / "finished"
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(Run, "record", fail_after(3, Run.record))
+        cli.main(["sft", f"run_dir={stopped}", *settings])
+    assert cli.main(["sft", f"run_dir={stopped}", *moved, "sft.epochs=4"]) == 2
+    told = "sft.optimizer.decay_updates=14 to keep the rate that it fell to, or sft.optimizer.decay_updates=28"
+    assert told in capfd.readouterr().err
+    assert cli.main(["sft", f"run_dir={stopped}", *longer]) == 0
+
+    shutil.copytree(whole, finished)
+    assert cli.main(["sft", f"run_dir={finished}", *moved]) == 0
+    assert "is finished" in capfd.readouterr().out and runs.read_metrics(finished) == expected
+    assert cli.main(["sft", f"run_dir={finished}", *longer]) == 0
+    assert json.loads((finished / "hf/artifact.json").read_text())["config"]["sft"]["epochs"] == 4
+
+    mine, theirs = runs.read_metrics(stopped), runs.read_metrics(finished)
+    assert [line["step"] for line in mine] == [line["step"] for line in theirs] == list(range(29))
+    for line, want in zip(mine[:15], expected, strict=True):
+        close(line, want, "loss", "grad_norm", "lr")
+    for line, want in zip(mine[15:], theirs[15:], strict=True):
+        assert line["loss"] == pytest.approx(want["loss"], rel=2e-2), "packed in another way since step 3, and since step 15"
+    assert {line["lr"] for line in mine[15:]} == {expected[-1]["lr"]}, "at the rate that it fell to"
+    assert mine[-1]["loss"] < expected[-1]["loss"]
+    assert cli.main(["sft", f"run_dir={stopped}", *longer, "sft.batch_size=4"]) == 2
+    assert "is finished, and was made with sft.batch_size=8, now it is 4" in capfd.readouterr().err
+
+
+def close(line: dict, want: dict, *names: str) -> None:
+    """Packed in another way, sums are taken in another order."""
+    assert {name for name in names if name in line} == {name for name in names if name in want}
+    for name in names:
+        assert name not in want or line[name] == pytest.approx(want[name], rel=2e-3), (line["step"], name)
+
+
+def fail_after(last: int, record: Callable) -> Callable:
+    """`Run.record` after which a device has no memory left."""
+
+    def record_and_fail(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+        record(run, step, metrics)
+        if step == last:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return record_and_fail
 
 
 def interrupt_after(last: int, record: Callable) -> Callable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -47,6 +48,24 @@ def test_slurm_would_run_it_as_it_is(cluster: Cluster, path):
     told = cluster.run("sbatch", "--test-only", "--partition=h800", str(path.relative_to(ROOT)), cwd=ROOT)
     nodes = int(re.search(r"--nodes=(\d+)", path.read_text())[1])
     assert re.search(rf"to start at .* using {nodes * 128} processors on nodes h", told), told
+
+
+@pytest.mark.parametrize(("failures", "code"), [(0, 0), (1, 0), (3, 0), (4, 1)])
+def test_a_slurm_command_that_fails_is_given_again(tmp_path, failures, code):
+    script = """
+        source slurm/common.sh
+        scontrol() {{ echo x >>{calls}; [ "$(wc -l <{calls})" -gt {failures} ] && echo n1 || return 1; }}
+        found=$(r1_slurm scontrol show hostnames); echo "found $found"
+    """
+    calls = tmp_path / "calls"
+    done = subprocess.run(
+        ["bash", "-c", script.format(calls=calls, failures=failures)],
+        env=dict(os.environ, R1_ROOT=str(ROOT), R1_SLURM_PAUSES="0 0 0", R1_SITE="/dev/null"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code and len(calls.read_text().splitlines()) == min(failures + 1, 4)
+    assert done.stdout.strip() == ("" if code else "found n1")
+    assert done.stderr.count("scontrol show failed, once more in 0 s") == min(failures, 3)
 
 
 def test_a_script_that_is_submitted_from_elsewhere_says_so(jobs: Jobs, tmp_path):

@@ -35,6 +35,8 @@ def work(socket_fd: int, parent_pid: int) -> None:
     _end_with(parent_pid)
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):  # Slurm signals all processes of a step: the rank decides
         signal.signal(number, signal.SIG_IGN)
+    if os.getcwd() not in sys.path:  # where a user's scorers are; behind Python's own modules
+        sys.path.append(os.getcwd())
     connection = Connection(socket_fd)
     try:
         start = json.loads(connection.recv_bytes())

@@ -152,3 +152,29 @@ def test_known_keys_are_settings_that_can_be_set():
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_config_loads(path):
     load_config(path)
+
+
+def test_a_home_folder_and_a_number_sign_are_what_they_look_like(monkeypatch, tmp_path):
+    """No shell expands the ~ behind key=, and none cuts ` #`."""
+    monkeypatch.setenv("HOME", "/home/r1")
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {weights: ~/base}\nsft: {sources: [~/a.jsonl, {path: ~/b.jsonl}]}  # a comment\n")
+    config = load_config(path, ["data.source=~/problems #1.jsonl", "data.tokenizer='a #b'", "run_dir=x~/y"])
+    assert (config.model.weights, config.data.source) == ("/home/r1/base", "/home/r1/problems #1.jsonl")
+    assert [source.path for source in config.sft.sources] == ["/home/r1/a.jsonl", "/home/r1/b.jsonl"]
+    assert (config.data.tokenizer, config.run_dir) == ("a #b", "x~/y")
+    with pytest.raises(ConfigError, match="'seed' on the command line is '5 # five', expected"):
+        load_config(None, ["seed=5 # five"])
+    assert load_config(None, ["data.tokenizer=~"]).data.tokenizer is None, "the null of YAML stays"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["grpo.optimizer.beta1=1.0", "sft.optimizer.beta2=1.5", "grpo.optimizer.beta1=-0.1", "pretrain.optimizer.eps=0",
+     "sft.optimizer.weight_decay=-1", "rollout.kv_cache_bytes=0"],
+)  # fmt: skip
+def test_numbers_with_which_no_training_works_are_refused_by_name(setting):
+    key, _, value = setting.partition("=")
+    with pytest.raises(ConfigError, match=f"'{key}' on the command line is {value}.*expected") as caught:
+        load_config(None, [setting])
+    assert "\n" not in str(caught.value)

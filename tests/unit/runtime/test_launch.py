@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError, DeviceError
+from megatron_r1.pipeline.builders.rewards import open_scoring
+from megatron_r1.rewards.scorers import scorer_specs
 from megatron_r1.runtime.device import resolve_device
 from megatron_r1.runtime.launch import LaunchInfo, child_environment, first_host, launched_rank, read_launch, visible_gpus
+from tests.paths import ROOT
 from tests.patience import patient
 
 TORCHRUN = {
@@ -116,6 +120,10 @@ def test_first_host(node_list, host):
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set but RANK"),
         ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE"),
         ({"SLURM_PROCID": "0"}, "SLURM_NTASKS"),
+        (SLURM | {"WORLD_SIZE": "8"}, "WORLD_SIZE=8 contradicts SLURM_NTASKS=7: unset WORLD_SIZE"),
+        (SLURM | {"WORLD_SIZE": "8", "SLURM_STEP_NUM_TASKS": "7"}, "contradicts SLURM_STEP_NUM_TASKS=7"),
+        (OPENMPI | {"WORLD_SIZE": "x"}, "WORLD_SIZE=x contradicts OMPI_COMM_WORLD_SIZE=2"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set but RANK"),
         ({"PMI_RANK": "0"}, "PMI_SIZE"),
         ({k: v for k, v in HYDRA.items() if k != "MASTER_PORT"}, "MASTER_PORT=<free port>"),
         (TORCHRUN | {"RANK": "4"}, "rank 4 in a world of 4"),
@@ -138,6 +146,66 @@ def test_half_set_and_contradictory_variables_are_refused(environment, says):
         read_launch(environment)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SCRIPT = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_TASKS_PER_NODE": "1"}
+POD = {
+    "RANK": "2",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "job-master-0",
+    "MASTER_PORT": "23456",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "PET_NNODES": "4",
+}
+
+
+def test_a_batch_script_that_asked_for_no_number_of_tasks_is_one_process():
+    found = read_launch(SCRIPT)
+    assert (found.rank, found.world_size, found.launcher) == (0, 1, "single")
+    assert read_launch(SCRIPT | {"SLURM_NTASKS": "1"}).launcher == "slurm"
+    with pytest.raises(ConfigError, match="without srun"):
+        read_launch(SCRIPT | {"SLURM_NTASKS": "2"})
+
+
+@pytest.mark.parametrize(
+    "left", [{"WORLD_SIZE": "7"}, {"LOCAL_RANK": "1"}, {"LOCAL_RANK": "0", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "4"}]
+)
+def test_what_a_script_exports_beside_srun_and_mpirun_means_nothing(left):
+    assert read_launch(SLURM | left) == read_launch(SLURM)
+    counts = {"WORLD_SIZE": "2"} if "WORLD_SIZE" in left else {}
+    assert read_launch(OPENMPI | left | counts) == read_launch(OPENMPI)
+    counts = {"WORLD_SIZE": "4"} if "WORLD_SIZE" in left else {}
+    assert read_launch(HYDRA | left | counts) == read_launch(HYDRA)
+
+
+def test_a_pod_of_kubeflow_has_one_process():
+    assert read_launch(POD) == LaunchInfo(2, 4, 0, 1, "job-master-0", 23456, "torchrun")
+    assert read_launch(POD | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}).local_rank == 1, "torchrun in the pod"
+    with pytest.raises(ConfigError, match="RANK is set but LOCAL_RANK, LOCAL_WORLD_SIZE is not"):
+        read_launch({name: value for name, value in POD.items() if name != "KUBERNETES_SERVICE_HOST"})
+
+
+def test_files_of_the_users_folder_do_not_shadow_modules_in_children(tmp_path, monkeypatch):
+    for name in ("random", "email", "json", "inspect"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('shadowed')")
+    (tmp_path / "mine.py").write_text("def score(prompt, response, reference, cut):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    rewards = load_config(None, ["reward.custom=[{name: mine, function: 'mine:score'}]"]).reward
+    with open_scoring(rewards.model_copy(update={"workers": 1}), scorer_specs(rewards, ["mine"], "r1_zero")):
+        pass  # its worker has started, and has found the user's own function
+
+
+def test_a_child_finds_the_package_that_was_found_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert child_environment()["PYTHONPATH"] == str(ROOT)
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert child_environment()["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/elsewhere"])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert child_environment()["PYTHONPATH"] == str(ROOT)
+    monkeypatch.chdir(tmp_path)
+    assert child_environment()["PYTHONPATH"] == str(ROOT) and child_environment()["PYTHONSAFEPATH"] == "1"
 
 
 def test_an_engine_is_shown_its_part_of_the_gpus():
