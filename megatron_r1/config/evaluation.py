@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from megatron_r1.config.endpoint import EndpointConfig
-from megatron_r1.config.section import MAY_CHANGE, Section
+from megatron_r1.config.section import MAY_CHANGE, MOST_SEED, Section
 
 Day = Annotated[str, BeforeValidator(str), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  #: YAML reads 2024-08-01 as a date
 
@@ -57,7 +57,9 @@ class BenchmarksConfig(Section):
     problems: int | None = Field(
         None, gt=0, description="Number of problems of each benchmark, drawn by the seed. null: all of them, as published."
     )
-    seed: int = Field(0, description="Seed of the responses, of the order of choices and of the bootstrap.")
+    seed: int = Field(
+        0, ge=-MOST_SEED, le=MOST_SEED, description="Seed of the responses, of the order of choices and of the bootstrap."
+    )
     contests_from: Day = Field(
         "2024-08-01",
         description="First day of contests whose livecodebench problems are taken, as year-month-day. R1 v2 D.1 begins in 2024-08.",
@@ -110,6 +112,10 @@ class EvaluateConfig(Section):
         json_schema_extra=MAY_CHANGE,
     )
     seed: int = Field(
-        99, description="Seed of the choice of held-out problems and of the responses to them.", json_schema_extra=MAY_CHANGE
+        99,
+        ge=-MOST_SEED,
+        le=MOST_SEED,
+        description="Seed of the choice of held-out problems and of the responses to them.",
+        json_schema_extra=MAY_CHANGE,
     )
     benchmarks: BenchmarksConfig = BenchmarksConfig()

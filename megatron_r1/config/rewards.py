@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from megatron_r1.config.endpoint import EndpointConfig
-from megatron_r1.config.section import MAY_CHANGE, Section
+from megatron_r1.config.section import MAY_CHANGE, MOST_SEED, Section
 from megatron_r1.errors import ConfigError
 
 SCORERS_OF_ACCURACY = ("math", "code", "choice")  #: the built-in scorers that a domain can name
@@ -55,7 +55,10 @@ class JudgeConfig(EndpointConfig):
         json_schema_extra=MAY_CHANGE,
     )
     seed: int = Field(
-        0, description="Seed that is sent with every request. Votes on a pair also draw from it which response comes first."
+        0,
+        ge=-MOST_SEED,
+        le=MOST_SEED,
+        description="Seed that is sent with every request. Votes on a pair also draw from it which response comes first.",
     )
     json_schema: bool = Field(
         False,

@@ -18,7 +18,7 @@ from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.runtime import CheckpointConfig, RuntimeConfig
-from megatron_r1.config.section import MAY_CHANGE, Section
+from megatron_r1.config.section import MAY_CHANGE, MOST_SEED, Section
 from megatron_r1.config.sft import SftConfig
 
 
@@ -31,7 +31,10 @@ class Config(Section):
         json_schema_extra=MAY_CHANGE,
     )
     seed: int = Field(
-        0, description="Seed of all random draws of a run: initial weights, order of the data, sampling of responses."
+        0,
+        ge=-MOST_SEED,
+        le=MOST_SEED,
+        description="Seed of all random draws of a run: initial weights, order of the data, sampling of responses.",
     )
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()

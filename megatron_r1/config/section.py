@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+MOST_SEED = 2**62  #: generators take 64 bits, and some draws have seeds that are a little larger
 MAY_CHANGE: JsonDict = {"may_change_on_resume": True}  #: as `json_schema_extra` of a field that does not change the run's result
 
 

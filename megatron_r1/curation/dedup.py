@@ -23,7 +23,7 @@ class Signer:
 
     def __init__(self, config: DedupConfig, seed: int) -> None:
         self._ngram = config.ngram
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(seed % 2**64)
         shape = (config.permutations, 1)
         # multiply-add-shift (Dietzfelbinger 1996): a family of hash functions from 64 to 32 bits
         self._factors = random.integers(1, 2**64, shape, dtype=np.uint64) | np.uint64(1)

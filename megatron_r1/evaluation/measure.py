@@ -100,7 +100,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int, seed: int) -> tu
     Problems are drawn, not samples: samples of one problem are not independent. If all values are the same, as 0 of 30, the
     interval is empty; `passk.wilson_interval` is not.
     """
-    array, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    array, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed % 2**64)
     rows = max(1, _AT_ONCE // len(array))
     means = [
         array[generator.integers(len(array), size=(min(rows, resamples - start), len(array)))].mean(axis=1)

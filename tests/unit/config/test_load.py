@@ -171,7 +171,9 @@ def test_a_home_folder_and_a_number_sign_are_what_they_look_like(monkeypatch, tm
 @pytest.mark.parametrize(
     "setting",
     ["grpo.optimizer.beta1=1.0", "sft.optimizer.beta2=1.5", "grpo.optimizer.beta1=-0.1", "pretrain.optimizer.eps=0",
-     "sft.optimizer.weight_decay=-1", "rollout.kv_cache_bytes=0"],
+     "sft.optimizer.weight_decay=-1", "rollout.kv_cache_bytes=0", "seed=10000000000000000000000",
+     "evaluate.seed=9223372036854775808",
+     "evaluate.benchmarks.seed=-9223372036854775809", "reward.judge.seed=9223372036854775808"],
 )  # fmt: skip
 def test_numbers_with_which_no_training_works_are_refused_by_name(setting):
     key, _, value = setting.partition("=")

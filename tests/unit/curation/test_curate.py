@@ -88,7 +88,7 @@ def find_all(texts: list[str], config: DedupConfig, seed: int = 0) -> dict[int, 
     return {index: match[0] for index, match in found.items() if match}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**62])
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_near_duplicates_are_found_and_distinct_texts_are_kept(kind, seed):
     config = DedupConfig()

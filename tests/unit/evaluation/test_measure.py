@@ -8,6 +8,7 @@ from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
 from megatron_r1.evaluation.heldout_table import render_table
+from megatron_r1.evaluation.measure import bootstrap_interval
 from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.direct_scoring import score_groups
@@ -130,3 +131,9 @@ def test_what_could_not_be_scored_is_named():
     assert (result.unscored, result.pass_at_1) == (0.25, pytest.approx(2 / 3))
     assert "| accuracy not scored      | 25.0%" in render_table({"base": result})
     assert "not scored" not in render_table({"base": run([[RIGHT]])[0]})
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**62])
+def test_any_seed_of_the_settings_draws_an_interval(seed):
+    low, high = bootstrap_interval([0.0, 1.0, 1.0, 0.0, 1.0], 200, seed)
+    assert 0 <= low < 0.6 < high <= 1
