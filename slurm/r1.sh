@@ -29,6 +29,36 @@ is_finished() { # STAGE
     awk -v stage="$1" '$1 == stage && $2 == "finished" { found = 1 } END { exit !found }' <<<"$PLAN"
 }
 
+queued() { # JOB_NAME: the id of this recipe's job of that name
+    local pause found
+    for pause in ${R1_SLURM_PAUSES:-2 10 30} ''; do # a controller that starts anew or is busy answers a moment later
+        if found=$(squeue --noheader --me --name="$1" --format='%i %k'); then
+            awk -v mark="$MARK" '$2 " " $3 == mark { print $1; exit }' <<<"$found"
+            return
+        fi
+        if [ -n "$pause" ]; then sleep "$pause"; fi
+    done
+    return 1
+}
+
+queue() { # JOB_NAME OPTION...: sbatch, again where it fails, unless the job is there in spite of it
+    local name=$1 pause id
+    shift
+    for pause in ${R1_SLURM_PAUSES:-2 10 30} ''; do
+        if id=$(sbatch --parsable --comment="$MARK" "$@"); then
+            echo "${id%%;*}" # without the name of the cluster
+            return
+        fi
+        if [ -z "$pause" ]; then return 1; fi
+        sleep "$pause"
+        id=$(queued "$name")
+        if [ -n "$id" ]; then
+            echo "$id"
+            return
+        fi
+    done
+}
+
 declare -A JOBS=() # file -> job id, of those that others wait for
 
 submit() { # FILE JOB_NAME AFTER STAGE...: queue FILE after the job of the file AFTER, unless its stages are finished
@@ -49,13 +79,12 @@ submit() { # FILE JOB_NAME AFTER STAGE...: queue FILE after the job of the file 
         printf '%-10s %-10s%s%s\n' "$file" "to do" "$todo" "${behind:+ after $after}"
         return
     fi
-    id=$(squeue --noheader --me --name="$name" --format='%i %k' | awk -v mark="$MARK" '$2 " " $3 == mark { print $1; exit }')
+    id=$(queued "$name")
     if [ -n "$id" ]; then
         printf '%-10s %-10s%s%s\n' "$file" "is $id" "$todo" "$behind"
     else
         # shellcheck disable=SC2086 # several options in one setting
-        id=$(sbatch --parsable --comment="$MARK" "${wait[@]}" ${R1_SBATCH_OPTIONS:-} "slurm/$file.sbatch" "${SETTINGS[@]}")
-        id=${id%%;*} # without the name of the cluster
+        id=$(queue "$name" "${wait[@]}" ${R1_SBATCH_OPTIONS:-} "slurm/$file.sbatch" "${SETTINGS[@]}")
         printf '%-10s %-10s%s%s\n' "$file" "job $id" "$todo" "$behind"
     fi
     JOBS[$file]=$id

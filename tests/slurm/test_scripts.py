@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -66,6 +67,42 @@ def test_a_slurm_command_that_fails_is_given_again(tmp_path, failures, code):
     assert done.returncode == code and len(calls.read_text().splitlines()) == min(failures + 1, 4)
     assert done.stdout.strip() == ("" if code else "found n1")
     assert done.stderr.count("scontrol show failed, once more in 0 s") == min(failures, 3)
+
+
+FAKES = {
+    "squeue": """
+        n=$(cat asked 2>/dev/null || echo 0); echo $((n + 1)) >asked
+        [ "$n" != 0 ] || exit 1
+        for option; do case $option in --name=*) grep "^${option#--name=} " queued | cut -d' ' -f2- || true ;; esac; done
+    """,
+    "sbatch": """
+        for option; do case $option in --comment=*) mark=${option#--comment=} ;; *.sbatch) file=$option ;; esac; done
+        name=$(basename "$file" .sbatch | tr _ -); n=$(wc -l <queued)
+        [ "$name" != r1-zero ] || [ -e refused ] || { touch refused; exit 1; }
+        echo "$name $((n + 1)) $mark" >>queued
+        [ "$name" != r1-stage1 ] || exit 1
+        echo "$((n + 1));cluster"
+    """,
+}  # the first question fails; r1_zero is refused once; r1_stage1 is queued, although sbatch says that it failed
+
+
+def test_r1_sh_asks_again_where_slurm_fails_and_queues_nothing_twice(tmp_path):
+    for name, body in FAKES.items():
+        script = "\n".join(line.strip() for line in body.splitlines())
+        (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "queued").touch()
+    (tmp_path / "r1" / "base" / "hf").mkdir(parents=True)
+    (tmp_path / "r1" / "base" / "hf" / "artifact.json").write_text("{}")
+    done = subprocess.run(
+        ["bash", "slurm/r1.sh", f"run_dir={tmp_path / 'r1'}"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", R1_SLURM_PAUSES="0 0", R1_SITE="/dev/null",
+                 R1_PYTHON=sys.executable, RECIPE="examples/tiny_cpu/r1.yaml"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ids = dict(re.findall(r"^(\S+) +job (\d+)", done.stdout, re.MULTILINE))
+    assert ids == dict(zip(["r1_zero", "r1_stage1", "r1_stage2", "r1_stage3", "r1_stage4", "distill"], "123456", strict=True))
+    assert len((tmp_path / "queued").read_text().splitlines()) == 6
 
 
 def test_a_script_that_is_submitted_from_elsewhere_says_so(jobs: Jobs, tmp_path):
