@@ -30,6 +30,7 @@ _ROLES: dict[str, Role] = {
 }  # fmt: skip
 REASONING = ("reasoning_content", "thinking", "reasoning")
 LOSS = ("weight", "train", "training", "trainable", "loss_mask", "loss")
+_LOSS_OF_PARTS = ("train_detail", "training_detail")  # axolotl's
 MEDIA = ("images", "image", "image_url", "videos", "video", "audios", "audio", "input_audio")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
@@ -198,6 +199,9 @@ def is_trained_on(entry: dict[str, Any], role: Role, where: str) -> bool:
     Raises:
         DataError: fields that differ, a share of a loss, or loss on what somebody else says.
     """
+    for field in _LOSS_OF_PARTS:
+        if not is_missing(entry.get(field)) and entry[field] not in ("", [], {}):
+            raise DataError(f"{where}: {field} asks for loss on parts of a message; messages are trained on as a whole, or not")
     said = {}
     for field in LOSS:
         value = entry.get(field)
