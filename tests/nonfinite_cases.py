@@ -64,6 +64,7 @@ class Case:
     sizes: dict[str, int] = field(default_factory=dict)
     engine_lies_at: int = 0  #: grpo: the step at which the engine gives one token NaN as its log-prob
     dies_at: int = 0  #: the step whose data end the run
+    settings: dict[str, Any] = field(default_factory=dict)  #: grpo: of its stage
 
 
 @dataclass
@@ -216,10 +217,11 @@ def _reward_model(case: Case, model: Any, run: Run, save: Callable[..., Any]) ->
 
 
 def _grpo(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:
+    from megatron_r1.mcore.policy import ReferencePolicy
+
     group_size = 2
-    stage = GrpoConfig(
-        rollouts=STEPS, prompts_per_rollout=2, group_size=group_size, minibatch_size=4, kl_coef=0.0, micro_batch_tokens=64
-    )
+    sizes = {"rollouts": STEPS, "prompts_per_rollout": 2, "group_size": group_size, "minibatch_size": 4, "micro_batch_tokens": 64}
+    stage = GrpoConfig(**sizes, **{"kl_coef": 0.0, "optimizer": OPTIMIZER, **case.settings})
 
     class Prompts:
         taken = run.state["prompts"] if run.state else 0
@@ -258,8 +260,9 @@ def _grpo(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:
                 group.rewards_G = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
     bounds = RolloutConfig(max_response_tokens=6, max_logprob_diff_mean=1e6, max_logprob_diff_max=1e6)
+    reference = ReferencePolicy(model) if stage.has_reference else None
     train_grpo(
-        stage, bounds, policy=model, reference=None, engine=Engine(), rewards=Rewards(), prompts=Prompts(), run=run, save=save,
+        stage, bounds, policy=model, reference=reference, engine=Engine(), rewards=Rewards(), prompts=Prompts(), run=run, save=save,
         evaluate=lambda step: {}, seed=0,
     )  # fmt: skip
 

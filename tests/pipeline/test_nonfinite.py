@@ -16,7 +16,7 @@ from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import TrainingSample
 from megatron_r1.weights.hf_export import export_hf
-from tests.nonfinite_cases import ARCHITECTURE, ENGINE, HOT, MOE, ONE_RANK, OPTIMIZER, Case, check_stage, heat
+from tests.nonfinite_cases import ARCHITECTURE, ENGINE, HOT, MOE, ONE_RANK, OPTIMIZER, Case, check_stage, heat, run_case
 
 SAMPLES = [TrainingSample([2, 3, 4, 5, 6], [1] * 4, name=f"sample {n}") for n in range(3)]
 
@@ -255,3 +255,17 @@ def test_a_users_loss_that_is_infinite_names_the_sample(session) -> None:
         )
         with pytest.raises(NonFiniteUpdate, match="the loss is NaN or infinite in the micro-batch of sample"):
             policy.train_step(samples, loss_of(GrpoConfig(loss="own", kl_coef=0.0), samples))
+
+
+def test_several_inner_epochs_with_kl_measured_and_not_penalised(session, tmp_path: Path) -> None:
+    def run(name: str, **settings):
+        return run_case(Case("grpo", hot_steps=(), settings=settings), tmp_path / name, skip=0)
+
+    plain, measured = run("plain"), run("measured", measure_kl=True, reference_update_interval=0)
+    assert all(torch.equal(a, b) for a, b in zip(plain.weights, measured.weights, strict=True)), "nothing is penalised"
+    assert [line["kl/reference"] for line in plain.lines] == [0.0] * 4
+    assert measured.lines[0]["kl/reference"] == 0.0 and all(line["kl/reference"] > 0 for line in measured.lines[1:])
+    twice = run("twice", measure_kl=True, inner_epochs=2, reference_update_interval=0)
+    assert [line["updates"] for line in twice.lines] == [2, 4, 6, 8] and twice.updates == 8
+    assert twice.lines[0]["kl/reference"] > 0, "the second epoch is off the policy that sampled"
+    assert twice.lines[0]["ratio/max"] > 1.0 == plain.lines[0]["ratio/max"]
