@@ -94,6 +94,7 @@ _COMMAND_NAME = re.compile(r"\\[A-Za-z]+")
 _MAPPING = re.compile(r"(?:([a-zA-Z])\s*:\s*)?([a-z])\s*\\(?:mapsto|longmapsto)(?![A-Za-z])")
 _NAMES_OF_FACTORS = {"GCD": "gcd", "HCF": "gcd", "hcf": "gcd", "LCM": "lcm"}
 _BOLD = r"\\(?:mathbf|vec|boldsymbol|bm|hat)\s*"
+_BARE_UNIT_VECTOR = re.compile(r"\\(mathbf|boldsymbol|bm|vec|hat)\s+\\?([ijk])(?:math)?(?![A-Za-z])")
 _UNIT_VECTOR = re.compile(rf"{_BOLD}\{{\s*(?:{_BOLD}\{{)?\s*\\?([ijk])(?:math)?\s*\}}{{1,2}}")
 _UNIT_QUOTIENT = re.compile(
     r"\\[dt]?frac\s*\{\s*(-?[0-9.]+)\s*\\(?:text|mathrm|textrm)\s*\{\s*([^{}]*)\}\s*\}"
@@ -202,6 +203,8 @@ def respell(text: str) -> str:
     text = _without_unicode(text)
     if "\\\\" in text and "\\begin" not in text:
         text = _TWICE_ESCAPED.sub(r"\\", text)  # as JSON that was written twice has it
+    if "j" in text:
+        text = _BARE_UNIT_VECTOR.sub(r"\\\1{\2}", text)
     if "j" in text and len(set(_UNIT_VECTOR.findall(text))) > 1:  # alone a bold i is as likely a number
         text = _UNIT_VECTOR.sub(r"\\hat{\1}", text)
     text = _replaced(text, _COMMANDS_FIRST)
