@@ -41,14 +41,19 @@ class ForkedWork(Generic[T]):
         """Whether `result` would return or raise at once."""
         return self._answer.poll()  # also true when the process died without an answer
 
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long. Returns whether `result` would return or raise at once."""
+        return self._answer.poll(seconds)
+
     def result(self) -> T:
-        """Wait for the end of the work and return its result. Call it once.
+        """Wait for the end of the work and return its result. Call it once, or again if KeyboardInterrupt ended the wait.
 
         Raises:
             OSError, R1Error: as the work raised it.
             RuntimeError: another error of the work, whose traceback is on stderr.
             CheckpointError: the process died before it could answer.
         """
+        self._answer.poll(None)  # apart from `recv`, so that an interrupted wait loses no answer
         try:
             result, error = self._answer.recv()
         except EOFError:

@@ -11,6 +11,9 @@ import faulthandler
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
@@ -68,6 +71,20 @@ def forget() -> str:
     global _asked
     asked, _asked = _asked, None
     return asked or "a signal to another rank"
+
+
+@contextmanager
+def ctrl_c_noted() -> Iterator[list[float]]:
+    """In this block SIGINT raises nothing: `time.monotonic` of each one is put into the list. In the main thread only."""
+    pressed: list[float] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(time.monotonic()))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

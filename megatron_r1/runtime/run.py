@@ -127,14 +127,16 @@ class Run:
         return run
 
     def close(self) -> None:
-        """Close the files and release the folder. A checkpoint counts if all its files are written; else it is given up."""
-        if self._pending is not None:
-            if self._pending.abandon():
-                record_progress(self.folder, self._pending.step)
+        """Close the files and release the folder. A checkpoint that is being written is finished first; Ctrl-C gives it up."""
+        try:
+            if self._pending is not None and self._pending.finish(self._say_it_waits):
+                self.step = self._pending.step
+                record_progress(self.folder, self.step)
+        finally:
             self._pending = None
-        if self._progress is not None:
-            self._progress.close()
-        self._opened.close()
+            if self._progress is not None:
+                self._progress.close()
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -254,12 +256,22 @@ class Run:
         """Wait for the checkpoint that is being written, if there is one."""
         if self._pending is None:
             return
-        pending, self._pending = self._pending, None
-        sealed = pending.seal()
+        try:
+            sealed = self._pending.seal()
+        except Exception:  # after KeyboardInterrupt `close` finishes it
+            self._pending = None
+            raise
+        self._pending = None
         on_rank_zero(lambda: prune_checkpoints(sealed.parent, self._config.checkpoint.keep))
         self.step = step_of(sealed)
         if is_rank_zero():
             record_progress(self.folder, self.step)
+
+    def _say_it_waits(self) -> None:
+        self._heartbeat.begin("checkpoint")
+        if is_rank_zero() and self._pending is not None:
+            when = f"when the checkpoint of step {self._pending.step} is written"
+            print(f"{self.folder}: the run ends {when}; Ctrl-C gives it up", file=sys.stderr, flush=True)
 
     @contextmanager
     def _keeping_problem(self) -> Iterator[None]:

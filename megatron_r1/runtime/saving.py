@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_r1.errors import CheckpointError, R1Error
+from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.background import ForkedWork, outlive_parent
 from megatron_r1.runtime.checkpoints import STATE, manifest_entry, seal
 from megatron_r1.runtime.distributed import (
@@ -50,6 +51,8 @@ Write = Callable[[Path], Unwritten | None]
 _NOTHING = Unwritten((), lambda: None, lambda _: None)
 _NOTES = f"{TEMPORARY}written-"  # before the name of a checkpoint: its rank_0.json has what rank 0 wrote, and says that it is there
 _LONGEST_PAUSE = 1.0  # seconds between two looks for notes
+_LOOK = 0.1  # seconds between two looks whether `finish` has to give up
+_WAIT_FOR_OTHERS = 60.0  # seconds at least that rank 0 waits for the other ranks' files in `finish`
 
 _Written = tuple[Any, dict[str, dict[str, Any]]]  # a rank's result of `write`, and size and hash of its files
 
@@ -58,7 +61,8 @@ class PendingCheckpoint:
     """A checkpoint whose content is that of the step at which this object was made. All ranks call its methods together.
 
     Beside training, every rank's writer leaves a note when its files are there, and the writer of rank 0 seals the checkpoint once
-    all notes are. So it counts from the moment when the last file is written, whatever becomes of the next step.
+    all notes are. So it counts from the moment when the last file is written, whatever becomes of the next step, and a run that fails
+    before waits for that (`finish`).
 
     Args:
         folder: of all checkpoints.
@@ -75,6 +79,7 @@ class PendingCheckpoint:
         self.step = step
         self._temporary, self._final = folder / f"{TEMPORARY}step_{step:06d}", folder / f"step_{step:06d}"
         self._notes = folder / f"{_NOTES}step_{step:06d}"
+        self._begun = time.monotonic()
         self._fork: ForkedWork[None] | None = None
         self._collected: Exception | None | Literal["not yet"] = "not yet"  # how the fork ended, once it is known
         with self._naming_problems():
@@ -113,21 +118,41 @@ class PendingCheckpoint:
                 on_rank_zero(self._collect)  # not before: it waits for the notes of all
         return self._final
 
-    def abandon(self) -> bool:
-        """End this rank's writer, unless all is written: then wait until it is sealed. Not collective.
+    def finish(self, begins_to_wait: Callable[[], None] = lambda: None) -> bool:
+        """Wait until this rank's files are written, and on rank 0 until the checkpoint is sealed. Not collective.
+
+        For the end of a run that failed, on all ranks or on this one. Rank 0 gives up on ranks that take much longer than itself:
+        they may be gone. Ctrl-C gives up, too (not in the first second: a launcher passes on the one that came before). What is
+        given up stays under its temporary name, and its writer ends.
+
+        Args:
+            begins_to_wait: called if there is something to wait for.
 
         Returns:
-            Whether it is sealed, as far as rank 0 knows. What was written else stays under its temporary name.
+            Whether it is sealed, as far as rank 0 knows.
         """
-        if self._fork is None or self._collected != "not yet":
+        fork = self._fork
+        if fork is None or self._collected != "not yet":
             return self._collected is None and is_rank_zero()
-        if is_rank_zero() and (not self._temporary.exists() or len(_noted(self._notes)) == world_size()):
-            with suppress(OSError, R1Error, RuntimeError):
+        if not fork.done():
+            begins_to_wait()
+        begun, own_note = time.monotonic(), self._notes / f"rank_{rank()}.json"
+        give_up_at: float | None = None
+        try:
+            with interrupt.ctrl_c_noted() as pressed:
+                while not fork.wait(_LOOK):
+                    now = time.monotonic()
+                    if give_up_at is None and own_note.exists():
+                        give_up_at = now + max(_WAIT_FOR_OTHERS, 2 * (now - self._begun))
+                    if any(at > begun + 1 for at in pressed) or now > (give_up_at or now):
+                        return False
+            with suppress(OSError, R1Error, RuntimeError):  # an error of the run is being told; this one is less
                 self._collect()
-                return True
+                return is_rank_zero()
             return False
-        self._fork.kill()
-        return False
+        finally:
+            if self._collected == "not yet":
+                fork.kill()
 
     def _collect(self) -> None:
         """Wait for this rank's writer. Raises what it raised, also a second time."""
@@ -136,7 +161,7 @@ class PendingCheckpoint:
             try:
                 self._fork.result()
                 self._collected = None
-            except Exception as error:
+            except Exception as error:  # not Ctrl-C, after which `finish` waits again
                 self._collected = error
                 raise
         if isinstance(self._collected, Exception):

@@ -15,10 +15,10 @@ from tests.patience import patient
 
 pytestmark = pytest.mark.slow
 WORKER = """
-    import sys
+    import sys, time
     from pathlib import Path
     from megatron_r1.config.load import load_config
-    from megatron_r1.errors import R1Error
+    from megatron_r1.errors import NonFiniteUpdate, R1Error
     from megatron_r1.runtime import distributed
     from megatron_r1.runtime.device import resolve_device
     from megatron_r1.runtime.launch import read_launch
@@ -65,9 +65,29 @@ WORKER = """
     with Run.open(folder, config, "grpo") as run:
         resumed = distributed.gather_objects((run.step, run.state))
         full = distributed.gather_objects(message(lambda: train(run, 5, fail)))
+    def save_slowly(path):
+        def write():
+            time.sleep(0.3 + 0.3 * rank)
+            (path / f"{rank}.bin").write_bytes(bytes(10))
+        return Unwritten([f"{rank}.bin"], write, lambda _: None)
+
+    def train_into_an_error(run):
+        for step in run.steps(3, "grpo"):
+            run.checkpoint(step, save_slowly, {})
+            raise NonFiniteUpdate("no more")
+
+    failing = folder.with_name("failing")
+    try:
+        with Run.open(failing, config, "grpo") as run:
+            train_into_an_error(run)
+    except NonFiniteUpdate:
+        pass
+    distributed.barrier()
+    with Run.open(failing, config, "grpo") as run:
+        failed = distributed.gather_objects(run.step)
     if rank == 0:
         import json
-        print(json.dumps([busy, resumed, full]))
+        print(json.dumps([busy, resumed, full, failed]))
     distributed.shutdown()
 """
 
@@ -87,7 +107,7 @@ def test_two_ranks_share_a_run(tmp_path):
     ]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=patient(120), check=False)
     assert done.returncode == 0, done.stderr
-    busy, resumed, full = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
+    busy, resumed, full, failed = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
     assert "is being written by process" in busy[0]
     assert busy[0] == busy[1]
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_000002" / "manifest.json").read_text())
@@ -98,6 +118,7 @@ def test_two_ranks_share_a_run(tmp_path):
     assert resumed == [[2, {"step": 2, "rank": 0}]] * 2
     assert "step_000003 cannot be written: No space left on device" in full[0]
     assert full[0] == full[1]
+    assert failed == [1, 1], "rank 0 waits for the slower rank's file, and seals"
     losses = [(record["step"], record["loss"]) for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert losses[:3] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
