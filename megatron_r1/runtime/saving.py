@@ -61,8 +61,8 @@ class PendingCheckpoint:
     """A checkpoint whose content is that of the step at which this object was made. All ranks call its methods together.
 
     Beside training, every rank's writer leaves a note when its files are there, and the writer of rank 0 seals the checkpoint once
-    all notes are. So it counts from the moment when the last file is written, whatever becomes of the next step, and a run that fails
-    before waits for that (`finish`).
+    all notes are. So it counts from the moment when the last file is written, whatever becomes of the next step, and a run that
+    fails before waits for that (`finish`).
 
     Args:
         folder: of all checkpoints.
