@@ -20,6 +20,7 @@ from megatron_r1.curation.forms import Form
 from megatron_r1.curation.records import parse_line
 from megatron_r1.data.record_files import RawLine
 from megatron_r1.errors import DataError
+from megatron_r1.process_pools import starting_processes
 
 _CHUNK = 32  # lines that a process takes at once
 _AHEAD = 4  # chunks read ahead for each process
@@ -76,8 +77,10 @@ def inspect_all(
         yield from (inspector.inspect(line, source) for line in lines)
         return
     # Not forked: this process may hold threads and a device.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.workers, context, _start_inspector, (config, sets, seed)) as pool:
+    with starting_processes(f"curation.workers={config.workers}", "set curation.workers=1"):
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(config.workers, context, _start_inspector, (config, sets, seed))
+    with pool:
         waiting: deque[Future[list[Inspected]]] = deque()
         try:
             for chunk in _line_chunks(lines):

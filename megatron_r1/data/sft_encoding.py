@@ -14,6 +14,7 @@ from megatron_r1.data.chat.template import encode_conversation
 from megatron_r1.data.record_files import Record
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
+from megatron_r1.process_pools import starting_processes
 from megatron_r1.types import TrainingSample
 
 _PER_TASK = 32
@@ -60,7 +61,9 @@ def encode_records(records: Iterable[Record], encoder: Encoder, workers: int) ->
         yield from map(encoder.encode, records)
         return
     # Not forked: this process may hold a device and threads.
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_encoder, initargs=(encoder,)) as pool:
+    with starting_processes(f"sft.workers={workers}", "set sft.workers=0"):
+        pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_encoder, initargs=(encoder,))
+    with pool:
         records = iter(records)
         while window := list(islice(records, workers * _WINDOW * _PER_TASK)):
             yield from pool.map(_encode_in_worker, window, chunksize=_PER_TASK)

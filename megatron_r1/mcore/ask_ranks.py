@@ -12,6 +12,7 @@ from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.mcore.pieces import Shards, check_cover
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.process_pools import starting_processes
 
 _RANKS_PER_PROCESS = 64  # below, starting a process takes longer than the ranks do
 
@@ -22,6 +23,7 @@ def shards_of_layout(arch: Architecture, layout: Layout) -> Shards:
     A large layout is worked out by several processes of this machine, and so is one in a process that has joined a real group.
 
     Raises:
+        ConfigError: this machine starts no processes.
         ConversionError: the ranks do not hold each element of the table's tensors exactly once.
     """
     processes = min(multiprocessing.cpu_count(), max(1, layout.world_size // _RANKS_PER_PROCESS))
@@ -30,7 +32,9 @@ def shards_of_layout(arch: Architecture, layout: Layout) -> Shards:
     else:
         shards = Shards()
         ranks = [range(start, layout.world_size, processes) for start in range(processes)]
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        with starting_processes("working out what the ranks of a layout store"):
+            pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+        with pool:
             for part in pool.map(_ask_ranks, [arch] * processes, [layout] * processes, ranks):
                 shards.add(part)
     check_cover(shards, arch)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from megatron_r1.errors import ConfigError
+
 _ALIGNMENT = 16  # bytes; every dtype can be viewed at such an offset
 
 
@@ -85,7 +87,10 @@ class SharedMemorySender(BucketSender):
     """One memory file for every bucket, for an engine on this machine. It has no name on disk, so a killed run leaves nothing."""
 
     def __init__(self, call: Callable[..., Any], bucket_bytes: int = 64 << 20) -> None:
-        self._fd = os.memfd_create("megatron_r1-weights")
+        try:
+            self._fd = os.memfd_create("megatron_r1-weights")
+        except OSError as error:
+            raise _no_memory(error) from None
         self._size = 0
         super().__init__(call, bucket_bytes)
 
@@ -96,10 +101,15 @@ class SharedMemorySender(BucketSender):
             self._fd = -1
 
     def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
-        if num_bytes > self._size:
-            os.ftruncate(self._fd, num_bytes)
-            self._size = num_bytes
-        with mmap.mmap(self._fd, self._size) as shared:
+        try:
+            if num_bytes > self._size:
+                os.ftruncate(self._fd, num_bytes)
+                os.posix_fallocate(self._fd, self._size, num_bytes - self._size)  # else a write into the map dies of SIGBUS
+                self._size = num_bytes
+            mapped = mmap.mmap(self._fd, self._size)
+        except OSError as error:
+            raise _no_memory(error) from None
+        with mapped as shared:
             _copy_into_bucket(tensors, memoryview(shared))
         return {"paths": [f"/proc/{os.getpid()}/fd/{self._fd}"]}
 
@@ -114,6 +124,13 @@ class NetworkSender(BucketSender):
         content = bytearray(num_bytes)
         _copy_into_bucket(tensors, memoryview(content))
         return {"content": pickle.PickleBuffer(content)}  # sent as it is; the server finds a bytearray
+
+
+def _no_memory(error: OSError) -> ConfigError:
+    return ConfigError(
+        f"rollout.transfer: no shared memory for the weights: {error.strerror}; it is a file in memory (memfd, not in /dev/shm): "
+        "free memory, or raise the container's limit of memory or of open files"
+    )
 
 
 def _copy_into_bucket(tensors: list[tuple[torch.Tensor, int]], target: memoryview) -> None:

@@ -13,7 +13,8 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
-from megatron_r1.errors import EngineLost, R1Error, RolloutError
+from megatron_r1.errors import ConfigError, EngineLost, R1Error, RolloutError
+from megatron_r1.process_pools import shared_memory_problem
 from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.runtime.launch import free_port
 
@@ -70,7 +71,10 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             # If a worker died, here or on another node, or a device failed, another engine may do better. A start would fail again.
             kind = RolloutError if call in STARTS else EngineLost
-            connection.send((False, kind(f"the rollout engine failed in {call}: {reason}")))
+            answer: R1Error = kind(f"the rollout engine failed in {call}: {reason}")
+            if call in STARTS and (problem := shared_memory_problem()):  # vLLM's processes talk through it
+                answer = ConfigError(f"the rollout engine has no shared memory for its processes: {problem}")
+            connection.send((False, answer))
         else:
             connection.send((True, reply))
 
