@@ -16,6 +16,7 @@ from megatron_r1.runtime.heartbeat import ABORT, ENDED, FOLDER, Sign, read_sign
 RATED_STEPS = 20  #: the newest steps, whose median rate is taken
 _SHOWN = ("loss", "reward/mean", "reward/accuracy", "kl/reference", "grad_norm")
 _NAMED = 8  # nodes in one line
+_SET_APART = 10.0  # seconds: clocks that differ by less count as the same
 
 
 def describe_status(folder: Path, now: float | None = None) -> str:
@@ -84,12 +85,22 @@ def _is_alive(sign: Sign, now: float) -> bool:
     return sign.activity != ENDED and now - sign.time < 3 * sign.interval_seconds + 10
 
 
+def _ahead(signs: list[Sign], now: float) -> list[str]:
+    """Says of the nodes whose clock is ahead of this one's that the age of their signs is not known."""
+    ahead = {sign.node: sign.time - now for sign in signs if sign.activity != ENDED and sign.time - now > _SET_APART}
+    if not ahead:
+        return []
+    worst = _duration(max(ahead.values()))
+    return [f"  clock       {_name(list(ahead))}: up to {worst} ahead of this one; whether they still give signs is not known"]
+
+
 def _checkpoint(folder: Path, now: float) -> str:
     found = complete_checkpoints(folder / "checkpoints")
     if not found:
         return "none yet"
     age = now - (found[-1] / COMPLETE).stat().st_mtime
-    return f"step {step_of(found[-1])}, {_duration(age)} ago, in {found[-1]}"
+    when = f"{_duration(age)} ago" if age > -_SET_APART else f"by a clock that is {_duration(-age)} ahead of this one"
+    return f"step {step_of(found[-1])}, {when}, in {found[-1]}"
 
 
 def _health(folder: Path, signs: list[Sign], last: dict[str, float], now: float) -> list[str]:
@@ -105,6 +116,7 @@ def _health(folder: Path, signs: list[Sign], last: dict[str, float], now: float)
             + ", ".join(f"{count} in {activity}" for activity, count in doing.most_common(4))
         )
         lines += [f"  no sign     {_name(ill)}"] if ill else []
+        lines += _ahead(signs, now)
     if "seconds/ranks/slowest" in last:
         lines.append(
             f"  slowest     rank {last['seconds/ranks/slowest']:.0f}: {last['seconds/ranks/probe_max']:.3g} s for the probe, "
@@ -120,9 +132,12 @@ def _name(nodes: list[str]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return "a time that no calendar has"
 
 
 def _duration(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
+    hours, rest = divmod(int(max(seconds, 0)), 3600)  # a clock may have been set back a little
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

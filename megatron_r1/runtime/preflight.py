@@ -27,6 +27,7 @@ from megatron_r1.runtime.launch import configure_threads, node_name, read_launch
 
 BAD_NODES = 3  #: exit code
 CLOCK_SECONDS = 2.0  #: largest difference of clocks: beyond it munge refuses and logs are out of order
+_CLOCK_LOOKS = 3
 _MEETING_SECONDS = 300.0
 _DISK_BYTES = 64 << 20
 _MEMORY_BYTES = 64 << 20
@@ -194,9 +195,12 @@ def _disk_speed(folder: Path) -> float:
 
 def _compare_clocks(found: Findings) -> None:
     distributed.barrier()
-    distributed.barrier()  # the first one waited for ranks that were late
-    times = distributed.gather_objects(time.time())
-    found.clock_seconds = times[found.rank] - times[0]
+    ahead = []
+    for _ in range(_CLOCK_LOOKS):  # a rank may be late once, and a clock may be set in between
+        distributed.barrier()
+        times = distributed.gather_objects(time.time())
+        ahead.append(times[found.rank] - times[0])
+    found.clock_seconds = statistics.median(ahead)
 
 
 def _meet(found: Findings, device: Device | None) -> None:

@@ -6,11 +6,20 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Bar(tqdm):
+    """tqdm reads the wall clock, whose jumps would show as negative times and rates."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = time.monotonic()
 
 
 class Progress:
@@ -32,7 +41,7 @@ class Progress:
         self._bar = None
         if enabled and sys.stderr.isatty():
             scaled = unit == "B"
-            self._bar = tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, unit=unit, unit_scale=scaled)
+            self._bar = _Bar(total=total, desc=description, initial=initial, dynamic_ncols=True, unit=unit, unit_scale=scaled)
 
     def show(self, values: Mapping[str, float]) -> None:
         """Put these values behind the bar, or at the end of the next line."""
@@ -62,7 +71,7 @@ class Progress:
 
     def _line(self) -> str:
         elapsed = time.monotonic() - self._started
-        left = elapsed / max(self.done - self._initial, 1) * (self.total - self.done)
+        left = elapsed / max(self.done - self._initial, 1) * max(self.total - self.done, 0)
         count = f"{self.done}/{self.total}"
         if self._in_bytes:
             rate = (self.done - self._initial) / max(elapsed, 1e-9)

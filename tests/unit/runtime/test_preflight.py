@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from megatron_r1.runtime import preflight
 from megatron_r1.runtime.launch import free_port
 from megatron_r1.runtime.preflight import Findings, find_bad_nodes, preflight_report
 from tests.paths import ROOT
@@ -41,6 +42,23 @@ def test_bad_nodes_are_named_with_the_reason():
     }
     text = preflight_report(ranks, bad)
     assert "6 node(s), 6 rank(s), 3 bad node(s)" in text and "preflight: n2 is bad: disk /local: No space left on device" in text
+
+
+@pytest.mark.parametrize(
+    ("looks", "seconds"),
+    [
+        ([[0.0, 0.1], [0.0, 3600.1], [0.0, 0.2]], 0.2),  # set ahead and back, or late once
+        ([[0.0, 0.0], [-3600.0, 0.0], [-3600.0, 0.0]], 3600.0),  # set back for good
+        ([[0.0, -30.0], [1.0, -29.0], [2.0, -28.0]], -30.0),
+    ],
+)
+def test_one_odd_look_at_the_clocks_blames_no_node(monkeypatch, looks, seconds):
+    left = iter(looks)
+    monkeypatch.setattr(preflight.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(preflight.distributed, "gather_objects", lambda _: next(left))
+    found = findings("n1", 1)
+    preflight._compare_clocks(found)
+    assert found.clock_seconds == pytest.approx(seconds)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
@@ -45,3 +46,23 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
         bar.show({"reward": 1.0})
         bar.advance()
     assert re.search(r"GRPO: 100%.*3/3.*reward=1", capsys.readouterr().err)
+
+
+def test_more_than_the_total_leaves_no_negative_time(clock, capsys):
+    with Progress(4, "GRPO") as bar:
+        clock[0] += 12.0
+        bar.advance(5)
+    assert capsys.readouterr().err == "GRPO: 5/4, 12 s, about 0 s left\n"
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0])
+def test_a_bar_does_not_see_the_wall_clock_jump(clock, monkeypatch, jump):
+    wall = [1e9]
+    monkeypatch.setattr("tqdm.std.time", lambda: wall[0])
+    bar = progress._Bar(total=10, file=io.StringIO(), mininterval=0)
+    for _ in range(4):
+        clock[0] += 5.0
+        wall[0] += jump
+        bar.update(1)
+    assert bar.format_dict["elapsed"] == 20.0 and bar.format_dict["rate"] == pytest.approx(0.2)
+    bar.close()
