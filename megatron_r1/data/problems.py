@@ -14,7 +14,7 @@ from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problem_records import Problem, read_problem
 from megatron_r1.data.record_files import read_records
 from megatron_r1.data.split import is_heldout
-from megatron_r1.data.tally.arithmetic import TallyProblem, draw_problem
+from megatron_r1.data.tally.arithmetic import TallyProblem, count_heldout, draw_problem
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import DOMAINS
 
@@ -69,6 +69,9 @@ def load_problems(config: DataConfig, domains: Collection[str] = DOMAINS) -> Pro
     return FileProblems(train, 0.0, config.source, notes=[*notes, *more], evaluated=evaluated)
 
 
+_SUSPICIOUS = 20  # repeats, after which there may be too few problems
+
+
 class TallyProblems:
     """Generated on demand; a problem may come again after a few thousand others."""
 
@@ -86,8 +89,16 @@ class TallyProblems:
         require_heldout(count, self._fraction)
         rng = random.Random(f"tally heldout {seed}")
         chosen: dict[str, TallyProblem] = {}
+        repeats = 0
         while len(chosen) < count:
             problem = draw_problem(rng, True, self._fraction)
+            if problem.expression in chosen:
+                repeats += 1
+                if repeats == _SUSPICIOUS and count > (most := count_heldout(self._fraction)):
+                    raise DataError(
+                        f"evaluate.problems={count} but data.heldout_fraction={self._fraction} holds out only {most} generated "
+                        "problems: ask for fewer, or hold out more"
+                    )
             chosen.setdefault(problem.expression, problem)
         return [_tally_problem(problem) for problem in chosen.values()]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from megatron_r1.data.split import is_heldout
+from megatron_r1.data.split import MOST_DRAWS, empty_part, is_heldout
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
 MAX_VALUE = 12
@@ -100,8 +100,12 @@ class TallyProblem:
 
 
 def draw_problem(rng: random.Random, heldout: bool, heldout_fraction: float, language: str | None = None) -> TallyProblem:
-    """A random problem of the held-out part or of the training part; the language is random if not given."""
-    while True:
+    """A random problem of the held-out part or of the training part; the language is random if not given.
+
+    Raises:
+        DataError: the part seems to be empty.
+    """
+    for _ in range(MOST_DRAWS):
         value = start = rng.randint(0, MAX_VALUE)
         moves = []
         for _ in range(NUM_MOVES):
@@ -114,6 +118,21 @@ def draw_problem(rng: random.Random, heldout: bool, heldout_fraction: float, lan
         problem = TallyProblem(language or rng.choice(LANGUAGES), start, tuple(moves))
         if problem.is_heldout(heldout_fraction) == heldout:
             return problem
+    raise empty_part(heldout, heldout_fraction)
+
+
+def count_heldout(heldout_fraction: float) -> int:
+    """Number of held-out problems that differ in their numbers, of all that `draw_problem` may draw."""
+    paths = [(start, start, ()) for start in range(MAX_VALUE + 1)]  # start, value reached, moves
+    for _ in range(NUM_MOVES):
+        paths = [
+            (start, value + move, (*moves, move))
+            for start, value, moves in paths
+            for move in range(-min(MAX_MOVE, value), min(MAX_MOVE, MAX_VALUE - value) + 1)
+            if move
+        ]
+    expressions = {TallyProblem(LANGUAGES[0], start, moves).expression for start, _, moves in paths}
+    return sum(is_heldout(expression, heldout_fraction) for expression in expressions)
 
 
 def chain_of_thought(

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_r1.data.split import is_heldout
+from megatron_r1.data.split import MOST_DRAWS, empty_part, is_heldout
 from megatron_r1.data.tally.arithmetic import LANGUAGES, pretraining_document
 
 REQUEST_SHARE = 0.2  #: of the pretraining documents
@@ -97,8 +97,12 @@ class Request:
 
 
 def draw_request(rng: random.Random, heldout: bool, heldout_fraction: float, language: str | None = None) -> Request:
-    """A random request of the held-out part or of the training part; the language is random if not given."""
-    while True:
+    """A random request of the held-out part or of the training part; the language is random if not given.
+
+    Raises:
+        DataError: the part seems to be empty.
+    """
+    for _ in range(MOST_DRAWS):
         chosen = language or rng.choice(LANGUAGES)
         pattern = rng.choice(_PATTERNS[chosen])
         names = {"name": rng.choice(_NAMES[chosen]), "thing": rng.choice(_THINGS[chosen])}
@@ -106,6 +110,7 @@ def draw_request(rng: random.Random, heldout: bool, heldout_fraction: float, lan
         if is_heldout(question, heldout_fraction) == heldout:
             good, poor = (tuple(text.format(**names) for text in texts) for texts in (pattern.good, pattern.poor))
             return Request(chosen, pattern.preference, question, good, poor, pattern.thought.format(**names))
+    raise empty_part(heldout, heldout_fraction)
 
 
 def find_thought(question: str) -> str:

@@ -11,6 +11,7 @@ from megatron_r1.data.general import Requests
 from megatron_r1.data.problem_records import Problem
 from megatron_r1.data.problems import FileProblems, load_problems, read_problem_file, read_problems
 from megatron_r1.data.split import is_heldout
+from megatron_r1.data.tally import arithmetic, requests
 from megatron_r1.errors import ConfigError, DataError
 from tests.public_data import math_file, math_records
 
@@ -258,6 +259,44 @@ def test_nothing_is_held_out_of_a_generated_world_at_a_share_of_0():
         assert source.train(0, 0).question and source.heldout(0, 0) == []
         with pytest.raises(DataError, match="data.heldout_fraction=0 holds out no problem"):
             source.heldout(1, 0)
+
+
+@pytest.mark.parametrize("source", ["tally", "requests"])
+@pytest.mark.parametrize(("fraction", "part"), [(0.00004, "to hold out"), (0.99996, "to train on")])
+def test_a_part_of_a_generated_world_that_is_empty_does_not_wait_for_a_problem(monkeypatch, source, fraction, part):
+    """Shares come in steps of 0.0001."""
+    for module in (arithmetic, requests):
+        monkeypatch.setattr(module, "MOST_DRAWS", 2000)
+    problems = load_problems(DataConfig(heldout_fraction=fraction)) if source == "tally" else Requests(fraction)
+    with pytest.raises(DataError, match=rf"data.heldout_fraction={fraction} leaves no generated problem {part}: choose"):
+        problems.heldout(1, 0) if "hold" in part else problems.train(0, 0)
+    assert problems.train(0, 0) if "hold" in part else problems.heldout(1, 0)
+
+
+def test_more_generated_problems_than_are_held_out_are_refused():
+    most = arithmetic.count_heldout(0.01)
+    source = load_problems(DataConfig(heldout_fraction=0.01))
+    with pytest.raises(DataError, match=f"evaluate.problems={most + 1} but .*=0.01 holds out only {most} generated problems: ask"):
+        source.heldout(most + 1, 0)
+    assert most > 100 and len({p.id for p in source.heldout(100, 0)}) == 100
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.9999])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_few_problems_and_a_held_out_share_train_or_say_why_not(count, fraction):
+    problems = numbered(count)
+    held = [problem for problem in problems if is_heldout(problem.question, fraction)]
+    if len(held) == count:
+        with pytest.raises(DataError, match=f"no training problem is left of {count} with data.heldout_fraction={fraction}"):
+            FileProblems(problems, fraction, "few")
+        return
+    source = FileProblems(problems, fraction, "few")
+    epoch = count - len(held)
+    asked = [source.train(position, 0).id for position in range(3 * epoch)]
+    assert all(asked.count(id) == 3 for id in asked)
+    assert len(source.heldout(len(held), 0)) == len(held)
+    with pytest.raises(DataError, match=f"but only {len(held)} problems are held out"):
+        source.heldout(len(held) + 1, 0)
 
 
 def test_what_is_selected_keeps_its_order_and_says_how_many_are_left_out():
