@@ -91,7 +91,10 @@ class Tokenizer:
         return Tokenizer, self._arguments
 
     def _control_id(self, token: str) -> int:
-        token_id = self._whole.token_to_id(token)
+        try:
+            token_id = self._whole.token_to_id(token)
+        except (TypeError, ValueError):  # ValueError: half of a surrogate pair
+            raise DataError(f"tokenizer: control token {token!r} is not text") from None
         if token_id is None:
             raise DataError(f"tokenizer: control token {token!r} is not in the vocabulary")
         return token_id

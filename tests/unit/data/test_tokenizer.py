@@ -306,3 +306,13 @@ def test_the_command_line_tool_trains_and_reports_errors(tmp_path, capsys):
         and "vocab_size=9" in errors[2]
     )
     assert not (tmp_path / "u").exists()
+
+
+@pytest.mark.parametrize("token", [5, 1.5, True, ["</s>"], {"content": 7}, {"content": None}, "\ud800"])
+def test_a_control_token_that_is_no_text_is_a_one_line_error(general, tmp_path, token):
+    general.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": token}))
+    with pytest.raises(DataError) as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value) and "token" in str(caught.value)
