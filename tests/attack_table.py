@@ -117,7 +117,7 @@ def run_attacks(attacks: Sequence[Attack]) -> Ran:
             first = [] if sleeps else _state(sandbox)
             for attack in [attack for attack in attacks if attack.sleeps is sleeps]:
                 source = f"def attack():\n    {indented(attack.body)}"
-                (result,) = runner.run([CallTest("attack()", SECRET, setup=source)], time.monotonic() + 600)
+                (result,) = runner.run([CallTest("attack()", SECRET, setup=source)], time.monotonic() + patient(600))
                 ran.verdicts.append(result.verdict)
                 ran.findings += [Finding(attack, what) for what in _wrongs(result, sandbox.last)]
                 if not sleeps and (state := _state(sandbox)) != first:
