@@ -185,7 +185,7 @@ def test_the_rules_refuse_what_they_have_no_rule_for():
 
 def test_the_comparison_tells_what_holds_and_what_does_not(tmp_path, capsys):
     (tmp_path / "zero").mkdir()
-    (tmp_path / "zero/run.json").write_text('{"command": "grpo", "started": "2026"}')
+    (tmp_path / "zero/run.json").write_text('{"command": "grpo", "started": "2026-11-29T00:00:00+00:00"}')
     (tmp_path / "zero/config.yaml").write_text("seed: 0\n")
     (tmp_path / "zero/metrics.jsonl").write_text('{"step": 0}\n')
     for stage, readable, language in (("zero", 0.5, 0.9), ("stage1", 0.8, 0.9), ("stage2", 0.8, 0.8)):
