@@ -24,9 +24,10 @@ groups() {
         rest tests/pipeline 'tests/pipeline/test_grpo*.py' tests/pipeline/test_gsm8k.py \
             'tests/pipeline/test_how_to*.py' tests/pipeline/test_commands.py tests/pipeline/test_bad_input.py 'tests/pipeline/test_vllm*.py'
         echo "tests/distributed"
+        echo "tests/fuzz"
         echo "tests/slurm"
         echo "tests/unit/rewards tests/unit/curation tests/unit/rollout"
-        rest tests tests/pipeline tests/distributed tests/slurm tests/unit/rewards tests/unit/curation tests/unit/rollout
+        rest tests tests/pipeline tests/distributed tests/fuzz tests/slurm tests/unit/rewards tests/unit/curation tests/unit/rollout
     fi
 }
 
