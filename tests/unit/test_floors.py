@@ -17,7 +17,7 @@ LONGEST_FILE = 400
 MOST_ENTRIES = 12  # at the top of the packages that have sub-packages
 FLOORS = [
     {"errors", "tags"},
-    {"types", "config", "model", "chat_endpoint", "import_path", "process_pools"},
+    {"types", "config", "model", "chat_endpoint", "cpu_limit", "import_path", "process_pools"},
     {"runtime", "data", "rewards", "algorithms"},
     {"weights"},  # below mcore and rollout, which both use it
     {"mcore", "rollout", "evaluation", "curation"},
@@ -102,7 +102,7 @@ def module_name(path: Path) -> str:
 
 
 def test_the_layout_is_there():
-    for part in set(FLOOR_OF) - {"errors", "types", "cli", "tags", "chat_endpoint", "import_path", "process_pools"}:
+    for part in set(FLOOR_OF) - {"errors", "types", "cli", "tags", "chat_endpoint", "cpu_limit", "import_path", "process_pools"}:
         assert (ROOT / PACKAGE / part / "__init__.py").is_file(), part
     for folder in ("tools", "examples", "slurm", "benchmarks", "tests", "setup.py", "README.md", "Makefile", ".ci/run"):
         assert (ROOT / folder).exists(), folder

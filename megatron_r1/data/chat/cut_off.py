@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from megatron_r1.cpu_limit import cpu_limit
 
 
 class TookTooLong(Exception):
@@ -25,13 +26,5 @@ def cut_off(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def end(*_: object) -> None:
-        raise TookTooLong(f"it computes for more than {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGVTALRM, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
+    with cpu_limit(seconds, TookTooLong(f"it computes for more than {seconds:.0f} s")):
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from megatron_r1.cpu_limit import cpu_limit
 
 _MAX_CHARACTERS = 100  #: the time of its parser grows faster than the text
 _MAX_DEPTH = 3
@@ -58,7 +57,7 @@ def math_verify_agrees(answer: str, reference: str) -> bool:
     import math_verify  # noqa: F401  here, as it imports sympy and is rarely needed; outside of the time that is measured
 
     try:
-        with _cpu_time(_CPU_SECONDS):
+        with cpu_limit(_CPU_SECONDS, _OutOfTime()):
             return _agrees(answer, reference)
     except (_OutOfTime, RecursionError, MemoryError):
         return False
@@ -84,22 +83,6 @@ def _agrees(answer: str, reference: str) -> bool:
     if gold.free_symbols != target.free_symbols:
         return False
     return verify(gold, target, float_rounding=_DIGITS, numeric_precision=_DIGITS, timeout_seconds=None)
-
-
-@contextmanager
-def _cpu_time(seconds: float) -> Iterator[None]:
-    """Raises _OutOfTime in this thread, the main one, once the process has used so much CPU time."""
-
-    def stop(number: int, frame: object) -> None:
-        raise _OutOfTime
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def _is_shallow(text: str) -> bool:
