@@ -15,7 +15,7 @@ from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.checkpoint_files import join, plan_folder
 from megatron_r1.mcore.layout import padded_vocabulary
 from megatron_r1.mcore.megatron_model import MegatronModel
-from megatron_r1.mcore.optimizer_state import load_optimizer_state, optimizer_state
+from megatron_r1.mcore.optimizer_state import finish_loading, optimizer_state
 from megatron_r1.mcore.policy import ReferencePolicy
 from megatron_r1.runtime.distributed import failing_together, gather_on_rank_zero, on_rank_zero, rank, world_size
 from megatron_r1.runtime.saving import Unwritten
@@ -74,8 +74,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
         reference.refresh()
     state = _model_state(policy)
     _let_padding_differ(policy, state, folder / _POLICY, tp)
-    if policy.optimizer is not None:
-        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=True)
+    state |= _optimizer_part(policy, state)
     same_layout = progress["layout"] == asdict(policy.layout)
     if same_layout:
         state["rng"] = _rng_state()
@@ -84,7 +83,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     policy.updates, policy.skipped = progress["updates"], progress["skipped"]
     policy.check_finite(folder)
     if policy.optimizer is not None:
-        load_optimizer_state(policy.optimizer, loaded["optimizer"], policy.updates - policy.skipped)
+        finish_loading(policy.optimizer, loaded.get("optimizer", {}), policy.updates - policy.skipped)
         policy.scheduler.num_steps = policy.updates
         policy.scheduler.step(0)
     if same_layout:
@@ -150,10 +149,15 @@ def _let_padding_differ(policy: MegatronModel, state: dict[str, Any], folder: Pa
 
 def _policy_state(policy: MegatronModel) -> dict[str, Any]:
     state = _model_state(policy)
-    if policy.optimizer is not None:
-        state["optimizer"] = optimizer_state(policy.optimizer, dict(state), sharding_metadata(), is_loading=False)
+    state |= _optimizer_part(policy, state)
     state["rng"] = _rng_state()
     return state
+
+
+def _optimizer_part(policy: MegatronModel, model_state: dict[str, Any]) -> dict[str, Any]:
+    """Empty without an optimizer, and where other data-parallel ranks hold all of it."""
+    held = {} if policy.optimizer is None else optimizer_state(policy.optimizer, model_state)
+    return {"optimizer": held} if held else {}
 
 
 def _reference_state(policy: MegatronModel, reference: ReferencePolicy) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from megatron_r1.mcore.balance import Balance
+from megatron_r1.mcore.optimizer_state import create_moments
 from megatron_r1.mcore.routing import packed_sequences
 
 #: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a whole micro-batch, also
@@ -137,6 +138,7 @@ class MegatronModel:
             ),
             self.chunks,
         )
+        create_moments(self.optimizer)
         self.scheduler = OptimizerParamScheduler(
             self.optimizer,
             init_lr=0.0,

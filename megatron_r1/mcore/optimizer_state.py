@@ -3,12 +3,18 @@
 Megatron-Core's own optimizer state loads into another layout, except across expert parallelism: with it an optimizer is a chain of
 two (dense parameters and experts) with a state dict each, without it there is one. But tensors have the same names under every
 layout, so only tensors are stored here; all else in the state dicts follows from the config and the number of updates.
+
+Every data-parallel rank stores the part of each tensor that it holds, and reads that part. Megatron-Core 0.16.1 offers three ways
+for its distributed optimizer: `fully_reshardable` gathers whole buffers on one rank or on all (12 bytes a parameter, twice to three
+times), `dp_reshardable` gathers nothing but ties a checkpoint to tp, pp and ep, and `fully_sharded_model_space` did what is done
+here until flattened ranges were taken out of its sharded tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -18,41 +24,45 @@ from megatron_r1.mcore.active import require_active
 require_active()
 
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
+STATE_NAMES = ("param", "exp_avg", "exp_avg_sq")  #: master weights and both moments, float32 each
 
-def optimizer_state(
-    optimizer: ChainedOptimizer, model_state: dict[str, Any], metadata: dict[str, Any], *, is_loading: bool
-) -> list[dict[int, Any]]:
-    """Sharded tensors of every part of the optimizer: master weights and both moments, named after the model's tensors.
+_Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape
+
+
+def optimizer_state(optimizer: ChainedOptimizer, model_state: dict[str, Any]) -> dict[str, ShardedTensor]:
+    """Sharded tensors of what this rank holds of the optimizer: master weights and both moments, named after the model's tensors.
+
+    They are views of the optimizer's own tensors, to be stored or to be loaded into: nothing is copied or gathered. The keys of the
+    result mean nothing.
 
     Args:
-        optimizer: the policy's. Tensors on the CPU are not copied unless they must be gathered.
+        optimizer: the policy's, see `create_moments`.
         model_state: the model's sharded state dict.
-        metadata: as for the model.
-        is_loading: the tensors are to be filled; their content does not matter.
     """
-    _create_moments(optimizer)
-    return [
-        _undivided_state(part, model_state)
-        if part.data_parallel_group.size() == 1 and not is_loading
-        else _gathered_state(part, model_state, metadata, is_loading)
-        for part in _distributed_optimizers(optimizer)
-    ]
+    entries, _ = extract_sharded_tensors_and_factories(model_state)
+    of_model = {entry.data: entry for entry in nested_values(entries)}
+    held = (tensor for part in distributed_optimizers(optimizer) for tensor in _held_tensors(part, of_model))
+    return {str(number): tensor for number, tensor in enumerate(held)}
 
 
-def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]], updates: int) -> None:
-    """Take what was loaded into `optimizer_state(..., is_loading=True)`, after `updates` updates that were applied."""
-    for part, part_state in zip(_distributed_optimizers(optimizer), state, strict=True):
-        # torch's AdamW counts updates per parameter, in place, so each parameter needs its own tensor. Megatron-Core would copy
-        # the count from the checkpoint, which holds none.
-        for moments in part.optimizer.state.values():
-            moments.pop("step", None)
-        part.load_parameter_state_from_fully_reshardable(part_state)
+def finish_loading(optimizer: ChainedOptimizer, loaded: dict[str, torch.Tensor], updates: int) -> None:
+    """Set the count of updates, which no checkpoint holds, once the tensors of `optimizer_state` are loaded.
+
+    Args:
+        loaded: the tensors under the keys of `optimizer_state`.
+        updates: that were applied.
+    """
+    own = {tensor.untyped_storage().data_ptr() for part in distributed_optimizers(optimizer) for tensor in state_tensors(part)}
+    if not own.issuperset(tensor.untyped_storage().data_ptr() for tensor in loaded.values()):
+        raise RuntimeError("megatron-core no longer loads into the tensors it is given: see mcore/optimizer_state.py")
+    for part in distributed_optimizers(optimizer):
         if _counts_per_parameter(part):
+            # torch's AdamW counts in place, so each parameter needs its own tensor.
             for moments in part.optimizer.state.values():
                 moments["step"] = torch.tensor(float(updates))
         else:
@@ -60,66 +70,18 @@ def load_optimizer_state(optimizer: ChainedOptimizer, state: list[dict[int, Any]
                 group["step"] = updates
 
 
-def _gathered_state(
-    part: DistributedOptimizer, model_state: dict[str, Any], metadata: dict[str, Any], is_loading: bool
-) -> dict[int, Any]:
-    """The state that Megatron-Core gathers over data-parallel ranks, with every tensor taken from its right place.
+def create_moments(optimizer: ChainedOptimizer) -> None:
+    """Make Adam's moments, which are zero before the first update.
 
-    Megatron-Core 0.16.1 joins the buckets of a buffer without the padding between them, and then cuts tensors out by offsets that
-    count the padding. With more than one bucket (under pipeline parallelism a shared embedding has its own) everything after the
-    first would be shifted silently.
+    Adam itself makes them in that update, when an engine beside the trainer has taken what memory there was.
     """
-    gather = part.get_parameter_state_dp_zero
-
-    def gather_with_padding(*args: Any, **options: Any) -> dict[Any, Any]:
-        state = gather(*args, **options)
-        for i, buffer in enumerate(part.buffers):
-            for tensors in state[i].values():
-                for name in ("param", "exp_avg", "exp_avg_sq"):
-                    tensors[name] = _spread_buckets(tensors[name], buffer)
-        return state
-
-    part.get_parameter_state_dp_zero = gather_with_padding
-    try:
-        return part.sharded_param_state_fully_reshardable(model_state, is_loading, metadata)
-    finally:
-        del part.get_parameter_state_dp_zero
-
-
-def _spread_buckets(joined: torch.Tensor, buffer: Any) -> torch.Tensor:
-    """[numel without padding] -> [numel], every bucket at its offset."""
-    if joined.numel() == buffer.numel:
-        return joined
-    spread, start = joined.new_zeros(buffer.numel), 0
-    for bucket in buffer.buckets:
-        end = start + bucket.numel_unpadded
-        spread[bucket.offset : bucket.offset + bucket.numel_unpadded] = joined[start:end]
-        start = end
-    return spread
-
-
-def _undivided_state(part: DistributedOptimizer, model_state: dict[str, Any]) -> dict[int, Any]:
-    """The same without copies: a single data-parallel rank holds all of it."""
-    entries, _ = extract_sharded_tensors_and_factories(model_state)
-    of_model = {entry.data: entry for entry in nested_values(entries)}
-    state: dict[int, Any] = {}
-    for parameter in (p for buffer in part.buffers for p in buffer.param_index_map):
-        entry, own = of_model[parameter], part._get_main_param_and_optimizer_states(parameter)
-        sharded = state[len(state)] = {}
-        for name in ("param", "exp_avg", "exp_avg_sq"):
-            fields = {"key": f"optimizer.state.{name}.{entry.key}", "data": own[name].detach().view(parameter.shape)}
-            if isinstance(entry, ShardedTensor):  # a factory makes its sharded tensors, with their dtype, from the data
-                fields["dtype"] = own[name].dtype
-            sharded[name] = replace(entry, **fields)
-    return state
-
-
-def _create_moments(optimizer: ChainedOptimizer) -> None:
-    """Adam creates its moments in the first update; to be saved or loaded into they must be there before."""
-    for part in _distributed_optimizers(optimizer):
+    for part in distributed_optimizers(optimizer):
         if not _counts_per_parameter(part):
             if not part.optimizer.state:
-                part.load_state_dict(part.state_dict())
+                part.load_state_dict(part.state_dict())  # with uninitialised tensors
+                for moments in part.optimizer.state.values():
+                    moments["exp_avg"].zero_()
+                    moments["exp_avg_sq"].zero_()
             continue
         for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
             if not part.optimizer.state[parameter]:
@@ -127,9 +89,85 @@ def _create_moments(optimizer: ChainedOptimizer) -> None:
                 part.optimizer.state[parameter].update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
 
 
-def _distributed_optimizers(optimizer: ChainedOptimizer) -> Iterator[DistributedOptimizer]:
+def distributed_optimizers(optimizer: ChainedOptimizer) -> Iterator[DistributedOptimizer]:
     """The distributed optimizers in the chain that have parameters on this rank's model."""
     return (part for part in optimizer.chained_optimizers if not part.is_stub_optimizer)
+
+
+def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[_Box]:
+    """The boxes that make up the elements `start` to `stop` of a tensor in row-major order: at most 2 for each axis, less one.
+
+    Each box holds consecutive elements, and they come in order.
+    """
+    if start >= stop:
+        return
+    if start == 0 and stop == prod(shape):
+        yield (0,) * len(shape), shape
+        return
+    inner = shape[1:]
+    size = prod(inner)
+    row, skipped = divmod(start, size)
+    if skipped:  # the rest of a row
+        end = min(stop, (row + 1) * size)
+        yield from _in_row(row, boxes_of_range(inner, skipped, end - row * size))
+        start, row = end, row + 1
+    last, rest = divmod(stop, size)
+    if last > row:
+        yield (row, *(0 for _ in inner)), (last - row, *inner)
+    if rest and stop > start:  # the start of a row
+        yield from _in_row(last, boxes_of_range(inner, 0, rest))
+
+
+def _in_row(row: int, boxes: Iterator[_Box]) -> Iterator[_Box]:
+    return (((row, *offset), (1, *shape)) for offset, shape in boxes)
+
+
+def _held_tensors(part: DistributedOptimizer, of_model: dict[torch.Tensor, Any]) -> Iterator[ShardedTensor]:
+    for parameter in part.model_param_group_index_map:  # those that this rank holds a range of
+        entry, start = of_model[parameter], part._get_model_param_range_map(parameter)["param"].start
+        own = part._get_main_param_and_optimizer_states(parameter)
+        for name in STATE_NAMES:
+            yield from _boxes(entry, f"optimizer.state.{name}.{entry.key}", own[name].detach(), start)
+
+
+def state_tensors(part: DistributedOptimizer) -> Iterator[torch.Tensor]:
+    """Master weights and moments that this rank holds."""
+    for parameter in part.model_param_group_index_map:
+        own = part._get_main_param_and_optimizer_states(parameter)
+        yield from (own[name] for name in STATE_NAMES)
+
+
+def _boxes(entry: Any, key: str, values: torch.Tensor, start: int) -> Iterator[ShardedTensor]:
+    """`values`, the elements from `start` on of the model's sharded tensor or factory, as sharded tensors named `key`."""
+    for whole, place in _placed_tensors(entry, key):
+        first, last = max(start, place), min(start + values.numel(), place + prod(whole.local_shape))
+        leading = (0,) * whole.prepend_axis_num
+        for offset, shape in boxes_of_range(tuple(whole.local_shape), first - place, last - place):
+            count = prod(shape)
+            box = (*(1 for _ in leading), *shape)
+            yield replace(
+                whole,
+                key=key,
+                data=values.view(-1)[first - start : first - start + count].view(box),
+                dtype=values.dtype,
+                local_shape=box,
+                global_offset=tuple(map(sum, zip(whole.global_offset, (*leading, *offset), strict=True))),
+                axis_fragmentations=None,  # boxes of other sizes on other ranks
+                prepend_axis_num=0,
+                replica_id=(*whole.replica_id[:2], 0),  # no other data-parallel rank holds these elements
+            )
+            first += count
+
+
+def _placed_tensors(entry: Any, key: str) -> Iterator[tuple[ShardedTensor, int]]:
+    """The sharded tensors, without data, that a model's entry is stored as, and the number of each one's first element in it."""
+    if not isinstance(entry, ShardedTensorFactory):
+        yield replace(entry, data=None), 0
+        return
+    shape = torch.empty(entry.data.shape, dtype=entry.data.dtype, device="meta")
+    for tensor in nested_values(entry.build_fn(key, shape, entry.replica_id, None)):
+        assert tensor.key == key and tensor.data.is_contiguous(), f"{tensor} is not a run of the elements of {key}"
+        yield replace(tensor, data=None), tensor.data.storage_offset()
 
 
 def _counts_per_parameter(part: DistributedOptimizer) -> bool:

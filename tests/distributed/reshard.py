@@ -24,6 +24,7 @@ from megatron_r1.mcore import parallel
 from megatron_r1.mcore.checkpoint import load_policy, load_policy_weights, save_policy
 from megatron_r1.mcore.policy import MegatronPolicy
 from megatron_r1.training.pretrain import loss_over
+from tests.allocations import peak_bytes
 from tests.patience import patient
 from tests.random_weights import full_architecture, uneven_qwen2
 
@@ -55,22 +56,27 @@ def train(policy: MegatronPolicy, steps: range) -> list[list[float]]:
 
 
 def do(job: dict) -> dict:
-    """The steps after the checkpoint, and the next random number of every rank."""
-    policy, folder = build(job["model"], job["parallel"]), Path(job["folder"])
+    """The steps after the checkpoint, and of every rank the next random number, and what saving or loading allocated."""
+    policy, folder, peak = build(job["model"], job["parallel"]), Path(job["folder"]), 0
     if job["do"] == "save":
         train(policy, range(BEFORE))
         torch.rand(dist.get_rank() + 1)  # every rank's generator stands somewhere else
         if dist.get_rank() == 0:
             folder.mkdir()
         dist.barrier()
-        save_policy(policy, folder)
+        peak, _ = peak_bytes(lambda: save_policy(policy, folder))
     elif job["do"] == "load":
-        load_policy(policy, folder)
+        peak, _ = peak_bytes(lambda: load_policy(policy, folder))
     else:
         load_policy_weights(policy, folder)
-    drawn = [0.0] * dist.get_world_size()
-    dist.all_gather_object(drawn, torch.rand(()).item())
-    return {"steps": train(policy, range(BEFORE, BEFORE + AFTER)), "updates": policy.updates, "drawn": drawn}
+    own = {
+        "drawn": torch.rand(()).item(), "peak": peak, "weights": sum(t.nbytes for t in policy.local_state()),
+        "largest": max(t.nbytes for t in policy.local_state()),
+    }  # fmt: skip
+    of_ranks: list[dict] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, own)
+    found = {name: [of_rank[name] for of_rank in of_ranks] for name in own}
+    return {"steps": train(policy, range(BEFORE, BEFORE + AFTER)), "updates": policy.updates, **found}
 
 
 def main() -> None:

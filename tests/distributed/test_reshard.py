@@ -11,6 +11,7 @@ from megatron_r1.conversion.megatron_folder import MegatronFolder
 from megatron_r1.conversion.torch_dist import StoredTensors
 from megatron_r1.mcore.ask_ranks import shards_of_layout
 from megatron_r1.mcore.layout import Layout
+from megatron_r1.mcore.state_bytes import optimizer_bytes
 from megatron_r1.runtime.launch import free_port
 from tests.random_weights import uneven_qwen2
 from tests.ranks import run_ranks
@@ -77,6 +78,32 @@ def test_the_same_layout_goes_on_bit_by_bit(results: dict[str, dict], model: str
     assert got["steps"] == want["steps"]
     assert got["drawn"] == want["drawn"]
     assert len(set(got["drawn"])) == 2, "each rank has a generator of its own"
+
+
+def test_every_data_parallel_rank_writes_and_reads_its_own_share(results: dict[str, dict]) -> None:
+    saved, loaded = results[f"save {QWEN} dp2 dp2"], results[f"load {QWEN} dp2 dp2"]
+    weights = saved["weights"][0]
+    share = optimizer_bytes(weights // 4, data_parallel=2)
+    # Views are copied before they are written; of the weights, which both have, the first rank writes all.
+    assert saved["peak"][0] <= share + weights
+    assert saved["peak"][1] <= share
+    assert max(loaded["peak"]) <= weights, "no rank reads more than its share, tensor by tensor"
+    files = [path.stat().st_size for path in (Path(results["folder"]["path"]) / f"{QWEN}-dp2/policy").glob("*.distcp")]
+    assert len(files) == 2 and min(files) > 0.95 * share
+
+
+@pytest.mark.parametrize(("model", "saved"), [(MTP, "dp2"), (MTP, "ep2"), (QWEN, "pp2-dp2")])
+def test_the_shares_of_all_ranks_make_up_the_optimizer(results: dict[str, dict], model: str, saved: str) -> None:
+    stored = StoredTensors(Path(results["folder"]["path"]) / f"{model}-{saved}/policy")
+    tensors = {name for name in stored.names() if name.startswith("optimizer.")}
+    assert tensors == {
+        f"optimizer.state.{kind}.{name}" for kind in ("param", "exp_avg", "exp_avg_sq") for name in stored.names()
+        if f"optimizer.state.exp_avg.{name}" in tensors
+    }  # fmt: skip
+    for name in tensors:
+        values = stored.read(name)  # raises if boxes are missing
+        if name.startswith("optimizer.state.param."):
+            assert values.equal(stored.read(name.removeprefix("optimizer.state.param."))), "fp32 has no other master weights"
 
 
 def test_weights_alone_go_another_way(results: dict[str, dict]) -> None:
