@@ -11,6 +11,16 @@ from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.section import MAY_CHANGE, Section
 
 
+class LengthPhase(Section):
+    """Limits that hold from some policy update on."""
+
+    after_updates: int = Field(gt=0, description="Policy updates after which these limits hold: for the rounds that begin then.")
+    max_response_tokens: int = Field(gt=0, description="Most tokens of a response from then on, in place of the limit before.")
+    micro_batch_tokens: int | None = Field(
+        None, gt=0, description="Most tokens of one forward pass from then on. null: grpo.micro_batch_tokens."
+    )
+
+
 class GrpoConfig(Section):
     """GRPO. Defaults are R1-Zero's (R1 v2 section 2.1)."""
 
@@ -41,7 +51,17 @@ class GrpoConfig(Section):
         "states 1.",
     )
     micro_batch_tokens: int = Field(
-        32768, gt=0, description="Most tokens of one forward pass, into which outputs are packed.", json_schema_extra=MAY_CHANGE
+        34816,
+        gt=0,
+        description="Most tokens of one forward pass, into which outputs are packed. At least data.max_prompt_tokens + "
+        "rollout.max_response_tokens - 1, so that it holds a response at its limit.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    length_schedule: list[LengthPhase] = Field(
+        [],
+        description="Limits that replace rollout.max_response_tokens and grpo.micro_batch_tokens in the course of the run: a list "
+        "of {after_updates, max_response_tokens, micro_batch_tokens} in the order of their updates. Engines are opened for the "
+        "longest. R1 v2 section 2.1 states 65,536 tokens from update 8,200 on.",
     )
     loss: str = Field(
         "grpo",

@@ -5,6 +5,7 @@ Every setting is of one kind:
     free      it does not change the result: the field is marked with `section.MAY_CHANGE`
     moves     the path of data or of a model: its content counts, not where it stands (`INPUTS`)
     longer    how long training goes on (`LENGTHS`), and what follows from that
+    onward    what is sampled from the next round on (`ONWARD`); a finished run has no next round
     stays     it defines the result; `STAYS` says how
 
 A setting in none of these lists stays, too; tests/unit/test_floors.py lets no setting be forgotten.
@@ -22,7 +23,7 @@ from megatron_r1.config.load import flatten_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
 
-Kind = Literal["free", "moves", "longer", "stays"]
+Kind = Literal["free", "moves", "longer", "onward", "stays"]
 
 COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")  #: sections that every training command reads
 #: training command -> the sections it reads: others may change between two starts of its run
@@ -40,6 +41,7 @@ LENGTHS: Mapping[str, tuple[str, str]] = {
     "grpo": ("grpo.rollouts", "grpo.optimizer"),
 }
 LONGER = frozenset({*(length for length, _ in LENGTHS.values()), "grpo.general_updates", "*.optimizer.decay_updates"})
+ONWARD = frozenset({"rollout.max_response_tokens", "grpo.length_schedule"})
 INPUTS = frozenset(
     {"model.weights", "data.source", "data.tokenizer", "data.general_source", "data.evaluation_source", "sft.sources",
      "reward.helpful_model", "reward.safety_model"}
@@ -69,7 +71,7 @@ STAYS: Mapping[str, str] = {
     """,
     "the reference is part of every checkpoint, or of none": "grpo.measure_kl",
     "it says when training ends": "pretrain.gate_accuracy pretrain.gate_problems pretrain.gate_extra_steps",
-    "it says which responses are sampled": "rollout.max_response_tokens rollout.temperature rollout.top_p",
+    "it says which responses are sampled": "rollout.temperature rollout.top_p",
     "it says what a response is worth": """
         reward.accuracy_weight reward.format_weight reward.language_weight reward.model_weight reward.model reward.answer_location
         reward.length_penalty_weight reward.length_penalty_max_tokens reward.length_penalty_cache_tokens
@@ -95,6 +97,8 @@ def kind_on_resume(key: str) -> Kind:
         return "free"
     if key in INPUTS:
         return "moves"
+    if key in ONWARD:
+        return "onward"
     return "longer" if key in LONGER or _of_every_stage(key) in LONGER else "stays"
 
 
@@ -108,7 +112,7 @@ def unsorted_keys() -> list[str]:
 
     def places(key: str) -> int:
         names = {key, _of_every_stage(key)}
-        return sum((key in keys_that_may_change(), key in INPUTS, bool(names & LONGER), bool(reason_to_stay(key))))
+        return sum((key in keys_that_may_change(), key in INPUTS, key in ONWARD, bool(names & LONGER), bool(reason_to_stay(key))))
 
     return [key for key in known_keys() if not is_within(key, NOT_OF_A_RUN) and places(key) != 1]
 
@@ -118,12 +122,15 @@ def input_paths(config: Config, command: str) -> dict[str, str]:
     return {key: value for key, value in _inputs(config, command) if value is not None and not _is_generated(key, value)}
 
 
-def check_settings(before: Config, now: Config, command: str, where: str, *, updates_per_epoch: float | None = None) -> bool:
+def check_settings(
+    before: Config, now: Config, command: str, where: str, *, updates_per_epoch: float | None = None, finished: bool = False
+) -> bool:
     """Compare the settings of a run with those it is to go on with. Paths of inputs are not compared: `runtime.inputs` does it.
 
     Args:
         where: begins the message, e.g. "run_dir X was started with".
         updates_per_epoch: of a command that counts epochs; None if it is not known.
+        finished: whether the run is at its end, so that unless it is to be longer nothing comes that `ONWARD` could change.
 
     Returns:
         Whether the run is to be longer or shorter than it was.
@@ -134,7 +141,9 @@ def check_settings(before: Config, now: Config, command: str, where: str, *, upd
     sections = READ_BY.get(command, tuple(Config.model_fields))
     old, new = flatten_config(before), flatten_config(now)
     changed = [key for key in old if is_within(key, sections) and _differs(key, old, new)]
-    stays = [key for key in changed if kind_on_resume(key) == "stays" or _changes_its_input(key, old[key], new[key])]
+    is_other_length = command in LENGTHS and LENGTHS[command][0] in changed
+    fixed = ("stays", "onward") if finished and not is_other_length else ("stays",)
+    stays = [key for key in changed if kind_on_resume(key) in fixed or _changes_its_input(key, old[key], new[key])]
     if stays:
         told = ", and ".join(f"{key}={old[key]!s:.200}, now it is {new[key]!s:.200}" for key in stays[:_SHOWN])
         more = f", and {len(stays) - _SHOWN} more" if len(stays) > _SHOWN else ""
@@ -144,7 +153,7 @@ def check_settings(before: Config, now: Config, command: str, where: str, *, upd
     if command not in LENGTHS:
         return False
     _check_length(before, now, command, where, updates_per_epoch)
-    return LENGTHS[command][0] in changed
+    return is_other_length
 
 
 def require_longer(before: Config, now: Config, command: str, where: str) -> None:

@@ -46,7 +46,7 @@ class RolloutConfig(Section):
         32768,
         gt=0,
         description="Most tokens of a response; a longer one is cut and scores as a wrong answer. R1 v2 section 2.1 states "
-        "32,768, and 65,536 from update 8,200 on.",
+        "32,768, and 65,536 from update 8,200 on, see grpo.length_schedule.",
     )
     temperature: float = Field(
         1.0,

@@ -9,13 +9,12 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.schema import Config
 from megatron_r1.evaluation.heldout import EvaluationResult
 from megatron_r1.evaluation.heldout_table import render_table
 from megatron_r1.pipeline.builders.rewards import read_evaluation
 from megatron_r1.pipeline.session import Session
-from megatron_r1.pipeline.stages.grpo import run_grpo
+from megatron_r1.pipeline.stages.grpo import check_grpo, run_grpo
 from megatron_r1.pipeline.stages.pretrain import run_pretrain
 from megatron_r1.report.html import write_report
 from megatron_r1.runtime.distributed import on_rank_zero
@@ -25,7 +24,7 @@ from megatron_r1.runtime.metrics import read_metrics
 
 def run_r1_zero(config: Config, session: Session) -> None:
     """Pretrain the base, train it with GRPO, write the table. A part that is finished already is skipped."""
-    find_policy_loss(config.grpo.loss)  # a wrong name ends the run here, not after pretraining
+    check_grpo(config)  # wrong settings end the run here, not after pretraining
     root = Path(config.run_dir)
     base_config = config
     if config.model.weights is None:

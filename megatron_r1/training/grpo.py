@@ -12,6 +12,7 @@ from megatron_r1.algorithms.advantage import group_advantages
 from megatron_r1.algorithms.losses.contract import Metrics, PolicyBatch, PolicySettings, checked_result
 from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.grpo import GrpoConfig
+from megatron_r1.config.lengths import lengths_after
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
@@ -52,11 +53,13 @@ def train_grpo(
         WeightSyncError: the engine does not hold, or does not reproduce, the trainer's policy.
         NonFiniteUpdate: see `runtime.skip_nonfinite_updates`.
     """
-    sampling = Sampling(stage.group_size, rollout.temperature, rollout.top_p, rollout.max_response_tokens)
     engine.load_weights(policy.weights(), version=policy.updates)
     if run.step == 0:
         run.record(0, evaluate(0))
     for step in run.steps(stage.rollouts, "GRPO"):
+        lengths = lengths_after(stage, rollout, policy.updates)
+        policy.micro_batch_tokens = lengths.micro_batch_tokens
+        sampling = Sampling(stage.group_size, rollout.temperature, rollout.top_p, lengths.max_response_tokens)
         with run.timer("rollout"):
             batch = prompts.next(stage.prompts_per_rollout)
             groups = engine.generate(batch, sampling, seed=_derive_seed(seed, step), on_group=rewards.submit)

@@ -51,6 +51,7 @@ class Policy(Protocol):
     """pi_theta. Every rank passes the whole minibatch and gets the same answer."""
 
     updates: int
+    micro_batch_tokens: int  #: targets that one forward pass holds; may be set between updates
 
     def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> Stats:
         """One policy update."""

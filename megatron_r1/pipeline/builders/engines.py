@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from megatron_r1.config.schema import Config
 from megatron_r1.data.tokenizer import Tokenizer
@@ -16,12 +17,26 @@ from megatron_r1.pipeline.builders.placement import EnginePlace, place_engine
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.rollout.multi_node import FollowingPart
-from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.options import EngineOptions, engine_options
 from megatron_r1.rollout.protocol import RolloutEngine, SingleEngine
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.launch import address_towards, child_environment
 from megatron_r1.runtime.peers import Peers, find_peers
+
+
+def build_engine_options(config: Config, device: Literal["cpu", "cuda"], arch: Architecture, tokenizer: Tokenizer) -> EngineOptions:
+    """What the job's engines are started with. Raises ConfigError, see `engine_options`; a stage asks before it builds a model."""
+    return engine_options(
+        arch,
+        config.rollout,
+        device=device,
+        dtype="bfloat16" if config.runtime.dtype == "bf16" else "float32",
+        bos_token_id=config_bos_id(tokenizer),
+        eos_token_id=tokenizer.eos_id,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        end_token_ids=find_end_tokens(config.model, arch, tokenizer),
+    )
 
 
 @contextmanager
@@ -61,16 +76,7 @@ def _start_engine(
     place: EnginePlace,
     peers: Peers | None,
 ) -> SingleEngine | FollowingPart:
-    options = engine_options(
-        arch,
-        config.rollout,
-        device=session.device.kind,
-        dtype="bfloat16" if config.runtime.dtype == "bf16" else "float32",
-        bos_token_id=config_bos_id(tokenizer),
-        eos_token_id=tokenizer.eos_id,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        end_token_ids=find_end_tokens(config.model, arch, tokenizer),
-    )
+    options = build_engine_options(config, session.device.kind, arch, tokenizer)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment, threads = child_environment(place.variables), config.runtime.threads
     if peers is not None and peers.number:

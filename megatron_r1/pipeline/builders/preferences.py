@@ -166,8 +166,19 @@ def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRew
         if folder is not None:
             model = config.model.model_copy(update={"weights": folder, "overrides": {}})
             data = config.data.model_copy(update={"tokenizer": None})
+            _check_positions(config, kind, find_architecture(model).max_position_embeddings)
             scorers[kind] = load_reward_scorer(config.model_copy(update={"model": model, "data": data}), session, kind)
     yield PreferenceRewards(scorers)
+
+
+def _check_positions(config: Config, kind: str, positions: int) -> None:
+    """A reward model that cannot read the longest response would end the run at the first one, hours after its start."""
+    needed = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if needed > positions:
+        raise ConfigError(
+            f"reward.{kind}_model has {positions} positions, fewer than the {needed} tokens of a prompt with a response at its "
+            "limit (data.max_prompt_tokens + rollout.max_response_tokens): lower the limits, or train one with more positions"
+        )
 
 
 def _asked_messages(prompt: Prompt) -> tuple[Message, ...]:

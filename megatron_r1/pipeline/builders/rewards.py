@@ -101,23 +101,22 @@ def open_rewards(
 
 def build_evaluation(
     config: Config, engine: RolloutEngine, rewards: CollectiveRewards, source: ProblemSource, tokenizer: Tokenizer
-) -> Callable[[int, int], dict[str, float]]:
-    """A function of (step, last step) that measures the engine's weights on held-out problems and returns the metrics.
+) -> Callable[[int, int, int], dict[str, float]]:
+    """A function of (step, last step, most tokens of a response): held-out metrics of the engine's weights.
 
     It measures before the first step, after the last one and every `evaluate.interval` steps. After other steps, and always with
     `evaluate.problems` 0, it returns {}.
     """
     if not config.evaluate.problems:
-        return lambda step, last: {}
+        return lambda step, last, max_tokens: {}
     prompts = heldout_prompts(
         source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
     )
 
-    def measure(step: int, last: int) -> dict[str, float]:
+    def measure(step: int, last: int, max_tokens: int) -> dict[str, float]:
         interval = config.evaluate.interval
         if step not in (0, last) and not (interval and step % interval == 0):
             return {}
-        max_tokens = config.rollout.max_response_tokens
         return evaluation_metrics(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, max_tokens))
 
     return measure

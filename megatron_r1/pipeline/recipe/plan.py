@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from megatron_r1.algorithms.losses.registry import find_policy_loss
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline.recipe.folder import Recipe
@@ -13,6 +12,7 @@ from megatron_r1.pipeline.recipe.measure import Measured, lacks_requests, measur
 from megatron_r1.pipeline.recipe.report import write_comparison
 from megatron_r1.pipeline.recipe.stages import STAGES
 from megatron_r1.pipeline.session import Session
+from megatron_r1.pipeline.stages.grpo import check_grpo
 from megatron_r1.runtime.distributed import is_rank_zero, on_rank_zero
 
 
@@ -83,8 +83,10 @@ def check_recipe(recipe: Recipe) -> None:
         for measure in gate:
             if measure not in Measured.GATED:
                 raise ConfigError(f"recipe.gates.{name}.{measure}: there is no such measure; there are {', '.join(Measured.GATED)}")
-    for name in STAGES:
-        find_policy_loss(recipe.config_of(name).grpo.loss)
+    for name, stage in STAGES.items():
+        of_stage = recipe.config_of(name)
+        if stage.command == "grpo":
+            check_grpo(of_stage)
 
 
 def check_gate(config: Config, name: str, measured: Measured) -> None:

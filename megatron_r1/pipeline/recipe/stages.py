@@ -114,20 +114,21 @@ class Stage:
     title: str
     needs: tuple[str, ...]  #: stages whose models or data it is made from
     run: Callable[[Recipe, Session], object]
+    command: str  #: training command whose settings it takes
     is_language_model: bool = True  #: its model is measured and stands in the table
 
 
 #: in the order in which they run
 STAGES: dict[str, Stage] = {
-    "base": Stage("base model", (), run_base),
-    "zero": Stage("R1-Zero: RL alone, no SFT", ("base",), run_zero),
-    "stage1": Stage("Dev1: SFT of the base on cold-start data", ("base", "zero"), run_stage1),
-    "stage2": Stage("Dev2: reasoning RL with the language reward", ("stage1",), run_stage2),
-    "helpful": Stage("reward model for helpfulness", ("stage2",), run_helpful, is_language_model=False),
-    "safety": Stage("reward model for safety", ("stage2",), run_safety, is_language_model=False),
-    "stage3": Stage("Dev3: SFT of the base on curated samples", ("base", "stage2"), run_stage3),
-    "stage4": Stage("R1: RL over all scenarios", ("stage3", "helpful", "safety"), run_stage4),
-    "student": Stage("student's base model", (), run_student),
-    "distill": Stage("student, distilled", ("student", "stage3"), run_distill),
-    "student_rl": Stage("student, RL alone", ("student",), run_student_rl),
+    "base": Stage("base model", (), run_base, "pretrain"),
+    "zero": Stage("R1-Zero: RL alone, no SFT", ("base",), run_zero, "grpo"),
+    "stage1": Stage("Dev1: SFT of the base on cold-start data", ("base", "zero"), run_stage1, "sft"),
+    "stage2": Stage("Dev2: reasoning RL with the language reward", ("stage1",), run_stage2, "grpo"),
+    "helpful": Stage("reward model for helpfulness", ("stage2",), run_helpful, "reward-model", is_language_model=False),
+    "safety": Stage("reward model for safety", ("stage2",), run_safety, "reward-model", is_language_model=False),
+    "stage3": Stage("Dev3: SFT of the base on curated samples", ("base", "stage2"), run_stage3, "sft"),
+    "stage4": Stage("R1: RL over all scenarios", ("stage3", "helpful", "safety"), run_stage4, "grpo"),
+    "student": Stage("student's base model", (), run_student, "pretrain"),
+    "distill": Stage("student, distilled", ("student", "stage3"), run_distill, "sft"),
+    "student_rl": Stage("student, RL alone", ("student",), run_student_rl, "grpo"),
 }

@@ -59,7 +59,8 @@ def _is_to_go_on(config: Config, artifact: Artifact) -> bool:
     def compare() -> tuple[bool, dict[str, str] | None]:
         stage, before, hashes = artifact.made_with()
         where = f"{artifact.folder} is finished, and was made with"
-        is_other_length = check_settings(before, config, stage, where, updates_per_epoch=updates_per_epoch(folder))
+        per_epoch = updates_per_epoch(folder)
+        is_other_length = check_settings(before, config, stage, where, updates_per_epoch=per_epoch, finished=True)
         if is_other_length:
             require_longer(before, config, stage, where)
             require_setting(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_r1.algorithms.losses.registry import find_policy_loss
+from megatron_r1.config.lengths import check_lengths, for_longest_response, lengths_after
 from megatron_r1.config.resume import first_general_rollout
 from megatron_r1.config.schema import Config
 from megatron_r1.data.general import GeneralMix, load_general
 from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream
 from megatron_r1.pipeline.artifact import Artifact
-from megatron_r1.pipeline.builders.engines import open_engine
+from megatron_r1.pipeline.builders.engines import build_engine_options, open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
 from megatron_r1.pipeline.builders.problems import fit_problems
@@ -31,9 +32,12 @@ from megatron_r1.runtime.run import Run
 from megatron_r1.training.grpo import train_grpo
 
 
-@unless_finished
-def run_grpo(config: Config, session: Session) -> Artifact:
-    """Train with GRPO from `model.weights`, or from random weights if that is not set."""
+def check_grpo(config: Config) -> None:
+    """What can be said of the settings alone, before data are read and a model is built.
+
+    Raises:
+        ConfigError: settings that contradict each other, or a round whose responses would not fit into a forward pass.
+    """
     stage = config.grpo
     outputs = stage.prompts_per_rollout * stage.group_size
     require_setting(
@@ -45,14 +49,23 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut",
     )
     require_no_context_parallel(config.parallel)
-    find_policy_loss(stage.loss)  # a wrong name ends the run here, not after the model is built
+    check_lengths(config)
+    find_policy_loss(stage.loss)
+
+
+@unless_finished
+def run_grpo(config: Config, session: Session) -> Artifact:
+    """Train with GRPO from `model.weights`, or from random weights if that is not set."""
+    stage, of_engine = config.grpo, for_longest_response(config)
+    check_grpo(config)
     check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
+    build_engine_options(of_engine, session.device.kind, arch, tokenizer)  # what an engine would refuse ends the run here
     source = fit_problems(config, _training_problems(config), tokenizer)
     prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
     folder = Path(config.run_dir)
-    with Run.open(folder, config, "grpo") as run, open_preferences(config, session) as preferences:
+    with Run.open(folder, config, "grpo") as run, open_preferences(of_engine, session) as preferences:
         check_references(config, source, folder)
         policy = build_policy(
             config,
@@ -74,9 +87,14 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             prompts.load_state_dict(state["prompts"])
         with (
             open_rewards(config, source, folder / "scoring.log", preferences) as rewards,
-            open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
+            open_engine(of_engine, session, arch, tokenizer, folder / "engine.log") as engine,
         ):
             measure = build_evaluation(config, engine, rewards, source, tokenizer)
+
+            def evaluate(step: int) -> dict[str, float]:
+                lengths = lengths_after(stage, config.rollout, policy.updates)
+                return measure(step, stage.rollouts, lengths.max_response_tokens)
+
             train_grpo(
                 stage,
                 config.rollout,
@@ -87,7 +105,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
                 prompts=prompts,
                 run=run,
                 save=checkpoint_writer(policy, tokenizer, reference),
-                evaluate=lambda step: measure(step, stage.rollouts),
+                evaluate=evaluate,
                 seed=config.seed,
             )
         return finish_stage(config, "grpo", policy, tokenizer)

@@ -71,7 +71,6 @@ def test_what_does_not_define_the_result_may_change(command, setting):
         ("grpo", "grpo.clip_eps=10", "grpo.clip_eps=0.2, now it is 10"),
         ("grpo", "seed=1", "seed=0, now it is 1"),
         ("grpo", "rollout.temperature=0.7", "rollout.temperature=1.0, now it is 0.7"),
-        ("grpo", "rollout.max_response_tokens=65536", "rollout.max_response_tokens=32768, now it is 65536"),
         ("grpo", "reward.language_weight=1", "reward.language_weight=0.0, now it is 1"),
         ("grpo", "reward.code.cpu_seconds=9", "reward.code.cpu_seconds=5.0, now it is 9"),
         ("grpo", "model.overrides.num_hidden_layers=3", "model.overrides={}, now it is {'num_hidden_layers': 3}"),
@@ -158,10 +157,21 @@ def test_general_prompts_of_a_longer_run_begin_where_they_began():
     assert check("grpo", [*ROUND, "grpo.rollouts=10"], [*ROUND, "grpo.rollouts=20"]) is True, "without them nothing is asked"
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["rollout.max_response_tokens=65536", "grpo.length_schedule=[{after_updates: 9, max_response_tokens: 65536}]"],
+)
+def test_the_length_of_responses_may_change_while_rounds_follow(setting):
+    assert check("grpo", [], [setting]) is False
+    assert check("grpo", [], [setting, "grpo.rollouts=651"], finished=True) is True
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}=.*, now it is .*: keep the value"):
+        check("grpo", [], [setting], finished=True)
+
+
 def test_a_setting_says_why_it_must_stay():
     for reason, names in STAYS.items():
         assert not reason.endswith(".") and names.split()
     assert kind_on_resume("grpo.optimizer.lr") == "stays" and reason_to_stay("grpo.optimizer.lr") == "it says what an update does"
     assert "must stay as it was: it says what an update does" in explain("grpo.clip_eps", {})
     assert "its content must stay" in explain("data.source", {}) and "longer" in explain("grpo.rollouts", {})
-    assert {kind_on_resume(key) for key in known_keys()} == {"free", "moves", "longer", "stays"}
+    assert {kind_on_resume(key) for key in known_keys()} == {"free", "moves", "longer", "onward", "stays"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +12,14 @@ import torch
 
 from megatron_r1.algorithms.losses import registry
 from megatron_r1.algorithms.losses.contract import PolicyBatch, PolicySettings
-from megatron_r1.config.grpo import GrpoConfig
+from megatron_r1.config.grpo import GrpoConfig, LengthPhase
+from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.config.schema import Config
 from megatron_r1.data.packing import pack_samples
-from megatron_r1.training.grpo import is_due, loss_of, shuffle_rewards
+from megatron_r1.runtime.run import Run
+from megatron_r1.training.grpo import is_due, loss_of, shuffle_rewards, train_grpo
 from megatron_r1.training.samples import minibatches
-from megatron_r1.types import Prompt, Rollout, RolloutGroup, TrainingSample
+from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling, TrainingSample
 
 LENGTHS = (9, 4, 6)  # tokens; the first three are the prompt's
 
@@ -91,3 +96,63 @@ def test_shuffled_rewards_keep_the_magnitude_of_their_sums() -> None:
     ]
     shuffle_rewards(groups, seed="0")
     assert [g.reward_magnitude for g in groups] == [7.0, 7.0] and sorted(torch.cat([g.rewards_G for g in groups])) == [1, 1, 2, 2]
+
+
+class Trainer:
+    """Policy, engine, prompts and rewards in one, which learn nothing and note how long responses may be."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates, self.micro_batch_tokens, self.seen = updates, 0, []
+
+    def weights(self) -> list[tuple[str, torch.Tensor]]:
+        return []
+
+    def load_weights(self, weights: Any, version: int) -> None: ...
+
+    def next(self, count: int) -> list[Prompt]:
+        return [Prompt(f"p{n}", "q", "a", "t", (1, 2)) for n in range(count)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling, seed: int, on_group: Any) -> list[RolloutGroup]:
+        self.seen.append((self.updates, sampling.max_tokens, self.micro_batch_tokens))
+        length = sampling.max_tokens
+        return [RolloutGroup(prompt, [Rollout([3] * length, [0.0] * length, "", False)] * 2, 0) for prompt in prompts]
+
+    def submit(self, group: RolloutGroup) -> None: ...
+
+    def collect(self, groups: list[RolloutGroup]) -> None:
+        for group in groups:
+            group.rewards_G = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
+        return [torch.zeros(sample.num_targets) for sample in samples]
+
+    def train_step(self, samples: list[TrainingSample], loss_fn: Any) -> SimpleNamespace:
+        self.updates += 1
+        return SimpleNamespace(loss=0.0, grad_norm=0.0, lr=0.0, metrics={}, tokens=1, applied=True, skipped=None)
+
+
+@pytest.mark.parametrize("done", [0, 2, 3])
+def test_a_round_has_the_limits_of_the_updates_before_it_also_after_a_resume(done: int, tmp_path: Path) -> None:
+    """Two updates a round: the limit that begins after 3 updates is first used by the round that begins after 4."""
+    longer = LengthPhase(after_updates=3, max_response_tokens=6, micro_batch_tokens=7)
+    stage = GrpoConfig(
+        rollouts=4,
+        prompts_per_rollout=2,
+        group_size=2,
+        minibatch_size=2,
+        kl_coef=0.0,
+        micro_batch_tokens=5,
+        length_schedule=[longer],
+    )
+    it = Trainer(updates=2 * done)
+    config = Config(grpo=stage, run_dir=str(tmp_path / "run"))
+    with Run.open(tmp_path / "run", config, "grpo") as run:
+        run.step = done
+        train_grpo(
+            stage, RolloutConfig(max_response_tokens=4), policy=it, reference=None, engine=it, rewards=it, prompts=it, run=run,
+            save=lambda folder: None, evaluate=lambda step: {}, seed=0,
+        )  # fmt: skip
+    assert it.seen == [(0, 4, 5), (2, 4, 5), (4, 6, 7), (6, 6, 7)][done:]

@@ -33,4 +33,4 @@ def test_a_pool_makes_the_folder_of_its_log(tmp_path):
 def test_without_problems_there_is_no_evaluation():
     config = load_config(None, ["evaluate.problems=0", "evaluate.interval=1", "data.heldout_fraction=0"])
     measure = build_evaluation(config, None, None, load_problems(config.data), None)
-    assert [measure(step, 3) for step in range(4)] == [{}] * 4
+    assert [measure(step, 3, 8) for step in range(4)] == [{}] * 4
