@@ -48,6 +48,8 @@ r1_prepare() {
     mkdir -p "$MEGATRON_R1_JOB"
     rm -f "$MEGATRON_R1_JOB/outcome" "$MEGATRON_R1_JOB/bad_nodes"
     export PYTHONPATH="$R1_ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+    # srun hands on this shell's limits: ranks of a large job have thousands of connections.
+    ulimit -S -n "$(ulimit -H -n)" || true
     # A rank on a GPU would otherwise start a thread for every core of the node.
     export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
     # From Slurm 22.05 on srun does not take this from the batch script by itself.

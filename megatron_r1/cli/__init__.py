@@ -10,6 +10,7 @@ from megatron_r1.cli.commands import run_command
 from megatron_r1.errors import R1Error, StopRequested
 from megatron_r1.runtime.job import record_error, record_outcome
 from megatron_r1.runtime.launch import launched_rank
+from megatron_r1.runtime.open_files import raise_open_files
 
 INTERRUPTED = 130
 LONGEST_LINE = 1500  # characters of an error: a value or a name in it may be a megabyte
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(f"unknown argument {rest[0]}")
+    raise_open_files()
     try:
         if hasattr(arguments, "overrides"):
             arguments.overrides += rest

@@ -102,21 +102,24 @@ class RolloutConfig(Section):
         "needs about 2. Ours.",
         json_schema_extra=MAY_CHANGE,
     )
-    start_timeout_seconds: float = Field(
-        600.0,
-        description="Seconds in which an engine must start, and in which the engines of rollout.servers must be announced.",
+    start_timeout_seconds: float | None = Field(
+        None,
+        description="Seconds in which an engine must start, and in which the engines of rollout.servers must be announced. null: "
+        "600 s, and for an engine 5 s more for each further worker, 30 s for each further node, and 10 s for each GB of a worker's "
+        "weights.",
         json_schema_extra=MAY_CHANGE,
     )
-    step_timeout_seconds: float = Field(
-        3600.0,
-        description="Seconds that one call of an engine may take, such as the sampling of a whole round.",
+    step_timeout_seconds: float | None = Field(
+        None,
+        description="Seconds that one call of an engine may take, such as the sampling of a whole round. null: as long as it gives "
+        "signs of life (rollout.stall_seconds).",
         json_schema_extra=MAY_CHANGE,
     )
     stall_seconds: float = Field(
         300.0,
         gt=0,
-        description="Seconds without a sign of life, in sampling or in taking weights, after which an engine is replaced as a "
-        "dead one.",
+        description="Seconds without a sign of life, in sampling or in taking one bucket of weights, after which an engine is "
+        "replaced as a dead one. In sampling it lives if tokens were computed.",
         json_schema_extra=MAY_CHANGE,
     )
     restarts: int = Field(

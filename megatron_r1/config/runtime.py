@@ -27,8 +27,8 @@ class HeartbeatConfig(Section):
     stall_seconds: float = Field(
         10800.0,
         gt=0,
-        description="Seconds after which a rank that lives but begins nothing new is lost, too. Set it above "
-        "rollout.step_timeout_seconds.",
+        description="Seconds after which a rank that lives but begins nothing new is lost, too. An engine's signs of life count as "
+        "something new.",
         json_schema_extra=MAY_CHANGE,
     )
 
@@ -62,8 +62,9 @@ class RuntimeConfig(Section):
     collective_timeout_seconds: float = Field(
         7200.0,
         gt=0,
-        description="Seconds that a rank waits for the others in a collective operation. Set it above the longest time that one "
-        "rank works alone, such as the sampling of a rollout.",
+        description="Seconds that a rank waits for the others in a collective operation, of any group. Set it above the longest "
+        "time that one rank works alone. Sampling does not count: meanwhile the others wait as long as signs of life come within "
+        "this time.",
         json_schema_extra=MAY_CHANGE,
     )
     skip_nonfinite_updates: int = Field(

@@ -25,6 +25,18 @@ class Layout:
     world_size: int = 1
 
 
+def group_sizes(layout: Layout) -> list[int]:
+    """Members of every group that Megatron-Core makes for one rank of the layout, and that torch connects."""
+    tp, pp, cp, dp, ep, etp = layout.tp, layout.pp, layout.cp, layout.dp, layout.ep, layout.etp
+    expert_dp = layout.world_size // (etp * ep * pp)
+    embeddings = [min(pp, 2), 1]  # of the ends of a pipeline: word embeddings, position embeddings
+    whole = tp * cp * dp
+    return [
+        dp * cp, dp * cp, dp, dp, cp, tp * pp, tp, pp, *embeddings, whole, tp * dp, tp * cp,
+        ep, etp, etp * ep, etp * ep * pp, expert_dp, expert_dp, layout.world_size,
+    ]  # fmt: skip
+
+
 def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int, *, mtp: bool, packed: bool) -> Layout:
     """The layout that `parallel` asks for on `world_size` ranks.
 

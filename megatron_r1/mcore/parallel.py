@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +14,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.mcore.packing import local_token_indices
+from megatron_r1.runtime.distributed import collective_timeout
 from megatron_r1.types import MicroBatch
 
 require_active()
@@ -51,19 +55,35 @@ def build_process_groups(layout: Layout, seed: int) -> None:
     if not parallel_state.model_parallel_is_initialized() or _built != (layout, dist.group.WORLD):
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tp,
-            pipeline_model_parallel_size=layout.pp,
-            virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
-            context_parallel_size=layout.cp,
-            expert_model_parallel_size=layout.ep,
-            expert_tensor_parallel_size=layout.etp,
-        )
+        with _one_timeout():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=layout.tp,
+                pipeline_model_parallel_size=layout.pp,
+                virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+                context_parallel_size=layout.cp,
+                expert_model_parallel_size=layout.ep,
+                expert_tensor_parallel_size=layout.etp,
+            )
         _built = (layout, dist.group.WORLD)
     # It keeps the shape of the first scale, and a loss without a schedule has another than one with.
     MoEAuxLossAutoScaler.main_loss_backward_scale = None
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+@contextmanager
+def _one_timeout() -> Iterator[None]:
+    """Megatron-Core's groups get the timeout of all groups; its own `distributed_timeout_minutes` does not reach each of them."""
+    create_group = parallel_state.create_group
+
+    def create(*args: Any, **kwargs: Any) -> dist.ProcessGroup:
+        return create_group(*args, **kwargs | {"timeout": collective_timeout()})
+
+    parallel_state.create_group = create
+    try:
+        yield
+    finally:
+        parallel_state.create_group = create_group
 
 
 def groups() -> Groups:

@@ -44,7 +44,7 @@ class CollectiveEngine:
         self._number = owners.index(rank()) if samples else None  # of this rank's engine
         self._count = len(owners)
         try:
-            with failing_together():
+            with failing_together(is_long=True):
                 self._engine = start() if start is not None else None
         except BaseException:
             self.close()
@@ -107,12 +107,12 @@ class CollectiveEngine:
         any_lost = own_lost = False
         result: T | None = None
         for restarts_left in range(self._restarts, -1, -1):
-            with failing_together():
+            with failing_together(is_long=True):
                 if own_lost:
                     self._engine.close()
                     self._engine = self._start()
             error: EngineLost | None = None
-            with failing_together():
+            with failing_together(is_long=True):
                 try:
                     if any_lost and not sends:
                         self._send(own_lost)

@@ -113,7 +113,7 @@ class ServedParts:
             self.close()
             raise
 
-    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+    def call(self, name: str, *args: Any, timeout: float | None, on_part: OnPart | None = None, stall: float | None = None) -> Any:
         """See `EngineChannel.call`."""
         head, *others = self._channels
         if name == "start":
@@ -128,7 +128,7 @@ class ServedParts:
         for channel in self._channels:
             channel.close(patience)
 
-    def _start(self, options: EngineOptions, timeout: float) -> None:
+    def _start(self, options: EngineOptions, timeout: float | None) -> None:
         """Start all nodes at a time, because each waits for the others. If one fails, all are ended."""
         port = self._channels[0].call("find_port", timeout=timeout)
         with ThreadPoolExecutor(len(self._channels)) as threads:

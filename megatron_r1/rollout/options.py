@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.weights.mapping import model_entries
 
 #: Shapes that the attention kernels of vLLM 0.32 have on CPU; another one fails at the first token.
 CPU_SHAPES = {
@@ -38,7 +40,7 @@ class EngineOptions:
     transfer: Literal["shm", "nccl"]
     verify_weights: bool
     start_timeout_seconds: float
-    step_timeout_seconds: float
+    step_timeout_seconds: float | None  #: of a whole call; None: no limit beside `stall_seconds`
     stall_seconds: float  #: without a sign of life, or in one call that is no sampling
     worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
 
@@ -95,6 +97,7 @@ def engine_options(
             f"rollout.nodes_per_engine={rollout.nodes_per_engine} does not divide "
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}, which counts the devices of all its nodes"
         )
+    weight_bytes = engine_weight_bytes(arch, dtype)
     return EngineOptions(
         hf_config=arch.to_hf_config(bos_token_id, eos_token_id, dtype),
         attention=arch.ATTENTION,
@@ -110,10 +113,29 @@ def engine_options(
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         transfer=_transfer(rollout, device),
         verify_weights=rollout.verify_weights,
-        start_timeout_seconds=rollout.start_timeout_seconds,
+        start_timeout_seconds=start_limit(
+            rollout.start_timeout_seconds, rollout.tensor_parallel_size, rollout.nodes_per_engine, weight_bytes
+        ),
         step_timeout_seconds=rollout.step_timeout_seconds,
         stall_seconds=rollout.stall_seconds,
     )
+
+
+def start_limit(setting: float | None, workers: int = 1, nodes: int = 1, weight_bytes: int = 0) -> float:
+    """Seconds in which an engine must start: the setting, or what grows with what has to start.
+
+    Workers of a node import vLLM from the same disk, nodes wait for each other, and every worker fills its share of the weights.
+    64 workers on 8 nodes with 1,342 GB have 1,335 s.
+    """
+    if setting is not None:
+        return setting
+    return 600.0 + 5.0 * (workers - 1) + 30.0 * (nodes - 1) + 10.0 * weight_bytes / 1e9 / workers
+
+
+def engine_weight_bytes(arch: Architecture, dtype: Literal["float32", "bfloat16"]) -> int:
+    """Bytes of all weights of an engine, and so of one update; layers of multi-token prediction are not in it."""
+    parameters = sum(math.prod(shape) for entry in model_entries(arch) if "mtp" not in entry.megatron[0] for shape in entry.shapes)
+    return parameters * (4 if dtype == "float32" else 2)
 
 
 def _transfer(rollout: RolloutConfig, device: Literal["cpu", "cuda"]) -> Literal["shm", "nccl"]:

@@ -18,6 +18,7 @@ from megatron_r1.errors import DeviceError
 from megatron_r1.runtime.device import Device
 from megatron_r1.runtime.launch import LaunchInfo, launched_rank
 from megatron_r1.runtime.meeting import open_store
+from megatron_r1.runtime.waiting import close_waiting_place, open_waiting_place, wait_for_all
 
 T = TypeVar("T")
 
@@ -26,33 +27,36 @@ _STORE: dist.Store | None = None  # where the ranks met; it serves `claim_error_
 
 
 _MEETING_SECONDS = 1800.0
+_timeout = datetime.timedelta(seconds=_MEETING_SECONDS)  # of every process group
 
 
 def join_process_group(launch: LaunchInfo, device: Device, timeout_seconds: float = 1800.0) -> None:
     """Join the process group, also as its only member. Raises DeviceError if the ranks cannot meet.
 
     Args:
-        timeout_seconds: how long a rank waits for the others in a collective.
+        timeout_seconds: how long a rank waits for the others in a collective of any group.
     """
-    global _STORE
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+    global _STORE, _timeout
+    _timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
-        _STORE = open_store(launch, min(timeout, datetime.timedelta(seconds=_MEETING_SECONDS)))
-        dist.init_process_group(
-            device.backend,
-            store=_STORE,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timeout,
-            device_id=device.torch_device if device.kind == "cuda" else None,
-        )
+        _STORE = open_store(launch, min(_timeout, datetime.timedelta(seconds=_MEETING_SECONDS)))
+        # Without `device_id`, with which torch makes every later group by splitting NCCL's communicator of the world: a
+        # collective of all ranks, which the members of a group over gloo leave out (docs/decisions.md).
+        dist.init_process_group(device.backend, store=_STORE, rank=launch.rank, world_size=launch.world_size, timeout=_timeout)
+        open_waiting_place(_STORE, launch.world_size, timeout_seconds)
     except (dist.DistError, OSError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
         raise DeviceError(f"rank {launch.rank} cannot join at {launch.master_address}:{launch.master_port}: {reason}") from None
 
 
+def collective_timeout() -> datetime.timedelta:
+    """How long a rank waits in a collective: the timeout of every group that is made (`runtime.collective_timeout_seconds`)."""
+    return _timeout
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    close_waiting_place()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -140,16 +144,21 @@ def kept_on_rank_zero(work: Callable[[], T]) -> T | None:
 
 
 @contextmanager
-def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+def failing_together(group: dist.ProcessGroup | None = None, is_long: bool = False) -> Iterator[None]:
     """If any rank's block raises, every rank (of the `group`) raises: its own error, else that of the lowest rank that failed.
 
     The block must contain no collective that the failing rank might skip.
+
+    Args:
+        is_long: some ranks may take longer than a collective's timeout and give signs of life meanwhile. Without a `group` only.
     """
     error = None
     try:
         yield
     except Exception as caught:  # noqa: BLE001 - raised again below, on every rank
         error = caught
+    if is_long:
+        wait_for_all()
     errors = [other for other in gather_objects(error, group) if other is not None]
     if error is not None:
         raise error

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.runtime.open_files import describe_open_files
+
 CPU_ONLY_CONFLICTS = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -92,6 +94,7 @@ def _examine_host(diagnosis: Diagnosis) -> None:
     diagnosis.findings.append(
         ("Python", f"{platform.python_version()} on {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory")
     )
+    diagnosis.findings.append(("Open files", describe_open_files()))
 
 
 def _examine_torch(diagnosis: Diagnosis) -> bool:

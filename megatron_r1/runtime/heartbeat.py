@@ -10,8 +10,9 @@ of them. Signs are files on the shared file system and not messages: messages go
 `megatron-r1 status` reads the files without being part of the job.
 
 There are three ways to hang. A process that stands still (stopped, or waiting for a dead disk) gives no sign. A process whose main
-thread waits for ever gives signs but begins nothing new (`stall_seconds`). A process that holds Python's lock cannot run the
-thread: a timer in C, which every sign winds up again, then writes the stacks and ends the process.
+thread waits for ever gives signs but begins nothing new (`stall_seconds`); one that waits for an engine that samples for hours is
+told so by the engine's signs. A process that holds Python's lock cannot run the thread: a timer in C, which every sign winds up
+again, then writes the stacks and ends the process.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from megatron_r1.errors import StopRequested
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.job import record_outcome, write_once
 from megatron_r1.runtime.launch import node_name
+from megatron_r1.runtime.waiting import listen, stop_listening
 
 FOLDER, ABORT = "health", "abort.json"
 ENDED = "ended"  #: the activity of a rank that has closed its run
@@ -103,6 +105,7 @@ class Heartbeat:
         """Begin to give signs and to watch."""
         self._stacks = self._stacks_path().open("a", encoding="utf-8")
         self._give_sign()
+        listen(self.go_on)
         self._thread.start()
 
     def begin(self, activity: str, step: int | None = None, total: int | None = None) -> None:
@@ -111,6 +114,10 @@ class Heartbeat:
         self._sign.activity, self._sign.since = activity, time.time()
         if step is not None:
             self._sign.step, self._sign.total = step, total or 0
+
+    def go_on(self) -> None:
+        """What the main thread began goes on: an engine that it waits for, here or on another rank, gives signs of life."""
+        self._began = time.monotonic()
 
     def end_step(self, seconds: Mapping[str, float]) -> None:
         """Show what the last step took."""
@@ -121,6 +128,7 @@ class Heartbeat:
         if self._end.is_set():
             return
         self._end.set()
+        stop_listening(self.go_on)
         if self._thread.is_alive():
             self._thread.join()
         faulthandler.cancel_dump_traceback_later()

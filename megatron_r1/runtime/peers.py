@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 import torch.distributed as dist
 
-from megatron_r1.runtime.distributed import failing_together, gather_objects, rank, world_size
+from megatron_r1.runtime.distributed import collective_timeout, failing_together, gather_objects, rank, world_size
 from megatron_r1.runtime.launch import address_towards
 
 
@@ -30,14 +30,13 @@ class Peers:
         return gather_objects(value, self.group)
 
 
-def find_peers(ranks: tuple[int, ...], address: str, timeout_seconds: float) -> Peers | None:
+def find_peers(ranks: tuple[int, ...], address: str) -> Peers | None:
     """This rank's peers; None if it has none. Collective: every rank of the job calls it.
 
     Args:
         ranks: this rank and its peers, the head first and the others in rising order; all peers pass the same.
         address: numeric address of this rank's node. A loopback address, to which a node's own name may resolve, is replaced if a
             peer has another.
-        timeout_seconds: how long a peer waits for the others.
     """
     if world_size() == 1:
         return None
@@ -48,8 +47,25 @@ def find_peers(ranks: tuple[int, ...], address: str, timeout_seconds: float) -> 
             address = address_towards(outside[0])
     everyone = gather_objects((ranks, address))
     found = None
-    for members in sorted({members for members, _ in everyone if len(members) > 1}):
-        group = dist.new_group(list(members), datetime.timedelta(seconds=timeout_seconds), backend="gloo")  # by all ranks
+    for members in groups_of_peers([members for members, _ in everyone]):
+        group = dist.new_group(list(members), collective_timeout(), backend="gloo")
         if rank() in members:
             found = Peers(members, tuple(everyone[member][1] for member in members), group)
     return found
+
+
+def groups_of_peers(ranks: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The groups that all ranks make together, members or not, in the same order: making one is collective over the world.
+
+    Args:
+        ranks: what each rank of the job gave to `find_peers`.
+
+    Raises:
+        ValueError: two ranks of a group do not mean the same one.
+    """
+    groups = sorted({members for members in ranks if len(members) > 1})
+    for members in groups:
+        for member in members:
+            if ranks[member] != members:
+                raise ValueError(f"rank {member} is one of the peers {members}, but means {ranks[member]}")
+    return groups

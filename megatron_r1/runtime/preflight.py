@@ -24,6 +24,7 @@ from megatron_r1.runtime import distributed
 from megatron_r1.runtime.device import CPU, Device, resolve_device, time_fixed_work
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.launch import configure_threads, node_name, read_launch
+from megatron_r1.runtime.open_files import hard_limit, most_file_descriptors, needed_file_descriptors, open_files_problem
 
 BAD_NODES = 3  #: exit code
 CLOCK_SECONDS = 2.0  #: largest difference of clocks: beyond it munge refuses and logs are out of order
@@ -49,6 +50,7 @@ class Findings:
     speeds: dict[str, float] = field(default_factory=dict)  #: by name, in the unit of `_SPEEDS`
     disks: dict[str, float] = field(default_factory=dict)  #: folder -> MB/s, written and read back
     clock_seconds: float = 0.0  #: ahead of rank 0
+    open_files: int = 0  #: the hard limit; 0: none
     problems: list[str] = field(default_factory=list)  #: one line each
 
 
@@ -69,6 +71,10 @@ def run_preflight(choice: Literal["auto", "cpu", "cuda"], disks: Sequence[Path],
     device = _resolve_or_note(choice, launch.local_rank, found)
     if device is not None:
         _examine(found, "device", lambda: _measure_device(found, device))
+    # Every layout has at least the connections of the world; what a layout needs is checked where its groups are made.
+    if problem := open_files_problem(needed_file_descriptors(launch.world_size)):
+        found.problems.append(problem)
+    found.open_files = hard_limit()
     _examine(found, "memory", lambda: found.speeds.update(memory=_copy_speed(CPU)))
     if launch.local_rank == 0:
         for pattern in disks:
@@ -126,6 +132,9 @@ def preflight_report(ranks: Sequence[Findings], bad: dict[str, list[str]]) -> st
         parts = [f"{name} {value:.3g} {_SPEEDS[name]}" for name, value in least.items()]
         parts += [f"{folder} {speed:.0f} MB/s" for folder, speed in disks.items()]
         lines.append(f"preflight: {node} is well: {', '.join(parts)}, clock {of_node[0].clock_seconds:+.3f} s")
+    limits = [found.open_files for found in ranks if found.open_files]
+    has = f"at least {min(limits)}" if limits else "any number of"
+    lines.append(f"preflight: every rank may open {has} files, and needs at most {most_file_descriptors(len(ranks))} in any layout")
     return "\n".join(lines)
 
 
@@ -211,7 +220,7 @@ def _meet(found: Findings, device: Device | None) -> None:
     kinds = set(distributed.gather_objects(where.kind))
     if len(kinds) > 1:
         return  # some rank's GPU is broken and noted; the others cannot try NCCL without it
-    group = dist.new_group(backend="nccl") if kinds == {"cuda"} else None
+    group = dist.new_group(timeout=distributed.collective_timeout(), backend="nccl") if kinds == {"cuda"} else None
     _examine(found, "all-reduce", lambda: _check_sum(where, group))
     _examine(found, "network", lambda: found.speeds.update(network=_neighbour_speed(found.rank, where, group)))
 

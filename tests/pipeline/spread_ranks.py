@@ -30,7 +30,7 @@ class Weights:
 rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world_size), rank=rank, world_size=world_size)
 ARCH, options = spread_case()
-peers = find_peers((0, 1), "127.0.0.1", 300.0)
+peers = find_peers((0, 1), "127.0.0.1")
 log = folder / f"engine_{rank}.log"
 started = []
 

@@ -50,7 +50,7 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         place = place_engine(config.rollout, session.launch, session.device.kind)
     number = session.launch.rank
     log = log if number == 0 else log.with_name(f"{log.stem}_{number:05d}{log.suffix}")
-    peers = _find_engine_peers(config, session, place)
+    peers = _find_engine_peers(session, place)
     start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
     engine = CollectiveEngine(start, config.rollout.restarts, peers)
     try:
@@ -59,12 +59,12 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         engine.close()
 
 
-def _find_engine_peers(config: Config, session: Session, place: EnginePlace | None) -> Peers | None:
+def _find_engine_peers(session: Session, place: EnginePlace | None) -> Peers | None:
     """The ranks that hold the other parts of this rank's engine, if it spans nodes. All ranks call this."""
     ranks = () if place is None else place.ranks
     with failing_together():
         address = address_towards(session.launch.master_address) if ranks else ""
-    return find_peers(ranks, address, config.runtime.collective_timeout_seconds)
+    return find_peers(ranks, address)
 
 
 def _start_engine(

@@ -21,6 +21,7 @@ from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.checkpoints import verify_checkpoint
+from megatron_r1.runtime.open_files import needed_file_descriptors, require_open_files
 from megatron_r1.weights.generation import read_generation
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.mapping import hf_shapes, repeated_names
@@ -117,10 +118,12 @@ def build_policy(
         ConfigError: the layout does not fit the number of processes, the model or Megatron-Core.
     """
     from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.layout import group_sizes
     from megatron_r1.mcore.policy import MegatronPolicy
 
     mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=mtp, packed=packed)
+    require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     policy = MegatronPolicy(
         arch,
@@ -152,6 +155,7 @@ def build_reward_model(
         ConfigError: `model.weights` is no reward model but must be one, or its label is another; the layout does not fit.
     """
     from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.layout import group_sizes
     from megatron_r1.mcore.reward_model import MegatronRewardModel
 
     found, weights = find_architecture(config.model), config.model.weights
@@ -161,6 +165,7 @@ def build_reward_model(
         raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
     arch = found if label is None or found.is_reward_model else found.as_reward_model(label)
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
+    require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     model = MegatronRewardModel(
         arch,

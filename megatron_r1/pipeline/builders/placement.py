@@ -9,6 +9,7 @@ from typing import Literal
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.rollout.channel.announcements import Announcement, find_servers
+from megatron_r1.rollout.options import start_limit
 from megatron_r1.runtime.launch import LaunchInfo, visible_gpus
 
 
@@ -57,7 +58,7 @@ def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:
         raise ConfigError(
             "rollout.placement=disaggregated needs rollout.servers, the folder given to megatron-r1 serve-rollouts --announce"
         )
-    servers = find_servers(Path(rollout.servers), rollout.start_timeout_seconds)
+    servers = find_servers(Path(rollout.servers), start_limit(rollout.start_timeout_seconds))
     if len(servers) % rollout.nodes_per_engine:
         raise ConfigError(
             f"rollout.servers={rollout.servers} has {len(servers)} servers, which "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from megatron_r1.runtime.waiting import give_sign
 
 _POLL_SECONDS = 0.2
 
@@ -28,11 +31,11 @@ class MessageConnection(Protocol):
 class EngineChannel(Protocol):
     """Calls to one engine: to its process, or to the server on another node that holds it."""
 
-    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+    def call(self, name: str, *args: Any, timeout: float | None, on_part: OnPart | None = None, stall: float | None = None) -> Any:
         """Call and wait for the answer.
 
         Args:
-            timeout: seconds for the whole call.
+            timeout: seconds for the whole call; None: no limit beside `stall`.
             on_part: called with what the engine sends before the answer; None is only a sign of life.
             stall: the engine is given up after this many seconds without a message; None: only `timeout` counts.
 
@@ -48,12 +51,14 @@ class EngineChannel(Protocol):
 def wait_for_answer(
     connection: MessageConnection,
     name: str,
-    timeout: float,
+    timeout: float | None,
     on_part: OnPart | None,
     stall: float | None,
     is_alive: Callable[[], bool] = lambda: True,
 ) -> tuple[bool, Any]:
     """(True, result) or (False, error), as the engine sends it after any number of (None, part).
+
+    Each look is a sign of life of this rank: it waits within the limits of this call.
 
     Args:
         is_alive: whether the other side can still send.
@@ -62,10 +67,11 @@ def wait_for_answer(
         EOFError, ConnectionError: the other side is gone.
         EngineSilent: a limit passed.
     """
-    deadline = time.monotonic() + timeout
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
     while True:
         silent_at = deadline if stall is None else min(deadline, time.monotonic() + stall)
         while not connection.poll(_POLL_SECONDS):
+            give_sign()
             now = time.monotonic()
             if now > deadline:
                 raise EngineSilent(f"did not answer {name} in {timeout:.0f} s")
@@ -76,5 +82,6 @@ def wait_for_answer(
         succeeded, result = connection.recv()
         if succeeded is not None:
             return succeeded, result
+        give_sign()
         if on_part is not None:
             on_part(result)

@@ -51,7 +51,7 @@ class EngineProcess:
         """Process id."""
         return self._process.pid
 
-    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+    def call(self, name: str, *args: Any, timeout: float | None, on_part: OnPart | None = None, stall: float | None = None) -> Any:
         """See `EngineChannel.call`."""
         if self._closed:
             raise EngineLost(f"the rollout engine is closed: {name} cannot be called (see {self.log_path})")

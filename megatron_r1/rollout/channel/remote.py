@@ -30,14 +30,15 @@ class ServedEngine:
         self._closed = False
         self._connection.send(dict(environment))
 
-    def call(self, name: str, *args: Any, timeout: float, on_part: OnPart | None = None, stall: float | None = None) -> Any:
+    def call(self, name: str, *args: Any, timeout: float | None, on_part: OnPart | None = None, stall: float | None = None) -> Any:
         """See `EngineChannel.call`."""
         if self._closed:
             raise EngineLost(f"{self._where} is closed: {name} cannot be called")
         try:
             self._connection.send((name, args, timeout, stall))
             limit = None if stall is None else stall + _GRACE_SECONDS
-            succeeded, result = wait_for_answer(self._connection, name, timeout + _GRACE_SECONDS, on_part, limit)
+            whole = None if timeout is None else timeout + _GRACE_SECONDS
+            succeeded, result = wait_for_answer(self._connection, name, whole, on_part, limit)
         except (EOFError, OSError):
             self.close()
             raise EngineLost(f"{self._where} is gone in {name}: its server, or the way to it, broke down") from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +19,8 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from megatron_r1.rollout.options import EngineOptions, Part
 from megatron_r1.rollout.vllm.cpu_fixes import check_version
+from megatron_r1.rollout.vllm.progress import SignsOfProgress
 from megatron_r1.types import Sampling
-
-_SECONDS_BETWEEN_SIGNS = 1.0
 
 Answer = tuple[list[int], list[float], bool]  # token ids, their log-probs, ended with end-of-sequence
 
@@ -83,7 +82,7 @@ class VllmEngine:
             seeds: one seed per prompt and sample.
             on_prompt: called for each prompt as soon as all its responses are there, with its index and, per sample: token ids,
                 their log-probs, and whether the response ended with end-of-sequence.
-            on_progress: called about once a second while tokens are sampled.
+            on_progress: called about once a second while tokens are computed.
         """
         # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
         self.reset_prefix_cache()
@@ -92,16 +91,19 @@ class VllmEngine:
         for index, request in enumerate(requests):
             engine.add_request(str(index), *request)
         answers: list[dict[int, Answer]] = [{} for _ in prompts]
-        signed_at = time.monotonic()
+        signs = SignsOfProgress(self._computed_tokens, on_progress)
         while engine.has_unfinished_requests():
-            if time.monotonic() - signed_at > _SECONDS_BETWEEN_SIGNS:
-                on_progress()
-                signed_at = time.monotonic()
+            signs.look()
             for output in engine.step():
                 prompt, sample = divmod(int(output.request_id), sampling.n)
                 answers[prompt][sample] = self._unpack(output.outputs[0])
                 if len(answers[prompt]) == sampling.n:
                     on_prompt(prompt, [answers[prompt][index] for index in range(sampling.n)])
+
+    def _computed_tokens(self) -> tuple[int, int]:
+        """What changes with every step that computes something: tokens computed of all open requests, and their number."""
+        requests = self.llm.llm_engine.engine_core.engine_core.scheduler.requests.values()
+        return sum(request.num_computed_tokens for request in requests), len(requests)
 
     def _parameters(self, sampling: Sampling, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -166,6 +168,9 @@ def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
         "disable_log_stats": True,
         "weight_transfer_config": WeightTransferConfig(backend=options.transfer),
         "worker_extension_cls": options.worker_extension,
+        # The workers of an engine wait for each other as it starts: the slowest may take as long as the start may.
+        "distributed_timeout_seconds": math.ceil(options.start_timeout_seconds),
+        "cpu_distributed_timeout_seconds": math.ceil(options.start_timeout_seconds),
     }
     if part is not None:
         arguments |= {

@@ -32,6 +32,7 @@ def test_every_finding_is_printed_once(capsys):
     names = [line.split("  ")[0] for line in capsys.readouterr().out.partition("\n\n")[0].splitlines()]
     assert names == [
         "Python",
+        "Open files",
         "torch",
         "CUDA",
         "NCCL",

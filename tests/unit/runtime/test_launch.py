@@ -249,9 +249,11 @@ def test_device_choice_without_cuda():
 
 
 WORKER = """
-    import json, sys
+    import json, os, sys, time
     from megatron_r1.errors import DataError, R1Error
-    from megatron_r1.runtime import distributed
+    from megatron_r1.runtime import distributed, waiting
+    from megatron_r1.runtime.open_files import needed_file_descriptors
+    from megatron_r1.runtime.peers import find_peers
     from megatron_r1.runtime.device import resolve_device
     from megatron_r1.runtime.launch import read_launch
 
@@ -277,6 +279,20 @@ WORKER = """
         distributed.on_rank_zero(fail)
     except DataError as error:
         seen.append(str(error))
+    if launch.world_size == 4:  # ranks 0 and 2 hold one thing together, on what may be two nodes; 1 and 3 have no part in it
+        before = len(os.listdir("/proc/self/fd"))
+        peers = find_peers((0, 2) if rank % 2 == 0 else (), "127.0.0.1")
+        opened = len(os.listdir("/proc/self/fd")) - before
+        sizes = [2] if peers else []
+        assert opened <= needed_file_descriptors(4, sizes) - needed_file_descriptors(4), opened
+        assert (peers and (peers.ranks, peers.gather(rank), peers.number)) == (((0, 2), [0, 2], rank // 2) if peers else None)
+        assert (peers is None) == (rank % 2 == 1)
+        waiting.open_waiting_place(distributed._STORE, 4, silence=SILENCE)
+        until = time.monotonic() + 1.5 * SILENCE
+        with distributed.failing_together(is_long=True):
+            while rank == 2 and time.monotonic() < until:  # longer than the others wait for a sign
+                waiting.give_sign()
+                time.sleep(SILENCE / 50)
     claims = distributed.gather_objects(distributed.claim_error_line())
     distributed.barrier()
     distributed.shutdown()
@@ -287,7 +303,7 @@ WORKER = """
 
 def meet(tmp_path: Path, launcher: list[str]) -> str:
     script = tmp_path / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
+    script.write_text(textwrap.dedent(WORKER).replace("SILENCE", str(patient(1.0))))
     environment = child_environment({"OMP_NUM_THREADS": "1"})
     done = subprocess.run(
         [*launcher, str(script)], env=environment, capture_output=True, text=True, timeout=patient(120), check=False
@@ -303,8 +319,8 @@ def test_one_process_is_a_group_too(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_ranks_meet_and_fail_together(tmp_path):
-    line = meet(tmp_path, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
-    assert line == '["torchrun", 2, ["rank 0 failed", "rank 1 failed", "file is empty"], 1]'
+    line = meet(tmp_path, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"])
+    assert line == '["torchrun", 4, ["rank 0 failed", "rank 3 failed", "file is empty"], 1]'
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian package openmpi-bin)")
