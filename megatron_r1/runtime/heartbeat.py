@@ -36,7 +36,7 @@ from megatron_r1.errors import StopRequested
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.job import record_outcome, write_once
 from megatron_r1.runtime.launch import node_name
-from megatron_r1.runtime.waiting import listen, stop_listening
+from megatron_r1.runtime.waiting import hear_signs, stop_hearing
 
 FOLDER, ABORT = "health", "abort.json"
 ENDED = "ended"  #: the activity of a rank that has closed its run
@@ -105,7 +105,7 @@ class Heartbeat:
         """Begin to give signs and to watch."""
         self._stacks = self._stacks_path().open("a", encoding="utf-8")
         self._give_sign()
-        listen(self.go_on)
+        hear_signs(self.go_on)
         self._thread.start()
 
     def begin(self, activity: str, step: int | None = None, total: int | None = None) -> None:
@@ -128,7 +128,7 @@ class Heartbeat:
         if self._end.is_set():
             return
         self._end.set()
-        stop_listening(self.go_on)
+        stop_hearing(self.go_on)
         if self._thread.is_alive():
             self._thread.join()
         faulthandler.cancel_dump_traceback_later()

@@ -112,13 +112,13 @@ def wait_for_all() -> None:
         raise DeviceError(f"the ranks' meeting store does not answer: {str(error).splitlines()[0]}") from None
 
 
-def listen(listener: Callable[[], None]) -> None:
-    """Call the listener at every sign of this rank, and of those it waits for, until `stop_listening`."""
+def hear_signs(listener: Callable[[], None]) -> None:
+    """Call the listener at every sign of this rank, and of those it waits for, until `stop_hearing`."""
     _LISTENERS.append(listener)
 
 
-def stop_listening(listener: Callable[[], None]) -> None:
-    """Undo `listen`."""
+def stop_hearing(listener: Callable[[], None]) -> None:
+    """Undo `hear_signs`."""
     if listener in _LISTENERS:
         _LISTENERS.remove(listener)
 
