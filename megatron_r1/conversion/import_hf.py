@@ -32,7 +32,6 @@ from megatron_r1.weights.fused_tensors import fuse
 from megatron_r1.weights.hf import CONFIG, HfFolder
 from megatron_r1.weights.mapping import Entry, hf_shapes, model_entries, repeated_names
 
-_EMPTY_FILE = "__empty.distcp"
 _STRIPE = 1 << 22  # elements compared at a time
 
 
@@ -79,9 +78,7 @@ def import_folder(hf: Path, out: Path, sizes: ParallelConfig, dtype: torch.dtype
         on_rank_zero(lambda: (work.folder / POLICY).mkdir(exist_ok=True))
         with failing_together():
             _write_parts(source, work, {part: [items[i] for i in parts[part]] for part in own_share(left)})
-        on_rank_zero(
-            lambda: _finish_import(source, work, len(parts), shards.objects, {"import": identity, "world_size": layout.world_size})
-        )
+        on_rank_zero(lambda: _finish_import(source, work, len(parts), {"import": identity, "world_size": layout.world_size}))
 
 
 def _plan(source: HfFolder, arch: Architecture, sizes: ParallelConfig) -> tuple[Layout, Shards]:
@@ -152,15 +149,12 @@ def _take_box(entry: Entry, tensors: Sequence[torch.Tensor], area: tuple[slice, 
     return fuse(entry, tensors)[area]
 
 
-def _finish_import(source: HfFolder, work: WorkFolder, num_parts: int, objects: set[str], state: dict[str, Any]) -> None:
+def _finish_import(source: HfFolder, work: WorkFolder, num_parts: int, state: dict[str, Any]) -> None:
     """Put the parts together, add what stands beside the weights, and seal."""
     notes = {_part_name(part): work.note(_part_name(part)) for part in range(num_parts)}
     chunks = [Chunk(key, getattr(torch, dtype), *map(_untuple, rest)) for n in notes.values() for key, dtype, *rest in n["chunks"]]
     policy = work.folder / POLICY
-    with DataFile(policy / _EMPTY_FILE) as file:
-        file.save([None])
-    place = Chunk("", torch.float32, (), (), (), _EMPTY_FILE, 0, file.bytes)
-    write_metadata(policy, chunks, (place, sorted(objects)))
+    write_metadata(policy, chunks)
     copy_companions(source.folder, work.folder)
     config = config_as_stored(source)
     if config != source.config:

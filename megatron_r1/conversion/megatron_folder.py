@@ -25,7 +25,7 @@ from megatron_r1.weights.finite import is_finite
 from megatron_r1.weights.generation import GENERATION_CONFIG
 from megatron_r1.weights.hf import CONFIG
 from megatron_r1.weights.local_weights import name_some
-from megatron_r1.weights.mapping import model_entries
+from megatron_r1.weights.mapping import checkpoint_names, model_entries
 
 POLICY = "policy"  #: the weights, below a checkpoint
 _COMPANIONS = {CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES}
@@ -111,19 +111,25 @@ class MegatronFolder:
             if self.entries[piece.entry].split is Split.VOCAB:
                 padded.add(piece.key)
         stored = {name for name in self._stored.names() if not name.startswith(_OPTIMIZER)}
+        self._named_otherwise = checkpoint_names(stored, arch)
+        stored = (stored - set(self._named_otherwise.values())) | self._named_otherwise.keys()
         problems = [f"it lacks {key}" for key in sorted(shapes.keys() - stored)]
         problems += [f"it has {key}, which the model has not" for key in sorted(stored - shapes.keys())]
         problems += [
-            f"{key} has shape {list(self._stored.shape(key))}, expected {list(shapes[key])}"
-            for key in sorted(shapes.keys() & stored)
-            if not _fits_padded(self._stored.shape(key), shapes[key], may_be_longer=key in padded)
+            f"{key} has shape {list(shape)}, expected {list(shapes[key])}"
+            for key, shape in ((key, self._stored.shape(self._stored_name(key))) for key in sorted(shapes.keys() & stored))
+            if not _fits_padded(shape, shapes[key], may_be_longer=key in padded)
         ]
         if problems:
             raise ConversionError(f"{folder / POLICY} does not hold the model of its {CONFIG}: {name_some(problems)}")
 
     def dtype(self, entry: int) -> torch.dtype:
         """Dtype in which an entry is stored."""
-        return self._stored.dtype(self._places[entry][0])
+        return self._stored.dtype(self._stored_name(self._places[entry][0]))
+
+    def _stored_name(self, key: str) -> str:
+        """What the folder calls a tensor: a checkpoint of Transformer Engine's layers may have other names than ours."""
+        return self._named_otherwise.get(key, key)
 
     def read(self, entry: int) -> torch.Tensor:
         """The whole Megatron tensor of an entry.
@@ -133,7 +139,7 @@ class MegatronFolder:
             ConversionError: a value that is NaN or infinite.
         """
         key, lead = self._places[entry]
-        tensor = self._stored.read(key, lead)
+        tensor = self._stored.read(self._stored_name(key), lead)
         if self.entries[entry].split is Split.VOCAB:
             tensor = tensor[: self.entries[entry].full_shape[0]]
         if not is_finite(tensor):

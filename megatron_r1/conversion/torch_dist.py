@@ -19,7 +19,6 @@ from typing import NamedTuple, Self
 import torch
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -127,25 +126,20 @@ class DataFile:
         """For torch.save."""
 
 
-def write_metadata(folder: Path, chunks: Iterable[Chunk], empty: tuple[Chunk, Iterable[str]]) -> None:
+def write_metadata(folder: Path, chunks: Iterable[Chunk]) -> None:
     """Write what makes a folder of data files a checkpoint.
 
     Args:
         folder: of the data files.
         chunks: all that is in them.
-        empty: a place where an empty object is saved, and the names of all objects that are empty.
     """
-    tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    tensors: dict[str, TensorStorageMetadata] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for chunk in chunks:
         size, properties = torch.Size(chunk.global_shape), TensorProperties(dtype=chunk.dtype)
         tensor = tensors.setdefault(chunk.key, TensorStorageMetadata(properties, size, []))
         tensor.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.shape)))
         storage[MetadataIndex(chunk.key, chunk.offset)] = _StorageInfo(chunk.file, chunk.position, chunk.length)
-    place, names = empty
-    for name in names:
-        tensors[name] = BytesStorageMetadata()
-        storage[MetadataIndex(name)] = _StorageInfo(place.file, place.position, place.length)
     metadata = Metadata(tensors, storage_data=storage, version=CURRENT_DCP_VERSION)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     (folder / FORMAT).write_text(json.dumps(_FORMAT))

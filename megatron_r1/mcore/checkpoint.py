@@ -19,11 +19,13 @@ from megatron_r1.mcore.optimizer_state import finish_loading, optimizer_state
 from megatron_r1.mcore.policy import ReferencePolicy
 from megatron_r1.runtime.distributed import failing_together, gather_on_rank_zero, on_rank_zero, rank, world_size
 from megatron_r1.runtime.saving import Unwritten
+from megatron_r1.weights.local_weights import name_some
+from megatron_r1.weights.mapping import checkpoint_names
 
 require_active()
 
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
@@ -78,7 +80,7 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     same_layout = progress["layout"] == asdict(policy.layout)
     if same_layout:
         state["rng"] = _rng_state()
-    loaded = _load(state, folder / _POLICY)
+    loaded = _load(policy, state, folder / _POLICY)
     _take_weights(policy, loaded)
     policy.updates, policy.skipped = progress["updates"], progress["skipped"]
     policy.check_finite(folder)
@@ -114,9 +116,34 @@ def sharding_metadata() -> dict[str, Any]:
     return {"dp_cp_group": parallel.groups().dp_cp}
 
 
+def sharded_weights(module: torch.nn.Module) -> dict[str, Any]:
+    """A module's sharded tensors, without what layers keep beside their weights.
+
+    That is Transformer Engine's scaling of FP8: empty objects in a model that trains without FP8, as all do here, of which every
+    kind of layer has others. A checkpoint without them can be loaded whichever layers are used.
+
+    Raises:
+        CheckpointError: a layer keeps something there, which a checkpoint would lose.
+    """
+    state = module.sharded_state_dict(metadata=sharding_metadata())
+    beside = {name for name in state if _is_extra_state(name)}
+    held = [name for name in sorted(beside) if not _is_empty(state[name].data)]
+    if held:
+        raise CheckpointError(f"{held[0]} holds scaling factors of FP8, which checkpoints do not keep: train without FP8")
+    return {name: entry for name, entry in state.items() if name not in beside}
+
+
+def _is_extra_state(name: str) -> bool:
+    """Whether it is Transformer Engine's; grouped experts number theirs."""
+    return name.rpartition(".")[2].rstrip("0123456789") == "_extra_state"
+
+
+def _is_empty(extra_state: Any) -> bool:
+    return extra_state is None or (isinstance(extra_state, torch.Tensor) and extra_state.numel() == 0)
+
+
 def _model_state(policy: MegatronModel) -> dict[str, Any]:
-    metadata = sharding_metadata()
-    state = {f"model{i}": module.sharded_state_dict(metadata=metadata) for i, module in enumerate(policy.modules)}
+    state = {f"model{i}": sharded_weights(module) for i, module in enumerate(policy.modules)}
     # Megatron-Core would cut or pad the vocabulary of another model without a word.
     dict_list_map_inplace(lambda e: replace(e, allow_shape_mismatch=False) if isinstance(e, ShardedTensor) else e, state)
     return state
@@ -165,8 +192,8 @@ def _reference_state(policy: MegatronModel, reference: ReferencePolicy) -> dict[
     held = {own.data_ptr(): kept for own, kept in zip(policy.local_state(), reference.state, strict=True)}
 
     def exchange(entry: Any) -> Any:
-        data = getattr(entry, "data", None)
-        return replace(entry, data=held[data.data_ptr()]) if isinstance(data, torch.Tensor) else entry
+        is_tensor = isinstance(entry, (ShardedTensor, ShardedTensorFactory))
+        return replace(entry, data=held[entry.data.data_ptr()]) if is_tensor else entry
 
     state = _model_state(policy)
     dict_list_map_inplace(exchange, state)
@@ -211,7 +238,7 @@ def _load_weights_from(policy: MegatronModel, folder: Path, tp: int, trunk_only:
     state = _model_state(policy)
     _let_padding_differ(policy, state, folder, tp)
     heads = {name: part.pop(_HEAD).data for name, part in state.items() if trunk_only and _HEAD in part}
-    loaded = _load(state, folder)
+    loaded = _load(policy, state, folder)
     for name, head in heads.items():
         loaded[name][_HEAD] = head
     _take_weights(policy, loaded)
@@ -219,14 +246,17 @@ def _load_weights_from(policy: MegatronModel, folder: Path, tp: int, trunk_only:
 
 def _take_weights(policy: MegatronModel, loaded: dict[str, Any]) -> None:
     for i, module in enumerate(policy.modules):
-        module.load_state_dict(loaded[f"model{i}"], strict=True)
+        taken = module.load_state_dict(loaded[f"model{i}"], strict=False)
+        wrong = [name for name in (*taken.missing_keys, *taken.unexpected_keys) if not _is_extra_state(name)]
+        assert not wrong, f"the state was made of this module, which has others than {name_some(wrong)}"
 
 
-def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _load(policy: MegatronModel, state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`state` with the values of a folder that `plan_folder` made."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: this checkpoint does not hold what the run needs")
     try:
+        _name_as_stored(policy, state, folder)
         return read_checkpoint(state, folder)
     except (Exception, CheckpointException) as error:
         # A folder from elsewhere makes them raise whatever they like; torch gathers the errors of the ranks that have one.
@@ -235,3 +265,15 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} cannot be loaded into this model: {reason[0] if reason else type(error).__name__}"
         ) from error
+
+
+def _name_as_stored(policy: MegatronModel, state: dict[str, Any], folder: Path) -> None:
+    """Ask for tensors under the names that a folder has them by, which may be those of Transformer Engine's layers."""
+    names = on_rank_zero(lambda: checkpoint_names(read_shapes(folder), policy.arch))
+
+    def rename(entry: Any) -> Any:
+        is_stored_otherwise = isinstance(entry, ShardedTensor) and entry.key in names
+        return replace(entry, key=names[entry.key]) if is_stored_otherwise else entry
+
+    if names:
+        dict_list_map_inplace(rename, state)

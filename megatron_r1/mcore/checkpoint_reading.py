@@ -11,8 +11,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore.active import require_active
 from megatron_r1.runtime.checkpoint_index import load_plain, read_index
@@ -26,8 +24,6 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
-
-_EXTRA_STATE = "._extra_state"
 
 
 class _PlainFolderReader(FileSystemReader):
@@ -51,9 +47,6 @@ class _PlainPlanner(megatron_torch.MCoreLoadPlanner):
             loaded = load_plain(value, map_location="cpu")
         except pickle.UnpicklingError as error:
             raise CheckpointError(f"object {name} cannot be read: {error}") from None
-        if _EXTRA_STATE in name and not all(_is_empty(state) for state in loaded):
-            # Transformer Engine unpickles it; this project trains without FP8, where it is always empty.
-            raise CheckpointError(f"object {name} is not empty, and Transformer Engine would run what stands in it")
         set_element(self.original_state_dict, self.mappings[name], loaded)
 
 
@@ -76,10 +69,6 @@ class _Common(TorchCommonLoadStrategy):
 
 def _open_reader(folder: str | Path, cache_metadata: bool = False) -> FileSystemReader:
     return _PlainFolderReader(folder)
-
-
-def _is_empty(state: Any) -> bool:
-    return state is None or (isinstance(state, torch.Tensor) and state.numel() == 0)
 
 
 # Megatron's strategy makes its reader and its planner itself, by these names of its module.

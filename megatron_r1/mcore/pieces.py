@@ -37,14 +37,12 @@ class Shards:
     """What some ranks of a layout hold."""
 
     pieces: list[Piece] = field(default_factory=list)  #: what they store: of replicas, one rank's
-    objects: set[str] = field(default_factory=set)  #: names under which they store something that is empty here
     elements: dict[int, int] = field(default_factory=dict)  #: rank -> elements that it holds, replicas included
     holders: dict[int, list[int]] = field(default_factory=dict)  #: entry -> ranks that hold it or a part of it, in no order
 
     def add(self, other: Shards) -> None:
         """Take over what other ranks hold."""
         self.pieces += other.pieces
-        self.objects |= other.objects
         self.elements |= other.elements
         for entry, ranks in other.holders.items():
             self.holders.setdefault(entry, []).extend(ranks)

@@ -9,6 +9,7 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout, padded_vocabulary
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.weights.mapping import fused_names
 
 require_active()
 
@@ -43,7 +44,7 @@ def build_model(
     modules = []
     for stage in range(layout.vpp):
         vp_stage = stage if layout.vpp > 1 else None
-        decoder, mtp = block_specs(config, vp_stage)
+        decoder, mtp = block_specs(config, vp_stage, fused_names(arch))
         module = (RewardGPTModel if arch.is_reward_model else R1GPTModel)(
             config,
             decoder,

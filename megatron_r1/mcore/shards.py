@@ -16,9 +16,9 @@ from megatron_r1.weights.local_weights import local_weights
 require_active()
 
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories, is_main_replica
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
-from megatron_r1.mcore.checkpoint import sharding_metadata
+from megatron_r1.mcore.checkpoint import sharded_weights
 
 
 def shards_of_ranks(arch: Architecture, layout: parallel.Layout, ranks: Sequence[int]) -> Shards:
@@ -43,14 +43,10 @@ def _collect(shards: Shards, rank: int, built: MetaRank, arch: Architecture) -> 
     for i in local.tensors:
         shards.holders.setdefault(i, []).append(rank)
     for module in built.modules:
-        state = module.sharded_state_dict(metadata=sharding_metadata())
+        state = sharded_weights(module)
         apply_factories(state)
         for part in nested_values(state):
-            if not is_main_replica(part.replica_id):
-                continue
-            if isinstance(part, ShardedObject):
-                shards.objects.add(part.unique_key)
-            elif isinstance(part, ShardedTensor):
+            if isinstance(part, ShardedTensor) and is_main_replica(part.replica_id):
                 shards.pieces.append(_piece(part, entry_of, rows))
 
 

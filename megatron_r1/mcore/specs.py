@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from megatron_r1.mcore.active import on_transformer_engine, require_active
 
 require_active()
@@ -51,13 +53,20 @@ class TorchBackend(LocalSpecProvider):
         return LeanExperts, submodules
 
 
-def block_specs(config: TransformerConfig, vp_stage: int | None) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
-    """Specs of this stage's decoder layers and of its multi-token prediction block (None if this stage has none)."""
+def block_specs(
+    config: TransformerConfig, vp_stage: int | None, fused_names: Mapping[str, str]
+) -> tuple[TransformerBlockSubmodules, ModuleSpec | None]:
+    """Specs of this stage's decoder layers and of its multi-token prediction block (None if this stage has none).
+
+    Args:
+        fused_names: how Transformer Engine's layers call a tensor -> how checkpoints do (`weights.mapping.fused_names`).
+    """
     if on_transformer_engine():
         decoder = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         last_layer = get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
         for layer in [*decoder.layer_specs, last_layer]:
             _use_router(layer.submodules.mlp)
+            layer.submodules.sharded_state_dict_keys_map = dict(fused_names)
         mtp = _mtp_spec(config, get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=True, vp_stage=vp_stage))
         return _use_layer(decoder), mtp
     backend = TorchBackend()

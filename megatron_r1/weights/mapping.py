@@ -8,11 +8,15 @@ How several Hugging Face tensors make one Megatron tensor is `fused_tensors.py`'
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.rows import Block, Row, Split
 
+_LAYERS = ("decoder.layers.", "mtp.layers.")
+_WITHIN_LAYER = re.compile(r"(?:^|\.)(?:decoder\.layers\.\d+\.|mtp\.layers\.\d+\.(?:transformer_layer\.)?)")
 ROUTER_BIAS = ".e_score_correction_bias"  #: end of the names of what stays in float32: it moves by 0.001 a step
 
 
@@ -63,6 +67,30 @@ def hf_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 def repeated_names(arch: Architecture) -> set[str]:
     """Names of tensors that a folder may have or lack: what they hold stands elsewhere in it, too."""
     return {name for block in arch.blocks() for row in block.rows for name in row.copies + row.surplus}
+
+
+def fused_names(arch: Architecture) -> dict[str, str]:
+    """Further spellings of tensors within a layer -> the first, by which checkpoints call them whichever layers are used."""
+    rows = (row for block in arch.blocks() if block.megatron.startswith(_LAYERS) for row in block.rows if not row.is_expert)
+    return {further: row.megatron[0] for row in rows for further in row.megatron[1:]}
+
+
+def checkpoint_names(stored: Iterable[str], arch: Architecture) -> dict[str, str]:
+    """How a checkpoint calls tensors that it does not have under the name we store them by: our name -> its name.
+
+    Args:
+        stored: names of all its tensors; an optimizer's have a prefix before the name of the weight.
+    """
+    stored, fused = set(stored), fused_names(arch)
+    found: dict[str, str] = {}
+    for name in stored:
+        layer = _WITHIN_LAYER.search(name)
+        if layer is None or name[layer.end() :] not in fused:
+            continue
+        ours = name[: layer.end()] + fused[name[layer.end() :]]
+        if ours not in stored:
+            found[ours] = name
+    return found
 
 
 def _block_entries(block: Block, experts: int) -> list[Entry]:

@@ -80,3 +80,29 @@ def test_an_update_that_is_not_finite_touches_no_weight(session) -> None:
         policy.train_step(samples, loss_over(6))
     assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), before, strict=True))
     assert policy.train_step(samples[1:], loss_over(3)).applied
+
+
+def test_a_checkpoint_has_the_names_that_the_converter_knows(session, tmp_path: Path) -> None:
+    """With Transformer Engine's layers, too; what they keep beside their weights is not saved, of policy or reference."""
+    from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+    from megatron_r1.config.schema import Config
+    from megatron_r1.mcore.ask_ranks import shards_of_layout
+    from megatron_r1.mcore.checkpoint import load_policy, save_policy
+    from megatron_r1.mcore.layout import Layout
+    from megatron_r1.mcore.policy import ReferencePolicy
+    from megatron_r1.pipeline.builders.models import build_architecture, build_policy
+    from megatron_r1.runtime.checkpoint_index import read_index
+
+    config = Config()
+    arch = build_architecture(config.model)
+    policy = build_policy(
+        config, session, arch, optimizer=OptimizerConfig(), moe=MoeTrainingConfig(), total_updates=1, micro_batch_tokens=1024,
+        packed=True,
+    )  # fmt: skip
+    reference = ReferencePolicy(policy)
+    save_policy(policy, tmp_path, reference)
+    load_policy(policy, tmp_path, reference)
+    for folder in ("policy", "reference"):
+        names = {name for name in read_index(tmp_path / folder / ".metadata").state_dict_metadata if not name.startswith("rng")}
+        stored = {name for name in names if not name.startswith("optimizer.")}
+        assert stored == {piece.key for piece in shards_of_layout(arch, Layout()).pieces}

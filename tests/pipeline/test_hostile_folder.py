@@ -147,6 +147,10 @@ def test_a_resume_runs_nothing(capfd, monkeypatch, tmp_path, unpacked, kind):
         else:
             poison_object(checkpoint / "policy", marker, kind)
         seal_again(checkpoint)
+    if kind == "_extra_state":  # earlier checkpoints have it, and nothing reads it
+        assert cli.main(["sft", "--config", "old/sft/config.yaml"]) == 0
+        assert not marker.exists()
+        return
     line = complain(capfd, "sft", "--config", "old/sft/config.yaml")
     assert not marker.exists()
     assert "posix.mkdir" in line and "old/sft/checkpoints" in line, line

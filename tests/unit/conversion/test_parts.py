@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 from megatron_r1.conversion.parts import cut, part_bytes, read_ahead
-from megatron_r1.conversion.torch_dist import Chunk, DataFile, StoredTensors, write_metadata
+from megatron_r1.conversion.torch_dist import DataFile, StoredTensors, write_metadata
 from megatron_r1.conversion.work_folder import WorkFolder
 from megatron_r1.errors import CheckpointError, ConversionError
 from megatron_r1.mcore.pieces import Piece, Shards, check_cover
@@ -82,8 +82,7 @@ def test_a_data_file_holds_boxes_that_torch_and_we_read(tmp_path, dtype):
     size = (tmp_path / "a.distcp").stat().st_size
     assert file.bytes == size < 2 * (whole.nbytes + experts.nbytes) + 12000
     assert file.checksum() == xxhash.xxh3_128((tmp_path / "a.distcp").read_bytes()).hexdigest()
-    empty = Chunk("", torch.float32, (), (), (), "a.distcp", file.chunks[-1].position + file.chunks[-1].length, 1)
-    write_metadata(tmp_path, file.chunks, (empty, ["x/shard_0_1"]))
+    write_metadata(tmp_path, file.chunks)
     stored = StoredTensors(tmp_path)
     assert stored.names() == {"w", "e"} and stored.shape("e") == (3, 4, 5) and stored.dtype("w") is dtype
     assert torch.equal(stored.read("w"), whole) and torch.equal(stored.read("e"), experts)
@@ -95,7 +94,7 @@ def test_a_data_file_holds_boxes_that_torch_and_we_read(tmp_path, dtype):
 def test_what_a_data_file_lacks_or_lost_is_named(tmp_path):
     with DataFile(tmp_path / "a.distcp") as file:
         file.add("w", (4, 2), (0, 0), torch.ones(3, 2))
-    write_metadata(tmp_path, file.chunks, (file.chunks[0], []))
+    write_metadata(tmp_path, file.chunks)
     with pytest.raises(CheckpointError, match="only 6 elements of tensor w"):
         StoredTensors(tmp_path).read("w")
     (tmp_path / "a.distcp").write_bytes(b"x" * file.bytes)
