@@ -63,6 +63,12 @@ class NonFiniteUpdate(R1Error):
     exit_code = 1
 
 
+class ReplicasDiffer(R1Error):
+    """Ranks that must hold the same weights hold different ones. Nothing was trained."""
+
+    exit_code = 1
+
+
 class StopRequested(R1Error):
     """A signal asked the run to stop, and it has saved: the same command goes on from there."""
 

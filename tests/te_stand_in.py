@@ -2,8 +2,9 @@
 
 Megatron-Core's own wrappers (`megatron/core/extensions/transformer_engine.py`) are executed on top of it and put into Megatron's
 own layer specs, so parameter names, sharding and checkpoint keys are the real ones. What the modules take, hold and mark follows
-Transformer Engine 2.11.0 and 2.17.1 (`transformer_engine/pytorch/module/`): `Linear`, `LayerNormLinear`, `GroupedLinear` and `RMSNorm`.
-Not there: FP8, overlapped communication, dropout. Attention is this project's own, which holds no weight either.
+Transformer Engine 2.11.0 (2.17.1 has the same): `Linear`, `LayerNormLinear`, `GroupedLinear` and `RMSNorm` of
+`transformer_engine/pytorch/module/`. Not there: FP8, overlapped communication, dropout. Attention is this project's own, which
+holds no weight either.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import CheckpointError, NonFiniteUpdate
 from megatron_r1.mcore import nonfinite, parallel, provider
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.replicas import check_replicas
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero
 from megatron_r1.types import Metric, MicroBatch
@@ -374,6 +375,10 @@ class MegatronModel:
     def local_state(self) -> list[torch.Tensor]:
         """This rank's parameters and router biases, live, in a fixed order."""
         return [tensor for _, tensor in nonfinite.named_state(self.modules)]
+
+    def check_replicas(self) -> None:
+        """Compare the copies of every weight over ranks. Collective; raises ReplicasDiffer, see `replicas.check_replicas`."""
+        check_replicas(self.modules, self.arch, self.layout, self.groups)
 
     def check_finite(self, source: Path) -> None:
         """Look at every weight that was loaded from `source`. Collective.

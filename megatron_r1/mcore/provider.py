@@ -60,7 +60,7 @@ def build_model(
         )
         module.vocabulary = arch.vocab_size
         _scale_rope(module, arch)
-        initialize_weights(module, std=arch.init_std, seed=seed, vocab_size=arch.vocab_size)
+        initialize_weights(module, arch, seed=seed)
         module.train_mtp = mtp is not None and moe.mtp_loss_scale > 0
         module.mtp_trains_trunk = moe.mtp_trains_trunk
         if not moe.mtp_trains_trunk:

@@ -40,7 +40,7 @@ def local_weights(modules: Sequence[torch.nn.Module], arch: Architecture, groups
     Raises:
         ConversionError: a tensor that the table does not have, that has another shape than the table says, or that is there twice.
     """
-    entries, index = _entry_index(arch)
+    entries, index = entries_by_name(arch)
     tensors: dict[int, list[torch.Tensor]] = {}
     problems: list[str] = []
     for module in modules:
@@ -62,7 +62,7 @@ def local_weights(modules: Sequence[torch.nn.Module], arch: Architecture, groups
 
 
 @lru_cache(maxsize=1)  # 46,000 entries for DeepSeek-V3: a second's work, and a conversion asks for every rank of a layout
-def _entry_index(arch: Architecture) -> tuple[list[Entry], dict[str, int]]:
+def entries_by_name(arch: Architecture) -> tuple[list[Entry], dict[str, int]]:
     """The whole model in streaming order, and where each Megatron name stands in it."""
     entries = model_entries(arch)
     return entries, {name: i for i, entry in enumerate(entries) for name in entry.megatron}
@@ -73,6 +73,13 @@ def tensor_group(entry: Entry, groups: WeightGroups) -> dist.ProcessGroup | None
     if entry.split is Split.REPLICATED:
         return None
     return groups.tp if entry.expert is None else groups.etp
+
+
+def split_axis(entry: Entry) -> int | None:
+    """The axis along which tensor parallelism cuts the Megatron tensor; None if every rank has it whole."""
+    if entry.split is Split.REPLICATED:
+        return None
+    return 1 if entry.split is Split.ROW else 0
 
 
 def expert_owner(entry: Entry, arch: Architecture, groups: WeightGroups) -> int:
@@ -86,10 +93,9 @@ def _experts_per_rank(arch: Architecture, groups: WeightGroups) -> int:
 
 def shard_shape(entry: Entry, groups: WeightGroups) -> tuple[int, ...]:
     """Shape of one rank's shard; of a vocabulary's, without padding and rounded up."""
-    parts = group_size(tensor_group(entry, groups))
-    axis = 1 if entry.split is Split.ROW else 0
-    shape = list(entry.full_shape)
-    shape[axis] = -(-shape[axis] // parts)
+    shape, axis = list(entry.full_shape), split_axis(entry)
+    if axis is not None:
+        shape[axis] = -(-shape[axis] // group_size(tensor_group(entry, groups)))
     return tuple(shape)
 
 

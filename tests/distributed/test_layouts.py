@@ -24,13 +24,16 @@ LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # absolute; relative
 
 
 def case(
-    name: str, mtp: bool = False, packed: bool = False, recompute: str = "none", model: str = "deepseek_v3", **parallel: int
-) -> dict:
+    name: str, mtp: bool = False, packed: bool = False, recompute: str = "none", model: str = "deepseek_v3", te: bool = False,
+    **parallel: int,
+) -> dict:  # fmt: skip
     """One layout with one way of training."""
     suffix = "".join(
         ["-mtp" * mtp, "-packed" * packed, f"-{recompute}" * (recompute != "none"), f"-{model}" * (model != "deepseek_v3")]
+        + ["-te" * te]
     )
-    return {"name": name + suffix, "mtp": mtp, "packed": packed, "recompute": recompute, "model": model, "parallel": parallel}
+    ways = {"mtp": mtp, "packed": packed, "recompute": recompute, "model": model, "te": te}
+    return {"name": name + suffix, **ways, "parallel": parallel}
 
 
 #: qwen2 has grouped heads, biases and tied embeddings, whose two copies under pipeline parallelism share one gradient.
@@ -58,6 +61,7 @@ TWO_RANKS = [
     case("pp2", pp=2, recompute="full", mtp=True),
     case("ep2", ep=2, recompute="full"),
     case("pp2", pp=2, recompute="full", model="qwen2"),
+    *[case("tp2", tp=2, te=True, **way) for way in (WAYS[3], DENSE_WAYS[0])],
     *[case("tp2", tp=2, **way) for way in FURTHER],
     *[case("pp2-vpp2", pp=2, vpp=2, **way) for way in FURTHER],
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ host.activate("cpu")
 from megatron_r1.mcore import parallel
 from megatron_r1.mcore.policy import MegatronPolicy
 from tests.patience import patient
+from tests.te_stand_in import transformer_engine_layers
 
 STEPS, ROWS, WIDTH = 3, 2, 32
 PACKED_LENGTHS = ([40, 24], [16, 8, 8, 32])
@@ -59,10 +61,11 @@ def train(case: dict) -> list[dict[str, Any]]:
     # packed=False: the sequences of `batch` are as long as context parallelism needs them.
     layout = parallel.resolve_layout(ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=False)
     parallel.build_process_groups(layout, seed=1)
-    policy = MegatronPolicy(
-        arch, layout, runtime, moe, optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1), total_updates=10, seed=7,
-        device=torch.device("cpu"), micro_batch_tokens=ROWS * WIDTH,
-    )  # fmt: skip
+    with transformer_engine_layers() if case["te"] else nullcontext():
+        policy = MegatronPolicy(
+            arch, layout, runtime, moe, optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1), total_updates=10, seed=7,
+            device=torch.device("cpu"), micro_batch_tokens=ROWS * WIDTH,
+        )  # fmt: skip
     return [step_once(batch(step, case["packed"]), policy) for step in range(STEPS)]
 
 

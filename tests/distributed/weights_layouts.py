@@ -18,12 +18,13 @@ import torch.distributed as dist
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.errors import ConversionError
+from megatron_r1.errors import ConversionError, ReplicasDiffer
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.weights.gather import gather_weights
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.load import load_weights
+from megatron_r1.weights.local_weights import local_weights
 from tests.random_weights import random_ids
 
 host.activate("cpu")
@@ -31,11 +32,12 @@ host.activate("cpu")
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_r1.mcore import parallel, provider
+from megatron_r1.mcore.replicas import check_replicas, checksums, shared_parts
 from tests.patience import patient
 
 
-def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provider.R1GPTModel], Architecture]:
-    """The model of a folder, loaded, and its architecture."""
+def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provider.R1GPTModel], Architecture, parallel.Layout]:
+    """The model of a folder, loaded, its architecture and its layout."""
     arch = HfFolder(folder).architecture()
     mtp = arch.mtp_depth > 0
     layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, dist.get_world_size(), mtp=mtp, packed=False)
@@ -43,7 +45,7 @@ def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provide
     moe = MoeTrainingConfig(bias_update_rate=1e-3, mtp_loss_scale=0.3 if mtp else 0.0)
     modules = provider.build_model(arch, layout, RuntimeConfig(dtype=dtype), moe, seed=7)
     load_weights(modules, arch, folder, parallel.groups())
-    return modules, arch
+    return modules, arch, layout
 
 
 def round_trip(folder: Path, modules: list[provider.R1GPTModel], arch: Architecture) -> list[str]:
@@ -102,6 +104,34 @@ def surplus_is_refused_everywhere(modules: list, arch: object, groups: object) -
     return ["surplus was not noticed"]
 
 
+def copies_are_compared(modules: list, arch: Architecture, layout: parallel.Layout) -> list[str]:
+    """A weight of every kind, broken on the last rank that holds a copy, must stop every rank with a line that names both."""
+    groups = parallel.groups()
+    check_replicas(modules, arch, layout, groups)
+    local, parts = local_weights(modules, arch, groups), shared_parts(arch, layout)
+    of_ranks: list[dict[int, list[int]]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, checksums(local, parts, groups))
+    places = [i for i, count in parts.items() for _ in range(count)]
+    kinds = {}
+    for place, i in enumerate(places):
+        holders = [rank for rank, held in enumerate(of_ranks) if place in held]
+        if len(holders) > 1:
+            kinds.setdefault((local.entries[i].split, local.entries[i].expert is None), (i, holders))
+    wrong = []
+    for i, holders in kinds.values():
+        own = local.tensors[i][-1].view(-1)[:1] if dist.get_rank() == holders[-1] else torch.zeros(1)
+        before = own.clone()
+        own += 1
+        try:
+            check_replicas(modules, arch, layout, groups)
+            wrong.append(f"{local.entries[i].name} is another on rank {holders[-1]}, and was not noticed")
+        except ReplicasDiffer as error:
+            expected = (f"differ: {local.entries[i].name} (rank", f"rank {holders[-1]})")
+            wrong += [] if all(text in str(error) for text in expected) else [str(error)]
+        own.copy_(before)
+    return wrong
+
+
 def main() -> None:
     """Run every case and collect what any rank found; the last rank has the logits."""
     rank, world_size, rendezvous, cases, results = sys.argv[1:]
@@ -113,12 +143,13 @@ def main() -> None:
     )
     problems, logits = {}, {}
     for folder, dtype, sizes in json.loads(cases):
-        modules, arch = build(Path(folder), dtype, sizes)
+        modules, arch, layout = build(Path(folder), dtype, sizes)
         case = f"{Path(folder).name} {dtype} {sizes}"
         if dtype == "fp32":
             logits[case] = all_logits(modules, random_ids(arch), arch.vocab_size)
         everywhere: list[list[str]] = [[] for _ in range(int(world_size))]
-        dist.all_gather_object(everywhere, round_trip(Path(folder), modules, arch))
+        found = copies_are_compared(modules, arch, layout) if dtype == "fp32" else []
+        dist.all_gather_object(everywhere, found + round_trip(Path(folder), modules, arch))
         problems[case] = sorted({problem for found in everywhere for problem in found})
     if int(rank) == int(world_size) - 1:
         torch.save((problems, logits), results)
