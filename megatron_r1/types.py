@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 KINDS = ("reasoning", "general")  #: of prompts
 DOMAINS = ("math", "code", "choice")  #: of reasoning prompts; `reward.domains` adds to these
 PREFERENCES = ("helpful", "safety")  #: of general prompts
 PADDING = -1  #: sample id of a sequence of padding
+LOGPROBS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")  #: fields of a training sample
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,40 @@ class Sampling:
     max_tokens: int  #: response tokens, end-of-sequence included
 
 
-@dataclass
+def hollow(length: int, dtype: type[np.generic]) -> np.ndarray:
+    """[length] zeros that take no memory and cannot be written: in place of an array that another rank holds."""
+    return np.broadcast_to(dtype(0), length)
+
+
+@dataclass(eq=False)
 class Rollout:
     """One sampled response."""
 
-    token_ids: list[int]  #: [T] response tokens, end-of-sequence included when `finished`
-    rollout_logprobs: list[float]  #: [T] natural log, of the distribution sampled from (temperature and top-p applied)
+    token_ids: np.ndarray  #: [T] int32 response tokens, end-of-sequence included when `finished`
+    rollout_logprobs: np.ndarray  #: [T] float32 natural log, of the distribution sampled from (temperature and top-p applied)
     text: str  #: decoded response without end-of-sequence
     finished: bool  #: ended with end-of-sequence; False: cut at max_tokens
+
+    def __post_init__(self) -> None:
+        self.token_ids = np.asarray(self.token_ids, dtype=np.int32)
+        self.rollout_logprobs = np.asarray(self.rollout_logprobs, dtype=np.float32)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Rollout)
+            and (self.text, self.finished) == (other.text, other.finished)
+            and np.array_equal(self.token_ids, other.token_ids)
+            and np.array_equal(self.rollout_logprobs, other.rollout_logprobs)
+        )
 
 
 @dataclass
 class RolloutGroup:
-    """All responses to one prompt: the unit over which GRPO normalises."""
+    """All responses to one prompt: the unit over which GRPO normalises.
+
+    The rank that sampled a group holds it. Other ranks may know its outline: lengths and scores, but neither texts nor details, and
+    `hollow` arrays.
+    """
 
     prompt: Prompt
     rollouts: list[Rollout]  #: [G]
@@ -69,6 +92,8 @@ class RolloutGroup:
     reward_outcomes: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], see `rewards.protocol.Outcome`
     reward_details: dict[str, list[str]] = field(default_factory=dict)  #: name -> [G], why; one line each
     reward_magnitude: float = 0.0  #: the largest sum over a response's components without their signs: what rounding is measured by
+    position: int = 0  #: of the prompt in the batch
+    owner: int = 0  #: the rank that sampled it and holds it
 
 
 class SamplingEngine(Protocol):
@@ -81,20 +106,38 @@ class SamplingEngine(Protocol):
         seed: int,
         on_group: Callable[[RolloutGroup], None] | None = None,
     ) -> list[RolloutGroup]:
-        """`sampling.n` responses to every prompt; `on_group` is called with every group as soon as it is there."""
+        """Sample `sampling.n` responses to every prompt; `on_group` is called with a group as soon as it is there.
+
+        Returned, in the order of prompts, are the groups that this rank owns. One process owns all.
+        """
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingSample:
-    """One sequence to train on. Every [T-1] field is aligned to targets: entry t belongs to `token_ids[t + 1]`."""
+    """One sequence to train on. Every [T-1] field is aligned to targets: entry t belongs to `token_ids[t + 1]`.
 
-    token_ids: list[int]  #: [T] prompt and response
-    loss_mask: list[int]  #: [T-1] 1 where the target is trained on
+    Every rank knows every sample of a minibatch, but of most it knows the lengths alone: the arrays of a sample that is not `here`
+    are `hollow`.
+    """
+
+    token_ids: np.ndarray  #: [T] int32 prompt and response
+    loss_mask: np.ndarray | slice  #: [T-1] int8, 1 where the target is trained on; or the slice of the targets that are
     advantage: float = 0.0  #: scalar, the same for every token of the response
-    rollout_logprobs: torch.Tensor | None = None  #: [T-1] float32, 0 outside the mask
-    old_logprobs: torch.Tensor | None = None  #: [T-1] float32, the trainer's before the first update of this rollout
-    ref_logprobs: torch.Tensor | None = None  #: [T-1] float32, the reference policy's
+    rollout_logprobs: np.ndarray | None = None  #: [T-1] float32, 0 outside the mask
+    old_logprobs: np.ndarray | None = None  #: [T-1] float32, the trainer's before the first update of this rollout
+    ref_logprobs: np.ndarray | None = None  #: [T-1] float32, the reference policy's
     name: str = ""  #: what it was made of, for messages: a problem's response, a file's record
+    here: bool = True  #: whether this rank holds the arrays; those that its pipeline stage does not need are `hollow` all the same
+    holder: int = 0  #: the rank that sends the arrays to wherever they are needed next
+    home: int | None = None  #: the data-parallel rank that trains on it; None: whichever packing chooses, as every rank has all
+
+    def __post_init__(self) -> None:
+        self.token_ids = np.asarray(self.token_ids, dtype=np.int32)
+        if not isinstance(self.loss_mask, slice):
+            self.loss_mask = np.asarray(self.loss_mask, dtype=np.int8)
+        for name in LOGPROBS:
+            if getattr(self, name) is not None:
+                setattr(self, name, np.asarray(getattr(self, name), dtype=np.float32))
 
     @property
     def num_targets(self) -> int:
@@ -104,7 +147,14 @@ class TrainingSample:
     @property
     def num_trained(self) -> int:
         """Number of targets with loss."""
-        return sum(self.loss_mask)
+        if isinstance(self.loss_mask, slice):
+            return len(range(*self.loss_mask.indices(self.num_targets)))
+        return int(self.loss_mask.sum())
+
+    @property
+    def trained(self) -> np.ndarray | slice:
+        """What picks the targets with loss out of a [T-1] array."""
+        return self.loss_mask if isinstance(self.loss_mask, slice) else self.loss_mask > 0
 
 
 @dataclass

@@ -26,8 +26,11 @@ class DirectScoring:
         return future
 
 
-def score_groups(config: RewardConfig, groups: list[RolloutGroup], model_reward: ModelReward | None = None, *names: str) -> None:
-    """Fill the rewards of the groups."""
+def score_groups(
+    config: RewardConfig, groups: list[RolloutGroup], model_reward: ModelReward | None = None, *names: str
+) -> list[RolloutGroup]:
+    """Fill the rewards of the groups, which are given back."""
     composition = Composition(config, DirectScoring(config, *names), model_reward)
     for group, verdicts in zip(groups, composition.collect(groups), strict=True):
         fill_rewards(config, group, verdicts)
+    return groups

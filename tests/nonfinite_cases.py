@@ -255,9 +255,10 @@ def _grpo(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:
     class Rewards:
         def submit(self, group: RolloutGroup) -> None: ...
 
-        def collect(self, groups: list[RolloutGroup]) -> None:
+        def collect(self, groups: list[RolloutGroup], prompts: list[Prompt]) -> list[RolloutGroup]:
             for group in groups:
                 group.rewards_G = torch.tensor([0.0, 1.0], dtype=torch.float64)
+            return groups
 
     bounds = RolloutConfig(max_response_tokens=6, max_logprob_diff_mean=1e6, max_logprob_diff_max=1e6)
     reference = ReferencePolicy(model) if stage.has_reference else None

@@ -6,29 +6,51 @@ fixed-length chunks by best fit, equalise the number of chunks.
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+
 import torch
 
 from megatron_r1.errors import DataError
-from megatron_r1.types import PADDING, MicroBatch, TrainingSample
+from megatron_r1.types import LOGPROBS, PADDING, MicroBatch, TrainingSample
 
-_LOGPROB_FIELDS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
+
+class MicroBatches(Sequence[MicroBatch]):
+    """Packed micro-batches of one padded length. Each is filled anew whenever it is read, so that a pass holds one at a time.
+
+    Args:
+        bins: the items of each.
+        fill: makes the micro-batch of a bin.
+    """
+
+    def __init__(self, bins: list[list[int]], fill: Callable[[list[int]], MicroBatch]) -> None:
+        self._bins, self._fill = bins, fill
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def __getitem__(self, number):
+        bins = self._bins[number]
+        return [self._fill(chosen) for chosen in bins] if isinstance(number, slice) else self._fill(bins)
 
 
 def pack_samples(
-    samples: list[TrainingSample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
-) -> list[list[MicroBatch]]:
-    """Every sample once, in micro-batches of one padded length N.
+    samples: Sequence[TrainingSample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
+) -> list[MicroBatches]:
+    """Every sample once, in micro-batches of one padded length N. Planned from lengths alone; reading a micro-batch fills it.
 
     Args:
-        samples: the global batch, the same on every rank.
+        samples: the global batch, the same on every rank. Only the arrays of samples in micro-batches that are read are looked at.
+            If they have a `home`, they go to that data-parallel rank.
         max_tokens: targets a micro-batch may hold.
         dp_size: data-parallel ranks.
         pad_multiple: N is a multiple of this (tensor parallel with sequence parallel needs a multiple of tp).
         count_multiple: the number of micro-batches is a multiple of this (an interleaved pipeline needs a multiple of pp).
 
     Returns:
-        One list of micro-batches per data-parallel rank, all of the same length; a rank with fewer gets micro-batches that
-        are all padding. N is the fullest micro-batch rounded up to `pad_multiple`, so at most `max_tokens` rounded up.
+        The micro-batches of each data-parallel rank, equally many; a rank with fewer gets micro-batches that are all padding. N is
+        the fullest micro-batch rounded up to `pad_multiple`, so at most `max_tokens` rounded up.
 
     Raises:
         DataError: a sample does not fit into `max_tokens`.
@@ -42,26 +64,55 @@ def pack_samples(
                 "shorten responses"
             )
     lengths = [sample.num_targets for sample in samples]
+    homes = [sample.home for sample in samples if sample.home is not None]
+    if homes and len(homes) < len(samples):
+        raise ValueError("some samples have a home and some do not")
     bins_per_rank, size = assign_bins(
-        lengths, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
+        lengths, homes or None, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
     )
-    fields = [name for name in _LOGPROB_FIELDS if _has_field(samples, name)]
+    fields = [name for name in LOGPROBS if _has_field(samples, name)]
     longest = max(lengths)
-    return [[_fill_row(samples, chosen, size, longest, fields) for chosen in bins] for bins in bins_per_rank]
+    return [MicroBatches(bins, lambda chosen: _fill_row(samples, chosen, size, longest, fields)) for bins in bins_per_rank]
 
 
 def assign_bins(
-    lengths: list[int], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int
+    lengths: Sequence[int],
+    homes: Sequence[int] | None = None,
+    *,
+    max_tokens: int,
+    dp_size: int,
+    pad_multiple: int,
+    count_multiple: int,
 ) -> tuple[list[list[list[int]]], int]:
     """Which items share a micro-batch: equally many bins of item numbers for every data-parallel rank, and the bins' padded size.
 
     Args: see `pack_samples`; no length is above `max_tokens`.
+        homes: the data-parallel rank of every item; None: those that `distribute` chooses.
     """
-    bins_per_rank = [_best_fit(lengths, chosen, max_tokens) for chosen in _distribute(lengths, dp_size)]
+    if homes is None:
+        homes = distribute(lengths, dp_size)
+    ranks: list[list[int]] = [[] for _ in range(dp_size)]
+    for index in _longest_first(lengths):
+        ranks[homes[index]].append(index)
+    bins_per_rank = [_best_fit(lengths, chosen, max_tokens) for chosen in ranks]
     num_bins = -(-max(len(bins) for bins in bins_per_rank) // count_multiple) * count_multiple
     fullest = max(sum(lengths[i] for i in chosen) for bins in bins_per_rank for chosen in bins)
     size = -(-fullest // pad_multiple) * pad_multiple
     return [bins + [[] for _ in range(num_bins - len(bins))] for bins in bins_per_rank], size
+
+
+def distribute(lengths: Sequence[int], dp_size: int) -> list[int]:
+    """The data-parallel rank of every item.
+
+    Longest first, each to the rank with the fewest tokens so far (then the fewest items, then the lowest rank).
+    """
+    homes = [0] * len(lengths)
+    loads = [(0, 0, rank) for rank in range(dp_size)]  # tokens, items, rank: a heap
+    for index in _longest_first(lengths):
+        tokens, items, rank = loads[0]
+        heapq.heapreplace(loads, (tokens + lengths[index], items + 1, rank))
+        homes[index] = rank
+    return homes
 
 
 def unpack_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -71,42 +122,34 @@ def unpack_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dic
     return {sample_id: values_1N[0, start:end].clone() for sample_id, start, end in spans if sample_id != PADDING}
 
 
-def _distribute(lengths: list[int], dp_size: int) -> list[list[int]]:
-    """Longest first, each to the rank with the fewest tokens so far (then the fewest samples, then the lowest rank)."""
-    ranks: list[list[int]] = [[] for _ in range(dp_size)]
-    loads = [0] * dp_size
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        rank = min(range(dp_size), key=lambda r: (loads[r], len(ranks[r])))
-        ranks[rank].append(index)
-        loads[rank] += lengths[index]
-    return ranks
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
-def _best_fit(lengths: list[int], order: list[int], capacity: int) -> list[list[int]]:
+def _best_fit(lengths: Sequence[int], order: list[int], capacity: int) -> list[list[int]]:
     """Each sample into the fullest bin that still holds it; `order` is longest first."""
     bins: list[list[int]] = []
-    room: list[int] = []
+    open_bins: list[tuple[int, int]] = []  # (room, bin) of those that may take more, the fullest first
+    shortest = lengths[order[-1]] if order else 0
     for index in order:
-        fitting = [b for b in range(len(bins)) if room[b] >= lengths[index]]
-        if fitting:
-            chosen = min(fitting, key=room.__getitem__)
-        else:
-            chosen = len(bins)
+        place = bisect_left(open_bins, (lengths[index], 0))
+        room, chosen = open_bins.pop(place) if place < len(open_bins) else (capacity, len(bins))
+        if chosen == len(bins):
             bins.append([])
-            room.append(capacity)
         bins[chosen].append(index)
-        room[chosen] -= lengths[index]
+        if room - lengths[index] >= shortest:
+            insort(open_bins, (room - lengths[index], chosen))
     return bins
 
 
-def _has_field(samples: list[TrainingSample], name: str) -> bool:
+def _has_field(samples: Sequence[TrainingSample], name: str) -> bool:
     present = {getattr(sample, name) is not None for sample in samples}
     if len(present) == 2:
         raise ValueError(f"some samples have {name} and some do not")
     return present.pop()
 
 
-def _fill_row(samples: list[TrainingSample], chosen: list[int], size: int, longest: int, fields: list[str]) -> MicroBatch:
+def _fill_row(samples: Sequence[TrainingSample], chosen: list[int], size: int, longest: int, fields: list[str]) -> MicroBatch:
     row = MicroBatch(
         token_ids=torch.zeros(1, size, dtype=torch.int64),
         labels=torch.zeros(1, size, dtype=torch.int64),
@@ -117,18 +160,19 @@ def _fill_row(samples: list[TrainingSample], chosen: list[int], size: int, longe
     )
     # Losses divide by the trained tokens of a sequence: 1 if there are none, because 0/0 is NaN even under a zero mask.
     row.token_fields["sequence_lengths"] = torch.ones(1, size)
+    ids, labels, mask = (tensor.numpy()[0] for tensor in (row.token_ids, row.labels, row.loss_mask))
+    values = {name: row.token_fields[name].numpy()[0] for name in fields}
     bounds = [0]
     for index in chosen:
         sample = samples[index]
         start, end = bounds[-1], bounds[-1] + sample.num_targets
-        ids = torch.tensor(sample.token_ids)
-        row.token_ids[0, start:end], row.labels[0, start:end] = ids[:-1], ids[1:]
-        row.loss_mask[0, start:end] = torch.tensor(sample.loss_mask, dtype=torch.float32)
+        ids[start:end], labels[start:end] = sample.token_ids[:-1], sample.token_ids[1:]
+        mask[start:end][sample.trained] = 1
         row.position_ids[0, start:end] = torch.arange(sample.num_targets)
         row.token_fields["advantages"][0, start:end] = sample.advantage
         row.token_fields["sequence_lengths"][0, start:end] = max(sample.num_trained, 1)
         for name in fields:
-            row.token_fields[name][0, start:end] = getattr(sample, name)
+            values[name][start:end] = getattr(sample, name)
         bounds.append(end)
     close_row(row, bounds, longest)
     return row

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from megatron_r1.data.packing import assign_bins, close_row
+from megatron_r1.data.packing import MicroBatches, assign_bins, close_row
 from megatron_r1.errors import DataError
 from megatron_r1.types import PADDING, MicroBatch
 
@@ -15,9 +17,10 @@ from megatron_r1.types import PADDING, MicroBatch
 class ScoredExample:
     """What a reward model is trained on: sequences that end with the end of sequence, where their score is read."""
 
-    sequences: tuple[list[int], ...]  #: (chosen, rejected), or the one response
+    sequences: tuple[Sequence[int] | np.ndarray, ...]  #: (chosen, rejected), or the one response
     safe: bool = True  #: the label of a single response
     name: str = ""  #: file and line, for messages
+    home: int | None = None  #: see `TrainingSample.home`
 
     @property
     def num_tokens(self) -> int:
@@ -26,8 +29,8 @@ class ScoredExample:
 
 
 def pack_examples(
-    examples: list[ScoredExample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
-) -> list[list[MicroBatch]]:
+    examples: Sequence[ScoredExample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
+) -> list[MicroBatches]:
     """Every example once, in micro-batches of one padded length, the same way as `pack_samples`.
 
     A sequence's sample id is its place in `[sequence for example in examples for sequence in example.sequences]`; `loss_mask` is 1
@@ -44,20 +47,19 @@ def pack_examples(
     for index, length in enumerate(lengths):
         if length > max_tokens:
             raise DataError(f"example {index} has {length} tokens, more than micro_batch_tokens={max_tokens}; raise it")
+    homes = [example.home for example in examples if example.home is not None]
     bins_per_rank, size = assign_bins(
-        lengths, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
+        lengths, homes or None, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
     )
     firsts = [0]
     for example in examples:
         firsts.append(firsts[-1] + len(example.sequences))
     longest = max(len(sequence) for example in examples for sequence in example.sequences)
-    return [
-        [
-            _fill_scored_row([(firsts[i] + k, s) for i in chosen for k, s in enumerate(examples[i].sequences)], size, longest)
-            for chosen in bins
-        ]
-        for bins in bins_per_rank
-    ]
+
+    def fill(chosen: list[int]) -> MicroBatch:
+        return _fill_scored_row([(firsts[i] + k, s) for i in chosen for k, s in enumerate(examples[i].sequences)], size, longest)
+
+    return [MicroBatches(bins, fill) for bins in bins_per_rank]
 
 
 def last_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,7 @@ def unpack_last_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict
     return dict(zip(ids, last_token_values(micro_batch, values_1N).unbind(), strict=True))
 
 
-def _fill_scored_row(sequences: list[tuple[int, list[int]]], size: int, longest: int) -> MicroBatch:
+def _fill_scored_row(sequences: list[tuple[int, Sequence[int] | np.ndarray]], size: int, longest: int) -> MicroBatch:
     row = MicroBatch(
         token_ids=torch.zeros(1, size, dtype=torch.int64),
         labels=torch.zeros(1, size, dtype=torch.int64),
@@ -84,7 +86,7 @@ def _fill_scored_row(sequences: list[tuple[int, list[int]]], size: int, longest:
     bounds = [0]
     for _, token_ids in sequences:
         start, end = bounds[-1], bounds[-1] + len(token_ids)
-        row.token_ids[0, start:end] = torch.tensor(token_ids)
+        row.token_ids[0, start:end] = torch.as_tensor(np.asarray(token_ids))
         row.position_ids[0, start:end] = torch.arange(len(token_ids))
         row.loss_mask[0, end - 1] = 1
         bounds.append(end)

@@ -109,10 +109,10 @@ class SampleStore:
 
     def __getitem__(self, index: int) -> TrainingSample:
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        is_trained = np.zeros(end - start, dtype=np.int64)
+        is_trained = np.zeros(end - start, dtype=np.int8)
         for first, last in self._spans[self._span_offsets[index] : self._span_offsets[index + 1]]:
             is_trained[first - start : last - start] = 1
-        return TrainingSample(self._tokens[start:end].tolist(), is_trained[1:].tolist())
+        return TrainingSample(np.array(self._tokens[start:end]), is_trained[1:])
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:

@@ -250,7 +250,7 @@ def _limit(samples: list[TrainingSample], limit: int, overlong: str, counts: Sou
                 f"{where}: {sample.num_targets} tokens are more than sft.max_tokens={limit}; raise it and sft.micro_batch_tokens, "
                 "remove the example, or say with sft.overlong what to do"
             )
-        if overlong == "truncate" and any(sample.loss_mask[:limit]):
+        if overlong == "truncate" and sample.loss_mask[:limit].any():
             counts.truncated += 1
             yield TrainingSample(sample.token_ids[: limit + 1], sample.loss_mask[:limit])
         else:

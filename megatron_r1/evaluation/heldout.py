@@ -31,22 +31,25 @@ class EvaluationResult:
 def evaluate_heldout(
     engine: SamplingEngine,
     prompts: Sequence[Prompt],
-    reward_fn: Callable[[Sequence[RolloutGroup]], None],
+    reward_fn: Callable[[Sequence[RolloutGroup], Sequence[Prompt]], list[RolloutGroup]],
     config: EvaluateConfig,
     max_tokens: int,
 ) -> EvaluationResult:
-    """Sample `config.samples` responses to every prompt, and one greedy response.
+    """Sample `config.samples` responses to every prompt, and one greedy response. All ranks call this.
 
     Args:
-        reward_fn: fills reward_parts of all groups with "accuracy" and "format". A response that could not be scored is not
-            correct, and counts in `unscored`.
+        reward_fn: takes this rank's groups and all prompts, fills reward_parts with "accuracy" and "format", and gives the groups
+            of all prompts, other ranks' as outlines. A response that could not be scored is not correct, and counts in `unscored`.
         max_tokens: response tokens, end of sequence included.
 
     The same weights, prompts and config give the same result: `config.seed` seeds the engine.
     """
-    sampled = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed)
-    greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed)
-    reward_fn([*sampled, *greedy])
+    own = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed)
+    own_greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed)
+    for group in own_greedy:
+        group.position += len(prompts)
+    groups = reward_fn([*own, *own_greedy], [*prompts, *prompts])
+    sampled, greedy = groups[: len(prompts)], groups[len(prompts) :]
     correct = [scores(group, "accuracy").count(1.0) for group in sampled]
     shares = {
         "pass_at_1": mean([pass_at_k(config.samples, c, 1) for c in correct]),

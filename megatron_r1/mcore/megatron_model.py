@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_r1.mcore.balance import Balance
 from megatron_r1.mcore.optimizer_state import create_moments
 from megatron_r1.mcore.routing import packed_sequences
+from megatron_r1.mcore.shares import Shares
 
 #: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a whole micro-batch, also
 #: under context parallelism; returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator)
@@ -71,6 +72,7 @@ class MegatronModel:
     Attributes:
         updates: number of updates so far, those left out included: the schedule goes by it.
         skipped: of these, how many were left out because they were not finite.
+        shares: which rank computes which samples, and who speaks for them.
 
     Args:
         arch: the model's shape.
@@ -106,6 +108,7 @@ class MegatronModel:
         self._skip_limit = runtime.skip_nonfinite_updates
         self.generation = Generation()  #: what the folder of its weights says of generation, which goes where the model goes
         self.groups = parallel.groups()
+        self.shares = Shares(parallel.find_share())
         self.modules = provider.build_model(arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router)
         for module in self.modules:
             module.to(device)
@@ -204,6 +207,11 @@ class MegatronModel:
             self._run(micro_batches, loss_fn, total_tokens, forward_only=False)
         return trace.samples(micro_batches, name_of, parallel.held_positions)
 
+    @property
+    def reports(self) -> bool:
+        """Whether this rank speaks for its data-parallel share."""
+        return self.shares.reports
+
     def skip_update(self, problem: str) -> StepStats:
         """Leave out an update whose data are known not to be finite. All ranks call this alike.
 
@@ -239,29 +247,29 @@ class MegatronModel:
         return self.skipped if self._skip_limit else None
 
     def evaluate(
-        self, micro_batches: list[MicroBatch], unpack: Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]], count: int
-    ) -> list[torch.Tensor]:
-        """The model's numbers for each of `count` sequences: float32, on the CPU, on every rank, without gradient.
+        self, micro_batches: Sequence[MicroBatch], unpack: Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]]
+    ) -> dict[int, torch.Tensor]:
+        """The model's numbers for the sequences of this rank's share: float32, on the CPU, without gradient. Collective.
+
+        They are there on the last pipeline stage; on other stages nothing is.
 
         Args:
             micro_batches: this rank's, as for `train_on_micro_batches`.
             unpack: takes a micro-batch and its [B, N] numbers, and gives those of each sequence under its number.
-            count: sequences of all data-parallel ranks.
         """
+        found: dict[int, torch.Tensor] = {}
 
         def keep(values: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            return values.sum() * 0.0, {"values": values.detach().float().cpu()}
+            found.update(unpack(micro_batch, values.detach().float().cpu()))
+            return values.sum() * 0.0, {}
 
         with torch.no_grad():
-            results = self._run(micro_batches, keep, total_tokens=1, forward_only=True)
-        found: dict[int, torch.Tensor] = {}
-        for micro_batch, result in zip(micro_batches, results, strict=bool(results)):
-            found.update(unpack(micro_batch, result["values"]))
-        return self._share(found, count)
+            self._run(micro_batches, keep, total_tokens=1, forward_only=True)
+        return found
 
     def _run(
         self,
-        micro_batches: list[MicroBatch],
+        micro_batches: Sequence[MicroBatch],
         loss_fn: Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Any]]],
         total_tokens: int,
         forward_only: bool,
@@ -349,17 +357,6 @@ class MegatronModel:
         if self.layout.pp > 1:
             dist.broadcast_object_list(box, src=dist.get_process_group_ranks(self.groups.pp)[-1], group=self.groups.pp)
         return box[0]
-
-    def _share(self, found: dict[int, torch.Tensor], count: int) -> list[torch.Tensor]:
-        """Bring every data-parallel rank's values, which only the last pipeline stage has, to all ranks."""
-        if dist.get_world_size() > 1:
-            gathered: list[dict[int, torch.Tensor]] = [{}] * dist.get_world_size(self.groups.dp)
-            dist.all_gather_object(gathered, found, group=self.groups.dp)
-            merged = [{i: v for part in gathered for i, v in part.items()}]
-            last_stage = dist.get_process_group_ranks(self.groups.pp)[-1]
-            dist.broadcast_object_list(merged, src=last_stage, group=self.groups.pp)
-            found = merged[0]
-        return [found[i] for i in range(count)]
 
     def weights(self) -> GatheredWeights:
         """(Hugging Face name, full tensor), collectively: every rank must exhaust each iteration."""

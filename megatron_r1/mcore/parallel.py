@@ -14,6 +14,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.mcore.packing import local_token_indices
+from megatron_r1.mcore.shares import Place
 from megatron_r1.runtime.distributed import collective_timeout
 from megatron_r1.types import MicroBatch
 
@@ -24,8 +25,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 __all__ = [
-    "Groups", "Layout", "build_process_groups", "data_parallel_rank", "gather_context_parallel", "groups", "held_positions",
-    "resolve_layout", "slice_context_parallel",
+    "Groups", "Layout", "build_process_groups", "data_parallel_rank", "find_share", "gather_context_parallel", "groups",
+    "held_positions", "resolve_layout", "slice_context_parallel",
 ]  # fmt: skip
 
 _built: tuple[Layout, dist.ProcessGroup] | None = None  # layout of the groups that are there, and the world they divide
@@ -97,6 +98,20 @@ def groups() -> Groups:
         dp=parallel_state.get_data_parallel_group(),
         dp_cp=parallel_state.get_data_parallel_group(with_context_parallel=True),
         expert_dp=parallel_state.get_expert_data_parallel_group(),
+    )
+
+
+def find_share() -> Place:
+    """Which share of a batch of samples this rank computes, and with whom."""
+    of_tensor, of_context = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_context_parallel_rank()
+    is_last = parallel_state.is_pipeline_last_stage()
+    return Place(
+        number=data_parallel_rank(),
+        count=parallel_state.get_data_parallel_world_size(),
+        speaks=is_last and of_tensor == of_context == 0,
+        is_first=parallel_state.is_pipeline_first_stage(),
+        is_last=is_last,
+        peers=parallel_state.get_model_parallel_group(),
     )
 
 

@@ -1,19 +1,18 @@
 """The trained policy: updates on packed samples, and log-probabilities, on any layout.
 
-It knows no algorithm: `train_step` takes a loss callable. Every rank is given the whole minibatch and computes its own share,
-so results are the same on every rank and no caller handles ranks.
+It knows no algorithm: `train_step` takes a loss callable. Every rank is given the whole minibatch and computes its own share, of
+which alone it needs tokens and log-probs (`place`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from megatron_r1.data.packing import PADDING, pack_samples, unpack_token_values
-from megatron_r1.mcore import parallel
+from megatron_r1.data.packing import PADDING, MicroBatches, pack_samples, unpack_token_values
 from megatron_r1.mcore.megatron_model import LossFn, MegatronModel, StepStats
 from megatron_r1.types import MicroBatch, TrainingSample
 
@@ -33,32 +32,48 @@ class MegatronPolicy(MegatronModel):
 
     def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> StepStats:
         """One policy update on a whole minibatch of sequences, packed over data-parallel ranks and micro-batches."""
-        per_rank = self._pack(samples)
+        micro_batches = list(self._pack(samples))
 
         def name_of(micro_batch: MicroBatch, row: int, position: int) -> str:
             number = micro_batch.sample_at(position)
             return "padding" if number == PADDING else samples[number].name or f"sample {number} of the batch"
 
-        return self.train_on_micro_batches(per_rank[parallel.data_parallel_rank()], loss_fn, name_of)
+        return self.train_on_micro_batches(micro_batches, loss_fn, name_of)
 
-    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
-        """log pi_theta of every target of every sample: [T-1] float32 each, on the CPU, on every rank."""
-        per_rank = self._pack(samples)
-        return self.evaluate(per_rank[parallel.data_parallel_rank()], unpack_token_values, len(samples))
+    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
+        """log pi_theta of every target of every sample: [T-1] float32 each, on the CPU.
+
+        They stay where they were computed: on the last pipeline stage of a sample's share. Other ranks get None.
+        """
+        found = self.evaluate(self._pack(samples), unpack_token_values)
+        return [found.get(number) for number in range(len(samples))]
+
+    def place(self, samples: list[TrainingSample], batches: Sequence[Sequence[int]]) -> list[TrainingSample]:
+        """The samples, each with its arrays on the ranks that train on it in these minibatches, and there alone. Collective.
+
+        A minibatch is divided over data-parallel ranks as packing divides it. Samples that are there already do not move; in a
+        further epoch, whose minibatches are others, they may.
+
+        Args:
+            batches: minibatches of sample numbers, each number in one.
+        """
+        return self.shares.place(samples, self.shares.assign([sample.num_targets for sample in samples], batches))
 
     _OUTPUT = "log-probability"
 
     def _per_token(self, output: torch.Tensor) -> torch.Tensor:
         return -output
 
-    def _pack(self, samples: list[TrainingSample]) -> list[list[MicroBatch]]:
-        return pack_samples(
+    def _pack(self, samples: list[TrainingSample]) -> MicroBatches:
+        """This rank's share."""
+        per_rank = pack_samples(
             samples,
             max_tokens=self.micro_batch_tokens,
             dp_size=self.layout.dp,
             pad_multiple=self.layout.tp * self.layout.cp * 2,
             count_multiple=self.layout.pp if self.layout.vpp > 1 else 1,
         )
+        return per_rank[self.shares.number]
 
     @contextmanager
     def holding(self, state: list[torch.Tensor]) -> Iterator[None]:
@@ -85,8 +100,8 @@ class ReferencePolicy:
         """pi_ref <- pi_theta."""
         self.state = [t.detach().to("cpu", copy=True) for t in self._policy.local_state()]
 
-    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
-        """log pi_ref of every target of every sample: [T-1] float32 each."""
+    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
+        """log pi_ref of every target of every sample, as `MegatronPolicy.logprobs` gives them."""
         with self._policy.holding(self.state):
             return self._policy.logprobs(samples)
 

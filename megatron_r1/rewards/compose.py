@@ -167,7 +167,7 @@ def _penalties(config: RewardConfig, group: RolloutGroup) -> dict[str, list[floa
         arguments = (config.length_penalty_max_tokens, config.length_penalty_cache_tokens)
         penalties["length"] = [length_penalty(len(token_ids), *arguments) for token_ids in tokens]
     if config.repetition_penalty_weight:
-        penalties["repetition"] = [repetition_penalty(token_ids, config.repetition_ngram) for token_ids in tokens]
+        penalties["repetition"] = [repetition_penalty(token_ids.tolist(), config.repetition_ngram) for token_ids in tokens]
     return penalties
 
 

@@ -67,10 +67,9 @@ class CollectiveEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
-        """See `RolloutEngine.generate`. The groups are returned on every rank; `on_group` gets those of rank 0's engine, there."""
+        """See `RolloutEngine.generate`. Each rank is given the groups of its own engine; `on_group` is called with them there."""
         share = [] if self._number is None else range(self._number, len(prompts), self._count)
         groups: dict[int, RolloutGroup] = {}
-        report = on_group if rank() == 0 else None
 
         def sample() -> None:
             left = [position for position in share if position not in groups]
@@ -81,7 +80,7 @@ class CollectiveEngine:
             places = {} if left == list(range(len(prompts))) else {"positions": left}
             sampled: dict[int, RolloutGroup] = {}
             try:
-                sampled = dict(enumerate(self._engine.generate(chosen, sampling, seed, report, **places)))
+                sampled = dict(enumerate(self._engine.generate(chosen, sampling, seed, on_group, **places)))
             except EngineLost as error:
                 sampled = error.finished
                 raise
@@ -89,9 +88,9 @@ class CollectiveEngine:
                 groups.update({left[index]: group for index, group in sampled.items()})
 
         self._with_restarts(sample, sends=False)
-        for of_rank in gather_objects(groups):
-            groups = of_rank | groups  # own groups stay the objects that `on_group` has seen
-        return [groups[position] for position in range(len(prompts))]
+        for position, group in groups.items():
+            group.position, group.owner = position, rank()
+        return [groups[position] for position in sorted(groups)]
 
     def close(self) -> None:
         """See `RolloutEngine.close`. Not collective: a rank that fails alone can call it."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_r1.errors import EngineLost, RolloutError
@@ -110,11 +111,12 @@ class VllmProcessEngine:
         seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in places]
         groups: dict[int, RolloutGroup] = {}
 
-        def keep(part: tuple[int, list[tuple[list[int], list[float], bool]]] | None) -> None:
+        def keep(part: tuple[int, list[tuple[np.ndarray, np.ndarray, bool]]] | None) -> None:
             if part is None:  # a sign of life
                 return
             index, answers = part
-            groups[index] = RolloutGroup(prompts[index], [self._rollout(*answer) for answer in answers], self.version)
+            rollouts = [self._rollout(*answer) for answer in answers]
+            groups[index] = RolloutGroup(prompts[index], rollouts, self.version)
             if on_group is not None:
                 on_group(groups[index])
 
@@ -179,8 +181,8 @@ class VllmProcessEngine:
                 f"prompt {prompt.id!r} has token id {outside[0]}, outside the vocabulary of {self.options.vocab_size}"
             )
 
-    def _rollout(self, token_ids: list[int], logprobs: list[float], finished: bool) -> Rollout:
-        return Rollout(token_ids, logprobs, self.decode(token_ids[:-1] if finished else token_ids), finished)
+    def _rollout(self, token_ids: np.ndarray, logprobs: np.ndarray, finished: bool) -> Rollout:
+        return Rollout(token_ids, logprobs, self.decode((token_ids[:-1] if finished else token_ids).tolist()), finished)
 
 
 def _open_channel(

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.runtime.distributed import is_rank_zero
+from megatron_r1.runtime.exchange import stream_to_rank_zero
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 from megatron_r1.types import RolloutGroup
 
@@ -23,26 +27,32 @@ _PIECE = 1 << 20  # characters that are encoded at a time
 _NAME = re.compile(r"step_(\d+)\.jsonl(\.zst)?")
 
 
-def write_rollouts(run_folder: Path, step: int, groups: Iterable[RolloutGroup], plain_bytes: int, most_bytes: int) -> int:
+def write_rollouts(run_folder: Path, step: int, groups: Sequence[RolloutGroup], plain_bytes: int, most_bytes: int) -> int:
     """Write every response of the step with its rewards, then remove files of the oldest steps until the folder is small enough.
 
+    Every rank sends the lines of its groups to rank 0, which writes; one group at a time beside what it may still write plain.
+
     Args:
+        groups: of the whole step, other ranks' as outlines.
         plain_bytes: a larger file is compressed by zstd, `step_000001.jsonl.zst`.
         most_bytes: of all files together; that of `step` stays whatever its size. 0: no limit.
 
     Returns:
-        Number of files that were removed.
+        Number of files that were removed; 0 on other ranks than 0.
 
     Raises:
-        OSError: the disk is full, or a file cannot be written.
+        OSError: on rank 0, when all ranks have sent: the disk is full, or a file cannot be written.
     """
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for group in groups for line in _lines_of_group(step, group))
-    text, folder = "".join(lines), run_folder / FOLDER
-    plain = folder / f"step_{step:06d}.jsonl"
-    if len(text) > plain_bytes:
-        _write_compressed(plain.with_name(f"{plain.name}.zst"), text)
-    else:
-        write_atomically(plain, text)
+
+    def lines_of(number: int) -> bytes:
+        lines = [json.dumps(line, ensure_ascii=False) for line in _lines_of_group(step, groups[number])]
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
+
+    with closing(stream_to_rank_zero([group.owner for group in groups], lines_of)) as stream:
+        if not is_rank_zero():
+            return sum(0 for _ in stream)
+        pieces = (content.decode("utf-8", "surrogatepass") for content in stream)
+        _write_text(run_folder / FOLDER / f"step_{step:06d}.jsonl", pieces, plain_bytes)
     sizes = [(path, path.stat().st_size) for path in list_rollouts(run_folder)]
     excess, removed = sum(size for _, size in sizes) - most_bytes, 0
     for path, size in sizes if most_bytes else []:
@@ -65,17 +75,36 @@ def drop_rollouts_after(run_folder: Path, step: int) -> None:
             path.unlink()
 
 
-def _write_compressed(path: Path, text: str) -> None:
+def _write_text(plain: Path, pieces: Iterator[str], plain_bytes: int) -> None:
+    """Write the pieces one after the other; as soon as they are longer than `plain_bytes`, compressed."""
+    kept: list[str] = []
+    length = 0
+    for piece in pieces:
+        kept.append(piece)
+        length += len(piece)
+        if length > plain_bytes:
+            _write_compressed(plain.with_name(f"{plain.name}.zst"), chain(["".join(kept)], pieces))
+            return
+    write_atomically(plain, "".join(kept))
+
+
+def _write_compressed(path: Path, texts: Iterable[str]) -> None:
     import pyarrow  # only where a step is large: it takes long to import
 
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    with temporary.open("wb") as file:
-        with pyarrow.CompressedOutputStream(pyarrow.PythonFile(file, "w"), "zstd") as packed:
-            for start in range(0, len(text), _PIECE):
-                packed.write(text[start : start + _PIECE].encode("utf-8"))
-        with temporary.open("rb") as written:  # pyarrow has closed the other
-            os.fsync(written.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            with pyarrow.CompressedOutputStream(pyarrow.PythonFile(file, "w"), "zstd") as packed:
+                for text in texts:
+                    for start in range(0, len(text), _PIECE):
+                        packed.write(text[start : start + _PIECE].encode("utf-8"))
+            with temporary.open("rb") as written:  # pyarrow has closed the other
+                os.fsync(written.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _step_of_file(path: Path) -> int:

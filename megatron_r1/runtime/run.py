@@ -215,15 +215,17 @@ class Run:
         self._step_started = now
 
     def save_rollouts(self, step: int, groups: list[RolloutGroup]) -> None:
-        """Write every response of the step into `rollouts/`. Call it before the step's checkpoint."""
-        if is_rank_zero():
-            with self._keeping_problem():
-                kept = self._config.checkpoint
-                removed = write_rollouts(self.folder, step, groups, kept.rollouts_plain_mb * 10**6, kept.rollouts_most_mb * 10**6)
-                if removed and not self._removed_rollouts:
-                    limit = f"checkpoint.rollouts_most_mb={kept.rollouts_most_mb}"
-                    print(f"{self.folder}/rollouts has reached {limit}: the oldest steps are removed", file=sys.stderr, flush=True)
-                self._removed_rollouts += removed
+        """Write every response of the step into `rollouts/`. Call it before the step's checkpoint.
+
+        All ranks call it with the groups of the whole step, other ranks' as outlines.
+        """
+        with self._keeping_problem():
+            kept = self._config.checkpoint
+            removed = write_rollouts(self.folder, step, groups, kept.rollouts_plain_mb * 10**6, kept.rollouts_most_mb * 10**6)
+            if removed and not self._removed_rollouts:
+                limit = f"checkpoint.rollouts_most_mb={kept.rollouts_most_mb}"
+                print(f"{self.folder}/rollouts has reached {limit}: the oldest steps are removed", file=sys.stderr, flush=True)
+            self._removed_rollouts += removed
 
     def checkpoint_due(self, step: int, total: int) -> bool:
         """Whether `checkpoint.interval`, the end of the run or a signal asks for a checkpoint after this step. Collective.

@@ -18,10 +18,10 @@ from megatron_r1.rewards.compose import describe_rewards
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
-from megatron_r1.training.metrics import loss_metrics, update_metrics
+from megatron_r1.training.metrics import loss_metrics, mean_sampled_logprob, update_metrics
 from megatron_r1.training.parity import check_parity, compare_logprobs
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
-from megatron_r1.training.samples import find_nonfinite, minibatches, to_training_samples, with_logprobs
+from megatron_r1.training.samples import find_nonfinite, plan_epochs, to_training_samples, with_logprobs
 from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
 
 
@@ -45,7 +45,7 @@ def train_grpo(
 
     Args:
         reference: None unless `stage.has_reference`.
-        rewards: scores every group, from the moment it is sampled.
+        rewards: scores every group where it was sampled, from the moment it is.
         save: writes policy and reference, as `Run.checkpoint` takes it.
         evaluate: held-out metrics of a step; empty if none are due.
 
@@ -62,20 +62,24 @@ def train_grpo(
         sampling = Sampling(stage.group_size, rollout.temperature, rollout.top_p, lengths.max_response_tokens)
         with run.timer("rollout"):
             batch = prompts.next(stage.prompts_per_rollout)
-            groups = engine.generate(batch, sampling, seed=_derive_seed(seed, step), on_group=rewards.submit)
+            own = engine.generate(batch, sampling, seed=_derive_seed(seed, step), on_group=rewards.submit)
         with run.timer("reward"):
-            rewards.collect(groups)
+            groups = rewards.collect(own, batch)  # what other ranks sampled: lengths and rewards alone
             if stage.shuffle_rewards:
                 shuffle_rewards(groups, seed=f"{seed}/{step}")
             for group in groups:
                 group.advantages_G = group_advantages(filled(group.rewards_G), stage.advantage_std, group.reward_magnitude)
         with run.timer("logprob"):
-            samples = with_logprobs(to_training_samples(groups), policy, reference)
-        parity = compare_logprobs(samples)
+            samples = to_training_samples(groups)
+            epochs = plan_epochs(len(samples), stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs)
+            samples = with_logprobs(policy.place(samples, epochs[0]), policy, reference)
+        parity = compare_logprobs(samples, policy.reports)
         check_parity(parity, rollout)
         with run.timer("train"):
-            batches = list(minibatches(samples, stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs))
-            stats = [update_policy(stage, policy, batch) for batch in batches]
+            stats = []
+            for numbers in epochs:
+                samples = policy.place(samples, numbers)
+                stats += [update_policy(stage, policy, [samples[i] for i in batch]) for batch in numbers]
         with run.timer("sync"):
             engine.load_weights(policy.weights(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
@@ -83,16 +87,18 @@ def train_grpo(
         with run.timer("evaluate"):
             held_out = evaluate(step)
         run.count_tokens("rollout", sum(len(r.token_ids) for g in groups for r in g.rollouts))
-        run.count_tokens("train", sum(s.num_targets for batch in batches for s in batch))
+        run.count_tokens("train", stage.inner_epochs * sum(s.num_targets for s in samples))
         run.save_rollouts(step, groups)
+        batches = [[samples[i] for i in batch] for numbers in epochs for batch in numbers]
         run.record(step, {**batch_metrics(groups, batches, stats), **parity, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
+        del own, groups, samples, batches  # or they would take their memory until the next round's are there
 
 
 def update_policy(stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSample]) -> Stats:
     """One update on the minibatch, which is left out if something in it is not finite, which every rank sees alike."""
-    problem = find_nonfinite(minibatch)
+    problem = find_nonfinite(minibatch, policy.reports)
     return policy.train_step(minibatch, loss_of(stage, minibatch)) if problem is None else policy.skip_update(problem)
 
 
@@ -151,7 +157,7 @@ def batch_metrics(groups: list[RolloutGroup], batches: list[list[TrainingSample]
         "response/finished": _average([float(r.finished) for r in rollouts]),
         "kl/reference": reported.pop("kl/reference", 0.0 if applied else math.nan),
         **reported,
-        "entropy/sampled": -_average([lp for r in rollouts for lp in r.rollout_logprobs]),
+        "entropy/sampled": -mean_sampled_logprob(groups),
         **update_metrics(stats[-1]),
         "loss": _average([s.loss for s in applied]),
         "grad_norm": _average([s.grad_norm for s in applied]),

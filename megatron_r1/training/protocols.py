@@ -48,10 +48,17 @@ LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, M
 
 
 class Policy(Protocol):
-    """pi_theta. Every rank passes the whole minibatch and gets the same answer."""
+    """pi_theta. All ranks call its methods together, with the same samples, whose arrays only some ranks need to hold."""
 
     updates: int
     micro_batch_tokens: int  #: targets that one forward pass holds; may be set between updates
+
+    @property
+    def reports(self) -> bool:
+        """Whether this rank speaks for its data-parallel share: one rank of each share does."""
+
+    def place(self, samples: list[TrainingSample], batches: Sequence[Sequence[int]]) -> list[TrainingSample]:
+        """The samples, each with its arrays on the ranks that train on it in these minibatches, and there alone."""
 
     def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> Stats:
         """One policy update."""
@@ -59,8 +66,8 @@ class Policy(Protocol):
     def skip_update(self, problem: str) -> Stats:
         """Leave out one update whose data are not finite, or raise NonFiniteUpdate if no more may be left out."""
 
-    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
-        """Per sample [T-1] float32."""
+    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
+        """Per sample [T-1] float32, on the ranks that computed it; None elsewhere. A rank that `reports` has those of its share."""
 
     def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """(Hugging Face name, full tensor); can be iterated again."""
@@ -69,8 +76,8 @@ class Policy(Protocol):
 class Reference(Protocol):
     """pi_ref."""
 
-    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
-        """Per sample [T-1] float32."""
+    def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
+        """See `Policy.logprobs`."""
 
     def refresh(self) -> None:
         """pi_ref <- pi_theta."""
@@ -90,7 +97,11 @@ class Rewards(Protocol):
     """Scores groups, while others are still being sampled."""
 
     def submit(self, group: RolloutGroup) -> None:
-        """Start to score a group, on rank 0 alone, and return at once. A group that was not submitted is scored by `collect`."""
+        """Start to score a group of this rank, and return at once. A group that was not submitted is scored by `collect`."""
 
-    def collect(self, groups: Sequence[RolloutGroup]) -> None:
-        """Wait for the scores and fill each group's `rewards_G` and its `reward_...` fields. Every rank calls this."""
+    def collect(self, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """Wait for the scores and fill each group's `rewards_G` and its `reward_...` fields. Every rank calls this with its own.
+
+        Returns:
+            The groups of all `prompts`, in their order: this rank's own, and outlines of the others' (`RolloutGroup`).
+        """

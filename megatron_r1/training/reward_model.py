@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from megatron_r1.algorithms.losses.contract import Metrics
@@ -20,13 +22,16 @@ from megatron_r1.types import PADDING, MicroBatch
 
 
 class RewardModel(Protocol):
-    """r_phi. Every rank passes everything and gets the same answer."""
+    """r_phi. All ranks call its methods together."""
 
     def train_step(self, examples: list[ScoredExample], loss_fn: LossFn) -> Stats:
         """One update on a whole batch."""
 
-    def scores(self, sequences: list[list[int]]) -> list[float]:
-        """The score at the last token of each sequence."""
+    def scores(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[float]:
+        """The score at the last token of each sequence; all ranks pass the same."""
+
+    def own_scores(self, sequences: Sequence[np.ndarray]) -> list[float]:
+        """The same of the sequences [T] int32 of this rank, whatever the others pass."""
 
 
 def count_reward_updates(stage: RewardModelConfig, num_examples: int) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from megatron_r1.config.sft import SftConfig
 from megatron_r1.data.sft import SftData
+from megatron_r1.runtime.exchange import gather_numbers
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, update_metrics
@@ -68,6 +69,7 @@ def validation_loss(policy: Policy, samples: list[TrainingSample], batch_size: i
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
         for sample, logprobs in zip(batch, policy.logprobs(batch), strict=True):
-            total -= (logprobs.double() * torch.tensor(sample.loss_mask)).sum().item()
+            if logprobs is not None and policy.reports:
+                total -= (logprobs.double() * torch.from_numpy(sample.loss_mask)).sum().item()
             count += sample.num_trained
-    return total / count
+    return gather_numbers([total])[:, 0].sum().item() / count

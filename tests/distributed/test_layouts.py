@@ -95,11 +95,20 @@ ONE_UPDATE = {
 }
 
 
+#: Rounds of GRPO: the layout, and the ranks that sample.
+ROUNDS: dict[int, list[tuple[dict[str, int], list[int]]]] = {
+    1: [({}, [0])],
+    2: [({}, [0, 1]), ({"pp": 2}, [1]), ({"tp": 2}, [1, 0])],
+    4: [({}, [3, 1, 2]), ({"tp": 2}, [0, 3]), ({"pp": 2, "ep": 2}, [2, 1])],
+}
+
+
 @cache
 def run_all(world_size: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
     """Results of all cases of this world size: of some steps, and of one update."""
     cases = {1: REFERENCES + ONE_RANK, 2: TWO_RANKS, 4: FOUR_RANKS}[world_size]
-    asked = {"train": cases, "one_update": {str(model): model for model in ONE_UPDATE[world_size]}}
+    rounds = {str(one): one for one in ROUNDS[world_size]}
+    asked = {"train": cases, "one_update": {str(model): model for model in ONE_UPDATE[world_size]}, "rounds": rounds}
     with TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         script = Path(__file__).with_name("train_layouts.py")
@@ -136,6 +145,21 @@ def test_one_batch_under_any_layout_and_packing(world_size: int, model: dict[str
     """Gradient, norm, biases, balance loss and multi-token-prediction loss are those of one rank with other micro-batches."""
     alone = next(one for one in ONE_UPDATE[1] if one["stage"] == model["stage"])
     compare(run_all(world_size)[1][str(model)], run_all(1)[1][str(alone)])
+
+
+@pytest.mark.parametrize(("world_size", "one"), [(n, one) for n in (2, 4) for one in ROUNDS[n]], ids=lambda value: str(value))
+def test_a_round_is_the_same_whoever_samples_and_trains(world_size: int, one: tuple[dict[str, int], list[int]]) -> None:
+    """Metrics of a step are one rank's, to the last digit where they are of the responses; rollouts/ is the same file."""
+    got, want = run_all(world_size)[0]["rounds"][str(one)], run_all(1)[0]["rounds"][str(ROUNDS[1][0])]
+    assert got["rollouts"] == want["rollouts"] and len(want["rollouts"]) == 48
+    for line, expected in zip(got["metrics"], want["metrics"], strict=True):
+        assert line.keys() == expected.keys()
+        for name, value in expected.items():
+            if name.startswith(("reward/", "response", "step", "updates", "lr")):
+                assert line[name] == value, name
+            assert line[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
+    assert any(0 < line["reward/outcome/format/timeout"] < 1 for line in want["metrics"]), "some have no score"
+    assert got["weights"] == pytest.approx(want["weights"], rel=1e-4, abs=2e-3)
 
 
 def test_reference_trains() -> None:

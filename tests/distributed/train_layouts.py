@@ -1,7 +1,8 @@
 """Train a small model for a few steps under several layouts, in one set of processes. Started by test_layouts.py.
 
 Arguments: rank, world size, a free port, the cases as JSON ("train": a list; "one_update": name -> arguments of
-`balance_cases.build_model`), the result file (written by the last rank; the updates go beside it, as `.pt`).
+`balance_cases.build_model`; "rounds": name -> arguments of `grpo_rounds.play_rounds`), the result file (written by the last
+rank; the updates go beside it, as `.pt`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megatron_r1.mcore import host
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch
 from tests.balance_cases import build_model, one_update
+from tests.grpo_rounds import play_rounds
 from tests.random_weights import full_architecture, further_families, qwen2_architecture
 
 host.activate("cpu")
@@ -91,7 +93,12 @@ def main() -> None:
         name: one_update(model["stage"], build_model(**model, world_size=int(world_size)))
         for name, model in json.loads(cases)["one_update"].items()
     }
+    rounds = {
+        name: play_rounds(sizes, owners, Path(f"{results}.{number}"), int(world_size))
+        for number, (name, (sizes, owners)) in enumerate(json.loads(cases)["rounds"].items())
+    }
     if int(rank) == int(world_size) - 1:
+        found["rounds"] = rounds
         Path(results).write_text(json.dumps(found))
         torch.save(updates, Path(results).with_suffix(".pt"))
     dist.barrier()

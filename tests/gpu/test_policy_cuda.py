@@ -47,7 +47,7 @@ def test_policy_learns_a_batch_and_agrees_with_transformers(session, tmp_path: P
     assert losses[-1] < 0.8 * losses[0]
     export_policy(policy, train_tally_tokenizer(), tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    ids = torch.tensor([s.token_ids for s in samples])
+    ids = torch.tensor([s.token_ids.tolist() for s in samples])
     with torch.no_grad():
         expected = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     assert (torch.stack(policy.logprobs(samples)) - expected).abs().max() < 1e-3

@@ -56,7 +56,7 @@ def prompts(arch: Architecture, n: int = 32) -> list[Prompt]:
 
 def sampled(groups: list[RolloutGroup]) -> list[tuple[list[int], list[float]]]:
     """Tokens and log-probs of every response."""
-    return [(r.token_ids, r.rollout_logprobs) for group in groups for r in group.rollouts]
+    return [(r.token_ids.tolist(), r.rollout_logprobs.tolist()) for group in groups for r in group.rollouts]
 
 
 def check_corruptions(engine: VllmProcessEngine, arch: Architecture, corruptions: dict[tuple[str, int | None], str]) -> None:

@@ -115,7 +115,7 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
         for chunk in plain.chunks:
             chunk.zero_grad_buffer()
         plain.optimizer.zero_grad()
-        micro_batches = plain._pack(SAMPLES)[0]
+        micro_batches = list(plain._pack(SAMPLES))
         sequences, _ = plain._count(micro_batches)
         plain._balance.begin(tokens=1, sequences=1)
         results = plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)

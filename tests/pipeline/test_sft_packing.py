@@ -123,6 +123,6 @@ def test_the_comparison_would_notice_a_leak(session) -> None:
     """Without the boundary between them, two samples are one: log-probs of the second are far off."""
     policy, samples = make_policy(session, ARCHITECTURES["moe"]), make_samples()[:2]
     first, second = samples
-    leaking = TrainingSample(first.token_ids[:-1] + second.token_ids, [0] * first.num_targets + second.loss_mask)
+    leaking = TrainingSample([*first.token_ids[:-1], *second.token_ids], [0] * first.num_targets + second.loss_mask.tolist())
     (together,) = policy.logprobs([leaking])
     assert not torch.allclose(together[first.num_targets :], policy.logprobs([second])[0], atol=1e-3)

@@ -146,7 +146,7 @@ def test_rope_scaling_matters_at_the_tested_length(served, tmp_path):
 @pytest.mark.parametrize("served", ["llama"], indirect=True)
 def test_every_end_of_sequence_ends_a_response(served, host):
     """The same samples up to the first of two tokens that now end them."""
-    longest = max((rollout.token_ids for group in served.groups for rollout in group.rollouts), key=len)
+    longest = max((rollout.token_ids.tolist() for group in served.groups for rollout in group.rollouts), key=len)
     also = next(token for token in longest[2:] if token != longest[0])
     engine = start(host, served.arch, served.folder, end_token_ids=(1, also))
     engine.version = 0
@@ -155,8 +155,9 @@ def test_every_end_of_sequence_ends_a_response(served, host):
     ):
         cut = next((i + 1 for i, token in enumerate(before[0]) if token in (1, also)), len(before[0]))
         (rollout,) = after.rollouts
-        assert rollout.token_ids == before[0][:cut] and rollout.finished == (rollout.token_ids[-1] in (1, also))
-        assert rollout.text == str(rollout.token_ids[:-1] if rollout.finished else rollout.token_ids)
+        ids = rollout.token_ids.tolist()
+        assert ids == before[0][:cut] and rollout.finished == (ids[-1] in (1, also))
+        assert rollout.text == str(ids[:-1] if rollout.finished else ids)
     assert any(rollout.token_ids[-1] == also for group in groups for rollout in group.rollouts)
     engine.close()
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import ASSISTANT, OPENED, USER
 from megatron_r1.data.tokenizer import Tokenizer
@@ -150,21 +152,26 @@ def encode_conversation(messages: Sequence[Message], template: ChatTemplate, too
             continue
         history, turn = template.encode_turn(messages[: index + 1], tools)
         if history[: len(ids)] != ids:
-            samples.append(TrainingSample(ids, is_trained[1:]))
+            samples.append(_sample_of(ids, is_trained))
             ids, is_trained = [], []
         is_trained = is_trained + [0] * (len(history) - len(ids)) + [1] * len(turn.token_ids) + [0] * len(turn.closing_ids)
         ids = history + turn.token_ids + turn.closing_ids
-    return [*samples, TrainingSample(ids, is_trained[1:])] if ids else samples
+    return [*samples, _sample_of(ids, is_trained)] if ids else samples
+
+
+def _sample_of(ids: list[int], is_trained: list[int]) -> TrainingSample:
+    return TrainingSample(np.array(ids, np.int32), np.array(is_trained[1:], np.int8))
 
 
 def describe_sample(sample: TrainingSample, tokenizer: Tokenizer) -> str:
     """The text of a sample with what is trained on in ⟦ ⟧, control tokens shown."""
     parts: list[str] = []
-    is_trained = [0, *sample.loss_mask]
+    is_trained = np.zeros(len(sample.token_ids), np.int8)
+    is_trained[1:][sample.trained] = 1
     start = 0
     for end in range(1, len(sample.token_ids) + 1):
         if end == len(sample.token_ids) or is_trained[end] != is_trained[start]:
-            text = tokenizer.decode_everything(sample.token_ids[start:end])
+            text = tokenizer.decode_everything(sample.token_ids[start:end].tolist())
             parts.append(f"⟦{text}⟧" if is_trained[start] else text)
             start = end
     return "".join(parts)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import numpy as np
+
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.messages import Message, Role
@@ -22,6 +24,7 @@ from megatron_r1.pipeline.builders.models import build_reward_model, build_token
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Verdicts
 from megatron_r1.rewards.protocol import Verdict
+from megatron_r1.runtime.distributed import any_rank, failing_together
 from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.training.reward_model import RewardModel
 from megatron_r1.types import PREFERENCES, Prompt, RolloutGroup
@@ -72,7 +75,7 @@ def encode_examples(examples: Sequence[LabelledDialogues], stage: RewardModelCon
 
 
 class RewardScorer:
-    """Scores responses in batches. All ranks call it with the same responses and get the same scores."""
+    """Scores responses in batches. All ranks call it together, each with its own responses."""
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer, kind: str) -> None:
         """Args: `kind` is "helpful" or "safety", as the model was trained."""
@@ -89,8 +92,13 @@ class RewardScorer:
         """
         parts = [scored_part(self._kind, response) for _, response in responses]
         pairs = zip(responses, parts, strict=True)
-        sequences = [encode_chat(self._tokenizer, messages, part) for (messages, _), part in pairs if part is not None]
-        scores = iter(self._model.scores(sequences))
+        with failing_together():
+            sequences = [
+                np.array(encode_chat(self._tokenizer, messages, part), np.int32)
+                for (messages, _), part in pairs
+                if part is not None
+            ]
+        scores = iter(self._model.own_scores(sequences))
         return [None if part is None else next(scores) for part in parts]
 
 
@@ -123,7 +131,7 @@ class PreferenceRewards:
         self._scorers = scorers
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
-        """{"model": verdicts [G]} for groups of general prompts, {} for others. All ranks call it with the same groups.
+        """{"model": verdicts [G]} for groups of general prompts, {} for others. All ranks call it, each with its own groups.
 
         Raises:
             ConfigError: there is no reward model for a prompt.
@@ -133,12 +141,13 @@ class PreferenceRewards:
             chosen = [
                 i for i, group in enumerate(groups) if group.prompt.kind == "general" and group.prompt.preference == preference
             ]
-            if not chosen:
+            if not any_rank(bool(chosen))[0]:
                 continue
-            if preference not in self._scorers:
-                raise ConfigError(
-                    f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
-                )
+            with failing_together():
+                if chosen and preference not in self._scorers:
+                    raise ConfigError(
+                        f"prompt {groups[chosen[0]].prompt.id!r} is judged by reward.{preference}_model, which is not set"
+                    )
             rollouts = [(groups[i].prompt, rollout) for i in chosen for rollout in groups[i].rollouts]
             responses = [(_asked_messages(prompt), whole_response(prompt.text, rollout.text)) for prompt, rollout in rollouts]
             scores = iter(self._scorers[preference].score(responses))

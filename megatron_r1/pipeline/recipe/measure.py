@@ -36,6 +36,7 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.scorers import accuracy_scorers
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.training.outlines import stream_groups
 from megatron_r1.types import RolloutGroup, Sampling
 
 MEASURED, RESPONSES = "measured.json", "responses.jsonl"
@@ -80,14 +81,14 @@ def measure_stage(recipe: Recipe, stage: str, session: Session) -> Measured:
         | ({f"reward.{kind}_model": str(artifact.folder) for kind, artifact in models.items()} if have_models else {}),
     )  # fmt: skip
     groups = _respond(config, weights, recipe.config.recipe, session, folder, with_requests=have_models)
-    measured = _average_groups(model, config.curation, groups)
 
-    def keep() -> None:
+    def keep() -> Measured:
+        measured = _average_groups(model, config.curation, groups)
         write_json_lines(folder / RESPONSES, _lines(groups))
         write_atomically(folder / MEASURED, json.dumps(asdict(measured), indent=1) + "\n")
+        return measured
 
-    on_rank_zero(keep)
-    return measured
+    return on_rank_zero(keep)
 
 
 def lacks_requests(recipe: Recipe, measured: Measured) -> bool:
@@ -104,7 +105,7 @@ def read_measured(root: Path, stage: str) -> Measured | None:
 def _respond(
     config: Config, weights: Path, settings: RecipeConfig, session: Session, folder: Path, with_requests: bool
 ) -> list[RolloutGroup]:
-    """Sample the model on held-out prompts, and score every response."""
+    """Sample the model on held-out prompts, and score every response; the groups of all ranks on rank 0, none elsewhere."""
     source = load_problems(config.data, accuracy_scorers(config.reward))
     general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
     arch = build_architecture(config.model)
@@ -128,9 +129,9 @@ def _respond(
         rewards = stack.enter_context(open_rewards(config, source, folder / "scoring.log", preferences))
         engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
         load_engine(engine, weights, config.runtime)
-        groups = engine.generate(prompts, sampling, config.evaluate.seed)
-        rewards.collect(groups)
-    return groups
+        own = engine.generate(prompts, sampling, config.evaluate.seed)
+        outlines = rewards.collect(own, prompts)
+        return list(stream_groups([group.owner for group in outlines], own))
 
 
 def _average_groups(model: str, curation: CurationConfig, groups: Sequence[RolloutGroup]) -> Measured:

@@ -7,10 +7,12 @@ broadcasts each call before making it, and the other ranks, which wait for rank 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from megatron_r1.config.schema import Config
 from megatron_r1.pipeline.builders.engine_weights import load_engine
@@ -18,7 +20,9 @@ from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rollout.protocol import OnGroup, RolloutEngine
-from megatron_r1.runtime.distributed import broadcast_object, failing_together, is_rank_zero
+from megatron_r1.runtime.distributed import broadcast_object, failing_together, is_rank_zero, rank
+from megatron_r1.runtime.exchange import add_tables
+from megatron_r1.training.outlines import stream_groups
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
 T = TypeVar("T")
@@ -33,20 +37,9 @@ class DrivenEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
-        """See `RolloutEngine.generate`. `on_group` gets the groups of other ranks' engines at the end, all at once."""
-        take = on_group or (lambda group: None)
-        passed_on: set[int] = set()
-
-        def pass_on(group: RolloutGroup) -> None:
-            passed_on.add(id(group))
-            take(group)
-
+        """See `RolloutEngine.generate`. `on_group` gets the groups of other ranks' engines at the end, one after the other."""
         _announce_call("generate", prompts, sampling, seed)
-        groups = self._engine.generate(prompts, sampling, seed, pass_on)
-        for group in groups:
-            if id(group) not in passed_on:
-                take(group)
-        return groups
+        return _generate(self._engine, prompts, sampling, seed, on_group)
 
 
 #: Opens the engines with the weights of a config's `model.weights`. The path is the log of the engines' output.
@@ -76,6 +69,21 @@ def _open_driven(session: Session, config: Config, log: Path) -> Iterator[Driven
             _announce_call("close")
 
 
+def _generate(
+    engine: RolloutEngine, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
+) -> list[RolloutGroup]:
+    """This rank's groups. Rank 0 calls `on_group` with all ranks', and holds one at a time that is not its own. Collective."""
+    own = engine.generate(prompts, sampling, seed, on_group)
+    owners = np.zeros(len(prompts))
+    owners[[group.position for group in own]] = rank()
+    owners_P = add_tables(owners).astype(int).tolist()
+    with closing(stream_groups(owners_P, own)) as groups:
+        for group in groups:
+            if group.owner and on_group is not None:
+                on_group(group)
+    return own
+
+
 def _announce_call(call: str, *arguments: object) -> None:
     broadcast_object((call, arguments))
 
@@ -99,7 +107,7 @@ def _take_part(session: Session) -> Any:
                 if call == "open":
                     engine = opened.enter_context(_open_loaded(session, *arguments))
                 elif call == "generate":
-                    engine.generate(*arguments)
+                    _generate(engine, *arguments)
                 else:
                     opened.close()
             except Exception:  # noqa: BLE001, S110 - see above

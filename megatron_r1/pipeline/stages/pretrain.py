@@ -108,8 +108,8 @@ def _build_gate(
 
     def measure() -> float:
         engine.load_weights(policy.weights(), version=policy.updates)
-        groups = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0)
-        rewards.collect(groups)
+        own = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0)
+        groups = rewards.collect(own, prompts)
         return sum(scores(group, "accuracy")[0] for group in groups) / len(groups)
 
     return measure

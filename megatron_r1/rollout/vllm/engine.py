@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -22,7 +23,7 @@ from megatron_r1.rollout.vllm.cpu_fixes import check_version
 from megatron_r1.rollout.vllm.progress import SignsOfProgress
 from megatron_r1.types import Sampling
 
-Answer = tuple[list[int], list[float], bool]  # token ids, their log-probs, ended with end-of-sequence
+Answer = tuple[np.ndarray, np.ndarray, bool]  # int32 token ids, their float32 log-probs, ended with end-of-sequence
 
 
 class VllmEngine:
@@ -119,9 +120,8 @@ class VllmEngine:
         )
 
     def _unpack(self, completion: Any) -> Answer:
-        token_ids = list(completion.token_ids)
-        logprobs = [at[token].logprob for at, token in zip(completion.logprobs, token_ids, strict=True)]
-        return token_ids, logprobs, completion.finish_reason == "stop"
+        logprobs = [at[token].logprob for at, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+        return np.array(completion.token_ids, np.int32), np.array(logprobs, np.float32), completion.finish_reason == "stop"
 
 
 class FollowingWorkers:

@@ -46,11 +46,12 @@ def test_loss_is_on_the_response_and_its_end_only(tokenizer, tmp_path):
     assert data.epoch_size == 2
     for (question, response), sample in zip(pairs, data.take([0, 1]), strict=True):
         prompt = tokenizer.encode_prompt("r1_zero", question)[1]
-        trained = [token for token, trained in zip(sample.token_ids[1:], sample.loss_mask, strict=True) if trained]
-        assert sample.token_ids[: len(prompt)] == prompt
-        assert trained == sample.token_ids[len(prompt) :]
+        ids = sample.token_ids.tolist()
+        trained = [token for token, trained in zip(ids[1:], sample.loss_mask, strict=True) if trained]
+        assert ids[: len(prompt)] == prompt
+        assert trained == ids[len(prompt) :]
         assert tokenizer.decode(trained) == response
-        assert sample.token_ids.count(tokenizer.eos_id) == 1 and sample.token_ids[-1] == tokenizer.eos_id
+        assert ids.count(tokenizer.eos_id) == 1 and ids[-1] == tokenizer.eos_id
     assert "⟦<think>first 12</think><answer>8</answer><eos>⟧" in (tmp_path / "data" / PREVIEW).read_text()
 
 

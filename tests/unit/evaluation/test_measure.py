@@ -74,7 +74,7 @@ def run(texts: list[list[str]]) -> tuple[EvaluationResult, ScriptedEngine]:
     prompts = [Prompt(f"p{n}", "q", "8", "text", (1,)) for n in range(len(texts))]
     engine = ScriptedEngine(texts)
     config = EvaluateConfig(samples=len(texts[0]), temperature=0.7, top_p=0.9, seed=11)
-    return evaluate_heldout(engine, prompts, lambda groups: score_groups(RewardConfig(), groups), config, max_tokens=50), engine
+    return evaluate_heldout(engine, prompts, lambda groups, _: score_groups(RewardConfig(), groups), config, max_tokens=50), engine
 
 
 def test_evaluation_counts_sampled_and_greedy_apart():
@@ -121,10 +121,11 @@ def test_results_of_different_settings_do_not_stand_side_by_side():
 
 
 def test_what_could_not_be_scored_is_named():
-    def reward_fn(groups: Sequence[RolloutGroup]) -> None:
+    def reward_fn(groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
         for group in groups:
             scores = [None if rollout.text == LOOSE else 1.0 for rollout in group.rollouts]
             group.reward_parts = {"accuracy": scores, "format": [0.0] * len(scores)}
+        return list(groups)
 
     prompts = [Prompt("p", "q", "8", "text", (1,))]
     result = evaluate_heldout(ScriptedEngine([[RIGHT, LOOSE, RIGHT]]), prompts, reward_fn, EvaluateConfig(samples=3), max_tokens=50)

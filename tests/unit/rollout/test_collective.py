@@ -85,12 +85,14 @@ told = []
 engine = CollectiveEngine(Engine if rank in (0, 1) else None, restarts=3)
 assert engine.load_weights(Weights(), 5) == 5
 groups = engine.generate(prompts, None, 9, on_group=told.append)
-assert [g.prompt.id for g in groups] == [p.id for p in prompts]
-assert [g.rollouts[0].token_ids[:2] for g in groups] == [[9, i] for i in range(11)]
-assert {g.weights_version for g in groups} == {5}
-assert [id(g) for g in groups[::2]] == [id(g) for g in told] if rank == 0 else told == []
-# the engines of rank 1: the first died in load, the second after two groups, the third before any, the fourth sampled the rest
-assert [g.rollouts[0].token_ids[2] for g in groups[1::2]] == [2, 2, 4, 4, 4]
+assert [(g.position, g.owner) for g in groups] == [(i, rank) for i in range(11)[rank::2] if rank < 2]
+assert [g.prompt.id for g in groups] == [f"p{g.position}" for g in groups]
+assert [g.rollouts[0].token_ids[:2].tolist() for g in groups] == [[9, g.position] for g in groups]
+assert {g.weights_version for g in groups} <= {5}
+assert [id(g) for g in groups] == [id(g) for g in told], "those of this rank's engine, on every rank that has one"
+if rank == 1:
+    # the first died in load, the second after two groups, the third before any, the fourth sampled the rest
+    assert [g.rollouts[0].token_ids[2] for g in groups] == [2, 2, 4, 4, 4]
 assert started == {0: 1, 1: 4, 2: 0}[rank], started
 
 def fails(call, error, message):

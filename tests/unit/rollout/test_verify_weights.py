@@ -160,12 +160,15 @@ engine = CollectiveEngine(start if rank == 0 else None)
 assert engine.load_weights(weights(), 1) == "version 1"
 rewards = CollectiveRewards(RewardConfig(), GroupScoring)
 prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]
-groups = engine.generate(prompts, None, 3, on_group=rewards.submit)
-rewards.collect(groups)
+own = engine.generate(prompts, None, 3, on_group=rewards.submit)
+assert len(own) == (2 if rank == 0 else 0)
+groups = rewards.collect(own, prompts)
+assert [(g.owner, g.rollouts[0].text, len(g.rollouts[0].token_ids)) for g in groups] == [(0, "" if rank else "x", 1)] * 2
 assert [(g.prompt.id, g.weights_version, g.rewards_G.tolist()) for g in groups] == [("p", 3, [0.0]), ("q", 3, [1.0])]
 if rank == 0:
-    rewards._scoring[0].started.clear()
-fails(lambda: rewards.collect(engine.generate(prompts[:1], None, 3, on_group=rewards.submit)), RewardError, "no judge")
+    rewards._scoring.started.clear()
+own = engine.generate(prompts[:1], None, 3, on_group=rewards.submit)
+fails(lambda: rewards.collect(own, prompts[:1]), RewardError, "no judge")
 fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
 fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")
 assert engine.load_weights(weights(), 4) == "version 4"
