@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
@@ -24,6 +27,8 @@ LAYOUTS = [
     ("qwen2", {}),
 ]
 UPDATES = 2
+#: A round of `benchmarks.data_plane`: responses, tokens of one in the mean, minibatches, inner epochs.
+PLAYED = (64, 40, 4, 2)
 
 
 def make_examples(count: int = 5, seed: int = 0) -> list[ScoredExample]:
@@ -57,6 +62,12 @@ def train_and_score(model: str, sizes: dict[str, int], world_size: int) -> dict[
     examples = make_examples()
     sequences = [sequence for example in examples for sequence in example.sequences]
     before = built.scores(sequences)
+    own = slice(dist.get_rank(), None, world_size)
+    of_own = built.own_scores([np.array(sequence, np.int32) for sequence in sequences[own]])
+    assert of_own == pytest.approx(before[own], abs=1e-6), "responses of one rank are scored by all"
+    assert built.own_scores([np.array(sequences[0], np.int32)] if dist.get_rank() else []) == (
+        pytest.approx(before[:1], abs=1e-6) if dist.get_rank() else []
+    )
     steps = [built.train_step(examples, reward_loss_of("helpful", examples)) for _ in range(UPDATES)]
     return {
         "before": before, "after": built.scores(sequences), "loss": [step.loss for step in steps],

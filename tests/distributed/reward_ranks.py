@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from benchmarks.data_plane import play
 from megatron_r1.mcore import host
 from tests.nonfinite_cases import TWO_RANKS, check_stage
-from tests.reward_cases import LAYOUTS, train_and_score
+from tests.reward_cases import LAYOUTS, PLAYED, train_and_score
 
 
 def main(rank: int, world_size: int, rendezvous: str, results: Path) -> None:
@@ -27,6 +28,7 @@ def main(rank: int, world_size: int, rendezvous: str, results: Path) -> None:
     host.activate("cpu")
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     found = {f"{model} {sizes}": train_and_score(model, sizes, world_size) for model, sizes in LAYOUTS}
+    found["a played round"] = play(*PLAYED).figures
     results.with_suffix(f".{rank}").write_text(json.dumps(found))
     for number, case in enumerate(TWO_RANKS):
         check_stage(case, results.with_name(f"nonfinite{number}"), world_size, thorough=number == 0)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.data_plane import play
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.pipeline.session import open_session
 from tests.ranks import run_ranks
-from tests.reward_cases import ARCHITECTURES, LAYOUTS, train_and_score
+from tests.reward_cases import ARCHITECTURES, LAYOUTS, PLAYED, train_and_score
 
 
 def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
@@ -19,6 +20,10 @@ def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
     of_ranks = [json.loads((tmp_path / f"found.{rank}").read_text()) for rank in range(2)]
     with open_session(RuntimeConfig(device="cpu")):
         alone = {model: train_and_score(model, {}, 1) for model in ARCHITECTURES}
+        played = play(*PLAYED).figures
+    for found in of_ranks:
+        assert found["a played round"] == pytest.approx(played, rel=1e-6), "the data of a round, without a model"
+        assert found["a played round"] == of_ranks[0]["a played round"]
     for model, sizes in LAYOUTS:
         want = alone[model]
         assert max(want["before"]) - min(want["before"]) > 0.05 and want["before"] != want["after"], "nothing to compare"
