@@ -15,6 +15,8 @@ import torch
 from megatron_r1.errors import DataError
 from megatron_r1.types import LOGPROBS, PADDING, MicroBatch, TrainingSample
 
+_SHELVES = 256
+
 
 class MicroBatches(Sequence[MicroBatch]):
     """Packed micro-batches of one padded length. Each is filled anew whenever it is read, so that a pass holds one at a time.
@@ -129,16 +131,23 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 def _best_fit(lengths: Sequence[int], order: list[int], capacity: int) -> list[list[int]]:
     """Each sample into the fullest bin that still holds it; `order` is longest first."""
     bins: list[list[int]] = []
-    open_bins: list[tuple[int, int]] = []  # (room, bin) of those that may take more, the fullest first
+    # (room, bin) of those that may take more, the fullest first; in shelves by room, as inserting into one list of all takes longer
+    # the more there are.
+    width = capacity // _SHELVES + 1
+    shelves: list[list[tuple[int, int]]] = [[] for _ in range(_SHELVES + 1)]
     shortest = lengths[order[-1]] if order else 0
     for index in order:
-        place = bisect_left(open_bins, (lengths[index], 0))
-        room, chosen = open_bins.pop(place) if place < len(open_bins) else (capacity, len(bins))
+        length = lengths[index]
+        first = length // width
+        shelf, place = shelves[first], bisect_left(shelves[first], (length, 0))
+        if place == len(shelf):
+            shelf, place = next((fuller for fuller in shelves[first + 1 :] if fuller), []), 0
+        room, chosen = shelf.pop(place) if shelf else (capacity, len(bins))
         if chosen == len(bins):
             bins.append([])
         bins[chosen].append(index)
-        if room - lengths[index] >= shortest:
-            insort(open_bins, (room - lengths[index], chosen))
+        if room - length >= shortest:
+            insort(shelves[(room - length) // width], (room - length, chosen))
     return bins
 
 

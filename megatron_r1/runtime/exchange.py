@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron_r1.runtime.distributed import rank, world_size
+
+T = TypeVar("T")
 
 #: Bytes of a message between two ranks; a larger item goes alone.
 MESSAGE_BYTES = 16 << 20
@@ -111,48 +114,38 @@ def broadcast_arrays(
             take(item, list(arrays[item]))
 
 
-def stream_to_rank_zero(owners: Sequence[int], make: Callable[[int], bytes]) -> Generator[bytes, None, None]:
+def stream_to_rank_zero(owners: Sequence[int], make: Callable[[int], T]) -> Generator[T, None, None]:
     """What the owner of item 0, 1, ... makes of it: on rank 0, one item in memory at a time. Collective.
 
     All ranks go through the iterator to its end or close it; it is empty on the others, which make what they own meanwhile. An
-    error in `make` is raised on the owner when all items are through, and rank 0 gets b"" for the item.
+    error in `make` is raised on the owner when all items are through, and rank 0 goes without the item.
 
     Args:
         owners: rank of every item, the same on every rank.
+        make: gives something that can be pickled.
     """
     error: Exception | None = None
     numbers = iter(range(len(owners)))
 
-    def pass_on(number: int) -> bytes | None:
+    def pass_on(number: int) -> list[T]:
         nonlocal error
-        owner = owners[number]
-        content = None
+        owner, box = owners[number], []
         if owner == rank():
             try:
-                content = make(number)
+                box = [make(number)]
             except Exception as caught:  # noqa: BLE001 - raised below: rank 0 waits for the items that follow
-                error, content = error or caught, b""
+                error = error or caught
         if rank() == owner != 0:
-            assert content is not None
-            dist.send(torch.tensor([len(content)]), 0)
-            if content:
-                dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
-            return None
-        if rank() == 0 != owner:
-            size = torch.zeros(1, dtype=torch.int64)
-            dist.recv(size, owner)
-            buffer = torch.empty(int(size), dtype=torch.uint8)
-            if len(buffer):
-                dist.recv(buffer, owner)
-            return buffer.numpy().tobytes()
-        return content
+            dist.send_object_list([box], 0)
+        elif rank() == 0 != owner:
+            received: list[Any] = [None]
+            dist.recv_object_list(received, owner)
+            (box,) = received
+        return box if rank() == 0 else []
 
     try:
         for number in numbers:
-            content = pass_on(number)
-            if rank() == 0:
-                assert content is not None
-                yield content
+            yield from pass_on(number)
     finally:
         for number in numbers:  # of a reader that gave up
             pass_on(number)

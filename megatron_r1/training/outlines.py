@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Generator, Sequence
-from contextlib import closing
 
 import numpy as np
 import torch
 
 from megatron_r1.errors import RolloutError
 from megatron_r1.rewards.protocol import OUTCOMES
-from megatron_r1.runtime.distributed import gather_objects, rank, world_size
+from megatron_r1.runtime.distributed import gather_objects, world_size
 from megatron_r1.runtime.exchange import add_tables, stream_to_rank_zero
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, filled, hollow
 
@@ -116,6 +114,4 @@ def stream_groups(owners: Sequence[int], own: Sequence[RolloutGroup]) -> Generat
         own: the groups of this rank.
     """
     held = {group.position: group for group in own}
-    with closing(stream_to_rank_zero(owners, lambda number: pickle.dumps(held[number]) if rank() else b"")) as stream:
-        for number, content in enumerate(stream):
-            yield pickle.loads(content) if content else held[number]
+    return stream_to_rank_zero(owners, held.__getitem__)

@@ -102,7 +102,7 @@ class Trainer:
     """Policy, engine, prompts and rewards in one, which learn nothing and note how long responses may be."""
 
     def __init__(self, updates: int) -> None:
-        self.updates, self.micro_batch_tokens, self.seen = updates, 0, []
+        self.updates, self.micro_batch_tokens, self.seen, self.reports = updates, 0, [], True
 
     def weights(self) -> list[tuple[str, torch.Tensor]]:
         return []
@@ -122,9 +122,13 @@ class Trainer:
 
     def submit(self, group: RolloutGroup) -> None: ...
 
-    def collect(self, groups: list[RolloutGroup]) -> None:
+    def collect(self, groups: list[RolloutGroup], prompts: list[Prompt]) -> list[RolloutGroup]:
         for group in groups:
             group.rewards_G = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        return groups
+
+    def place(self, samples: list[TrainingSample], batches: list[list[int]]) -> list[TrainingSample]:
+        return samples
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
         return [torch.zeros(sample.num_targets) for sample in samples]
