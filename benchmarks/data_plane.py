@@ -130,7 +130,8 @@ def play(responses: int, tokens: int, minibatches: int, epochs: int) -> Round:
         group.advantages_G = group_advantages(filled(group.rewards_G), "population", group.reward_magnitude)
     samples = to_training_samples(groups)
     planned = plan_epochs(len(samples), max(1, responses // minibatches), "0", epochs)
-    samples = with_logprobs(policy.place(samples, planned[0]), policy, policy)  # type: ignore[arg-type]
+    samples = policy.place(samples, planned[0])
+    samples = with_logprobs(samples, policy, policy)  # type: ignore[arg-type]
     figures = compare_logprobs(samples)
     for batches in planned:
         samples = policy.place(samples, batches)

@@ -72,7 +72,8 @@ def train_grpo(
         with run.timer("logprob"):
             samples = to_training_samples(groups)
             epochs = plan_epochs(len(samples), stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs)
-            samples = with_logprobs(policy.place(samples, epochs[0]), policy, reference)
+            samples = policy.place(samples, epochs[0])
+            samples = with_logprobs(samples, policy, reference)
         parity = compare_logprobs(samples, policy.reports)
         check_parity(parity, rollout)
         with run.timer("train"):
