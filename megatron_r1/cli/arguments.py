@@ -145,7 +145,10 @@ def _add_run_folder_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_machine_commands(commands: argparse._SubParsersAction) -> None:
     doctor = commands.add_parser("doctor", help="what this machine has, and whether the chosen device can run")
-    doctor.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="exit with 1 if this one cannot run")
+    doctor.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="exit with 1 if this one lacks something; on a GPU what training needs is run, small: 2 if something fails",
+    )  # fmt: skip
     doctor.set_defaults(handler=handle_doctor)
 
     preflight = commands.add_parser(

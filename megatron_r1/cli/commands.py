@@ -137,11 +137,17 @@ def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -
 
 
 def handle_doctor(arguments: argparse.Namespace) -> int:
-    """Say what this machine has. The exit code is 1 if the chosen device cannot run."""
+    """Say what this machine has. The exit code is 1 if the chosen device lacks something, 2 if something that is there fails."""
     from megatron_r1.rewards.sandbox.probe import describe_sandbox
-    from megatron_r1.runtime.doctor import run_doctor
+    from megatron_r1.runtime.doctor import DeviceCheck, run_doctor
 
-    return run_doctor(arguments.device, describe_sandbox)
+    def checks_of_a_gpu() -> list[DeviceCheck]:
+        from megatron_r1.mcore.device_checks import device_checks
+        from megatron_r1.rollout.vllm.runner import runner_check
+
+        return [*device_checks("cuda"), runner_check()]
+
+    return run_doctor(arguments.device, describe_sandbox, checks_of_a_gpu)
 
 
 def handle_evaluate(arguments: argparse.Namespace) -> int:

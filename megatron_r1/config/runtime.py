@@ -67,6 +67,12 @@ class RuntimeConfig(Section):
         "this time.",
         json_schema_extra=MAY_CHANGE,
     )
+    large_without_transformer_engine: bool = Field(
+        False,
+        description="Whether a model of 15 billion parameters or more may be trained on CUDA without Transformer Engine: right, "
+        "but slow, since attention has no flash kernel there and experts are computed one after the other.",
+        json_schema_extra=MAY_CHANGE,
+    )
     skip_nonfinite_updates: int = Field(
         0,
         ge=0,

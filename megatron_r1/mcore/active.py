@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from typing import Literal
+
+from megatron_r1.errors import DeviceError, one_line
 
 Device = Literal["cpu", "cuda"]
 _device: Device | None = None
@@ -32,8 +35,30 @@ def require_active() -> Device:
 
 
 def have_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed."""
+    """Whether Transformer Engine is installed.
+
+    Raises:
+        DeviceError: it is, and does not load: to train without it must be somebody's decision.
+    """
+    problem = transformer_engine_problem()
+    if problem is not None:
+        raise DeviceError(
+            f"Transformer Engine is installed and does not load: {problem}; compile it for the installed torch (docs/cluster.md), "
+            "or remove it: pip uninstall transformer-engine transformer-engine-torch"
+        )
     return importlib.util.find_spec("transformer_engine") is not None
+
+
+@cache
+def transformer_engine_problem() -> str | None:
+    """Why Transformer Engine, which is installed, does not load, in one line; None: it loads, or is not there."""
+    if importlib.util.find_spec("transformer_engine") is None:
+        return None
+    try:
+        importlib.import_module("transformer_engine.pytorch")  # loads the compiled extension
+    except Exception as error:  # noqa: BLE001 - compiled for another torch or CUDA it may raise anything
+        return one_line(error)
+    return None
 
 
 def on_transformer_engine() -> bool:

