@@ -18,7 +18,7 @@ _MARK = "model runner: "
 
 def runner_check() -> DeviceCheck:
     """Ask vLLM in a process of its own: its import takes seconds, and a broken one may end the process."""
-    return DeviceCheck("vLLM's model runner", _ask, "install the vLLM that docs/cluster.md names")
+    return DeviceCheck("vLLM's model runner", _ask_vllm, "install the vLLM that docs/cluster.md names")
 
 
 def describe_runner(asked: bool | None, has_triton: bool) -> str:
@@ -35,7 +35,7 @@ def describe_runner(asked: bool | None, has_triton: bool) -> str:
     return f"V{2 if is_v2 else 1} ({why}): {speed}"
 
 
-def _ask() -> str:
+def _ask_vllm() -> str:
     command = [sys.executable, "-m", "megatron_r1.rollout.vllm.runner"]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=_SECONDS, check=False)
     said = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
@@ -45,7 +45,7 @@ def _ask() -> str:
     return said[0]
 
 
-def _main() -> None:
+def _tell_runner() -> None:
     from vllm import envs
     from vllm.triton_utils import HAS_TRITON
 
@@ -53,4 +53,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    _tell_runner()

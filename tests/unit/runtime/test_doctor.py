@@ -136,7 +136,7 @@ def test_what_a_gpu_must_do_is_run_and_each_failure_is_one_line_with_what_to_do(
     assert doctor.run_doctor("cuda", lambda: SANDBOX, lambda: checks) == 2
     out = capsys.readouterr().out
     assert "fails on the GPU: Broken: undefined symbol: _ZN3c10; compile it again\n" in out
-    assert ran == ["Collectives"] and "over NCCL" in out and "runs here" not in out
+    assert ran == ["Collectives"] and "over NCCL" in out and "runtime.device=cuda runs here" not in out
     assert doctor.run_doctor("cuda", lambda: SANDBOX, lambda: checks[1:]) == 0
     assert "runtime.device=cuda runs here, on cuda" in capsys.readouterr().out
     assert doctor.run_doctor("cuda", lambda: SANDBOX, fail) == 2
