@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", default="", help="numbers with commas; all if left out")
     parser.add_argument("--cpu", action="store_true", help="everything small on the CPU: does the script itself work?")
     parser.add_argument("--limit", type=float, default=780.0, help="seconds for all parts together (780)")
+    parser.add_argument("--stretch", type=float, default=1.0, help="multiply every limit, for a machine that is busy (1)")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install into a temporary folder first")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--ground", help=argparse.SUPPRESS)
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="first-hour-") as folder:
         if given.wheels is not None:
             _install(given.wheels, Path(folder, "site"))
-        return _run(chosen, "cpu" if given.cpu else "cuda", given.out, given.limit, Path(folder))
+        return _run(chosen, "cpu" if given.cpu else "cuda", given.out, given.limit, Path(folder), given.stretch)
 
 
 def missing_packages(needs: dict[str, str]) -> list[str]:
@@ -90,7 +91,7 @@ def missing_packages(needs: dict[str, str]) -> list[str]:
     return [distribution for module, distribution in needs.items() if not _is_there(module)]
 
 
-def _run(parts: dict[int, Part], kind: str, out: Path, limit: float, folder: Path) -> int:
+def _run(parts: dict[int, Part], kind: str, out: Path, limit: float, folder: Path, stretch: float = 1.0) -> int:
     lacking = {number: missing_packages(part.needs) for number, part in parts.items()}
     for name in dict.fromkeys(name for names in lacking.values() for name in names):
         print(f"missing: {name}", file=sys.stderr)
@@ -112,7 +113,7 @@ def _run(parts: dict[int, Part], kind: str, out: Path, limit: float, folder: Pat
     _append(results, {"machine": device, "torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]})
     began = time.monotonic()
     for number, part in parts.items():
-        left = limit - (time.monotonic() - began)
+        left = limit * stretch - (time.monotonic() - began)
         if lacking[number]:
             ended, taken = f"left out: needs {', '.join(lacking[number])}", 0.0
         elif left < 5:
@@ -122,7 +123,7 @@ def _run(parts: dict[int, Part], kind: str, out: Path, limit: float, folder: Pat
             own.mkdir()
             started = time.monotonic()
             print(f"part {number}: {part.shows}", flush=True)
-            code = Ground(number, kind, str(results), str(own)).start(part.target).wait(min(part.limit, left))
+            code = Ground(number, kind, str(results), str(own)).start(part.target).wait(min(part.limit * stretch, left))
             taken = time.monotonic() - started
             ended = {0: "passed", None: "out of time"}.get(code, f"failed (exit code {code})")
         _append(results, {"part": number, "end": ended, "seconds": round(taken, 1)})

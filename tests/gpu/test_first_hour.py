@@ -14,7 +14,7 @@ import pytest
 from tests.gpu import first_hour
 from tests.gpu.hour.ground import Ground
 from tests.paths import ROOT
-from tests.patience import patient, wait_until
+from tests.patience import patient, slowness, wait_until
 
 SCRIPT = ROOT / "tests/gpu/first_hour.py"
 
@@ -22,7 +22,7 @@ SCRIPT = ROOT / "tests/gpu/first_hour.py"
 def test_every_part_runs_small(tmp_path: Path) -> None:
     """One command, in a plain checkout: no package is installed, and nothing is on the path but the script's folder."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, str(SCRIPT), "--cpu", "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(SCRIPT), "--cpu", "--out", str(tmp_path / "out"), "--stretch", str(2 * slowness())]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=patient(240), check=False
     )  # fmt: skip

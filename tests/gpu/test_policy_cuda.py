@@ -71,8 +71,8 @@ def test_a_checkpoint_has_the_names_that_the_converter_knows(session, tmp_path: 
     config = Config()
     arch = build_architecture(config.model)
     policy = build_policy(
-        config, session, arch, optimizer=OptimizerConfig(lr=1e-3), moe=MoeTrainingConfig(), total_updates=1, micro_batch_tokens=1024,
-        packed=True,
+        config, session, arch, optimizer=OptimizerConfig(lr=1e-3), moe=MoeTrainingConfig(), total_updates=1,
+        micro_batch_tokens=1024, packed=True,
     )  # fmt: skip
     reference = ReferencePolicy(policy)
     save_policy(policy, tmp_path, reference)
