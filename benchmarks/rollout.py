@@ -97,7 +97,7 @@ def largest_logprob_difference(model: DeepseekV3ForCausalLM, group: RolloutGroup
     """Largest absolute difference of the engine's log-probs of a group's tokens to the peer's model."""
     largest = 0.0
     for rollout in group.rollouts:
-        response = torch.tensor(rollout.token_ids, device=model.device)
+        response = torch.tensor(rollout.token_ids, dtype=torch.int64, device=model.device)
         tokens = torch.cat([torch.tensor(group.prompt.token_ids, device=model.device), response])
         with torch.no_grad():
             logits = model(tokens[None]).logits[0, -len(response) - 1 : -1] / temperature

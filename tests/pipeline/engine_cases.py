@@ -98,7 +98,7 @@ def difference_to_transformers(folder: Path, groups: list[RolloutGroup], tempera
     differences = []
     for group in groups:
         for rollout in group.rollouts:
-            response = torch.tensor(rollout.token_ids)
+            response = torch.tensor(rollout.token_ids, dtype=torch.int64)
             tokens = torch.cat([torch.tensor(group.prompt.token_ids), response])
             with torch.no_grad():
                 logits = model(tokens[None]).logits[0, -len(response) - 1 : -1] / temperature
