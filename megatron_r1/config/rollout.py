@@ -83,6 +83,13 @@ class RolloutConfig(Section):
         "is possible.",
         json_schema_extra=MAY_CHANGE,
     )
+    bucket_mb: int | None = Field(
+        None,
+        gt=0,
+        description="Mebibytes of weights that go to an engine in one call, which must end within rollout.stall_seconds. null: a "
+        "1,024th of the model's weights, at least 64 and at most 1,024.",
+        json_schema_extra=MAY_CHANGE,
+    )
     verify_weights: bool = Field(
         True,
         description="Whether a checksum of every tensor in the engine is compared with the trainer's after each update of weights.",

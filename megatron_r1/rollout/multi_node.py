@@ -44,7 +44,7 @@ class FollowingPart:
         try:
             with failing_together(peers.group):
                 self._channel.call("follow", options, meeting, timeout=options.start_timeout_seconds)
-            self._sender = SharedMemorySender(SharedCall(None, peers))
+            self._sender = SharedMemorySender(SharedCall(None, peers), options.bucket_bytes)
         except BaseException:
             self._channel.close()
             raise

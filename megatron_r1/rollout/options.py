@@ -9,6 +9,7 @@ from typing import Any, Literal
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.rollout.weight_buckets import bucket_bytes
 from megatron_r1.weights.mapping import model_entries
 
 #: Shapes that the attention kernels of vLLM 0.32 have on CPU; another one fails at the first token.
@@ -42,6 +43,7 @@ class EngineOptions:
     start_timeout_seconds: float
     step_timeout_seconds: float | None  #: of a whole call; None: no limit beside `stall_seconds`
     stall_seconds: float  #: without a sign of life, or in one call that is no sampling
+    bucket_bytes: int  #: of weights in one call
     worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
 
     @property
@@ -118,6 +120,7 @@ def engine_options(
         ),
         step_timeout_seconds=rollout.step_timeout_seconds,
         stall_seconds=rollout.stall_seconds,
+        bucket_bytes=bucket_bytes(rollout.bucket_mb, weight_bytes),
     )
 
 

@@ -7,7 +7,6 @@ variables away from those of Megatron.
 from __future__ import annotations
 
 import hashlib
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,9 @@ from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.rollout.protocol import OnGroup, SyncReport
 from megatron_r1.rollout.verify_weights import verify_held
 from megatron_r1.rollout.weight_buckets import NetworkSender, SharedMemorySender, WeightSender
-from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.device import device_in_use
+from megatron_r1.runtime.distributed import collective_timeout, failing_together
+from megatron_r1.runtime.launch import address_towards
 from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from megatron_r1.weights.checksum import checksum
@@ -61,7 +62,7 @@ class VllmProcessEngine:
         self.options, self.decode = options, decode
         self.version: int | None = None
         self._constants: dict[str, int] | None = None
-        self._is_remote, self._peers = bool(servers), peers
+        self._servers, self._peers = servers, peers
         needed = engine_environment(options.device, threads, None if peers is None else peers.addresses[0])
         self._channel = _open_channel(options, {**environment, **needed}, needed, log_path, servers)
         started = time.monotonic()
@@ -140,12 +141,20 @@ class VllmProcessEngine:
 
     def _open_transfer(self) -> WeightSender:
         if self.options.transfer == "nccl":
-            from megatron_r1.rollout.vllm.nccl_sender import NcclSender  # the only part of vLLM that a trainer imports
+            from megatron_r1.rollout.vllm.nccl_transfer import NcclSender  # the only part of vLLM that a trainer imports
 
-            return NcclSender(self._call, self.options, socket.gethostname())
-        if self._is_remote:
-            return NetworkSender(self._call)
-        return SharedMemorySender(self._call if self._peers is None else SharedCall(self._call, self._peers))
+            return NcclSender(
+                self._call,
+                self.options.bucket_bytes,
+                address_towards(self._servers[0].host),
+                self.options.tensor_parallel_size,
+                min(self.options.stall_seconds, collective_timeout().total_seconds()),  # the engine's half is one call
+                device_in_use().torch_device,
+            )
+        if self._servers:
+            return NetworkSender(self._call, self.options.bucket_bytes)
+        call = self._call if self._peers is None else SharedCall(self._call, self._peers)
+        return SharedMemorySender(call, self.options.bucket_bytes)
 
     def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
         """Call the engine. It gives signs of life while it samples; every other call but the start ends within `stall_seconds`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from megatron_r1.rollout.vllm.held_weights import read_held
 from megatron_r1.rollout.vllm.worker import HeldWeights
+from tests.pipeline.update_cases import measure, update_over_nccl
 
 
 class CorruptingWorker(HeldWeights):
@@ -36,9 +39,27 @@ class CorruptingWorker(HeldWeights):
         """Register a parameter that no rule explains."""
         self.model_runner.model.register_parameter("surplus", torch.nn.Parameter(torch.zeros(2), requires_grad=False))
 
+    def measure_buckets(self) -> None:
+        """From now on measure what memory the receipt of a bucket takes."""
+        engine = self.weight_transfer_engine
+        receive, self.most_bytes = engine.receive_weights, 0
+
+        def measured(info: object) -> None:
+            self.most_bytes = max(self.most_bytes, measure(lambda: receive(info)))
+
+        engine.receive_weights = measured
+
+    def measured_bytes(self) -> int:
+        """The most that a bucket took since."""
+        return self.most_bytes
+
+    def update_over_nccl(self, *arguments: Any) -> list[str]:
+        """See `update_cases`."""
+        return update_over_nccl(self, *arguments)
+
     def held_tensors(self) -> dict[str, np.ndarray]:
         """Everything the model holds, in Hugging Face form."""
-        return {held.name: held.tensor.detach().numpy().copy() for held in read_held(self.model_runner.model)}
+        return {held.name: held.read().detach().numpy().copy() for held in read_held(self.model_runner.model)}
 
 
 def _flip(tensor: torch.Tensor) -> None:

@@ -99,6 +99,17 @@ def test_update_equals_a_fresh_engine(engine, second):
     assert sampled(second.generate(prompts(ARCH), SAMPLING, seed=5)) == after
 
 
+def test_weights_over_nccl_go_in_buckets_and_a_lost_engine_is_not_waited_for(engine):
+    """Both halves on the real model, with a communicator that is played: every bucket is a call of its own."""
+    (calls,) = engine._call("call_workers", "update_over_nccl", ARCH, 0, 1 << 20, False)
+    assert calls[:2] == ["init_weight_transfer_engine", "start_weight_update"] and calls[-1] == "finish_weight_update"
+    size = sum(tensor.nbytes for _, tensor in random_weights(ARCH, 0))
+    assert calls[2:-1] == ["update_weights"] * len(calls[2:-1]) and size / (1 << 20) <= len(calls[2:-1]) <= size / (1 << 19)
+    check_held_tensors(engine, ARCH)
+    (calls,) = engine._call("call_workers", "update_over_nccl", ARCH, 0, 1 << 20, True)
+    assert calls[2:] == ["update_weights", "lost: the rollout engine gave no sign"]
+
+
 def test_seed_decides_everything(loaded):
     sampling = replace(SAMPLING, n=4)
     first = loaded.generate(prompts(ARCH, 8), sampling, seed=11)
@@ -162,8 +173,8 @@ def test_one_flipped_bit_is_named(engine):
     check_corruptions(engine, ARCH, {(target, None): named for target, named in CORRUPTIONS.items()})
 
 
-def test_check_finds_what_the_fixes_repair(tmp_path):
-    """vLLM without the repacking of experts: a silent error that the checksums see."""
+def test_check_finds_experts_that_are_not_in_the_order_of_the_kernel(tmp_path):
+    """What goes to a wrong place in silence, the checksums see."""
     unfixed = replace(options(ARCH), worker_extension="tests.pipeline.unfixed_worker.HeldWeights")
     engine = VllmProcessEngine(unfixed, str, child_environment(), tmp_path / "engine.log")
     try:

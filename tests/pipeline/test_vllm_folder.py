@@ -15,6 +15,7 @@ from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout import vllm_client as process
 from megatron_r1.rollout.channel.local import EngineProcess
+from megatron_r1.rollout.weight_buckets import update_memory
 from megatron_r1.runtime.launch import child_environment
 from tests.pipeline.engine_cases import (
     SAMPLING,
@@ -98,6 +99,21 @@ def test_update_equals_the_folder(served):
     engine.load_weights(random_weights(arch, 0), version=2)
     assert sampled(engine.generate(prompts(arch), SAMPLING, seed=5)) == sampled(served.groups)
     check_held_tensors(engine, arch)
+
+
+@pytest.mark.parametrize("served", ["deepseek_v3", "qwen2 untied"], indirect=True)
+def test_an_update_takes_no_memory_beside_the_bucket(served):
+    """Not even a module's experts at a time: less than two tensors, where one bucket holds the whole model."""
+    call, arch = served.engine._call, served.arch
+    sizes = [tensor.nbytes for _, tensor in random_weights(arch, 0)]
+    assert (
+        sum(sizes) < served.engine.options.bucket_bytes == update_memory("shm", served.engine.options.bucket_bytes, max(sizes))[1]
+    )
+    served.engine.load_weights(random_weights(arch, 1), version=1)
+    call("call_workers", "measure_buckets")
+    served.engine.load_weights(random_weights(arch, 0), version=2)
+    (most,) = call("call_workers", "measured_bytes")
+    assert 0 < most < 2 * max(sizes) < sum(sizes) / 2
 
 
 #: (parameter, row) -> the tensor to be named. qwen2 has 128 rows of query, then 64 of key and 64 of value.

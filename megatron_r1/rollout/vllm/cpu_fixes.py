@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import vllm
 from vllm.model_executor.layers import utils as linear_utils
-from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
 from megatron_r1.errors import DeviceError
 
@@ -42,18 +41,6 @@ def apply_fixes() -> None:
             _APPLIED.add(fix.name)
 
 
-def _repack_experts() -> None:
-    setup_kernel = UnquantizedFusedMoEMethod._setup_kernel
-
-    def setup_and_repack(self: UnquantizedFusedMoEMethod, layer: torch.nn.Module, w13: torch.Tensor, w2: torch.Tensor) -> None:
-        is_update = self.moe_kernel is not None
-        setup_kernel(self, layer, w13, w2)
-        if is_update:
-            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
-
-    UnquantizedFusedMoEMethod._setup_kernel = setup_and_repack
-
-
 def _keep_linear_weights() -> None:
     def use_plain_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
@@ -64,12 +51,6 @@ def _keep_linear_weights() -> None:
 _APPLIED: set[str] = set()
 
 FIXES = (
-    Fix(
-        "repack experts at every update",
-        "vLLM packs expert weights for its CPU kernel only when a layer is first loaded; an update copies the plain layout into "
-        "the packed storage, and the outputs are silently wrong",
-        _repack_experts,
-    ),
     Fix(
         "keep linear weights",
         "vLLM packs linear weights into opaque oneDNN handles and deletes them, so that nobody can check what it computes with; "

@@ -20,7 +20,9 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from megatron_r1.rollout.options import EngineOptions, Part
 from megatron_r1.rollout.vllm.cpu_fixes import check_version
+from megatron_r1.rollout.vllm.nccl_transfer import NCCL_BACKEND
 from megatron_r1.rollout.vllm.progress import SignsOfProgress
+from megatron_r1.rollout.vllm.shared_memory import SHM_BACKEND
 from megatron_r1.types import Sampling
 
 Answer = tuple[np.ndarray, np.ndarray, bool]  # int32 token ids, their float32 log-probs, ended with end-of-sequence
@@ -166,7 +168,7 @@ def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: temperature and top-p applied
         "async_scheduling": False,
         "disable_log_stats": True,
-        "weight_transfer_config": WeightTransferConfig(backend=options.transfer),
+        "weight_transfer_config": WeightTransferConfig(backend={"shm": SHM_BACKEND, "nccl": NCCL_BACKEND}[options.transfer]),
         "worker_extension_cls": options.worker_extension,
         # The workers of an engine wait for each other as it starts: the slowest may take as long as the start may.
         "distributed_timeout_seconds": math.ceil(options.start_timeout_seconds),

@@ -1,4 +1,4 @@
-"""Reads vLLM's fused, stacked and repacked weights back as Hugging Face tensors, bit for bit."""
+"""Finds the Hugging Face tensors in vLLM's fused, stacked and repacked weights, to read and to write them bit for bit."""
 
 from __future__ import annotations
 
@@ -35,16 +35,39 @@ class Held:
     """A Hugging Face tensor, or this worker's shard of it, as found in vLLM's memory."""
 
     name: str  #: Hugging Face name
-    tensor: torch.Tensor
-    source: torch.Tensor  #: the parameter that it was read from
+    memory: torch.Tensor  #: view of the live parameter: of its shape, or flat if there are `places`
+    source: torch.Tensor  #: the parameter that it is part of
     axis: int | None = None  #: axis on which vLLM shards it; None: the whole tensor
     start: int = 0  #: index of the shard's first entry on that axis
+    places: torch.Tensor | None = None  #: of its shape: where each entry stands in `memory`, if a kernel has rearranged them
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor, or of this worker's shard."""
+        return self.memory.shape if self.places is None else self.places.shape
+
+    def read(self) -> torch.Tensor:
+        """Its values; a view of the live parameter where that is possible."""
+        return self.memory if self.places is None else self.memory.take(self.places)
+
+    def write(self, whole: torch.Tensor) -> None:
+        """Overwrite it in place with its part of the whole tensor, which may lie on another device and be of another type.
+
+        Raises ValueError if the tensor does not have the shape of the one that is held.
+        """
+        part = whole if self.axis is None else whole.narrow(self.axis, self.start, self.shape[self.axis])
+        if part.shape != self.shape:
+            raise ValueError(f"{self.name} {list(whole.shape)} does not fit the engine's {list(self.shape)}")
+        if self.places is None:
+            self.memory.copy_(part)
+        else:
+            self.memory[self.places] = part.to(self.memory.device, self.memory.dtype)
 
 
 def read_held(model: torch.nn.Module) -> Iterator[Held]:
-    """Every Hugging Face tensor that the model holds; copies that vLLM keeps of one tensor are all read.
+    """Every Hugging Face tensor that the model holds; of copies that vLLM keeps of one tensor each is found.
 
-    Tied output weights are read as one more copy of the embedding: Hugging Face has no tensor of their own.
+    Tied output weights are one more copy of the embedding: Hugging Face has no tensor of their own.
     """
     for name, module in model.named_modules():
         if name == "lm_head" and model.config.tie_word_embeddings:
@@ -102,15 +125,15 @@ def _read_experts(name: str, module: RoutedExperts) -> Iterator[Held]:
     config = module.moe_config
     parallel = config.moe_parallel_config
     width, hidden = config.intermediate_size_per_partition_unpadded, config.hidden_dim_unpadded
-    w13, w2 = _plain_layout(module, module.w13_weight), _plain_layout(module, module.w2_weight)
-    half = w13.shape[1] // 2
+    half = module.w13_weight.shape[1] // 2
     axis_0, axis_1 = (0, 1) if parallel.tp_size > 1 else (None, None)
     start = parallel.tp_rank * width
     experts = name.removesuffix(".routed_experts")
-    for e in range(w13.shape[0]):
-        yield Held(f"{experts}.{e}.gate_proj.weight", w13[e, :width, :hidden], module.w13_weight, axis_0, start)
-        yield Held(f"{experts}.{e}.up_proj.weight", w13[e, half : half + width, :hidden], module.w13_weight, axis_0, start)
-        yield Held(f"{experts}.{e}.down_proj.weight", w2[e, :hidden, :width], module.w2_weight, axis_1, start)
+    first, second = slice(width), slice(half, half + width)
+    for e in range(module.w13_weight.shape[0]):
+        yield _expert(module, f"{experts}.{e}.gate_proj.weight", module.w13_weight, e, (first, slice(hidden)), axis_0, start)
+        yield _expert(module, f"{experts}.{e}.up_proj.weight", module.w13_weight, e, (second, slice(hidden)), axis_0, start)
+        yield _expert(module, f"{experts}.{e}.down_proj.weight", module.w2_weight, e, (slice(hidden), first), axis_1, start)
     if module.e_score_correction_bias is not None:
         yield _router_bias(experts, module.e_score_correction_bias)
 
@@ -123,13 +146,16 @@ def _shard(name: str, tensor: torch.Tensor, source: torch.Tensor, module: torch.
     return Held(name, tensor, source, axis if module.tp_size > 1 else None, module.tp_rank * size)
 
 
-def _plain_layout(module: RoutedExperts, weight: torch.Tensor) -> torch.Tensor:
-    """[E, rows, columns] in checkpoint order, from the order in which the CPU kernel keeps them."""
+def _expert(
+    module: RoutedExperts, name: str, weight: torch.Tensor, e: int, part: tuple[slice, slice], axis: int | None, start: int
+) -> Held:
+    """A part of expert e's matrix, whose entries the CPU kernel keeps in an order of its own."""
     kernel = module.quant_method.moe_kernel.fused_experts
     if not isinstance(kernel, CPUUnquantizedExperts):
-        return weight
-    places = _packed_places(weight.shape[1], weight.shape[2], weight.dtype, kernel.isa)
-    return weight.flatten(1)[:, places].view(weight.shape)
+        return Held(name, weight[e][part], weight, axis, start)
+    rows, columns = weight.shape[1:]
+    places = _packed_places(rows, columns, weight.dtype, kernel.isa).view(rows, columns)[part]
+    return Held(name, weight[e].view(-1), weight, axis, start, places)
 
 
 @lru_cache(maxsize=8)

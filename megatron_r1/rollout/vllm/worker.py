@@ -14,6 +14,7 @@ from vllm.platforms import current_platform
 from megatron_r1.rollout.verify_weights import HeldReport
 from megatron_r1.rollout.vllm.cpu_fixes import apply_fixes
 from megatron_r1.rollout.vllm.held_weights import CONSTANT_BUFFERS, Held, read_derived, read_held
+from megatron_r1.rollout.vllm.nccl_transfer import register_nccl_transfer
 from megatron_r1.rollout.vllm.shared_memory import register_transfer
 from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.weights.checksum import checksum
@@ -21,6 +22,7 @@ from megatron_r1.weights.checksum import checksum
 if current_platform.is_cpu():
     apply_fixes()
 register_transfer()
+register_nccl_transfer()
 if threading.current_thread() is threading.main_thread():
     leave_to_rank()
 
@@ -54,7 +56,7 @@ class HeldWeights:
 
 
 def _add_checksum(report: HeldReport, held: Held, sent_dtype: torch.dtype) -> None:
-    tensor = held.tensor
+    tensor = held.read()
     if tensor.dtype != sent_dtype and tensor.dtype == torch.float32:
         narrowed = tensor.to(sent_dtype)
         if not torch.equal(narrowed.to(tensor.dtype), tensor):
