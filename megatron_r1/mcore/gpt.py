@@ -13,6 +13,8 @@ require_active()
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, roll_tensor
 
+from megatron_r1.mcore.cross_entropy import vocab_parallel_cross_entropy
+
 
 class R1GPTModel(GPTModel):
     """`model(token_ids, position_ids, None, labels=labels)` is -log p of the labels [b, s] under softmax(logits / temperature).
@@ -29,9 +31,10 @@ class R1GPTModel(GPTModel):
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """-log p [b, s] of labels [b, s] under logits [s, b, vocab / tp]."""
-        if self.logit_temperature != 1.0:
-            logits = logits / self.logit_temperature
-        return super().compute_language_model_loss(labels, self._without_padding(logits))
+        loss = vocab_parallel_cross_entropy(
+            self._without_padding(logits), labels.t().contiguous(), temperature=self.logit_temperature, group=self.pg_collection.tp
+        )
+        return loss.t().contiguous()
 
     def _without_padding(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits, in place, with those of padding at minus infinity: they have no part of any probability."""

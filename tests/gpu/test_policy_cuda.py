@@ -81,3 +81,22 @@ def test_a_checkpoint_has_the_names_that_the_converter_knows(session, tmp_path: 
         names = {name for name in read_index(tmp_path / folder / ".metadata").state_dict_metadata if not name.startswith("rng")}
         stored = {name for name in names if not name.startswith("optimizer.")}
         assert stored == {piece.key for piece in shards_of_layout(arch, Layout()).pieces}
+
+
+def test_the_cross_entropy_is_torchs_at_any_temperature_and_keeps_the_logits_alone(session) -> None:
+    from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.activation_bytes import WIDE_LOGITS
+    from megatron_r1.mcore.cross_entropy import vocab_parallel_cross_entropy
+    from tests.cross_entropy_cases import check_temperatures
+
+    group = parallel.groups().tp
+    check_temperatures(group, "cuda")
+    tokens, vocabulary, width = 16_384, 151_936, 64
+    hidden = torch.randn(tokens, 1, width, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    labels = torch.randint(vocabulary, (tokens, 1), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    vocab_parallel_cross_entropy(hidden @ weight.t(), labels, temperature=0.7, group=group).sum().backward()
+    own = 2 * tokens * vocabulary + 4 * weight.numel()
+    assert torch.cuda.max_memory_allocated() - before < own + 3 * 4 * WIDE_LOGITS, "the logits once, and some rows of float32"

@@ -1,0 +1,93 @@
+"""How many bytes one rank keeps of a forward pass until the backward pass, from shapes alone: for whoever plans memory.
+
+Megatron-Core is not imported. Counted is what its layers, without fused kernels, keep for each position; tensors with one number a
+head or an expert, and copies that a kernel makes while it runs, are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_r1.mcore.layout import Layout, padded_vocabulary, stage_layers
+from megatron_r1.model.architecture import Architecture
+
+#: Logits that are float32 at the same time in the cross entropy, of one rank: 256 MiB. It bounds memory and changes no number.
+WIDE_LOGITS = 2**26
+
+
+@dataclass(frozen=True)
+class ActivationBytes:
+    """Bytes of one rank of a pipeline stage at its fullest moment."""
+
+    kept: int  #: of the layers, for all micro-batches that are between forward and backward pass
+    recomputed: int  #: of the one layer that is computed again, with `runtime.recompute=full`
+    logits: int  #: on the last stage: those of the output layer and of every depth of multi-token prediction that is trained
+
+    @property
+    def all(self) -> int:
+        """Their sum."""
+        return self.kept + self.recomputed + self.logits
+
+
+def activation_bytes(
+    arch: Architecture, layout: Layout, *, recompute: str, tokens: int, stage: int, width: int = 2, mtp_trained: bool = False
+) -> ActivationBytes:
+    """What a rank of this stage keeps.
+
+    Args:
+        recompute: as `runtime.recompute`. "selective" is counted as "none", which is more.
+        tokens: of a micro-batch.
+        stage: of the pipeline, from 0; of virtual stages the ones of a rank are counted together.
+        width: bytes of a number.
+        mtp_trained: whether multi-token prediction is trained.
+    """
+    count = stage_layers(arch.num_hidden_layers, layout.pp * layout.vpp)
+    chunks = range(stage, layout.pp * layout.vpp, layout.pp)
+    layers = [layer for chunk in chunks for layer in range(sum(count[:chunk]), sum(count[: chunk + 1]))]
+    positions = tokens // layout.cp
+    of_layers = [layer_numbers(arch, layer) * positions * width // layout.tp for layer in layers]
+    inputs = arch.hidden_size * positions * width // layout.tp
+    is_last = stage == layout.pp - 1
+    heads = (1 + (arch.mtp_depth if mtp_trained else 0)) if is_last else 0
+    if is_last and mtp_trained:
+        of_layers += [layer_numbers(arch, arch.num_hidden_layers - 1) * positions * width // layout.tp] * arch.mtp_depth
+    in_flight = layout.pp - stage if layout.vpp == 1 else layout.pp  # interleaved: at most, of each chunk
+    full = recompute == "full"
+    return ActivationBytes(
+        kept=in_flight * (inputs * len(of_layers) if full else sum(of_layers)),
+        recomputed=max(of_layers) if full else 0,
+        logits=logits_bytes(arch, layout, positions, width) * heads + (4 * WIDE_LOGITS if heads else 0),
+    )
+
+
+def logits_bytes(arch: Architecture, layout: Layout, positions: int, width: int = 2) -> int:
+    """Of one output layer: `cross_entropy` keeps the logits, and writes their gradient over them."""
+    return positions * padded_vocabulary(arch.vocab_size, layout.tp) // layout.tp * width
+
+
+def layer_numbers(arch: Architecture, layer: int) -> int:
+    """Numbers a position that one layer keeps on all tensor-parallel ranks together.
+
+    Norms keep what they take and what the next product takes. A SwiGLU keeps both halves of the first product, the first one after
+    SiLU, a copy of the second, and their product. Of a mixture of experts, the copies of a position are counted as if all experts
+    were used alike.
+    """
+    settings = arch.megatron_settings()
+    experts = arch.experts if arch.is_moe_layer(layer) else None
+    if experts is None:
+        feed_forward = 5 * arch.intermediate_size
+    else:
+        feed_forward = settings["moe_router_topk"] * (5 * experts.width + arch.hidden_size) + 5 * experts.shared_width
+    return 4 * arch.hidden_size + _attention_numbers(arch, settings) + feed_forward
+
+
+def _attention_numbers(arch: Architecture, settings: dict[str, Any]) -> int:
+    """Query and key after RoPE with its four sines and cosines, the product that values are a part of, and what comes out."""
+    heads = arch.num_attention_heads
+    if arch.ATTENTION == "grouped_query":
+        groups, width = arch.query_groups, settings["kv_channels"]
+        return width * (heads + groups + 4 + (heads + 2 * groups) + heads)
+    plain, turned, value = settings["qk_head_dim"], settings["qk_pos_emb_head_dim"], settings["v_head_dim"]
+    compressed = 2 * (settings["q_lora_rank"] or 0) + 2 * settings["kv_lora_rank"] + turned
+    return compressed + 2 * heads * (plain + turned) + 4 * turned + heads * (plain + value) + heads * value

@@ -1,0 +1,112 @@
+"""What a forward pass keeps: every example against a device of 80 GB."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_r1.config.load import load_config
+from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.schema import Config
+from megatron_r1.mcore.activation_bytes import activation_bytes, layer_numbers, logits_bytes
+from megatron_r1.mcore.layout import resolve_layout, stage_layers
+from megatron_r1.mcore.state_bytes import StateBytes
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.families.llama import Llama
+from megatron_r1.model.families.qwen2 import Qwen2
+from megatron_r1.model.presets import PRESETS
+from tests.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+_QWEN = {"vocab_size": 152064, "max_position_embeddings": 131072, "model_type": "qwen2"}
+_LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "model_type": "llama", "head_dim": 128}
+
+
+def qwen(hidden: int, layers: int, width: int, heads: int, groups: int, **more: object) -> Architecture:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": width}
+    return Qwen2(**_QWEN | sizes | {"num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": 128} | more)
+
+
+def llama(hidden: int, layers: int, width: int, heads: int) -> Architecture:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": width}
+    return Llama(**_LLAMA | sizes | {"num_attention_heads": heads, "num_key_value_heads": 8})
+
+
+#: The example -> the published model that it starts from, and the GPUs that it says or needs at least.
+DISTILLED = {
+    "qwen_1_5b": (qwen(1536, 28, 8960, 12, 2, vocab_size=151936, tie_word_embeddings=True), 8),
+    "qwen_7b": (qwen(3584, 28, 18944, 28, 4), 8),
+    "qwen_14b": (qwen(5120, 48, 13824, 40, 8), 8),
+    "qwen_32b": (qwen(5120, 64, 27648, 40, 8), 16),
+    "zero_qwen_32b": (qwen(5120, 64, 27648, 40, 8), 16),
+    "llama_8b": (llama(4096, 32, 14336, 32), 8),
+    "llama_70b": (llama(8192, 80, 28672, 64), 32),
+}
+
+
+def attention_weights(arch: Architecture) -> int:
+    """Of one layer; norms and biases are left out."""
+    hidden, heads, settings = arch.hidden_size, arch.num_attention_heads, arch.megatron_settings()
+    if arch.ATTENTION == "grouped_query":
+        return hidden * settings["kv_channels"] * (2 * heads + 2 * arch.query_groups)
+    ranks = (settings["q_lora_rank"], settings["kv_lora_rank"])
+    plain, turned, value = settings["qk_head_dim"], settings["qk_pos_emb_head_dim"], settings["v_head_dim"]
+    query = hidden * ranks[0] + ranks[0] * heads * (plain + turned) if ranks[0] else hidden * heads * (plain + turned)
+    return query + hidden * (ranks[1] + turned) + ranks[1] * heads * (plain + value) + heads * value * hidden
+
+
+def device_bytes(config: Config, arch: Architecture, world_size: int, tokens: int, reward_model: bool = False) -> int:
+    """Weights, gradients, optimizer, activations and logits of the fullest stage, experts used alike."""
+    layout = resolve_layout(config.parallel, arch, world_size, mtp=False, packed=True)
+    hidden, fullest, first = arch.hidden_size, 0, 0
+    for stage, count in enumerate(stage_layers(arch.num_hidden_layers, layout.pp)):
+        dense = experts = 0
+        for layer in range(first, first + count):
+            split, whole = (attention_weights(arch), 0)
+            if arch.is_moe_layer(layer):
+                split += 3 * hidden * arch.experts.shared_width
+                experts += 3 * hidden * arch.experts.width * arch.experts.count // (layout.ep * layout.etp)
+            else:
+                split += 3 * hidden * arch.intermediate_size
+            dense += split // layout.tp + whole
+        first += count
+        embeddings = (stage == 0) + (stage == layout.pp - 1 and not (arch.tie_word_embeddings and layout.pp == 1))
+        dense += embeddings * hidden * arch.vocab_size // layout.tp
+        of_experts = layout.world_size // (layout.ep * layout.etp * layout.pp)
+        state = StateBytes.of(dense, experts, data_parallel=layout.dp, expert_data_parallel=of_experts, bf16=True)
+        passed = activation_bytes(arch, layout, recompute=config.runtime.recompute, tokens=tokens, stage=stage)
+        logits = 0 if reward_model else passed.logits
+        fullest = max(fullest, state.weights + state.gradients + state.optimizer + passed.kept + passed.recomputed + logits)
+    return fullest
+
+
+def examples() -> list[str]:
+    files = sorted(path for folder in ("distill_qwen", "v2_lite_16b", "v3_671b") for path in (EXAMPLES / folder).glob("*.yaml"))
+    return [f"{path.parent.name}/{path.stem}" for path in files if path.stem != "stage3_data"]
+
+
+USABLE = 80 * 2**30 - 6 * 10**9  # of a device of 80 GB: without the driver, NCCL and what a kernel takes while it runs
+
+
+def bytes_of(name: str, **runtime: str) -> int:
+    config = load_config(EXAMPLES / f"{name}.yaml", [f"runtime.{key}={value}" for key, value in runtime.items()])
+    arch, world_size = DISTILLED.get(name.partition("/")[2]) or (
+        PRESETS[config.model.preset], 512 if config.model.preset == "671b" else 8
+    )  # fmt: skip
+    sections = {"r1_zero": "grpo", "stage2": "grpo", "stage4": "grpo", "zero_qwen_32b": "grpo", "r1": "grpo"}
+    section = sections.get(name.partition("/")[2], "reward_model" if "reward_" in name else "sft")
+    tokens = getattr(config, section).micro_batch_tokens
+    return device_bytes(config, arch, world_size, tokens, reward_model=section == "reward_model")
+
+
+@pytest.mark.parametrize("name", examples())
+def test_an_example_fits_its_devices(name: str) -> None:
+    assert bytes_of(name) < USABLE, f"{bytes_of(name) / 1e9:.0f} GB"
+
+
+def test_32k_tokens_of_the_smallest_student_need_recomputation() -> None:
+    assert bytes_of("distill_qwen/qwen_1_5b", recompute="none") > 100e9
+    arch, _ = DISTILLED["qwen_1_5b"]
+    layout = resolve_layout(ParallelConfig(), arch, 8, mtp=False, packed=True)
+    assert layer_numbers(arch, 0) * 2 == pytest.approx(114e3, rel=0.01), "bytes a token"
+    assert logits_bytes(arch, layout, 32_768) == pytest.approx(9.96e9, rel=1e-3), "30e9 with a float32 softmax and a gradient"
