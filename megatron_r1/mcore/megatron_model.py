@@ -374,7 +374,7 @@ class MegatronModel:
         return [tensor for _, tensor in nonfinite.named_state(self.modules)]
 
     def check_replicas(self) -> None:
-        """Compare the copies of every weight over ranks. Collective; raises ReplicasDiffer, see `replicas.check_replicas`."""
+        """Compare the replicas of every weight over ranks. Collective; raises ReplicasDiffer, see `replicas.check_replicas`."""
         check_replicas(self.modules, self.arch, self.layout, self.groups)
 
     def check_finite(self, source: Path) -> None:

@@ -1,8 +1,8 @@
 """Whether ranks that must hold the same weights do: one collective of checksums, before a run trains.
 
 Held more than once are weights that tensor parallelism does not split, everything over data-parallel ranks, and the vocabulary's
-tensors where several pipeline stages need them (tied embeddings, multi-token prediction). Training keeps copies equal only by
-computing the same everywhere, so that copies which differ at the start would stay different, and only one of them be exported.
+tensors where several pipeline stages need them (tied embeddings, multi-token prediction). Training keeps replicas equal only by
+computing the same everywhere: those which differ at the start would stay different, and only one of them be exported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NOTHING = torch.iinfo(torch.int64).min  # the largest of no checksums
 
 
 def check_replicas(modules: Sequence[torch.nn.Module], arch: Architecture, layout: Layout, groups: WeightGroups) -> None:
-    """Compare all copies of every weight. All ranks call this.
+    """Compare all replicas of every weight. All ranks call this.
 
     A rank reads once what it holds and others hold too, and takes part in one reduction of 16 bytes for each part of a weight
     (`shared_parts`).
@@ -104,7 +104,7 @@ def describe(
         groups = [f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" for ranks in sorted(ranks_with.values())]
         found.append(f"{named[place]} ({' | '.join(groups)})")
     return (
-        f"copies of a weight differ: {name_some(found)}; ranks on either side of a bar have different values; "
+        f"replicas of a weight differ: {name_some(found)}; ranks on either side of a bar have different values; "
         "nothing was trained: take an older checkpoint, or start again from model.weights"
     )
 

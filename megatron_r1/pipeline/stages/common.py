@@ -97,11 +97,11 @@ def stage_artifact(config: Config) -> Artifact:
 def resume_run(run: Run, policy: MegatronModel, reference: ReferencePolicy | None = None) -> dict[str, Any] | None:
     """Load the checkpoint that the run resumes from, if there is one, and return the state that was saved with it.
 
-    Also of a run that begins: the copies of all weights are compared before anything is trained.
+    Also of a run that begins: the replicas of all weights are compared before anything is trained.
 
     Raises:
         CheckpointError: see `load_policy`.
-        ReplicasDiffer: ranks hold different copies of a weight.
+        ReplicasDiffer: ranks hold different replicas of a weight.
     """
     from megatron_r1.mcore.checkpoint import load_policy
 

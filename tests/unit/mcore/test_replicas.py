@@ -74,7 +74,7 @@ def test_a_broken_copy_is_named(kind: str) -> None:
     line = replicas.describe(differing, changed, parts, model_entries(arch))
     assert len(differing) == 1 and "\n" not in line
     expected = " | ".join(sorted(ranks.split(" | "), key=lambda group: [int(n) for n in group.split(" ", 1)[1].split(", ")]))
-    assert f"copies of a weight differ: {named(arch, name)} ({expected}); " in line
+    assert f"replicas of a weight differ: {named(arch, name)} ({expected}); " in line
 
 
 def named(arch: Architecture, name: str) -> str:
