@@ -1,8 +1,9 @@
-"""What every test shares: the repository on the import path of child processes, one thread, and no GPU tests without a GPU."""
+"""What every test shares: the import path of children, one thread, Ctrl-C as in a terminal, and no GPU tests without a GPU."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tests.paths import ROOT
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell without job control starts `make test &` like this
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

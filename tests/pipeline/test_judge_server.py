@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,9 +41,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(MODEL | {"eos_token_id": tokenizer.eos_id}))
     (folder / "chat.jinja").write_text(TEMPLATE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--load-format", "dummy",
         "--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
@@ -56,8 +56,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until_ready(f"http://127.0.0.1:{port}/health", server, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        if server.poll() is None:  # or an error of its start would be hidden by one of this line
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def find_port() -> int:
+    """A free port below those that the kernel gives to outgoing connections: the server takes long until it binds it."""
+    for port in random.Random(os.getpid()).sample(range(20000, 32000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def wait_until_ready(url: str, server: subprocess.Popen, log: Path, seconds: float = 300.0) -> None:
