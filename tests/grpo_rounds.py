@@ -41,6 +41,9 @@ class Engines:
             pass
         self.version = version
 
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`."""
+
     def generate(self, prompts: list[Prompt], sampling: Any, seed: int, on_group: Any) -> list[RolloutGroup]:
         """See `RolloutEngine.generate`."""
         self._rounds += 1

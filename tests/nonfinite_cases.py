@@ -242,6 +242,8 @@ def _grpo(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:
                 pass
             self.version = version
 
+        def sleep(self) -> None: ...
+
         def generate(self, prompts: list[Prompt], sampling: Any, seed: int, on_group: Any) -> list[RolloutGroup]:
             groups = []
             for prompt in prompts:

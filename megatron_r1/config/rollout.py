@@ -73,6 +73,14 @@ class RolloutConfig(Section):
         description="Share of a device's memory that an engine may take for weights, activations and KV cache.",
         json_schema_extra=MAY_CHANGE,
     )
+    sleep: bool = Field(
+        False,
+        description="Whether an engine beside the trainer gives back its device memory, weights and KV cache, from the end of "
+        "sampling to the next transfer of weights (vLLM's sleep mode, level 2). It needs a CUDA device, and means nothing for "
+        "rollout.placement=disaggregated, whose engines have their memory to themselves. runtime.offload is the trainer's side. "
+        "Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
     max_num_seqs: int = Field(
         256, gt=0, description="Most sequences that an engine computes at the same time.", json_schema_extra=MAY_CHANGE
     )
@@ -136,3 +144,8 @@ class RolloutConfig(Section):
         "loss ends the run. A new engine samples only the groups that were unfinished.",
         json_schema_extra=MAY_CHANGE,
     )
+
+    @property
+    def engines_sleep(self) -> bool:
+        """Whether engines are beside the trainer and give their memory back."""
+        return self.sleep and self.placement != "disaggregated"

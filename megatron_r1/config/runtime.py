@@ -59,6 +59,15 @@ class RuntimeConfig(Section):
         "DeepSeek-V3 recomputes (V3 section 3.2.3).",
         json_schema_extra=MAY_CHANGE,
     )
+    offload: list[Literal["optimizer", "gradients", "reference", "reward_models"]] = Field(
+        ["reference", "reward_models"],
+        description="What leaves the device for the host (pinned, beside a GPU). optimizer: Adam's moments and the master weights "
+        "of bf16, from the last update before an engine samples to the first after it; gradients: their sums, which are dropped "
+        "meanwhile; reference: the reference policy, but while it is evaluated; reward_models: those of "
+        "reward.model=reward_models, but for the one that scores. P parameters of a rank in bf16 free 12P / dp, 4P, 2P, and 2P a "
+        "model. Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
     collective_timeout_seconds: float = Field(
         7200.0,
         gt=0,

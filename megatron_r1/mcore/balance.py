@@ -34,6 +34,8 @@ class Balance:
 
     def __init__(self, modules: Sequence[torch.nn.Module], moe: MoeTrainingConfig, device: torch.device) -> None:
         self.routers = [m for module in modules for m in module.modules() if isinstance(m, Router)]
+        for router in self.routers:
+            router._maintain_float32_expert_bias()  # else bf16's wrapper leaves it rounded up to the first pass
         self.moe, self.device = moe, device
         self.choices_LE: torch.Tensor | None = None  #: [layers of this rank, experts] int64, over the whole minibatch
 

@@ -23,6 +23,8 @@ from megatron_r1.weights.finite import first_nonfinite
 require_active()
 
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
@@ -59,6 +61,7 @@ def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten
     # The stock queue lives in a process that is spawned, imports the program again, and outlives it when it is killed.
     filesystem_async._results_queue = queue.SimpleQueue()
     sharded, common = save_preprocess(state)
+    dict_list_map_inplace(_in_memory_of_its_own, sharded)
     on_rank_zero(lambda: _save_common(common, folder))
     writer, metadata = _Planner(_FORMAT.sharded_backend, _FORMAT.sharded_backend_version, thread_count=1).async_save(
         sharded, folder
@@ -71,6 +74,13 @@ def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten
         write=partial(_write_buckets, buckets, transforms),
         finish=partial(_finish_folder, writer, metadata, folder),
     )
+
+
+def _in_memory_of_its_own(entry: Any) -> Any:
+    """Copy pinned tensors: a forked process may share such memory with this one, which goes on writing to it."""
+    if isinstance(entry, ShardedTensor) and entry.data.device.type == "cpu" and entry.data.is_pinned():
+        entry.data = entry.data.clone()
+    return entry
 
 
 def join(parts: Sequence[Unwritten]) -> Unwritten:

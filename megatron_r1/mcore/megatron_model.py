@@ -39,6 +39,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from megatron_r1.mcore.balance import Balance
+from megatron_r1.mcore.offload import TrainingOffload
 from megatron_r1.mcore.optimizer_state import create_moments
 from megatron_r1.mcore.routing import packed_sequences
 from megatron_r1.mcore.shares import Shares
@@ -73,6 +74,7 @@ class MegatronModel:
         updates: number of updates so far, those left out included: the schedule goes by it.
         skipped: of these, how many were left out because they were not finite.
         shares: which rank computes which samples, and who speaks for them.
+        offloaded: what `runtime.offload` names.
 
     Args:
         arch: the model's shape.
@@ -105,7 +107,7 @@ class MegatronModel:
         self.micro_batch_tokens = micro_batch_tokens
         self.trains_mtp = arch.mtp_depth > 0 and moe.mtp_loss_scale > 0
         self.updates = self.skipped = 0
-        self._skip_limit = runtime.skip_nonfinite_updates
+        self._skip_limit, self.offloaded = runtime.skip_nonfinite_updates, frozenset(runtime.offload)
         self.generation = Generation()  #: what the folder of its weights says of generation, which goes where the model goes
         self.groups = parallel.groups()
         self.shares = Shares(parallel.find_share())
@@ -143,6 +145,7 @@ class MegatronModel:
             self.chunks,
         )
         create_moments(self.optimizer)
+        self._state = TrainingOffload(self.offloaded, self.optimizer, self.chunks, self.device)
         self.scheduler = OptimizerParamScheduler(
             self.optimizer,
             init_lr=0.0,
@@ -170,6 +173,7 @@ class MegatronModel:
                 updates may be left out.
         """
         assert self.optimizer is not None and self.scheduler is not None, "this model was built without an optimizer"
+        self._state.come_back()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -357,6 +361,11 @@ class MegatronModel:
         if self.layout.pp > 1:
             dist.broadcast_object_list(box, src=dist.get_process_group_ranks(self.groups.pp)[-1], group=self.groups.pp)
         return box[0]
+
+    def offload(self) -> None:
+        """Move what `runtime.offload` names of optimizer and gradients to the host until the next update."""
+        if self.optimizer is not None:
+            self._state.leave()
 
     def weights(self) -> GatheredWeights:
         """(Hugging Face name, full tensor), collectively: every rank must exhaust each iteration."""

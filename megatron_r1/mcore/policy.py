@@ -14,6 +14,7 @@ import torch
 
 from megatron_r1.data.packing import PADDING, MicroBatches, pack_samples, unpack_token_values
 from megatron_r1.mcore.megatron_model import LossFn, MegatronModel, StepStats
+from megatron_r1.mcore.offload import exchange, host_memory
 from megatron_r1.types import MicroBatch, TrainingSample
 
 
@@ -77,36 +78,40 @@ class MegatronPolicy(MegatronModel):
 
     @contextmanager
     def holding(self, state: list[torch.Tensor]) -> Iterator[None]:
-        """Run the block with other weights in place (same layout), then put the own ones back."""
-        own = [t.clone() for t in self.local_state()]
-        _copy_tensors(state, self.local_state())
+        """Run the block with other weights in place (same layout), which are exchanged tensor by tensor and then back.
+
+        The device needs room for one more tensor. During the block `state` holds the own weights.
+        """
+        exchanged: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
+            for pair in zip(state, self.local_state(), strict=True):
+                exchange(*pair)
+                exchanged.append(pair)
             yield
         finally:
-            _copy_tensors(own, self.local_state())
+            for pair in exchanged:
+                exchange(*pair)
 
 
 class ReferencePolicy:
-    """pi_ref: a frozen copy of the policy's weights, held in CPU memory and swapped in to be evaluated.
+    """pi_ref: a frozen copy of the policy's weights, swapped in to be evaluated.
 
-    It costs one copy of the local shard in CPU memory instead of a second model on the device.
+    It costs one copy of the local shard, on the host if `runtime.offload` names the reference, instead of a second model.
     """
 
     def __init__(self, policy: MegatronPolicy) -> None:
         self._policy = policy
+        of = host_memory if "reference" in policy.offloaded else torch.empty_like
+        self.state = [of(t) for t in policy.local_state()]
         self.refresh()
 
     def refresh(self) -> None:
         """pi_ref <- pi_theta."""
-        self.state = [t.detach().to("cpu", copy=True) for t in self._policy.local_state()]
+        with torch.no_grad():
+            for kept, own in zip(self.state, self._policy.local_state(), strict=True):
+                kept.copy_(own)
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
         """log pi_ref of every target of every sample, as `MegatronPolicy.logprobs` gives them."""
         with self._policy.holding(self.state):
             return self._policy.logprobs(samples)
-
-
-def _copy_tensors(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for s, t in zip(source, target, strict=True):
-            t.copy_(s)

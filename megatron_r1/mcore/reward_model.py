@@ -7,6 +7,7 @@ sampled them to those that compute their scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from megatron_r1.data.packing import PADDING, MicroBatches, distribute
 from megatron_r1.data.reward_packing import ScoredExample, pack_examples, unpack_last_values
 from megatron_r1.errors import DataError
 from megatron_r1.mcore.megatron_model import LossFn, MegatronModel, StepStats
+from megatron_r1.mcore.offload import Shelf
 from megatron_r1.runtime.distributed import failing_together, rank
 from megatron_r1.runtime.exchange import add_tables, gather_numbers
 from megatron_r1.types import MicroBatch, TrainingSample, hollow
@@ -24,6 +26,15 @@ class MegatronRewardModel(MegatronModel):
     """r_phi: the policy's trunk under a scalar head. Its loss callables are given a score for every token."""
 
     _OUTPUT = "score"
+    _rest: Shelf | None = None
+
+    def rest_on_host(self) -> None:
+        """Have the weights on the device during `scores` alone, so that several models take the memory of one."""
+        live = [parameter for module in self.modules for parameter in module.parameters()]
+        biases = (named for module in self.modules for named in module.named_buffers())
+        live += [buffer for name, buffer in biases if name.endswith("expert_bias")]
+        self._rest = Shelf(live, self.device, constant=True)
+        self._rest.to_host()
 
     def train_step(self, examples: list[ScoredExample], loss_fn: LossFn) -> StepStats:
         """One update on a whole batch, packed over data-parallel ranks and micro-batches.
@@ -82,7 +93,8 @@ class MegatronRewardModel(MegatronModel):
         if not examples:
             return table
         capacity = max(self.micro_batch_tokens, max(example.num_tokens for example in examples))
-        found = self.evaluate(self._pack(examples, capacity), unpack_last_values)
+        with nullcontext() if self._rest is None else self._rest.on_device():
+            found = self.evaluate(self._pack(examples, capacity), unpack_last_values)
         if self.reports:
             for number, score in found.items():
                 table[number] = float(score)

@@ -29,12 +29,18 @@ class CollectiveEngine:
             is raised on every rank.
         restarts: how often a call replaces lost engines before it raises EngineLost.
         peers: the ranks that have the other parts of this rank's engine; only the rank of the head samples.
+        sleeps: whether `sleep` does anything; the same on all ranks.
     """
 
     def __init__(
-        self, start: Callable[[], SingleEngine | FollowingPart] | None, restarts: int = 0, peers: Peers | None = None
+        self,
+        start: Callable[[], SingleEngine | FollowingPart] | None,
+        restarts: int = 0,
+        peers: Peers | None = None,
+        *,
+        sleeps: bool = False,
     ) -> None:
-        self._start, self._restarts = start, restarts
+        self._start, self._restarts, self._sleeps = start, restarts, sleeps
         self._ranks = (rank(),) if peers is None else peers.ranks
         self._engine: SingleEngine | FollowingPart | None = None
         self._weights: Iterable[tuple[str, torch.Tensor]] = ()
@@ -91,6 +97,11 @@ class CollectiveEngine:
         for position, group in groups.items():
             group.position, group.owner = position, rank()
         return [groups[position] for position in sorted(groups)]
+
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`. When it returns on a rank, every engine sleeps, so that trainers can take the memory."""
+        if self._sleeps:
+            self._with_restarts(lambda: self._engine.sleep() if self._engine is not None else None, sends=False)
 
     def close(self) -> None:
         """See `RolloutEngine.close`. Not collective: a rank that fails alone can call it."""

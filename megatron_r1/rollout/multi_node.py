@@ -53,6 +53,9 @@ class FollowingPart:
         """Put every bucket into this node's memory, in step with the head's rank, which puts it into the memory of its node."""
         self._sender.send(((name, tensor) for name, tensor in weights if not self._options.is_draft_layer(name)), version)
 
+    def sleep(self) -> None:
+        """Nothing: the head sends this node's workers to sleep, and wakes them."""
+
     def close(self) -> None:
         """See `RolloutEngine.close`."""
         self._sender.close()

@@ -44,6 +44,7 @@ class EngineOptions:
     step_timeout_seconds: float | None  #: of a whole call; None: no limit beside `stall_seconds`
     stall_seconds: float  #: without a sign of life, or in one call that is no sampling
     bucket_bytes: int  #: of weights in one call
+    sleep: bool = False  #: whether it gives its device memory back between sampling and the next weights
     worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
 
     @property
@@ -85,7 +86,7 @@ def engine_options(
 
     Raises:
         ConfigError: a prompt and a response together are longer than the model's positions, the model does not divide over
-            the engine's ranks, vLLM does not have a model of this shape, or the transfer does not fit the device.
+            the engine's ranks, vLLM does not have a model of this shape, or transfer or sleep do not fit the device.
     """
     max_model_len = max_prompt_tokens + rollout.max_response_tokens
     if max_model_len > arch.max_position_embeddings:
@@ -93,6 +94,8 @@ def engine_options(
             f"data.max_prompt_tokens={max_prompt_tokens} and rollout.max_response_tokens={rollout.max_response_tokens} "
             f"are more than the model's max_position_embeddings={arch.max_position_embeddings}"
         )
+    if rollout.engines_sleep and device == "cpu":
+        raise ConfigError("rollout.sleep=true needs a CUDA device: vLLM's CPU build has no sleep mode; set rollout.sleep=false")
     _check_shape(arch, device, rollout.tensor_parallel_size)
     if rollout.tensor_parallel_size % rollout.nodes_per_engine:
         raise ConfigError(
@@ -121,6 +124,7 @@ def engine_options(
         step_timeout_seconds=rollout.step_timeout_seconds,
         stall_seconds=rollout.stall_seconds,
         bucket_bytes=bucket_bytes(rollout.bucket_mb, weight_bytes),
+        sleep=rollout.engines_sleep,
     )
 
 

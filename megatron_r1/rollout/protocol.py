@@ -55,6 +55,13 @@ class RolloutEngine(Protocol):
             EngineLost: the engine is dead or does not answer; its `finished` are the groups that are there.
         """
 
+    def sleep(self) -> None:
+        """Give device memory back if the engine is one that does (`rollout.sleep`). The next call must be `load_weights`.
+
+        Raises:
+            EngineLost: as for `generate`.
+        """
+
     def close(self) -> None:
         """Stop the engine and free what it holds. Safe to call twice."""
 

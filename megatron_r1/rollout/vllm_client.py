@@ -63,6 +63,7 @@ class VllmProcessEngine:
         self.version: int | None = None
         self._constants: dict[str, int] | None = None
         self._servers, self._peers = servers, peers
+        self._is_asleep = False
         needed = engine_environment(options.device, threads, None if peers is None else peers.addresses[0])
         self._channel = _open_channel(options, {**environment, **needed}, needed, log_path, servers)
         started = time.monotonic()
@@ -86,11 +87,16 @@ class VllmProcessEngine:
         dtypes: dict[str, str] = {}
         counts = [0, 0]
         self.version = None
+        if self._is_asleep:
+            self._call("wake_up", ["weights"])  # the cache's memory is still the transfer's
         self._sender.send(self._watched(weights, sent, dtypes, counts), version)
         verify_started = time.monotonic()
         if self.options.verify_weights:
             reports = self._call("call_workers", "held_weights", dtypes)
             self._constants = verify_held(sent, reports, self._constants)
+        if self._is_asleep:
+            self._call("wake_up", ["kv_cache"])
+            self._is_asleep = False
         self.version = version
         now = time.monotonic()
         return SyncReport(version, counts[0], counts[1], len(sent), now - started, now - verify_started)
@@ -133,6 +139,13 @@ class VllmProcessEngine:
             error.finished = groups
             raise
         return [groups[index] for index in range(len(prompts))]
+
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`."""
+        if self.options.sleep and not self._is_asleep:
+            self.version = None
+            self._call("sleep")
+            self._is_asleep = True
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""

@@ -53,6 +53,7 @@ def train_grpo(
         WeightSyncError: the engine does not hold, or does not reproduce, the trainer's policy.
         NonFiniteUpdate: see `runtime.skip_nonfinite_updates`.
     """
+    policy.offload()
     engine.load_weights(policy.weights(), version=policy.updates)
     if run.step == 0:
         run.record(0, evaluate(0))
@@ -63,6 +64,7 @@ def train_grpo(
         with run.timer("rollout"):
             batch = prompts.next(stage.prompts_per_rollout)
             own = engine.generate(batch, sampling, seed=_derive_seed(seed, step), on_group=rewards.submit)
+            engine.sleep()
         with run.timer("reward"):
             groups = rewards.collect(own, batch)  # what other ranks sampled: lengths and rewards alone
             if stage.shuffle_rewards:
@@ -82,6 +84,7 @@ def train_grpo(
                 samples = policy.place(samples, numbers)
                 stats += [update_policy(stage, policy, [samples[i] for i in batch]) for batch in numbers]
         with run.timer("sync"):
+            policy.offload()
             engine.load_weights(policy.weights(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
             reference.refresh()

@@ -58,9 +58,12 @@ def test_no_prompt_comes_twice(finished_run: Path, runs) -> None:
 def test_run_that_is_killed_and_loses_a_checkpoint_goes_on_as_if_nothing_had_happened(
     finished_run: Path, base: Path, runs, tmp_path: Path
 ) -> None:
-    """Killed before the first checkpoint and between two, the newer of which is then damaged: one run goes through all of it."""
+    """Killed before the first checkpoint and between two, the newer of which is then damaged: one run goes through all of it.
+
+    Its training state is off the device while the engine samples, and when checkpoints are written.
+    """
     folder, log = tmp_path / "killed", tmp_path / "log.txt"
-    command = runs.grpo_command(folder, base)
+    command = runs.grpo_command(folder, base, "runtime.offload=[optimizer,gradients,reference]")
     metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
     kill_when(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, runs.start(command, log), log)
     assert not list(checkpoints.glob("step_*"))

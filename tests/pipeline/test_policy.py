@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,11 +15,16 @@ from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError
+from megatron_r1.mcore.state_bytes import StateBytes
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.grpo import loss_of
 from megatron_r1.training.samples import with_logprobs
 from megatron_r1.types import TrainingSample
+from tests.allocations import peak_bytes
+
+if TYPE_CHECKING:
+    from megatron_r1.mcore.policy import MegatronPolicy, StepStats
 
 CONFIG = Config()
 STAGE = GrpoConfig(kl_coef=0.04)
@@ -129,8 +135,93 @@ def test_reference_stays_while_the_policy_moves(session) -> None:
     assert all(torch.equal(a, b) for a, b in zip(reference.logprobs(samples), before, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(policy.logprobs(samples), after, strict=True))
     assert not torch.allclose(before[0], after[0], atol=1e-4)
+    own, kept = [t.clone() for t in policy.local_state()], [t.clone() for t in reference.state]
+
+    def swap() -> None:
+        with policy.holding(reference.state):
+            assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), kept, strict=True))
+
+    peak, _ = peak_bytes(swap)
+    assert peak <= 2 * max(t.nbytes for t in own) < sum(t.nbytes for t in own) / 4, "one tensor more, and one to compare it"
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), own, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(reference.state, kept, strict=True))
     reference.refresh()
     assert all(torch.equal(a, b) for a, b in zip(reference.logprobs(samples), after, strict=True))
+
+
+def test_a_swap_that_fails_half_way_is_taken_back(session, monkeypatch) -> None:
+    from megatron_r1.mcore import policy as module
+
+    policy, calls = make_policy(session), []
+    own, other = [t.clone() for t in policy.local_state()], [t + 1 for t in policy.local_state()]
+    exchange = module.exchange
+
+    def exchange_or_fail(held: torch.Tensor, live: torch.Tensor) -> None:
+        calls.append(held)
+        if len(calls) == 4:
+            raise MemoryError
+        exchange(held, live)
+
+    monkeypatch.setattr(module, "exchange", exchange_or_fail)
+    with pytest.raises(MemoryError), policy.holding(other):
+        raise AssertionError("the block must not run")
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), own, strict=True))
+    assert all(torch.equal(a, b + 1) for a, b in zip(other, own, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_policy_off_the_device_goes_on_bit_by_bit(session, tmp_path: Path, dtype: str) -> None:
+    """Moved between updates, saved while it is away, and loaded into one that is away."""
+    from megatron_r1.mcore.checkpoint import load_policy, save_policy
+    from megatron_r1.mcore.policy import ReferencePolicy
+
+    names = ["optimizer", "gradients", "reference"]
+    config = Config(runtime=RuntimeConfig(dtype=dtype, offload=names))
+    policies = [
+        make_policy(session, config=config),
+        make_policy(session, config=Config(runtime=RuntimeConfig(dtype=dtype, offload=[]))),
+    ]
+    (moved, stays), references = policies, [ReferencePolicy(policy) for policy in policies]
+    samples = [with_logprobs(make_samples(), *pair) for pair in zip(policies, references, strict=True)]
+    assert all(a.ref_logprobs.tolist() == b.ref_logprobs.tolist() for a, b in zip(*samples, strict=True))
+
+    def update(policy: MegatronPolicy, times: int = 1) -> list[StepStats]:
+        found = []
+        for _ in range(times):
+            policy.offload()
+            found.append(policy.train_step(samples[0], loss_of(STAGE, samples[0])))
+        return found
+
+    assert update(moved, 2) == update(stays, 2)
+    buffers = [buffer for chunk in moved.chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+    gradients = sum(buffer.grad_data.nbytes for buffer in buffers)
+    parameters = [p for module in moved.modules for p in module.parameters()]
+    experts = sum(p.numel() for p in parameters if not getattr(p, "allreduce", True))
+    dense = sum(p.numel() for p in parameters) - experts
+    planned = StateBytes.of(dense, experts, bf16=dtype == "bf16", has_reference=True)
+    padding = 4 * 64 * (len(parameters) + 2 * len(buffers))
+    assert planned.gradients <= gradients <= planned.gradients + padding
+    assert moved._state.num_bytes == planned.optimizer + gradients
+    biases = sum(t.nbytes for t in references[0].state) - planned.reference
+    assert (
+        0 <= biases < planned.reference / 1000 and planned.moved(names) == planned.optimizer + planned.gradients + planned.reference
+    )
+
+    moved.offload()
+    assert [buffer.grad_data.untyped_storage().nbytes() for buffer in buffers] == [0] * len(buffers)
+    assert stays._state.num_bytes == 0
+    for name, policy, reference in zip(("moved", "stays"), policies, references, strict=True):
+        (tmp_path / name).mkdir()
+        save_policy(policy, tmp_path / name, reference)
+    resumed = make_policy(session, config=config)
+    resumed.offload()
+    load_policy(resumed, tmp_path / "stays", ReferencePolicy(resumed))
+    again = make_policy(session, config=Config(runtime=RuntimeConfig(dtype=dtype)))
+    load_policy(again, tmp_path / "moved", ReferencePolicy(again))
+    expected = update(stays, 2)
+    assert update(moved, 2) == update(resumed, 2) == update(again, 2) == expected
+    for policy in (moved, resumed, again):
+        assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), stays.local_state(), strict=True))
 
 
 def test_checkpoint_goes_on_bit_by_bit(session, tmp_path: Path) -> None:

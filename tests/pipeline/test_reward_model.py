@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from megatron_r1 import cli
+from megatron_r1.config.data import DataConfig
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.reward_model import RewardModelConfig
+from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.messages import Message
@@ -22,7 +25,7 @@ from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError, DataError
 from megatron_r1.model.hf_config import read_hf_config
 from megatron_r1.pipeline.builders.models import build_reward_model
-from megatron_r1.pipeline.builders.preferences import PreferenceRewards, load_reward_scorer
+from megatron_r1.pipeline.builders.preferences import PreferenceRewards, load_reward_scorer, open_preferences
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.runtime import distributed
 from megatron_r1.training.reward_model import reward_loss_of
@@ -234,6 +237,41 @@ def test_a_run_its_checkpoint_and_its_folder_score_the_same(session, runs) -> No
     folders = (runs["helpful"] / "hf", newest)
     first, second = (scorer_of(session, folder).score(ask) for folder in folders)
     assert first == second
+
+
+def test_of_two_reward_models_one_is_on_the_device_while_it_scores(session, runs, monkeypatch) -> None:
+    from megatron_r1.mcore.reward_model import MegatronRewardModel
+
+    present, scores = [], {}
+    evaluate = MegatronRewardModel.evaluate
+
+    def watched(model, *args):
+        present.append([m._rest is None or not m._rest.is_away for m in built])
+        return evaluate(model, *args)
+
+    built: list[MegatronRewardModel] = []
+    begin = MegatronRewardModel.__init__
+    monkeypatch.setattr(MegatronRewardModel, "__init__", lambda model, *a, **k: (built.append(model), begin(model, *a, **k))[1])
+    monkeypatch.setattr(MegatronRewardModel, "evaluate", watched)
+    rollouts = [Rollout([5, 2], [0.0, 0.0], text, True) for text in (GOOD, BAD)]
+    groups = [
+        RolloutGroup(Prompt("p", "Is 7 safe?", "", "text", (1,), kind="general", preference=preference), rollouts, 0)
+        for preference in ("safety", "helpful", "safety")
+    ]
+    for names in (["reward_models"], []):
+        built.clear()
+        present.clear()
+        reward = RewardConfig(model="reward_models", helpful_model=str(runs["helpful"]), safety_model=str(runs["safety"]))
+        runtime, short = CPU.model_copy(update={"offload": names}), RolloutConfig(max_response_tokens=32)
+        config = Config(runtime=runtime, rollout=short, data=DataConfig(max_prompt_tokens=64), reward=reward)
+        with open_preferences(config, session) as preferences:
+            resting = [model._rest is not None and model._rest.is_away for model in built]
+            scores[len(names)] = [preferences(groups), preferences(groups)]
+        if names:
+            assert resting == [True, True] and present == 2 * [[True, False], [False, True]]
+        else:
+            assert resting == [False, False] and present == 4 * [[True, True]]
+    assert scores[1] == scores[0] and scores[1][0] == scores[1][1]
 
 
 def test_general_prompts_of_a_batch_are_scored_together(session, runs) -> None:

@@ -52,7 +52,7 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
     log = log if number == 0 else log.with_name(f"{log.stem}_{number:05d}{log.suffix}")
     peers = _find_engine_peers(session, place)
     start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
-    engine = CollectiveEngine(start, config.rollout.restarts, peers)
+    engine = CollectiveEngine(start, config.rollout.restarts, peers, sleeps=config.rollout.engines_sleep)
     try:
         yield engine
     finally:

@@ -102,11 +102,12 @@ class RewardScorer:
         return [None if part is None else next(scores) for part in parts]
 
 
-def load_reward_scorer(config: Config, session: Session, kind: str | None = None) -> RewardScorer:
+def load_reward_scorer(config: Config, session: Session, kind: str | None = None, *, rests_on_host: bool = False) -> RewardScorer:
     """The reward model in `model.weights` (a Hugging Face folder, a run or one of its checkpoints), ready to score.
 
     Args:
         kind: what the reward model must have been trained for; None: anything.
+        rests_on_host: it is on the device while it scores, and on the host otherwise.
 
     Raises:
         ConfigError: `model.weights` is not set, is no reward model or one of another kind; or the layout does not fit.
@@ -117,6 +118,8 @@ def load_reward_scorer(config: Config, session: Session, kind: str | None = None
     if kind is not None and arch.score_label not in (kind, None):
         raise ConfigError(f"{weights} is a reward model for {arch.score_label}, {kind} is needed")
     model = build_reward_model(config, session, label=None, optimizer=None, total_updates=0)
+    if rests_on_host:
+        model.rest_on_host()
     return RewardScorer(model, build_tokenizer(config.data, config.model, arch), arch.score_label or weights.name)
 
 
@@ -161,6 +164,8 @@ class PreferenceRewards:
 def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRewards | None]:
     """The reward models of the config for the block; None if `reward.model` is not "reward_models".
 
+    With "reward_models" in `runtime.offload` at most one of them is on the device at a time.
+
     Raises:
         ConfigError: no folder is set, or a folder holds no reward model of its kind.
     """
@@ -176,7 +181,12 @@ def open_preferences(config: Config, session: Session) -> Iterator[PreferenceRew
             model = config.model.model_copy(update={"weights": folder, "overrides": {}})
             data = config.data.model_copy(update={"tokenizer": None})
             _check_positions(config, kind, find_architecture(model).max_position_embeddings)
-            scorers[kind] = load_reward_scorer(config.model_copy(update={"model": model, "data": data}), session, kind)
+            scorers[kind] = load_reward_scorer(
+                config.model_copy(update={"model": model, "data": data}),
+                session,
+                kind,
+                rests_on_host="reward_models" in config.runtime.offload,
+            )
     yield PreferenceRewards(scorers)
 
 

@@ -81,10 +81,12 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
             train(None)
         elif not state or not state["gate_passed"] or run.step < stage.steps:
             folder, problems = Path(config.run_dir), build_problems(config, tokenizer)
+            policy.offload()
             with (
                 open_rewards(config, problems, folder / "scoring.log") as rewards,
                 open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
             ):
+                engine.sleep()  # it started awake, and is asked at the end
                 train(_build_gate(config, engine, rewards, policy, problems, tokenizer))
         return finish_stage(config, "pretrain", policy, tokenizer)
 
@@ -107,8 +109,10 @@ def _build_gate(
     prompts = [force_thinking(prompt, tokenizer) for prompt in problems]
 
     def measure() -> float:
+        policy.offload()
         engine.load_weights(policy.weights(), version=policy.updates)
         own = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0)
+        engine.sleep()
         groups = rewards.collect(own, prompts)
         return sum(scores(group, "accuracy")[0] for group in groups) / len(groups)
 

@@ -64,6 +64,14 @@ class VllmEngine:
         """Call a method of the worker extension on every worker; their results in order."""
         return self.llm.collective_rpc(method, args=args)
 
+    def sleep(self) -> None:
+        """Give back the device memory of weights and KV cache, whose content is lost."""
+        self.llm.sleep(level=2)
+
+    def wake_up(self, tags: list[str]) -> None:
+        """Take the memory of "weights" or of "kv_cache" again; its content means nothing yet."""
+        self.llm.wake_up(tags)
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached keys and values."""
         if not self.llm.reset_prefix_cache():
@@ -173,6 +181,7 @@ def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
         # The workers of an engine wait for each other as it starts: the slowest may take as long as the start may.
         "distributed_timeout_seconds": math.ceil(options.start_timeout_seconds),
         "cpu_distributed_timeout_seconds": math.ceil(options.start_timeout_seconds),
+        "enable_sleep_mode": options.sleep,
     }
     if part is not None:
         arguments |= {

@@ -20,7 +20,8 @@ from megatron_r1.runtime.launch import free_port
 
 STARTS = ("find_port", "start", "follow")
 CALLS = (
-    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers",
+    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update", "call_workers", "sleep",
+    "wake_up",
 )  # fmt: skip
 
 

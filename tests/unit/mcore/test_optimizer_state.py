@@ -12,6 +12,7 @@ from megatron_r1.mcore import host
 host.activate("cpu")
 
 from megatron_r1.mcore.optimizer_state import boxes_of_range, create_moments
+from megatron_r1.mcore.state_bytes import StateBytes, optimizer_bytes
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 4), (1, 5), (2, 3, 4), (2, 1, 3, 2)])
@@ -23,6 +24,15 @@ def test_boxes_hold_every_element_of_a_range_in_order(shape: tuple[int, ...]) ->
             cut = [numbered[tuple(slice(o, o + s) for o, s in zip(*box, strict=True))].flatten() for box in boxes]
             assert torch.cat([torch.empty(0, dtype=torch.long), *cut]).tolist() == list(range(start, stop))
             assert len(boxes) <= max(1, 2 * len(shape) - 1)
+
+
+def test_a_stage_of_671b_has_the_bytes_that_its_presets_state() -> None:
+    """Four layers of 671b with tp 8, ep 32 and 4 data-parallel ranks, one of which has the experts."""
+    held = StateBytes.of(176_000_000, 1_409_300_000, data_parallel=4, bf16=True, has_reference=True)
+    in_gb = [round(held.moved([name]) / 1e9, 1) for name in ("weights", "gradients", "optimizer", "reference")]
+    assert in_gb == [3.2, 6.3, 17.4, 3.2]
+    assert round(held.moved(["gradients", "optimizer"]) / 1e9) == 24
+    assert optimizer_bytes(176_000_000, data_parallel=4) + optimizer_bytes(1_409_300_000) == held.optimizer
 
 
 def test_moments_are_zero_whatever_the_optimizer() -> None:

@@ -52,9 +52,10 @@ class Engine:
     def __init__(self):
         global started
         started += 1
-        self.version = None
+        self.version, self.asleep = None, False
 
     def load_weights(self, weights, version):
+        self.asleep = False
         assert len([next(iter(weights)), *weights]) == 4
         if deaths[:1] == ["load"]:
             deaths.pop(0)
@@ -77,12 +78,18 @@ class Engine:
                 on_group(groups[index])
         return [groups[index] for index in range(len(prompts))]
 
+    def sleep(self):
+        if deaths[:1] == ["sleep"]:
+            deaths.pop(0)
+            raise EngineLost("died in sleep")
+        self.asleep = True
+
     def close(self):
         pass
 
 prompts = [Prompt(f"p{i}", "", "", "", (1,)) for i in range(11)]
 told = []
-engine = CollectiveEngine(Engine if rank in (0, 1) else None, restarts=3)
+engine = CollectiveEngine(Engine if rank in (0, 1) else None, restarts=3, sleeps=True)
 assert engine.load_weights(Weights(), 5) == 5
 groups = engine.generate(prompts, None, 9, on_group=told.append)
 assert [(g.position, g.owner) for g in groups] == [(i, rank) for i in range(11)[rank::2] if rank < 2]
@@ -94,6 +101,10 @@ if rank == 1:
     # the first died in load, the second after two groups, the third before any, the fourth sampled the rest
     assert [g.rollouts[0].token_ids[2] for g in groups] == [2, 2, 4, 4, 4]
 assert started == {0: 1, 1: 4, 2: 0}[rank], started
+deaths += ["sleep"] if rank == 1 else []
+engine.sleep()  # one engine dies of it, and another takes its place, with the weights, and sleeps
+assert started == {0: 1, 1: 5, 2: 0}[rank] and (rank == 2 or engine._engine.asleep)
+assert engine.load_weights(Weights(), 6) == 6 and (rank == 2 or not engine._engine.asleep)
 
 def fails(call, error, message):
     try:
@@ -147,7 +158,7 @@ def test_lost_engines_are_replaced_and_no_group_is_lost_or_doubled(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     outputs = run_ranks(script, 3, tmp_path / "store", timeout=120)
-    assert outputs[1].count("starting another one") == 6 and "starting another one" not in outputs[0] + outputs[2]
+    assert outputs[1].count("starting another one") == 7 and "starting another one" not in outputs[0] + outputs[2]
 
 
 SHORT, LONG = patient(0.1), patient(20)

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from megatron_r1.errors import RolloutError, WeightSyncError
+from megatron_r1.config.rollout import RolloutConfig
+from megatron_r1.errors import ConfigError, RolloutError, WeightSyncError
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout import vllm_client as engine_process
 from megatron_r1.rollout.channel.local import EngineProcess
+from megatron_r1.rollout.options import engine_options
 from tests.paths import ROOT
 from tests.patience import patient, wait_until
 from tests.pipeline.engine_cases import options
@@ -112,6 +116,52 @@ def test_failed_start_leaves_no_process(tmp_path, environment, monkeypatch):
     with pytest.raises(RolloutError, match=r"no memory left \(see .*engine.log\)"):
         engine_process.VllmProcessEngine(options(PRESETS["tiny"]), str, environment, tmp_path / "engine.log")
     assert started[0]._process.returncode is not None
+
+
+def test_an_engine_sleeps_between_sampling_and_the_next_weights(monkeypatch, tmp_path):
+    """Memory comes back in this order: weights, the transfer, the cache; before that nothing can be sampled."""
+    calls = []
+
+    class Channel:
+        def call(self, name, *args, **limits):
+            calls.append((name, *(args[0] if name == "wake_up" else ())))
+            assert name == "start" or limits["stall"] == 300, "an engine that does not come back is given up"
+
+        def close(self, patience=0.0):
+            pass
+
+    monkeypatch.setattr(engine_process, "_open_channel", lambda *_: Channel())
+    for sleeps in (True, False):
+        awake = replace(options(PRESETS["tiny"]), verify_weights=False, sleep=sleeps)
+        engine = engine_process.VllmProcessEngine(awake, str, {}, tmp_path / "engine.log")
+        weights = [("model.norm.weight", torch.ones(4))]
+        transfer = [("start_weight_update",), ("update_weights",), ("finish_weight_update",)]
+        calls.clear()
+        engine.load_weights(weights, 1)
+        assert calls == transfer, "it starts awake"
+        engine.sleep()
+        engine.sleep()
+        engine.load_weights(weights, 2)
+        engine.close()
+        if not sleeps:
+            assert calls == 2 * transfer
+            continue
+        assert calls[3:] == [("sleep",), ("wake_up", "weights"), *transfer, ("wake_up", "kv_cache")]
+        engine.sleep()
+        with pytest.raises(RolloutError, match="no weights"):
+            engine.generate([], None, 0)
+
+
+def test_sleep_on_a_cpu_is_one_line():
+    """vLLM itself ignores it there. Engines on other nodes have their memory to themselves."""
+    settings = {"dtype": "float32", "bos_token_id": 0, "eos_token_id": 1, "max_prompt_tokens": 64}
+    rollout = RolloutConfig(max_response_tokens=32, sleep=True)
+    says = "rollout.sleep=true needs a CUDA device: vLLM's CPU build has no sleep mode; set rollout.sleep=false"
+    with pytest.raises(ConfigError, match=says):
+        engine_options(PRESETS["tiny"], rollout, device="cpu", **settings)
+    assert engine_options(PRESETS["tiny"], rollout, device="cuda", **settings).sleep
+    apart = rollout.model_copy(update={"placement": "disaggregated"})
+    assert not engine_options(PRESETS["tiny"], apart, device="cpu", **settings).sleep
 
 
 @pytest.mark.slow

@@ -103,11 +103,19 @@ class Trainer:
 
     def __init__(self, updates: int) -> None:
         self.updates, self.micro_batch_tokens, self.seen, self.reports = updates, 0, [], True
+        self.events: list[str] = []
 
     def weights(self) -> list[tuple[str, torch.Tensor]]:
         return []
 
-    def load_weights(self, weights: Any, version: int) -> None: ...
+    def offload(self) -> None:
+        self.events.append("offload")
+
+    def load_weights(self, weights: Any, version: int) -> None:
+        self.events.append("load")
+
+    def sleep(self) -> None:
+        self.events.append("sleep")
 
     def next(self, count: int) -> list[Prompt]:
         return [Prompt(f"p{n}", "q", "a", "t", (1, 2)) for n in range(count)]
@@ -117,6 +125,7 @@ class Trainer:
 
     def generate(self, prompts: list[Prompt], sampling: Sampling, seed: int, on_group: Any) -> list[RolloutGroup]:
         self.seen.append((self.updates, sampling.max_tokens, self.micro_batch_tokens))
+        self.events.append("generate")
         length = sampling.max_tokens
         return [RolloutGroup(prompt, [Rollout([3] * length, [0.0] * length, "", False)] * 2, 0) for prompt in prompts]
 
@@ -135,6 +144,7 @@ class Trainer:
 
     def train_step(self, samples: list[TrainingSample], loss_fn: Any) -> SimpleNamespace:
         self.updates += 1
+        self.events.append("train")
         return SimpleNamespace(loss=0.0, grad_norm=0.0, lr=0.0, metrics={}, tokens=1, applied=True, skipped=None)
 
 
@@ -160,3 +170,5 @@ def test_a_round_has_the_limits_of_the_updates_before_it_also_after_a_resume(don
             save=lambda folder: None, evaluate=lambda step: {}, seed=0,
         )  # fmt: skip
     assert it.seen == [(0, 4, 5), (2, 4, 5), (4, 6, 7), (6, 6, 7)][done:]
+    of_round = ["generate", "sleep", "train", "train", "offload", "load"]  # the device is the engine's, or the trainer's
+    assert it.events == ["offload", "load", *(4 - done) * of_round]
