@@ -37,12 +37,13 @@ import torch.distributed as dist
 
 from benchmarks.measure import Disagreement, describe_machine, positive, print_table, run, write_results
 from megatron_r1.algorithms.advantage import group_advantages
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.data.packing import pack_samples, unpack_token_values
 from megatron_r1.mcore.shares import Place, Shares
 from megatron_r1.runtime.distributed import gather_objects
 from megatron_r1.training.metrics import mean_sampled_logprob
 from megatron_r1.training.outlines import share_outlines
-from megatron_r1.training.parity import compare_logprobs
+from megatron_r1.training.parity import compare_logprobs, over_ranks
 from megatron_r1.training.samples import find_nonfinite, plan_epochs, to_training_samples, with_logprobs
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, TrainingSample, filled
 
@@ -132,7 +133,8 @@ def play(responses: int, tokens: int, minibatches: int, epochs: int) -> Round:
     planned = plan_epochs(len(samples), max(1, responses // minibatches), "0", epochs)
     samples = policy.place(samples, planned[0])
     samples = with_logprobs(samples, policy, policy)  # type: ignore[arg-type]
-    figures = compare_logprobs(samples)
+    settings = RolloutConfig()
+    figures = over_ranks(compare_logprobs([sample for sample in samples if sample.here], settings)).metrics(settings)
     for batches in planned:
         samples = policy.place(samples, batches)
         for batch in batches:

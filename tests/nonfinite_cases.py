@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.config.model import ParallelConfig
@@ -34,10 +35,11 @@ from megatron_r1.runtime.checkpoints import newest_intact
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.run_folder import CHECKPOINTS
 from megatron_r1.training.grpo import train_grpo
-from megatron_r1.training.pretrain import train_base
+from megatron_r1.training.pretrain import loss_over, train_base
 from megatron_r1.training.reward_model import train_reward_model
 from megatron_r1.training.sft import train_sft
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, TrainingSample
+from tests.random_weights import qwen2_architecture
 
 HOT, EOS, STEPS = 77, 1, 4
 ARCHITECTURE = DeepseekV3(
@@ -65,6 +67,7 @@ class Case:
     engine_lies_at: int = 0  #: grpo: the step at which the engine gives one token NaN as its log-prob
     dies_at: int = 0  #: the step whose data end the run
     settings: dict[str, Any] = field(default_factory=dict)  #: grpo: of its stage
+    lr: float = 1e-3
 
 
 @dataclass
@@ -93,8 +96,8 @@ def run_case(case: Case, folder: Path, skip: int, world_size: int = 1) -> Outcom
     with_layout = parallel.resolve_layout(ParallelConfig(**case.sizes), arch, world_size, mtp=False, packed=True)
     parallel.build_process_groups(with_layout, seed=1)
     model = kind(
-        arch, with_layout, runtime, MOE, optimizer=OPTIMIZER, total_updates=2 * STEPS, seed=7, device=torch.device("cpu"),
-        micro_batch_tokens=64,
+        arch, with_layout, runtime, MOE, optimizer=OPTIMIZER.model_copy(update={"lr": case.lr}), total_updates=2 * STEPS, seed=7,
+        device=torch.device("cpu"), micro_batch_tokens=64,
     )  # fmt: skip
     heat(model)
     error = ""
@@ -105,11 +108,13 @@ def run_case(case: Case, folder: Path, skip: int, world_size: int = 1) -> Outcom
             _LOOPS[case.stage](case, model, run, lambda target: plan_policy(model, target))
     except NonFiniteUpdate as caught:
         error = str(caught)
-        refused = [weight.clone() for weight in model.local_state()]
-        load_policy(model, newest_intact(folder / CHECKPOINTS))
-        same = [torch.equal(a, b) for a, b in zip(refused, model.local_state(), strict=True)]
-        assert all(same), "a refused update touches no weight: they are the last checkpoint's, which is finite"
-        assert all(weight.isfinite().all() for weight in refused)
+        newest = newest_intact(folder / CHECKPOINTS)
+        if newest is not None:
+            refused = [weight.clone() for weight in model.local_state()]
+            load_policy(model, newest)
+            same = [torch.equal(a, b) for a, b in zip(refused, model.local_state(), strict=True)]
+            assert all(same), "a refused update touches no weight: they are the last checkpoint's, which is finite"
+            assert all(weight.isfinite().all() for weight in refused)
     except Killed:
         pass
     metrics = folder / "metrics.jsonl"
@@ -238,8 +243,7 @@ def _grpo(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:
 
     class Engine:
         def load_weights(self, weights: Any, version: int) -> None:
-            for _ in weights:
-                pass
+            assert all(weight.isfinite().all() for _, weight in weights), "no engine is given such a weight"
             self.version = version
 
         def sleep(self) -> None: ...
@@ -303,6 +307,56 @@ def check_stage(case: Case, folder: Path, world_size: int = 1, thorough: bool = 
     if case.stage == "sft":
         twice = run_case(replace(case, hot_steps=(2, 4)), folder / "twice", skip=1, world_size=world_size)
         assert twice.error.startswith("step 4: update 4 is not finite") and "skip_nonfinite_updates=1 allows no more" in twice.error
+
+
+def check_infinite_weight(dtype: str, sizes: dict[str, int], folder: Path, world_size: int = 1) -> None:
+    """Weight decay of 20 takes the token's embedding beyond float32: it is noticed before a sync and a checkpoint, on all ranks."""
+    case = Case("grpo", hot_steps=(), dtype=dtype, sizes=sizes, lr=200.0)
+    found = run_case(case, folder, skip=3, world_size=world_size)
+    want = "step 1: weight embedding.word_embeddings.weight holds NaN or infinite values after update 1, whose gradient was finite;"
+    assert found.error.startswith(want) and "\n" not in found.error, found.error
+    assert not found.lines and newest_intact(folder / CHECKPOINTS) is None
+
+
+def check_fault_of_one_rank(model: Any, weight: str) -> None:
+    """The last rank's gradient of a weight is broken after all were reduced: every rank sees it, also where norms leave it out."""
+    own = model.modules[0].config.finalize_model_grads_func
+
+    def finalize(*arguments: Any, **more: Any) -> None:
+        own(*arguments, **more)
+        if dist.get_rank() == dist.get_world_size() - 1:
+            (gradient,) = (p.main_grad for m in model.modules for name, p in m.named_parameters() if name == weight)
+            gradient.view(-1)[0] = math.nan
+
+    model.modules[0].config.finalize_model_grads_func = finalize
+    before = [tensor.clone() for tensor in model.local_state()]
+    samples = [TrainingSample(tokens(n, False), [1] * 8, name=f"sample {n}") for n in range(2)]
+    try:
+        model.train_step(samples, loss_over(16))
+    except NonFiniteUpdate as caught:
+        assert f"the gradient of {weight} holds NaN or infinite values" in str(caught), str(caught)
+    else:
+        raise AssertionError(f"a NaN in the gradient of {weight} was not seen")
+    assert all(torch.equal(a, b) for a, b in zip(model.local_state(), before, strict=True))
+
+
+def check_faults(world_size: int) -> None:
+    """Weights of which several ranks hold a copy: only one copy's gradient is part of the norm."""
+    from megatron_r1.mcore import parallel
+    from megatron_r1.mcore.policy import MegatronPolicy
+
+    for arch, sizes, dtype, weight in (
+        (ARCHITECTURE, {"tp": 2}, "fp32", "decoder.final_layernorm.weight"),
+        (ARCHITECTURE, {"tp": 2}, "bf16", "decoder.layers.1.mlp.router.weight"),
+        (qwen2_architecture(tied=True), {"pp": 2}, "bf16", "output_layer.weight"),
+    ):
+        layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=True)
+        parallel.build_process_groups(layout, seed=1)
+        model = MegatronPolicy(
+            arch, layout, RuntimeConfig(device="cpu", dtype=dtype), MOE, optimizer=OPTIMIZER, total_updates=4, seed=7,
+            device=torch.device("cpu"), micro_batch_tokens=64,
+        )  # fmt: skip
+        check_fault_of_one_rank(model, weight)
 
 
 #: Every stage in both dtypes; together they take the layouts of two ranks.

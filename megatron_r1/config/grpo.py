@@ -74,6 +74,12 @@ class GrpoConfig(Section):
         description="Epsilon of the clipped probability ratio, which counts only within 1 - epsilon and 1 + epsilon. For R1-Zero "
         "the paper does not state it; for R1's first RL stage it states 10 (R1 v2 section 3.2.1).",
     )
+    importance_cap: float = Field(
+        0.0,
+        ge=0,
+        description="Most that a token's policy term is weighted by the trainer's probability of it over the rollout engine's, "
+        "which differ by kernels and number formats. 0: no weights; R1 v2 mentions none. Ours; NeMo-RL has it for DeepSeek-V3.",
+    )
     kl_coef: float = Field(
         0.001,
         ge=0,

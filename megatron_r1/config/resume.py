@@ -64,7 +64,7 @@ STAYS: Mapping[str, str] = {
     "it says what an update does": """
         pretrain.global_batch_size sft.batch_size reward_model.batch_size grpo.prompts_per_rollout grpo.group_size
         grpo.minibatch_size grpo.inner_epochs grpo.loss grpo.clip_eps grpo.kl_coef grpo.normalization grpo.advantage_std
-        grpo.reference_update_interval grpo.freeze_router grpo.shuffle_rewards
+        grpo.importance_cap grpo.reference_update_interval grpo.freeze_router grpo.shuffle_rewards
         *.optimizer.lr *.optimizer.min_lr_ratio *.optimizer.warmup_steps *.optimizer.schedule *.optimizer.beta1 *.optimizer.beta2
         *.optimizer.eps *.optimizer.weight_decay *.optimizer.clip_grad
         *.moe.bias_update_rate *.moe.aux_loss_coeff *.moe.mtp_loss_scale *.moe.mtp_trains_trunk

@@ -110,11 +110,27 @@ class RolloutConfig(Section):
         "tokens; above it the run stops. bf16 needs about 0.05. Ours.",
         json_schema_extra=MAY_CHANGE,
     )
+    logprob_diff_quantile: float = Field(
+        0.9999,
+        gt=0,
+        le=1,
+        description="Share of the sampled tokens whose difference between trainer and engine is bounded by "
+        "rollout.max_logprob_diff_quantile. In a mixture of experts a single token may differ by nats if a router chooses two "
+        "experts nearly alike. 1: the largest difference. Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    max_logprob_diff_quantile: float | None = Field(
+        None,
+        gt=0,
+        description="Largest difference in nats between trainer and engine at rollout.logprob_diff_quantile; above it the run "
+        "stops. bf16 needs about 2. null: rollout.max_logprob_diff_max. Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
     max_logprob_diff_max: float = Field(
         1e-2,
         gt=0,
-        description="Largest difference in nats between trainer and engine on any sampled token; above it the run stops. bf16 "
-        "needs about 2. Ours.",
+        description="Difference in nats between trainer and engine above which a sampled token is counted "
+        "(logprob_diff/beyond). It stops a run only in the place of rollout.max_logprob_diff_quantile. Ours.",
         json_schema_extra=MAY_CHANGE,
     )
     start_timeout_seconds: float | None = Field(

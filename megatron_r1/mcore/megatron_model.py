@@ -188,8 +188,7 @@ class MegatronModel:
         results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
         self.scheduler.step(1)
         self.updates += 1
-        looked_at = [tensor for _, tensor in nonfinite.named_state(self.modules)] + self._gradients_beside_norm()
-        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(looked_at))
+        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
         if not math.isfinite(norm):
             problem = watch.explain(micro_batches, name_of, self.modules)
             if problem.cause is nonfinite.Cause.GRADIENT:
@@ -229,6 +228,10 @@ class MegatronModel:
         self.scheduler.step(1)
         self.updates += 1
         return self._leave_out(problem, tokens=0)
+
+    def check_weights(self) -> None:
+        """Look at every weight, before it is sampled from. Collective; it raises NonFiniteUpdate as `nonfinite.require_finite`."""
+        nonfinite.require_finite(self.modules, self.updates)
 
     def _leave_out(self, problem: str, tokens: int, mends: bool = True) -> StepStats:
         """Count an update that is not made, or end the run. `mends`: whether the next update may be better."""
@@ -326,11 +329,6 @@ class MegatronModel:
         dist.all_reduce(total, group=self.groups.dp)
         sequences, trained_tokens = total.tolist()
         return int(sequences), trained_tokens
-
-    def _gradients_beside_norm(self) -> list[torch.Tensor]:
-        """Gradients that the norm leaves out, see `provider.build_model`."""
-        beside = [m.mtp for m in self.modules if m.train_mtp and not m.mtp_trains_trunk]
-        return [parameter.main_grad for block in beside for parameter in block.parameters() if parameter.requires_grad]
 
     def _mtp_metric(self, trained_tokens: float) -> dict[str, Metric[float]]:
         """The multi-token-prediction loss per trained token, on every rank; empty if it is not trained."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from megatron_r1.errors import NonFiniteUpdate
 from megatron_r1.mcore.active import require_active
-from megatron_r1.runtime.distributed import gather_objects
+from megatron_r1.runtime.distributed import any_rank, gather_objects
 from megatron_r1.types import MicroBatch
 from megatron_r1.weights.finite import first_nonfinite
 
@@ -23,7 +24,7 @@ require_active()
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
 
 if TYPE_CHECKING:
-    from megatron.core.optimizer.optimizer import ChainedOptimizer
+    from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 
 #: Names the sample at a row and a position of a micro-batch.
 NameSample = Callable[[MicroBatch, int, int], str]
@@ -100,8 +101,8 @@ class UpdateWatch:
 
     def doubt(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """A scalar on the device: 0 while this rank's losses and weights are finite, else NaN. Reads each weight once."""
-        extremes = [extreme.float() for weight in weights if weight.numel() for extreme in torch.aminmax(weight)]
-        return torch.stack(extremes + [seen.loss.float() for seen in self._seen]).mul(0.0).sum()
+        losses = [seen.loss.float() for seen in self._seen]
+        return doubt_of([*weights, *losses], weights[0])
 
     def explain(self, micro_batches: Sequence[MicroBatch], name_of: NameSample, modules: Sequence[torch.nn.Module]) -> NonFinite:
         """What is not finite, and on which rank's samples or tensors. All ranks call this, and all learn the same."""
@@ -189,15 +190,25 @@ def named_state(modules: Sequence[torch.nn.Module]) -> Iterable[tuple[str, torch
 def gradient_norm(optimizer: ChainedOptimizer, doubt: torch.Tensor) -> float:
     """Norm of the gradient over all ranks, the same on all; not finite if any rank's gradients or its `doubt` are not. Collective.
 
-    What `ChainedOptimizer.step` does before it clips, with `doubt` added to one element: x + 0 is x.
+    What `ChainedOptimizer.step` does before it clips, with the doubts added to one element: x + 0 is x. Megatron-Core's own checks
+    would not do: bf16 has no loss scale, whose `found_inf` counts; and `check_for_nan_in_grad` raises on the rank that has the NaN,
+    before its gradients are reduced, while the others wait for them.
     """
     optimizer.prepare_grads()
-    gradients = [gradient for part in optimizer.chained_optimizers for gradient in part.get_main_grads_for_grad_norm()]
-    if gradients:
-        gradients[0].view(-1)[:1].add_(doubt)
-    else:
-        gradients = [doubt.view(1)]
-    return float(get_grad_norm_fp32(gradients, grad_stats_parallel_group=optimizer.get_grad_stats_parallel_group()))
+    gradients, beside = [], []
+    for part in optimizer.chained_optimizers:
+        in_norm = part.get_main_grads_for_grad_norm()
+        known = {gradient.data_ptr() for gradient in in_norm}
+        gradients += in_norm
+        beside += [gradient for gradient in _gradients_to_apply(part) if gradient.data_ptr() not in known]
+    doubt = doubt + doubt_of(beside, doubt)
+    gradients = gradients or [torch.zeros_like(doubt).view(1)]
+    first = gradients[0].view(-1)[:1]
+    own = first.clone()
+    first.add_(doubt)
+    norm = float(get_grad_norm_fp32(gradients, grad_stats_parallel_group=optimizer.get_grad_stats_parallel_group()))
+    first.copy_(own)  # `explain` reads gradients
+    return norm
 
 
 def apply_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
@@ -205,5 +216,43 @@ def apply_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
     for part in optimizer.chained_optimizers:
         parameters = [] if part.is_stub_optimizer else part.get_parameters()
         if parameters and part.config.clip_grad > 0:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+            clip_grad_by_total_norm_fp32(
+                parameters, max_norm=part.config.clip_grad, total_norm=norm, use_decoupled_grad=_are_decoupled(part)
+            )
     optimizer.step_with_ready_grads()
+
+
+def _gradients_to_apply(part: MegatronOptimizer) -> list[torch.Tensor]:
+    """This rank's share of the gradient, with what the norm leaves out: copies of weights that another rank counts."""
+    name = "decoupled_grad" if _are_decoupled(part) else "grad"
+    found = [getattr(parameter, name, None) for parameter in part.get_parameters()]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def _are_decoupled(part: MegatronOptimizer) -> bool:
+    return part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+
+
+def doubt_of(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """A scalar like another: 0 if all numbers of the tensors are finite, else NaN. Reads each tensor once."""
+    extremes = [extreme.float() for tensor in tensors if tensor.numel() for extreme in torch.aminmax(tensor)]
+    return torch.stack(extremes).mul(0.0).sum() if extremes else torch.zeros_like(like)
+
+
+def require_finite(modules: Sequence[torch.nn.Module], updates: int) -> None:
+    """Look at every weight. Collective: one pass over this rank's weights, one wait for its device, one flag between the ranks.
+
+    Args:
+        updates: the number of the last one, for the message.
+
+    Raises:
+        NonFiniteUpdate: on every rank: a weight of any is NaN or infinite, as an update of a finite gradient may leave it.
+    """
+    weights = [tensor for _, tensor in named_state(modules)]
+    mine = bool(doubt_of(weights, weights[0]).isnan()) if weights else False
+    if any_rank(mine)[0]:
+        broken = next(name for name in gather_objects(first_nonfinite(named_state(modules))) if name is not None)
+        raise NonFiniteUpdate(
+            f"weight {broken} holds NaN or infinite values after update {updates}, whose gradient was finite; no engine was given "
+            "it and no checkpoint holds it: look at the learning rate and the optimizer's eps"
+        )

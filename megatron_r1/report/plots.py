@@ -46,7 +46,11 @@ PANELS = [
     Panel("Reward", {"reward/mean": "mean"}),
     Panel("Response length (tokens)", {"response_length/mean": "mean"}),
     Panel("KL to the reference (nats a token)", {"kl/reference": "k3 estimate"}),
-    Panel("Log-prob difference, trainer and engine", {"logprob_diff/mean": "mean", "logprob_diff/max": "max"}, scale="log"),
+    Panel(
+        "Log-prob difference, trainer and engine",
+        {"logprob_diff/mean": "mean", "logprob_diff/quantile": "quantile", "logprob_diff/max": "max"},
+        scale="log",
+    ),
     Panel("Preference accuracy", {"accuracy": "training batches", "validation/accuracy": "held-out"}, fraction=True),
     Panel("Loss", {"loss": "training", "validation/loss": "held-out"}),
     Panel("Gradient norm", {"grad_norm": "before clipping"}),

@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from megatron_r1.config.resume import input_paths
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError, ConfigError, NonFiniteUpdate, StopRequested
+from megatron_r1.errors import CheckpointError, ConfigError, NonFiniteUpdate, StopRequested, WeightSyncError
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.checkpoints import newest_intact, prune_checkpoints, read_state, step_of
 from megatron_r1.runtime.distributed import (
@@ -145,7 +145,7 @@ class Run:
         try:
             if kind is None:
                 self._seal_pending()
-            if isinstance(error, NonFiniteUpdate):
+            if isinstance(error, NonFiniteUpdate | WeightSyncError) and self._at:
                 error.args = (f"step {self._at}: {error}",)
             record_error(error)
         finally:

@@ -19,7 +19,7 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, mean_sampled_logprob, update_metrics
-from megatron_r1.training.parity import check_parity, compare_logprobs
+from megatron_r1.training.parity import check_parity, compare_logprobs, over_ranks
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
 from megatron_r1.training.samples import find_nonfinite, plan_epochs, to_training_samples, with_logprobs
 from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
@@ -76,14 +76,15 @@ def train_grpo(
             epochs = plan_epochs(len(samples), stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs)
             samples = policy.place(samples, epochs[0])
             samples = with_logprobs(samples, policy, reference)
-        parity = compare_logprobs(samples, policy.reports)
-        check_parity(parity, rollout)
+        parity = over_ranks(compare_logprobs([s for s in samples if s.here and policy.reports], rollout))
+        check_parity(parity, rollout, sampled_by=groups[0].weights_version, trainer=policy.updates)
         with run.timer("train"):
             stats = []
             for numbers in epochs:
                 samples = policy.place(samples, numbers)
                 stats += [update_policy(stage, policy, [samples[i] for i in batch]) for batch in numbers]
         with run.timer("sync"):
+            policy.check_weights()
             policy.offload()
             engine.load_weights(policy.weights(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
@@ -94,7 +95,8 @@ def train_grpo(
         run.count_tokens("train", stage.inner_epochs * sum(s.num_targets for s in samples))
         run.save_rollouts(step, groups)
         batches = [[samples[i] for i in batch] for numbers in epochs for batch in numbers]
-        run.record(step, {**batch_metrics(groups, batches, stats), **parity, "updates": policy.updates, **held_out})
+        metrics = batch_metrics(groups, batches, stats) | parity.metrics(rollout)
+        run.record(step, {**metrics, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
         del own, groups, samples, batches  # or they would take their memory until the next round's are there
@@ -109,7 +111,7 @@ def update_policy(stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSam
 def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
     """The loss that `stage.loss` names, with the settings of the stage and the denominators of this minibatch."""
     loss = find_policy_loss(stage.loss)
-    settings = PolicySettings(stage.clip_eps, stage.kl_coef, stage.normalization)
+    settings = PolicySettings(stage.clip_eps, stage.kl_coef, stage.normalization, stage.importance_cap)
     tokens = sum(s.num_trained for s in minibatch)
 
     def compute(logprobs: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:

@@ -69,6 +69,9 @@ class Policy(Protocol):
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
         """Per sample [T-1] float32, on the ranks that computed it; None elsewhere. A rank that `reports` has those of its share."""
 
+    def check_weights(self) -> None:
+        """Raises NonFiniteUpdate if a weight is NaN or infinite."""
+
     def offload(self) -> None:
         """Leave as much of the device to an engine as `runtime.offload` says; the next update takes it back."""
 

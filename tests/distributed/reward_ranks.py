@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from benchmarks.data_plane import play
 from megatron_r1.mcore import host
-from tests.nonfinite_cases import TWO_RANKS, check_stage
+from tests.nonfinite_cases import TWO_RANKS, check_faults, check_infinite_weight, check_stage
 from tests.reward_cases import LAYOUTS, PLAYED, train_and_score
 
 
@@ -32,6 +32,8 @@ def main(rank: int, world_size: int, rendezvous: str, results: Path) -> None:
     results.with_suffix(f".{rank}").write_text(json.dumps(found))
     for number, case in enumerate(TWO_RANKS):
         check_stage(case, results.with_name(f"nonfinite{number}"), world_size, thorough=number == 0)
+    check_infinite_weight("bf16", {"pp": 2}, results.with_name("infinite"), world_size)
+    check_faults(world_size)
     dist.barrier()
     dist.destroy_process_group()
 

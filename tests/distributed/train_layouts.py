@@ -25,7 +25,9 @@ from megatron_r1.mcore import host
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch
 from tests.balance_cases import build_model, one_update
+from tests.cross_entropy_cases import check_temperatures
 from tests.grpo_rounds import play_rounds
+from tests.parity_cases import check_parts_of_a_batch
 from tests.random_weights import full_architecture, further_families, qwen2_architecture
 
 host.activate("cpu")
@@ -97,6 +99,8 @@ def main() -> None:
         name: play_rounds(sizes, owners, Path(f"{results}.{number}"), int(world_size))
         for number, (name, (sizes, owners)) in enumerate(json.loads(cases)["rounds"].items())
     }
+    check_temperatures(dist.group.WORLD)
+    check_parts_of_a_batch()
     if int(rank) == int(world_size) - 1:
         found["rounds"] = rounds
         Path(results).write_text(json.dumps(found))

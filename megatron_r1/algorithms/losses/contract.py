@@ -66,6 +66,7 @@ class PolicySettings:
     clip_eps: float  #: epsilon of the clipped ratio
     kl_coef: float  #: beta, weight of the penalty for leaving the reference policy; 0: none
     normalization: Literal["sequence", "token"]  #: whether responses or tokens weigh the same
+    importance_cap: float = 0.0  #: most that a token's policy term is weighted by pi_old / pi_rollout; 0: no weights
 
 
 PolicyLoss = Callable[[PolicyBatch, PolicySettings], tuple[torch.Tensor, Metrics]]

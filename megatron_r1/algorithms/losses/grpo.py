@@ -20,10 +20,15 @@ def grpo_loss(batch: PolicyBatch, settings: PolicySettings) -> tuple[torch.Tenso
     "sequence": w_i = 1/|o_i| and N = number of responses; "token": w_i = 1 and N = number of response tokens, both of the whole
     minibatch. At epsilon 10, as in R1's first RL stage, the lower bound 1 - epsilon never binds.
 
+    With `importance_cap` C above 0 the first term is weighted by min[pi_old(o_it) / pi_rollout(o_it), C], without gradient: kernels
+    and number format make pi_rollout, which the engine sampled from, another policy than pi_old.
+
     Metrics: "kl/reference" (k3, if there is a reference) and "ratio/clipped_fraction", the share of tokens at which the minimum
-    is the clipped ratio's, both means over tokens; "ratio/max".
+    is the clipped ratio's, both means over tokens; "ratio/max"; with `importance_cap` "importance/mean" and
+    "importance/capped_fraction", over tokens.
 
     Source: DeepSeek-R1 (arXiv 2501.12948) equations 1 to 3; per-token form: DeepSeekMath (arXiv 2402.03300) equations 3 and 4.
+    Weights: truncated importance sampling as NeMo-RL's `use_importance_sampling_correction` has it.
     """
     masked = batch.loss_mask > 0
     # Outside the mask the stored log-probs are zeros: an infinite ratio there times a zero mask would be a NaN.
@@ -36,6 +41,11 @@ def grpo_loss(batch: PolicyBatch, settings: PolicySettings) -> tuple[torch.Tenso
         "ratio/clipped_fraction": Metric((bound < unbound)[masked].sum(), "token_mean"),
         "ratio/max": Metric(log_ratio.detach().exp().masked_fill(~masked, 0.0).max(), "max"),
     }
+    if settings.importance_cap:
+        importance = torch.where(masked, batch.old_logprobs - batch.rollout_logprobs, 0.0).exp()
+        objective = objective * importance.clamp(max=settings.importance_cap)
+        metrics["importance/mean"] = Metric(importance[masked].sum(), "token_mean")
+        metrics["importance/capped_fraction"] = Metric((importance > settings.importance_cap)[masked].sum(), "token_mean")
     if batch.ref_logprobs is not None:
         kl = k3(torch.where(masked, batch.logprobs, 0.0), torch.where(masked, batch.ref_logprobs, 0.0))
         if settings.kl_coef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from megatron_r1.algorithms.losses.registry import find_policy_loss
@@ -28,8 +29,10 @@ from megatron_r1.pipeline.stages.common import (
     unless_finished,
 )
 from megatron_r1.rewards.scorers import accuracy_scorers
+from megatron_r1.runtime.distributed import is_rank_zero
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.grpo import train_grpo
+from megatron_r1.training.parity import describe_older_bound
 
 
 def check_grpo(config: Config) -> None:
@@ -66,6 +69,9 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
     folder = Path(config.run_dir)
     with Run.open(folder, config, "grpo") as run, open_preferences(of_engine, session) as preferences:
+        older = describe_older_bound(config.rollout)
+        if older is not None and is_rank_zero():
+            print(older, file=sys.stderr, flush=True)
         check_references(config, source, folder)
         policy = build_policy(
             config,

@@ -1,12 +1,17 @@
-"""What a forward pass keeps: every example against a device of 80 GB."""
+"""What a forward pass keeps: the formula against torch's own account, and every example against a device of 80 GB."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from megatron_r1.config.load import load_config
 from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
+from megatron_r1.mcore import host
 from megatron_r1.mcore.activation_bytes import activation_bytes, layer_numbers, logits_bytes
 from megatron_r1.mcore.layout import resolve_layout, stage_layers
 from megatron_r1.mcore.state_bytes import StateBytes
@@ -15,8 +20,59 @@ from megatron_r1.model.families.llama import Llama
 from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS
 from tests.paths import ROOT
+from tests.random_weights import full_architecture, qwen2_architecture
 
 EXAMPLES = ROOT / "examples"
+WIDER = {"hidden_size": 192, "num_hidden_layers": 3, "max_position_embeddings": 1024}
+DENSE = qwen2_architecture().model_copy(update=WIDER | {"head_dim": 32, "intermediate_size": 1120})
+SPARSE = full_architecture().model_copy(
+    update=WIDER
+    | {
+        "intermediate_size": 640, "moe_intermediate_size": 128, "kv_lora_rank": 64, "q_lora_rank": 96, "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16, "v_head_dim": 32,
+    }
+)  # fmt: skip
+
+
+def kept_bytes(arch: Architecture, recompute: str, tokens: int) -> int:
+    """Bytes that torch keeps for a backward pass in float32 on the CPU, without weights and squares of the sequence."""
+    host.activate("cpu")
+    from megatron_r1.mcore import parallel, provider
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    parallel.build_process_groups(layout, seed=1)
+    model = provider.build_model(arch, layout, RuntimeConfig(recompute=recompute), MoeTrainingConfig(), seed=1)[0].train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.shape[-2:] != (tokens, tokens):
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(arch.vocab_size, (1, tokens))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, torch.arange(tokens)[None], None, labels=ids)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("arch", [DENSE, SPARSE], ids=lambda arch: arch.model_type)
+def test_a_forward_pass_keeps_what_the_formula_says(arch: Architecture) -> None:
+    tokens, layout = 512, resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    numbers = tokens * 4
+    # torch's RMSNorm on the CPU keeps its input twice, and its attention a second output.
+    copies = 2 * arch.hidden_size + (192 if arch is DENSE else 96 + 64)
+    for recompute in ("none", "full"):
+        counted = activation_bytes(arch, layout, recompute=recompute, tokens=tokens, stage=0, width=4)
+        extra = arch.num_hidden_layers * copies * numbers if recompute == "none" else 0
+        around = 3 * arch.hidden_size * numbers  # the last norm, and what the output layer takes
+        want = counted.kept + extra + around + logits_bytes(arch, layout, tokens, 4)
+        assert want * 0.93 < kept_bytes(arch, recompute, tokens) < want * 1.07
+    assert counted.recomputed == max(layer_numbers(arch, layer) for layer in range(3)) * numbers
+
 
 _QWEN = {"vocab_size": 152064, "max_position_embeddings": 131072, "model_type": "qwen2"}
 _LLAMA = {"vocab_size": 128256, "max_position_embeddings": 131072, "model_type": "llama", "head_dim": 128}

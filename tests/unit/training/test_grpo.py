@@ -117,6 +117,8 @@ class Trainer:
     def sleep(self) -> None:
         self.events.append("sleep")
 
+    def check_weights(self) -> None: ...
+
     def next(self, count: int) -> list[Prompt]:
         return [Prompt(f"p{n}", "q", "a", "t", (1, 2)) for n in range(count)]
 

@@ -8,9 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_r1.config.rollout import RolloutConfig
-from megatron_r1.errors import WeightSyncError
-from megatron_r1.training.parity import check_parity, compare_logprobs
 from megatron_r1.training.samples import find_nonfinite, to_training_samples
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, TrainingSample
 
@@ -41,13 +38,3 @@ def test_samples_are_named_by_problem_and_response() -> None:
     group = RolloutGroup(Prompt("gsm8k-17", "q", "a", "t", (1, 2)), [Rollout([3], [-1.0], "", True)] * 2, 0)
     group.advantages_G = torch.tensor([1.0, -1.0], dtype=torch.float64)
     assert [s.name for s in to_training_samples([group])] == [f"response {n} to problem gsm8k-17" for n in range(2)]
-
-
-def test_parity_is_measured_where_there_are_numbers() -> None:
-    bounds = RolloutConfig()
-    off = replace(SAMPLE, rollout_logprobs=torch.tensor([0.0, -1.5, math.nan]))
-    assert compare_logprobs([SAMPLE, off]) == {"logprob_diff/mean": pytest.approx(0.5 / 3), "logprob_diff/max": 0.5}
-    with pytest.raises(WeightSyncError):
-        check_parity(compare_logprobs([SAMPLE, off]), bounds)
-    with pytest.raises(WeightSyncError, match="logprob_diff/mean is nan"):
-        check_parity(compare_logprobs([replace(SAMPLE, rollout_logprobs=torch.full((3,), math.nan))]), bounds)

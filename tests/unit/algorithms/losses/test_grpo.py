@@ -226,3 +226,33 @@ def test_kl_is_measured_without_being_penalised():
     assert metrics["kl/reference"].value.item() == penalised["kl/reference"].value.item() > 0
     _, gradient, metrics = one_token_each([-300.0, 0.0], [1.0, 1.0], torch.float32, EPS)
     assert gradient.isfinite().all() and metrics["kl/reference"].value.isinf(), "what is only measured may overflow"
+
+
+def test_importance_weights_scale_the_policy_term_alone_up_to_the_cap() -> None:
+    batch, cap = make_batch(), 1.5
+    rows, length = batch["logprobs"].shape
+    off = torch.randn(rows, length, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    batch["logprobs"].requires_grad_()
+    given = PolicyBatch(
+        **batch,
+        rollout_logprobs=(batch["old_logprobs"] - off) * batch["loss_mask"],
+        sequence_ids=torch.arange(rows)[:, None].expand(rows, length),
+        num_sequences=rows,
+        minibatch_sequences=rows,
+        minibatch_tokens=0,
+    )
+    masked = batch["loss_mask"] > 0
+    weights = off.exp().clamp(max=cap)
+    loss, metrics = grpo_loss(given, PolicySettings(EPS, BETA, "sequence", cap))
+    ratio = (batch["logprobs"] - batch["old_logprobs"]).exp()
+    term = torch.minimum(ratio * batch["advantages"], ratio.clamp(1 - EPS, 1 + EPS) * batch["advantages"]) * weights
+    difference = batch["ref_logprobs"] - batch["logprobs"]
+    want = torch.where(masked, term - BETA * (difference.exp() - difference - 1), 0.0) / batch["sequence_lengths"]
+    assert loss.item() == pytest.approx(-want.sum().item() / rows)
+    (gradient,) = torch.autograd.grad(loss, batch["logprobs"], retain_graph=True)
+    (wanted,) = torch.autograd.grad(-want.sum() / rows, batch["logprobs"])
+    assert torch.allclose(gradient, wanted)
+    assert metrics["importance/capped_fraction"].value == (off.exp() > cap)[masked].sum() > 0
+    assert metrics["importance/mean"].value == pytest.approx(off.exp()[masked].sum().item())
+    plain, without = grpo_loss(given, PolicySettings(EPS, BETA, "sequence"))
+    assert plain.item() != pytest.approx(loss.item()) and "importance/mean" not in without
