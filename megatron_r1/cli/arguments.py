@@ -25,9 +25,12 @@ from megatron_r1.cli.commands import (
     handle_score,
     handle_serve_rollouts,
     handle_status,
+    handle_training,
 )
 from megatron_r1.config.help import count_settings, describe_settings
 from megatron_r1.conversion.arguments import add_convert
+
+MOST_RANKS = 100_000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="megatron-r1", description="The DeepSeek-R1 training pipeline on Megatron-Core and vLLM.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        _add_command(commands, name, command)
+        training = _add_command(commands, name, command)
+        if command.has_dry_run:
+            training.add_argument("--dry-run", action="store_true", help="say what the ranks of a job would do, and start nothing")
+            _add_job(training)
+            training.set_defaults(name=name, handler=handle_training)
     _add_pipelines(commands)
     _add_evaluate(commands)
     _add_score(commands)
@@ -52,6 +59,28 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_folder_commands(commands)
     _add_machine_commands(commands)
     return parser
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    """What a dry run looks at."""
+    parser.add_argument(
+        "--world-size", type=_whole_number, metavar="N", help="of a dry run: ranks of the job; default: as few as the layout needs"
+    )
+    parser.add_argument("--gpus-per-node", type=_whole_number, metavar="N", help="of a dry run: ranks of a node; default: 8")
+    parser.add_argument(
+        "--mean-tokens",
+        type=_whole_number,
+        metavar="N",
+        help="of a dry run: length of a mean response or sample; default: limit / 4",
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE.tsv", help="of a dry run: write a line for every rank")
+
+
+def _whole_number(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 0 < number <= MOST_RANKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {MOST_RANKS:,}")
+    return number
 
 
 def _add_pipelines(commands: argparse._SubParsersAction) -> None:
@@ -67,6 +96,10 @@ def _add_pipelines(commands: argparse._SubParsersAction) -> None:
         )
         recipe.add_argument("--to", dest="last", metavar="STAGE", default=last, help="end after this stage")
         recipe.add_argument("--dry-run", action="store_true", help="check every stage's settings and print what would be done")
+        recipe.add_argument(
+            "--world-size", type=_whole_number, metavar="N", help="of a dry run: also what the N ranks of each stage's job would do"
+        )
+        recipe.add_argument("--gpus-per-node", type=_whole_number, metavar="N", help="of a dry run: ranks of a node; default: 8")
         recipe.set_defaults(handler=handle_recipe)
 
 

@@ -17,6 +17,7 @@ from megatron_r1.config.keys import is_within
 from megatron_r1.config.load import load_config
 from megatron_r1.config.resume import COMMON, READ_BY
 from megatron_r1.config.schema import Config
+from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.file_locks import use_locks
 
 #: sections that several stages read; of these `--help` shows the settings below alone
@@ -37,6 +38,7 @@ class Command:
     summary: str
     sections: tuple[str, ...]  #: sections, and single settings, that the command reads
     is_stage: bool = False  #: the function takes a session, too, and runs on every rank
+    has_dry_run: bool = False  #: whether `pipeline.dry_run` knows it
     own: tuple[str, ...] = ()  #: the sections that `--help` shows; empty: those of `sections` that are not `SHARED`
 
     @property
@@ -52,24 +54,28 @@ COMMANDS = {
         "train a base model on next tokens",
         READ_BY["pretrain"],
         is_stage=True,
+        has_dry_run=True,
     ),
     "sft": Command(
         "megatron_r1.pipeline.stages.sft:run_sft",
         "fine-tune on conversations",
         READ_BY["sft"],
         is_stage=True,
+        has_dry_run=True,
     ),
     "reward-model": Command(
         "megatron_r1.pipeline.stages.reward_model:run_reward_model",
         "train a reward model on preferences or on safety labels",
         READ_BY["reward-model"],
         is_stage=True,
+        has_dry_run=True,
     ),
     "grpo": Command(
         "megatron_r1.pipeline.stages.grpo:run_grpo",
         "reinforcement learning with rule rewards",
         READ_BY["grpo"],
         is_stage=True,
+        has_dry_run=True,
     ),
     "curate": Command(
         "megatron_r1.pipeline.commands:run_curate_command",
@@ -118,6 +124,26 @@ def readers() -> dict[str, tuple[str, ...]]:
         "score": SCORE_SECTIONS,
         "check-problems": CHECK_SECTIONS,
     }
+
+
+def handle_training(arguments: argparse.Namespace) -> int:
+    """Run a training command, or say what it would do."""
+    _refuse_without_dry_run(arguments, "world_size", "gpus_per_node", "mean_tokens", "table")
+    if not arguments.dry_run:
+        return run_command(arguments.command, arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
+    from megatron_r1.pipeline.dry_run.found import Job
+    from megatron_r1.pipeline.dry_run.plan import plan_training
+
+    job = Job(arguments.world_size, arguments.gpus_per_node or Job.gpus_per_node, arguments.mean_tokens, arguments.table)
+    print(plan_training(arguments.name, config, job))
+    return 0
+
+
+def _refuse_without_dry_run(arguments: argparse.Namespace, *options: str) -> None:
+    for option in options:
+        if not arguments.dry_run and getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} says what a dry run is to look at: add --dry-run, or leave it out")
 
 
 def run_command(command: Command, path: Path | None, overrides: Sequence[str]) -> int:
@@ -188,10 +214,13 @@ def handle_recipe(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     use_locks(config.runtime.file_locks)
     first, last = arguments.first, arguments.last
+    _refuse_without_dry_run(arguments, "world_size", "gpus_per_node")
     if arguments.dry_run:
+        from megatron_r1.pipeline.dry_run.found import Job
         from megatron_r1.pipeline.recipe.plan import describe_plan
 
-        print(describe_plan(config, first, last))
+        job = Job(arguments.world_size, arguments.gpus_per_node or Job.gpus_per_node)
+        print(describe_plan(config, first, last, job if arguments.world_size else None))
     else:
         from megatron_r1.pipeline.commands import run_recipe_command
 

@@ -51,9 +51,13 @@ def lengths_after(stage: GrpoConfig, rollout: RolloutConfig, updates: int) -> Le
 
 
 def for_longest_response(config: Config) -> Config:
-    """The config with the longest response of the whole run as `rollout.max_response_tokens`: engines are opened for it once."""
-    longest = max(phase.max_response_tokens for phase in length_phases(config.grpo, config.rollout))
-    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_response_tokens": longest})})
+    """The config for the engines of a whole run, which are opened once, for its longest response."""
+    return for_responses(config, max(phase.max_response_tokens for phase in length_phases(config.grpo, config.rollout)))
+
+
+def for_responses(config: Config, tokens: int) -> Config:
+    """The config with so many tokens as `rollout.max_response_tokens`, for engines that sample by another limit."""
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_response_tokens": tokens})})
 
 
 def check_lengths(config: Config) -> None:

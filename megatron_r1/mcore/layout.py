@@ -24,6 +24,16 @@ class Layout:
     sequence_parallel: bool = False
     world_size: int = 1
 
+    @property
+    def pad_multiple(self) -> int:
+        """What the length of a packed micro-batch is a multiple of."""
+        return self.tp * self.cp * 2
+
+    @property
+    def count_multiple(self) -> int:
+        """What the number of micro-batches of a data-parallel rank is a multiple of: an interleaved pipeline needs that."""
+        return self.pp if self.vpp > 1 else 1
+
 
 def group_sizes(layout: Layout) -> list[int]:
     """Members of every group that Megatron-Core makes for one rank of the layout, and that torch connects."""

@@ -71,8 +71,8 @@ class MegatronPolicy(MegatronModel):
             samples,
             max_tokens=self.micro_batch_tokens,
             dp_size=self.layout.dp,
-            pad_multiple=self.layout.tp * self.layout.cp * 2,
-            count_multiple=self.layout.pp if self.layout.vpp > 1 else 1,
+            pad_multiple=self.layout.pad_multiple,
+            count_multiple=self.layout.count_multiple,
         )
         return per_rank[self.shares.number]
 

@@ -6,7 +6,7 @@ import torch
 
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import ConfigError, one_line
 from megatron_r1.mcore.active import on_transformer_engine, require_active
 from megatron_r1.mcore.layout import Layout, stage_layers
 from megatron_r1.model.architecture import Architecture, Experts
@@ -20,7 +20,7 @@ def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfi
     """Megatron-Core's description of the same model; `MLATransformerConfig` of one with latent attention.
 
     Raises:
-        ConfigError: Megatron-Core 0.16.1 computes the architecture differently.
+        ConfigError: Megatron-Core 0.16.1 computes the architecture differently, or refuses the settings.
     """
     refusal = arch.megatron_refusal()
     if refusal is not None:
@@ -29,7 +29,10 @@ def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfi
     settings = _common(arch, runtime) | _parallel(arch, layout, runtime) | _recompute(runtime) | _multi_token_prediction(arch, moe)
     if arch.experts is not None:
         settings |= _experts(arch.experts, moe)
-    config = kind(**(settings | arch.megatron_settings()))
+    try:
+        config = kind(**(settings | arch.megatron_settings()))
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"Megatron-Core refuses these settings: {one_line(error)}") from error
     yarn = arch.yarn_scaling()
     if yarn is not None:
         config.yarn_rotary_scaling_factor = yarn["factor"]  # no field, but attention scales sine and cosine by it

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.evaluation import BenchmarksConfig
+from megatron_r1.config.lengths import for_responses
 from megatron_r1.config.load import save_config
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.load import load_chat_template
@@ -173,9 +174,8 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
                 f"problem {longest.id!r} has {length} tokens: with evaluate.benchmarks.max_tokens={settings.max_tokens} of "
                 f"response that is more than the model's {positions} positions; lower max_tokens"
             )
-        rollout = config.rollout.model_copy(update={"max_response_tokens": settings.max_tokens})
         data = config.data.model_copy(update={"max_prompt_tokens": length})
-        fitting = config.model_copy(update={"rollout": rollout, "data": data})
+        fitting = for_responses(config.model_copy(update={"data": data}), settings.max_tokens)
         with open_engine(fitting, opened, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
             load_engine(engine, require_weights(config.model, "the model to evaluate"), config.runtime)
             opening = OPENED if longest.text.endswith(OPENED) else ""

@@ -35,4 +35,22 @@ PRESETS = {
         vocab_size=640, hidden_size=96, num_hidden_layers=3, intermediate_size=256, num_attention_heads=3, num_key_value_heads=1,
         head_dim=32, max_position_embeddings=1024, rope_theta=100.0, tie_word_embeddings=True, init_std=0.08,
     ),
+    # The published students (R1 v2 B.4.3): Qwen2.5-Math-1.5B and 7B, Qwen2.5-14B and 32B. The two of Math with the positions of
+    # R1-Distill-Qwen: their own config.json says 4,096, fewer than what they are trained on.
+    "qwen2.5_math_1.5b": Qwen2(
+        vocab_size=151936, hidden_size=1536, num_hidden_layers=28, intermediate_size=8960, num_attention_heads=12,
+        num_key_value_heads=2, max_position_embeddings=131072, rope_theta=10000.0, tie_word_embeddings=True,
+    ),
+    "qwen2.5_math_7b": Qwen2(
+        vocab_size=152064, hidden_size=3584, num_hidden_layers=28, intermediate_size=18944, num_attention_heads=28,
+        num_key_value_heads=4, max_position_embeddings=131072, rope_theta=10000.0,
+    ),
+    "qwen2.5_14b": Qwen2(
+        vocab_size=152064, hidden_size=5120, num_hidden_layers=48, intermediate_size=13824, num_attention_heads=40,
+        num_key_value_heads=8, max_position_embeddings=131072, rope_theta=1000000.0, rms_norm_eps=1e-5,
+    ),
+    "qwen2.5_32b": Qwen2(
+        vocab_size=152064, hidden_size=5120, num_hidden_layers=64, intermediate_size=27648, num_attention_heads=40,
+        num_key_value_heads=8, max_position_embeddings=131072, rope_theta=1000000.0, rms_norm_eps=1e-5,
+    ),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_m
 from megatron_r1.data.tally.tokenizer import train_generated_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, check_tokenizer_fits
 from megatron_r1.errors import ConfigError
+from megatron_r1.mcore.layout import Layout, group_sizes, resolve_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.session import Session
@@ -40,9 +41,14 @@ def build_architecture(model: ModelConfig) -> Architecture:
         CheckpointError: no such folder, or one of another architecture.
     """
     arch = find_architecture(model)
-    if arch.is_reward_model:
-        raise ConfigError(f"model.weights={model.weights} is a reward model, which writes no text: give a language model")
+    require_language_model(arch, model.weights)
     return arch
+
+
+def require_language_model(arch: Architecture, weights: str | None) -> None:
+    """Raises ConfigError if the model that `weights` hold is a reward model."""
+    if arch.is_reward_model:
+        raise ConfigError(f"model.weights={weights} is a reward model, which writes no text: give a language model")
 
 
 def find_architecture(model: ModelConfig) -> Architecture:
@@ -99,6 +105,21 @@ def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) ->
     return tokenizer
 
 
+def resolve_policy_layout(config: Config, arch: Architecture, world_size: int, *, moe: MoeTrainingConfig, packed: bool) -> Layout:
+    """The layout of a policy on so many ranks. Raises ConfigError if it does not fit them, the model or Megatron-Core."""
+    mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
+    return resolve_layout(config.parallel, arch, world_size, mtp=mtp, packed=packed)
+
+
+def reward_architecture(found: Architecture, weights: str | None, label: str | None) -> Architecture:
+    """The shape of a reward model on `found`, which `weights` hold; see `build_reward_model`."""
+    if label is None and not found.is_reward_model:
+        raise ConfigError(f"model.weights={weights} is no reward model: make one of it with megatron-r1 reward-model")
+    if found.is_reward_model and label not in (None, found.score_label):
+        raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
+    return found if label is None or found.is_reward_model else found.as_reward_model(label)
+
+
 def build_policy(
     config: Config,
     session: Session,
@@ -120,12 +141,10 @@ def build_policy(
     """
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.layers_needed import require_layers_for
-    from megatron_r1.mcore.layout import group_sizes
     from megatron_r1.mcore.policy import MegatronPolicy
 
     require_layers_for(arch, config.runtime)
-    mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
-    layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=mtp, packed=packed)
+    layout = resolve_policy_layout(config, arch, session.launch.world_size, moe=moe, packed=packed)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     policy = MegatronPolicy(
@@ -159,17 +178,12 @@ def build_reward_model(
     """
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.layers_needed import require_layers_for
-    from megatron_r1.mcore.layout import group_sizes
     from megatron_r1.mcore.reward_model import MegatronRewardModel
 
     found, weights = find_architecture(config.model), config.model.weights
-    if label is None and not found.is_reward_model:
-        raise ConfigError(f"model.weights={weights} is no reward model: make one of it with megatron-r1 reward-model")
-    if found.is_reward_model and label not in (None, found.score_label):
-        raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
-    arch = found if label is None or found.is_reward_model else found.as_reward_model(label)
+    arch = reward_architecture(found, weights, label)
     require_layers_for(arch, config.runtime)
-    layout = parallel.resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
+    layout = resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     model = MegatronRewardModel(

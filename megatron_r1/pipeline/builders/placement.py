@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,11 +25,16 @@ class EnginePlace:
     ranks: tuple[int, ...] = ()  #: ranks that hold its parts, the head's first, if it spans the nodes of several ranks
 
 
-def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"]) -> EnginePlace | None:
+def place_engine(
+    rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"], environment: Mapping[str, str] | None = None
+) -> EnginePlace | None:
     """The place of this rank's engine; None if it has none. All ranks call this.
 
     The rank that trains on an engine's first GPU owns it. Engines on servers are owned by ranks spread over the job, so that
     weights leave from many nodes at a time. An engine that spans nodes spans those of consecutive ranks or servers.
+
+    Args:
+        environment: of the rank, which says what GPUs it sees; None: that of this process.
 
     Raises:
         ConfigError: there is no room for so many engines, or servers are missing.
@@ -41,7 +47,7 @@ def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cp
             )
         return EnginePlace() if launch.rank == 0 else None
     if rollout.placement == "colocated":
-        return _colocated(rollout, launch, device)
+        return _colocated(rollout, launch, device, environment)
     engines = _served_engines(rollout)
     if len(engines) > launch.world_size:
         raise ConfigError(
@@ -54,11 +60,7 @@ def place_engine(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cp
 
 def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:
     """The servers of each engine, those of one engine together."""
-    if rollout.servers is None:
-        raise ConfigError(
-            "rollout.placement=disaggregated needs rollout.servers, the folder given to megatron-r1 serve-rollouts --announce"
-        )
-    servers = find_servers(Path(rollout.servers), start_limit(rollout.start_timeout_seconds))
+    servers = find_servers(servers_folder(rollout), start_limit(rollout.start_timeout_seconds))
     if len(servers) % rollout.nodes_per_engine:
         raise ConfigError(
             f"rollout.servers={rollout.servers} has {len(servers)} servers, which "
@@ -67,7 +69,18 @@ def _served_engines(rollout: RolloutConfig) -> list[tuple[Announcement, ...]]:
     return list(zip(*[iter(servers)] * rollout.nodes_per_engine, strict=True))
 
 
-def _colocated(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"]) -> EnginePlace | None:
+def servers_folder(rollout: RolloutConfig) -> Path:
+    """Where the servers of `rollout.placement=disaggregated` are announced. Raises ConfigError if it is not said."""
+    if rollout.servers is None:
+        raise ConfigError(
+            "rollout.placement=disaggregated needs rollout.servers, the folder given to megatron-r1 serve-rollouts --announce"
+        )
+    return Path(rollout.servers)
+
+
+def _colocated(
+    rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"], environment: Mapping[str, str] | None
+) -> EnginePlace | None:
     stride = max(1, rollout.tensor_parallel_size // rollout.nodes_per_engine) if device == "cuda" else 1
     if rollout.engines_per_node * stride > launch.local_world_size:
         raise ConfigError(
@@ -77,7 +90,8 @@ def _colocated(rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu"
     number, first = divmod(launch.local_rank, stride)
     if first or number >= rollout.engines_per_node:
         return None
-    variables = visible_gpus(launch.local_rank, stride) if device == "cuda" else {}
+    seen = {} if environment is None else {"environment": environment}
+    variables = visible_gpus(launch.local_rank, stride, **seen) if device == "cuda" else {}
     return EnginePlace(variables, ranks=_ranks_of_engine(rollout.nodes_per_engine, launch) if rollout.nodes_per_engine > 1 else ())
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_r1.config.curation import CurationConfig, WriterConfig
+from megatron_r1.config.lengths import for_responses
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.accept_samples import Check, answer_check
 from megatron_r1.curation.ask_model import ServedWriter
@@ -140,7 +141,7 @@ def _sample_stage(
     source = load_problems(policy.data, accuracy_scorers(policy.reward))
     with (
         _open_check(policy, source, folder.with_suffix(".scoring.log")) as check,
-        open_engine(policy, folder.with_suffix(".engine.log")) as engine,
+        open_engine(for_responses(policy, stage.curation.rejection.max_tokens), folder.with_suffix(".engine.log")) as engine,
     ):
         kept = sample_and_keep(engine, check, prompts, folder, stage.curation, policy.seed, policy=fingerprint, filters=filters)
     print(f"{folder}: {json.dumps(vars(kept))}", flush=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.recipe.folder import Recipe
+from megatron_r1.pipeline.dry_run.found import Job
+from megatron_r1.pipeline.dry_run.plan import plan_training
+from megatron_r1.pipeline.recipe.folder import BASE_MODELS, Recipe
 from megatron_r1.pipeline.recipe.measure import Measured, lacks_requests, measure_stage, read_measured
 from megatron_r1.pipeline.recipe.report import write_comparison
 from megatron_r1.pipeline.recipe.stages import STAGES
@@ -101,11 +105,14 @@ def check_gate(config: Config, name: str, measured: Measured) -> None:
             )
 
 
-def describe_plan(config: Config, first: str | None = None, last: str | None = None) -> str:
+def describe_plan(config: Config, first: str | None = None, last: str | None = None, job: Job | None = None) -> str:
     """What a run would do, stage by stage; nothing is started.
 
+    Args:
+        job: adds what the ranks of each stage's job would do.
+
     Raises:
-        ConfigError: see `run_recipe`.
+        ConfigError: see `run_recipe`; or, with the stage's name, a stage that does not fit the job.
     """
     recipe = Recipe(config)
     check_recipe(recipe)
@@ -115,4 +122,19 @@ def describe_plan(config: Config, first: str | None = None, last: str | None = N
         state = "finished" if recipe.is_finished(name) else "to do"
         inputs = f" from {', '.join(stage.needs)}" if stage.needs else ""
         lines.append(f"{name:<11} {state:<9} {stage.title}{inputs} -> {recipe.weights(name)}")
+        if job is not None and (name not in BASE_MODELS or recipe.config_of(name).model.weights is None):
+            try:
+                asked = replace(job, is_measured=stage.is_language_model)
+                lines += ["", plan_training(stage.command, _with_model(recipe, name), asked), ""]
+            except ConfigError as error:
+                raise ConfigError(f"stage {name}: {error}") from None
     return "\n".join(lines)
+
+
+def _with_model(recipe: Recipe, name: str) -> Config:
+    """The config of a stage with the shape of the base or student that it descends from: its own model may not be there yet."""
+    model = recipe.config_of("student" if "student" in (name, *STAGES[name].needs) else "base").model
+    settings: dict[str, Any] = {f"model.{field}": value for field, value in model.model_dump().items()}
+    if STAGES[name].command == "reward-model":
+        settings["reward_model.kind"] = name
+    return recipe.config_of(name, settings)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.documents import DocumentStream, load_documents
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import force_thinking, heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.evaluation.heldout import scores
+from megatron_r1.mcore.layout import Layout
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
@@ -29,14 +32,42 @@ if TYPE_CHECKING:
     from megatron_r1.mcore.policy import MegatronPolicy
 
 
-@unless_finished
-def run_pretrain(config: Config, session: Session) -> Artifact:
-    """Pretrain a base model: all its steps and, if it has a gate, until the gate is passed."""
+def check_pretrain(config: Config) -> None:
+    """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
     stage = config.pretrain
     require_setting(
         stage.global_batch_size % stage.micro_batch_size == 0,
         "pretrain.micro_batch_size does not divide pretrain.global_batch_size",
     )
+
+
+def check_sequences(stage: PretrainConfig, layout: Layout) -> None:
+    """Raises ConfigError if the ranks that share a row of tokens cannot have equal parts of it."""
+    tokens = stage.sequence_length * (stage.micro_batch_size if stage.mask_documents else 1)  # masked, a micro-batch is one row
+    multiple = math.lcm(2 * layout.cp if layout.cp > 1 else 1, layout.cp * layout.tp if layout.sequence_parallel else 1)
+    require_setting(
+        tokens % multiple == 0,
+        f"pretrain.sequence_length={stage.sequence_length} makes rows of {tokens} tokens, no multiple of {multiple}, which "
+        f"parallel.tp={layout.tp} and parallel.cp={layout.cp} need to share them",
+    )
+
+
+def count_micro_batches(stage: PretrainConfig, layout: Layout) -> int:
+    """Micro-batches of a data-parallel rank in one update. Raises ConfigError if the layout does not divide the batch."""
+    micro_batches = stage.global_batch_size // stage.micro_batch_size
+    require_setting(
+        micro_batches % (layout.dp * layout.count_multiple) == 0,
+        f"pretrain: {micro_batches} micro-batches do not divide over {layout.dp} "
+        f"data-parallel ranks{' in an interleaved pipeline' if layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
+    )
+    return micro_batches // layout.dp
+
+
+@unless_finished
+def run_pretrain(config: Config, session: Session) -> Artifact:
+    """Pretrain a base model: all its steps and, if it has a gate, until the gate is passed."""
+    stage = config.pretrain
+    check_pretrain(config)
     check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
@@ -56,12 +87,8 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         from megatron_r1.mcore import parallel
 
         data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
-        divisor = policy.layout.dp * (policy.layout.pp if policy.layout.vpp > 1 else 1)
-        require_setting(
-            stage.global_batch_size // stage.micro_batch_size % divisor == 0,
-            f"pretrain: {stage.global_batch_size // stage.micro_batch_size} micro-batches do not divide over {policy.layout.dp} "
-            f"data-parallel ranks{' in an interleaved pipeline' if policy.layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
-        )
+        check_sequences(stage, policy.layout)
+        count_micro_batches(stage, policy.layout)
         state = resume_run(run, policy)
         if state:
             documents.load_state_dict(state["documents"])

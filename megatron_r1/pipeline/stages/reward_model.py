@@ -22,12 +22,17 @@ from megatron_r1.runtime.run import Run
 from megatron_r1.training.reward_model import count_reward_updates, train_reward_model
 
 
+def check_reward_model(config: Config) -> None:
+    """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
+    require_no_context_parallel(config.parallel)
+    require_setting(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
+
+
 @unless_finished
 def run_reward_model(config: Config, session: Session) -> Artifact:
     """Train a reward model on the pairs or the labelled responses of `data.source`."""
     stage = config.reward_model
-    require_no_context_parallel(config.parallel)
-    require_setting(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
+    check_reward_model(config)
     dialogues, heldout_dialogues = split_heldout(READERS[stage.kind](Path(config.data.source)), config.data.heldout_fraction)
     require_setting(bool(dialogues), f"data.heldout_fraction={config.data.heldout_fraction} leaves no example to train on")
     tokenizer = build_tokenizer(config.data, config.model, find_architecture(config.model))

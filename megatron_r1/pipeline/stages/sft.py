@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_r1.config.schema import Config
 from megatron_r1.data.chat.prompt_templates import r1_chat_jinja
-from megatron_r1.data.sft import PREVIEW, SftData, prepare_sft
+from megatron_r1.data.sft import PREVIEW, SftData, prepare_sft, token_limit
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.session import Session
@@ -24,11 +24,17 @@ from megatron_r1.runtime.run import Run
 from megatron_r1.training.sft import count_sft_updates, train_sft
 
 
+def check_sft(config: Config) -> None:
+    """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
+    require_no_context_parallel(config.parallel)
+    token_limit(config.sft)
+
+
 @unless_finished
 def run_sft(config: Config, session: Session) -> Artifact:
     """Fine-tune on the conversations of `sft.sources`, else of `data.source`."""
     stage, folder = config.sft, Path(config.run_dir)
-    require_no_context_parallel(config.parallel)
+    check_sft(config)
     require_setting(
         config.data.tokenizer is not None or config.model.weights is not None,
         "sft needs a tokenizer: set data.tokenizer, or model.weights to a folder that has one",
