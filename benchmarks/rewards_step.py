@@ -1,6 +1,6 @@
 """What scoring one step of GRPO costs at scale: the rates of this machine's cores, and what follows of them.
 
-    python -m benchmarks.rewards_step [--answers 8192] [--tokens 32768] [--workers 64]
+    python -m benchmarks.rewards_step [--answers 8192] [--tokens 32768] [--pools 8] [--workers 64]
 
 CPU time is measured, so a busy machine gives the same figures. Scoring runs beside sampling; a step waits for what is left of it.
 """
@@ -36,18 +36,28 @@ class Rates:
 
 
 def step_seconds(
-    rates: Rates, answers: int, tokens: int, workers: int, tests: int = 10, second_opinions: float = 0.1, problems: int = 0
+    rates: Rates,
+    answers: int,
+    tokens: int,
+    workers: int,
+    tests: int = 10,
+    second_opinions: float = 0.1,
+    problems: int = 0,
+    pools: int = 1,
 ) -> dict[str, float]:
-    """Seconds by the clock to score a step's answers with `workers` cores, by component, and to check references at the start.
+    """Seconds by the clock to score a step's answers, by component, and to check references at the start.
 
     Args:
         tokens: of each answer.
+        workers: of each pool, with a core each.
+        pools: one beside each engine, for what that engine samples: the same number of answers for engines of the same speed. Only
+            rank 0's checks references.
         tests: of each program.
         second_opinions: share of the answers to mathematics that math-verify looks at, each for `SECOND_OPINION_SECONDS` at worst.
         problems: of the training file; grpo checks the reference of each when it starts.
     """
     characters = answers * tokens * CHARACTERS_A_TOKEN
-    share = math.ceil(answers / workers) / answers  # of all work, what the busiest worker does: whole answers
+    share = math.ceil(math.ceil(answers / pools) / workers) / answers  # of all work, what the busiest worker does: whole answers
     return {
         "language": characters / rates.characters_per_second * share,
         "format": characters / rates.format_characters_per_second * share,
@@ -92,7 +102,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=positive, default=8192, help="responses of a step")
     parser.add_argument("--tokens", type=positive, default=32768, help="tokens of a response")
-    parser.add_argument("--workers", type=positive, default=64, help="scoring processes (reward.workers), each with a core")
+    parser.add_argument("--pools", type=positive, default=8, help="engines, each with scoring processes of its own")
+    parser.add_argument("--workers", type=positive, default=64, help="processes of a pool (reward.workers), each with a core")
     parser.add_argument("--tests", type=positive, default=10, help="tests of a program")
     parser.add_argument("--problems", type=positive, default=50_000, help="problems whose references are checked at the start")
     arguments = parser.parse_args()
@@ -101,9 +112,15 @@ def main() -> int:
     for name, rate in asdict(rates).items():
         print(f"{name.replace('_', ' ')}: {rate:,.0f}")
     seconds = step_seconds(
-        rates, arguments.answers, arguments.tokens, arguments.workers, arguments.tests, problems=arguments.problems
+        rates,
+        arguments.answers,
+        arguments.tokens,
+        arguments.workers,
+        arguments.tests,
+        problems=arguments.problems,
+        pools=arguments.pools,
     )
-    print(f"{arguments.answers:,} answers of {arguments.tokens:,} tokens on {arguments.workers} workers take")
+    print(f"{arguments.answers:,} answers of {arguments.tokens:,} tokens on {arguments.pools} x {arguments.workers} workers take")
     for name, value in seconds.items():
         print(f"  {name}: {value:,.1f} s")
     print(f"measured in {time.monotonic() - started:.0f} s")

@@ -258,6 +258,9 @@ def _grpo(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:
                 groups.append(RolloutGroup(prompt, rollouts, self.version))
             return groups
 
+        def metrics(self) -> dict[str, float]:
+            return {}
+
     class Rewards:
         def submit(self, group: RolloutGroup) -> None: ...
 

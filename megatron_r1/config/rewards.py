@@ -35,7 +35,11 @@ class JudgeConfig(EndpointConfig):
         json_schema_extra=MAY_CHANGE,
     )
     concurrency: int = Field(
-        16, gt=0, description="Most requests to the judge that are under way at the same time.", json_schema_extra=MAY_CHANGE
+        16,
+        gt=0,
+        description="Most requests to the judge that are under way at the same time. The ranks that sample divide them, but each "
+        "may send one.",
+        json_schema_extra=MAY_CHANGE,
     )
     api_key_file: str | None = Field(
         None,
@@ -66,7 +70,10 @@ class JudgeConfig(EndpointConfig):
         "reason in their answer.",
     )
     cache: str | None = Field(
-        None, description="File that keeps the judge's verdicts over runs. null: none are kept.", json_schema_extra=MAY_CHANGE
+        None,
+        description="File that keeps the judge's verdicts over runs. null: none are kept. Each rank that samples has its own: "
+        "that of rank 8 of judge.sqlite is judge_00008.sqlite.",
+        json_schema_extra=MAY_CHANGE,
     )
 
 
@@ -300,7 +307,13 @@ class RewardConfig(Section):
         "builds its models. 1: it never ends for that.",
         json_schema_extra=MAY_CHANGE,
     )
-    workers: int = Field(2, gt=0, description="Number of scoring processes beside rank 0.", json_schema_extra=MAY_CHANGE)
+    workers: int | None = Field(
+        None,
+        gt=0,
+        description="Number of scoring processes beside each rank that samples. null: as many as the cores of the node that its "
+        "ranks leave free, at most 64, shared by those of its ranks that sample. Scores do not depend on it.",
+        json_schema_extra=MAY_CHANGE,
+    )
     time_limit_seconds: float = Field(
         20.0,
         gt=0,

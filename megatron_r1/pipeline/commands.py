@@ -78,7 +78,7 @@ def run_evaluate_command(config: Config) -> None:
         )
         run_dir = Path(config.run_dir)
         with (
-            open_rewards(config, source, run_dir / "scoring.log") as rewards,
+            open_rewards(config, session, source, run_dir / "scoring.log") as rewards,
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
             load_engine(engine, weights, config.runtime)

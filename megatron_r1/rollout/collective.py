@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -10,8 +11,9 @@ import torch
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.multi_node import FollowingPart
+from megatron_r1.rollout.prompt_queue import PromptQueue, take_all
 from megatron_r1.rollout.protocol import OnGroup, SingleEngine, SyncReport
-from megatron_r1.runtime.distributed import failing_together, gather_objects, rank
+from megatron_r1.runtime.distributed import SharedCounter, failing_together, gather_objects, rank
 from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
@@ -21,8 +23,8 @@ T = TypeVar("T")
 class CollectiveEngine:
     """A `RolloutEngine` whose every method is called on every rank.
 
-    Engine i modulo the number of engines samples prompt i. A lost engine is replaced by another one on the same ranks, which
-    receives the weights again and samples what its predecessor had not finished.
+    The engines take prompts from a queue, so that those which are done sooner sample more. A lost engine is replaced by another one
+    on the same ranks, which receives the weights again; what its predecessor had not finished goes back to the queue.
 
     Args:
         start: makes this rank's engine, or its part of an engine that spans nodes; None if this rank has none. An error of one rank
@@ -45,10 +47,10 @@ class CollectiveEngine:
         self._engine: SingleEngine | FollowingPart | None = None
         self._weights: Iterable[tuple[str, torch.Tensor]] = ()
         self._version = 0
-        samples = start is not None and rank() == self._ranks[0]
-        owners = [owner for owner, owns in enumerate(gather_objects(samples)) if owns]
-        self._number = owners.index(rank()) if samples else None  # of this rank's engine
-        self._count = len(owners)
+        self._busy = 0.0  # seconds of the last `generate` in which this rank's engine sampled
+        self._idle = 0.0
+        self._samples = start is not None and rank() == self._ranks[0]
+        self._count = gather_objects(self._samples).count(True)
         try:
             with failing_together(is_long=True):
                 self._engine = start() if start is not None else None
@@ -60,6 +62,10 @@ class CollectiveEngine:
     def takes_part(self) -> bool:
         """Whether this rank has an engine, or a part of one, to give weights to."""
         return self._engine is not None
+
+    def metrics(self) -> dict[str, float]:
+        """See `RolloutEngine.metrics`."""
+        return {"rollout/idle": self._idle}
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
         """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end.
@@ -74,26 +80,29 @@ class CollectiveEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
         """See `RolloutEngine.generate`. Each rank is given the groups of its own engine; `on_group` is called with them there."""
-        share = [] if self._number is None else range(self._number, len(prompts), self._count)
         groups: dict[int, RolloutGroup] = {}
+        take = take_all(())
+        self._busy = 0.0
+
+        def queue_unfinished() -> None:
+            nonlocal take
+            finished = set().union(*gather_objects(list(groups)))
+            left = [position for position in range(len(prompts)) if position not in finished]
+            take = take_all(left) if self._count == 1 else PromptQueue(left, self._count, SharedCounter().add)
 
         def sample() -> None:
-            left = [position for position in share if position not in groups]
-            if not left:
+            if not self._samples:
                 return
-            chosen = [prompts[position] for position in left]
-            # An engine that samples all prompts needs no positions.
-            places = {} if left == list(range(len(prompts))) else {"positions": left}
-            sampled: dict[int, RolloutGroup] = {}
+            started = time.monotonic()
             try:
-                sampled = dict(enumerate(self._engine.generate(chosen, sampling, seed, on_group, **places)))
+                groups.update(self._engine.sample(prompts, sampling, seed, take, on_group))
             except EngineLost as error:
-                sampled = error.finished
+                groups.update(error.finished)
                 raise
             finally:
-                groups.update({left[index]: group for index, group in sampled.items()})
+                self._busy += time.monotonic() - started
 
-        self._with_restarts(sample, sends=False)
+        self._with_restarts(sample, sends=False, prepare=queue_unfinished)
         for position, group in groups.items():
             group.position, group.owner = position, rank()
         return [groups[position] for position in sorted(groups)]
@@ -108,15 +117,17 @@ class CollectiveEngine:
         if self._engine is not None:
             self._engine.close()
 
-    def _with_restarts(self, work: Callable[[], T], sends: bool) -> T | None:
+    def _with_restarts(self, work: Callable[[], T], sends: bool, prepare: Callable[[], None] = lambda: None) -> T | None:
         """This rank's result of `work`, which is repeated on ranks that lost their engine, or any part of it, during `work`.
 
         Args:
             sends: whether `work` itself sends the weights, collectively; otherwise only new engines receive them.
+            prepare: called before each attempt, collectively.
         """
         any_lost = own_lost = False
         result: T | None = None
         for restarts_left in range(self._restarts, -1, -1):
+            prepare()
             with failing_together(is_long=True):
                 if own_lost:
                     self._engine.close()
@@ -129,7 +140,9 @@ class CollectiveEngine:
                     result = work()
                 except EngineLost as caught:
                     error = caught
-            losses = gather_objects(None if error is None else str(error))
+            told = gather_objects((None if error is None else str(error), self._busy if self._samples else None))
+            losses = [loss for loss, _ in told]
+            self._idle = _idle_share([busy for _, busy in told if busy is not None])
             any_lost = any(losses)
             own_lost = self._engine is not None and any(losses[peer] for peer in self._ranks)
             if not any_lost:
@@ -148,3 +161,12 @@ class CollectiveEngine:
         finally:
             for _ in stream:
                 pass
+
+
+def _idle_share(busy: Sequence[float]) -> float:
+    """The part of the time until the last engine is done in which the others have nothing to do.
+
+    Args:
+        busy: seconds of each engine.
+    """
+    return 1 - sum(busy) / (len(busy) * max(busy)) if any(busy) else 0.0

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from megatron_r1.rollout.prompt_queue import Take
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
 
 OnGroup = Callable[[RolloutGroup], None]  #: is called with a group as soon as its last response is sampled
@@ -55,6 +56,12 @@ class RolloutEngine(Protocol):
             EngineLost: the engine is dead or does not answer; its `finished` are the groups that are there.
         """
 
+    def metrics(self) -> dict[str, float]:
+        """Of the last `generate`.
+
+        rollout/idle: share of the engines' time in which they waited for the one that was done last; 0 if there is one.
+        """
+
     def sleep(self) -> None:
         """Give device memory back if the engine is one that does (`rollout.sleep`). The next call must be `load_weights`.
 
@@ -66,20 +73,27 @@ class RolloutEngine(Protocol):
         """Stop the engine and free what it holds. Safe to call twice."""
 
 
-class SingleEngine(RolloutEngine, Protocol):
+class SingleEngine(Protocol):
     """One of several engines that share a batch."""
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seed: int,
-        on_group: OnGroup | None = None,
-        positions: Sequence[int] | None = None,
-    ) -> list[RolloutGroup]:
-        """See `RolloutEngine.generate`.
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
+        """See `RolloutEngine.load_weights`."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, take: Take, on_group: OnGroup | None = None
+    ) -> dict[int, RolloutGroup]:
+        """The groups of the prompts that this engine takes from the batch, by position; see `RolloutEngine.generate`.
+
+        A response depends on its prompt's position in the batch and not on the engine, apart from the last bits of its log-probs:
+        they depend on what is computed beside it.
 
         Args:
-            positions: of these prompts in the whole batch: a response depends on its prompt's position and not on the engine.
-                None: these prompts are the whole batch.
+            prompts: the whole batch.
+            take: asked for more while others are computed, until nothing is left.
         """
+
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`."""
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`."""

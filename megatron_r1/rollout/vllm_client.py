@@ -10,20 +10,22 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.channel.announcements import Announcement
-from megatron_r1.rollout.channel.engine_channel import EngineChannel, OnPart
+from megatron_r1.rollout.channel.engine_channel import ASK, EngineChannel, OnPart
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.multi_node import ServedParts, SharedCall, take_part
 from megatron_r1.rollout.options import EngineOptions, engine_environment
+from megatron_r1.rollout.prompt_queue import Take, take_all
 from megatron_r1.rollout.protocol import OnGroup, SyncReport
 from megatron_r1.rollout.verify_weights import verify_held
+from megatron_r1.rollout.vllm.stream import Answer, Request
 from megatron_r1.rollout.weight_buckets import NetworkSender, SharedMemorySender, WeightSender
 from megatron_r1.runtime.device import device_in_use
 from megatron_r1.runtime.distributed import collective_timeout, failing_together
@@ -107,38 +109,47 @@ class VllmProcessEngine:
         sampling: Sampling,
         seed: int,
         on_group: OnGroup | None = None,
-        positions: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
         """See `RolloutEngine.generate`."""
+        groups = self.sample(prompts, sampling, seed, take_all(range(len(prompts))), on_group)
+        return [groups[position] for position in range(len(prompts))]
+
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, take: Take, on_group: OnGroup | None = None
+    ) -> dict[int, RolloutGroup]:
+        """See `SingleEngine.sample`."""
         if self.version is None:
             raise RolloutError("the rollout engine has no weights: load_weights must succeed before generate")
         for prompt in prompts:
             self._check(prompt, sampling)
-        places = range(len(prompts)) if positions is None else positions
-        seeds = [[_sample_seed(seed, p, g) for g in range(sampling.n)] for p in places]
         groups: dict[int, RolloutGroup] = {}
+        num_taken = 0
 
-        def keep(part: tuple[int, list[tuple[np.ndarray, np.ndarray, bool]]] | None) -> None:
-            if part is None:  # a sign of life
-                return
-            index, answers = part
-            rollouts = [self._rollout(*answer) for answer in answers]
-            groups[index] = RolloutGroup(prompts[index], rollouts, self.version)
-            if on_group is not None:
-                on_group(groups[index])
+        def more() -> tuple[list[Request], bool]:
+            nonlocal num_taken
+            taken = take(num_taken - len(groups))
+            num_taken += len(taken.positions)
+            requests = [
+                (at, list(prompts[at].token_ids), [_sample_seed(seed, at, g) for g in range(sampling.n)]) for at in taken.positions
+            ]
+            return requests, taken.is_last
+
+        def keep(part: tuple[int, list[Answer]] | str | None) -> tuple[list[Request], bool] | None:
+            if part == ASK:
+                return more()
+            if part is not None:  # None: a sign of life
+                at, answers = cast(tuple[int, list[Answer]], part)
+                groups[at] = RolloutGroup(prompts[at], [self._rollout(*answer) for answer in answers], self.version)
+                if on_group is not None:
+                    on_group(groups[at])
+            return None
 
         try:
-            self._call(
-                "generate",
-                [list(prompt.token_ids) for prompt in prompts],
-                sampling,
-                seeds,
-                on_part=keep,
-            )
+            self._call("generate", sampling, *more(), on_part=keep)
         except EngineLost as error:
             error.finished = groups
             raise
-        return [groups[index] for index in range(len(prompts))]
+        return groups
 
     def sleep(self) -> None:
         """See `RolloutEngine.sleep`."""

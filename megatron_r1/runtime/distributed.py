@@ -7,6 +7,7 @@ on one rank alone, therefore runs under `on_rank_zero` or `failing_together`: ev
 from __future__ import annotations
 
 import datetime
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from megatron_r1.errors import DeviceError
+from megatron_r1.errors import DeviceError, one_line
 from megatron_r1.runtime.device import Device
 from megatron_r1.runtime.launch import LaunchInfo, launched_rank
 from megatron_r1.runtime.meeting import open_store
@@ -164,6 +165,28 @@ def failing_together(group: dist.ProcessGroup | None = None, is_long: bool = Fal
         raise error
     if errors:
         raise errors[0]
+
+
+class SharedCounter:
+    """A number that begins with 0 and to which ranks add, each without waiting for the others. Made by all ranks together."""
+
+    def __init__(self) -> None:
+        self._name = broadcast_object(f"megatron_r1/counters/{secrets.token_hex(8)}")
+        self._value = 0
+
+    def add(self, amount: int) -> int:
+        """The number after `amount` is added.
+
+        Raises:
+            DeviceError: rank 0, which holds the number, is gone.
+        """
+        if world_size() == 1:
+            self._value += amount
+            return self._value
+        try:
+            return cast(dist.Store, _STORE).add(self._name, amount)
+        except dist.DistError as error:
+            raise DeviceError(f"rank {rank()} does not reach the store of rank 0: {one_line(error)}") from None
 
 
 def claim_error_line() -> bool:

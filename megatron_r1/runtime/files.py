@@ -25,6 +25,11 @@ def new_checksum() -> xxhash.xxh3_128:
     return xxhash.xxh3_128()
 
 
+def path_of_rank(path: Path, rank: int) -> Path:
+    """The file of a rank where each writes one: rank 0's is `path` itself, the others have the rank in their name."""
+    return path if rank == 0 else path.with_name(f"{path.stem}_{rank:05d}{path.suffix}")
+
+
 def file_checksum(path: Path) -> str:
     """Hexadecimal checksum of a file. Raises OSError."""
     with path.open("rb") as file:

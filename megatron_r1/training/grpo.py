@@ -64,6 +64,7 @@ def train_grpo(
         with run.timer("rollout"):
             batch = prompts.next(stage.prompts_per_rollout)
             own = engine.generate(batch, sampling, seed=_derive_seed(seed, step), on_group=rewards.submit)
+            sampled = engine.metrics()
             engine.sleep()
         with run.timer("reward"):
             groups = rewards.collect(own, batch)  # what other ranks sampled: lengths and rewards alone
@@ -95,7 +96,7 @@ def train_grpo(
         run.count_tokens("train", stage.inner_epochs * sum(s.num_targets for s in samples))
         run.save_rollouts(step, groups)
         batches = [[samples[i] for i in batch] for numbers in epochs for batch in numbers]
-        metrics = batch_metrics(groups, batches, stats) | parity.metrics(rollout)
+        metrics = batch_metrics(groups, batches, stats) | sampled | parity.metrics(rollout)
         run.record(step, {**metrics, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})

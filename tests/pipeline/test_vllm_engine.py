@@ -14,6 +14,7 @@ from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.models import EngineModel
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.model.presets import PRESETS, resolve_architecture
+from megatron_r1.rollout.prompt_queue import Taken
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.types import Prompt
@@ -118,6 +119,26 @@ def test_seed_decides_everything(loaded):
     assert sampled(first) == sampled(again)
     assert sampled(first) != sampled(loaded.generate(prompts(ARCH, 8), sampling, seed=13))
     assert len({tuple(ids) for ids, _ in sampled(first)}) == 32, "samples of one prompt must differ"
+
+
+def test_who_samples_a_prompt_and_when_does_not_change_its_responses(loaded):
+    """Two engines that share a batch, played by one: prompts come one by one, while others are computed."""
+    asked, sampling = prompts(ARCH, 8), replace(SAMPLING, n=4)
+    whole = loaded.generate(asked, sampling, seed=11)
+    shared = {}
+    for mine in ([5, 0, 3], [7, 1, 2, 4, 6]):
+        left, held = list(mine), []
+
+        def take(unfinished, left=left, held=held):
+            held.append(unfinished)
+            return Taken([left.pop(0)], is_last=not left)
+
+        shared |= loaded.sample(asked, sampling, 11, take)
+        assert len(held) == len(mine) and max(held), "further prompts came while others were computed"
+    again = [shared[position] for position in range(len(asked))]
+    assert [tokens for tokens, _ in sampled(again)] == [tokens for tokens, _ in sampled(whole)]
+    for (_, before), (_, after) in zip(sampled(whole), sampled(again), strict=True):
+        assert after == pytest.approx(before, abs=1e-4)
 
 
 def test_responses_end_at_end_of_sequence(loaded):

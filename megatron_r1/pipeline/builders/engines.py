@@ -21,6 +21,7 @@ from megatron_r1.rollout.options import EngineOptions, engine_options
 from megatron_r1.rollout.protocol import RolloutEngine, SingleEngine
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.distributed import failing_together
+from megatron_r1.runtime.files import path_of_rank
 from megatron_r1.runtime.launch import address_towards, child_environment
 from megatron_r1.runtime.peers import Peers, find_peers
 
@@ -48,8 +49,7 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
     """
     with failing_together():
         place = place_engine(config.rollout, session.launch, session.device.kind)
-    number = session.launch.rank
-    log = log if number == 0 else log.with_name(f"{log.stem}_{number:05d}{log.suffix}")
+    log = path_of_rank(log, session.launch.rank)
     peers = _find_engine_peers(session, place)
     start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
     engine = CollectiveEngine(start, config.rollout.restarts, peers, sleeps=config.rollout.engines_sleep)

@@ -24,6 +24,10 @@ class EnginePlace:
     ] = ()  #: servers that hold it on other nodes, the head's first; empty: the engine is a child process of the rank
     ranks: tuple[int, ...] = ()  #: ranks that hold its parts, the head's first, if it spans the nodes of several ranks
 
+    def has_head(self, rank: int) -> bool:
+        """Whether this rank samples with the engine; the others that hold parts of it only pass weights on."""
+        return not self.ranks or self.ranks[0] == rank
+
 
 def place_engine(
     rollout: RolloutConfig, launch: LaunchInfo, device: Literal["cpu", "cuda"], environment: Mapping[str, str] | None = None

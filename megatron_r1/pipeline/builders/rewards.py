@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.config.rewards import JudgeConfig, RewardConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.prompts import heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, RewardError
 from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
+from megatron_r1.pipeline.builders.placement import place_engine
+from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Composition, judge_reward
 from megatron_r1.rewards.judge.preference import Judge
 from megatron_r1.rewards.scorers import FORMATS, ScorerSpec, needed_scorers, scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.rewards.workers.process import WorkerLimits
 from megatron_r1.rollout.protocol import RolloutEngine
-from megatron_r1.runtime.distributed import on_rank_zero
+from megatron_r1.runtime.cores import SharedCores, share_cores, usable_cores
+from megatron_r1.runtime.distributed import failing_together, gather_objects, on_rank_zero
+from megatron_r1.runtime.files import path_of_rank
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.training.scoring import CollectiveRewards, Preferences
 
+MOST_WORKERS = 64  #: of a pool that sizes itself: one thread hands out its work, and reads 128 KiB of JSON for each response
 _SHORT_NAMES = {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}  # in metrics.jsonl
 
 
 def open_scoring(
-    rewards: RewardConfig, specs: Mapping[str, ScorerSpec], log: Path | None = None, max_pending: int = 16384
+    rewards: RewardConfig,
+    specs: Mapping[str, ScorerSpec],
+    log: Path | None = None,
+    max_pending: int = 16384,
+    workers: int | None = None,
 ) -> ScoringPool:
     """Scoring processes for these scorers, as a context manager.
 
     Args:
+        workers: number of processes; None: that of a command whose one process does nothing else meanwhile.
         log: takes all output of the scoring processes.
         max_pending: responses that are taken and not scored yet.
 
@@ -44,12 +54,30 @@ def open_scoring(
         log.parent.mkdir(parents=True, exist_ok=True)
     return ScoringPool(
         specs,
-        workers=rewards.workers,
+        workers=workers or pool_workers(rewards.workers, SharedCores(usable_cores())),
         limits=WorkerLimits(rewards.worker_memory_bytes, rewards.worker_recycle_bytes),
         max_pending=max_pending,
         environment=child_environment(),
         log=log,
     )
+
+
+def pool_workers(setting: int | None, cores: SharedCores, threads: int = 1) -> int:
+    """Number of scoring processes beside one rank: `reward.workers`, or its part of the cores that the node's ranks leave free.
+
+    Args:
+        cores: `users` are the ranks with a pool.
+        threads: of each rank, or of its engine while it samples.
+    """
+    return setting or min(MOST_WORKERS, max(1, (cores.number - cores.ranks * threads) // cores.users))
+
+
+def judge_of_rank(judge: JudgeConfig, scoring_ranks: Sequence[int], rank: int) -> JudgeConfig:
+    """The settings for one of the ranks that score: its part of the requests, at least one, and a cache that no other writes."""
+    share, more = divmod(judge.concurrency, len(scoring_ranks))
+    share += scoring_ranks.index(rank) < more
+    cache = None if judge.cache is None else str(path_of_rank(Path(judge.cache), rank))
+    return judge.model_copy(update={"concurrency": max(1, share), "cache": cache})
 
 
 def check_custom_rewards(rewards: RewardConfig) -> None:
@@ -70,30 +98,38 @@ def check_custom_rewards(rewards: RewardConfig) -> None:
         on_rank_zero(check)
 
 
-def open_domain_scoring(config: Config, domains: Iterable[str], log: Path) -> ScoringPool:
+def open_domain_scoring(config: Config, domains: Iterable[str], log: Path, workers: int | None = None) -> ScoringPool:
     """Scoring processes for problems of these domains, as a context manager; see `open_scoring`."""
     specs = scorer_specs(config.reward, needed_scorers(config.reward, domains), config.data.template)
     # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
-    return open_scoring(config.reward, specs, log, max_pending=4 * config.grpo.prompts_per_rollout * config.grpo.group_size)
+    max_pending = 4 * config.grpo.prompts_per_rollout * config.grpo.group_size
+    return open_scoring(config.reward, specs, log, max_pending, workers)
 
 
 @contextmanager
 def open_rewards(
-    config: Config, source: ProblemSource, log: Path, preferences: Preferences | None = None
+    config: Config, session: Session, source: ProblemSource, log: Path, preferences: Preferences | None = None
 ) -> Iterator[CollectiveRewards]:
-    """The rewards for the block: scoring processes beside rank 0, used by all ranks.
+    """The rewards for the block: scoring processes beside each rank that samples. All ranks call this.
 
     Args:
         source: the problems whose responses will be scored; a scorer that none of them needs is not started.
-        log: takes all output of the scoring processes.
+        log: takes all output of the scoring processes beside rank 0. The logs of other ranks have the rank in their name.
         preferences: reward models for general prompts.
     """
-    rewards = config.reward
+    rewards, rank = config.reward, session.launch.rank
+    with failing_together():
+        place = place_engine(config.rollout, session.launch, session.device.kind)
+    samples = place is not None and place.has_head(rank)
+    scoring_ranks = [number for number, has_engine in enumerate(gather_objects(samples)) if has_engine]
+    workers = pool_workers(rewards.workers, share_cores(samples), config.runtime.threads)
     with ExitStack() as stack:
 
         def start() -> Composition:
-            scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
-            judge = stack.enter_context(Judge(rewards.judge)) if rewards.model == "judge" else None
+            scoring = stack.enter_context(open_domain_scoring(config, source.domains(), path_of_rank(log, rank), workers))
+            judge = None
+            if rewards.model == "judge":
+                judge = stack.enter_context(Judge(judge_of_rank(rewards.judge, scoring_ranks, rank)))
             return Composition(rewards, scoring, judge_reward(judge) if judge else None)
 
         yield CollectiveRewards(rewards, start, preferences)

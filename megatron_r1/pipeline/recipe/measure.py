@@ -126,7 +126,7 @@ def _respond(
     )
     with ExitStack() as stack:
         preferences = stack.enter_context(open_preferences(config, session))
-        rewards = stack.enter_context(open_rewards(config, source, folder / "scoring.log", preferences))
+        rewards = stack.enter_context(open_rewards(config, session, source, folder / "scoring.log", preferences))
         engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
         load_engine(engine, weights, config.runtime)
         own = engine.generate(prompts, sampling, config.evaluate.seed)

@@ -93,7 +93,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             prompts.load_state_dict(state["prompts"])
         policy.offload()  # the engine sizes itself by what is free
         with (
-            open_rewards(config, source, folder / "scoring.log", preferences) as rewards,
+            open_rewards(config, session, source, folder / "scoring.log", preferences) as rewards,
             open_engine(of_engine, session, arch, tokenizer, folder / "engine.log") as engine,
         ):
             measure = build_evaluation(config, engine, rewards, source, tokenizer)

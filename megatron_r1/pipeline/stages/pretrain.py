@@ -110,7 +110,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
             folder, problems = Path(config.run_dir), build_problems(config, tokenizer)
             policy.offload()
             with (
-                open_rewards(config, problems, folder / "scoring.log") as rewards,
+                open_rewards(config, session, problems, folder / "scoring.log") as rewards,
                 open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
             ):
                 engine.sleep()  # it started awake, and is asked at the end

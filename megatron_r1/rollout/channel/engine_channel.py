@@ -11,7 +11,8 @@ from megatron_r1.runtime.waiting import give_sign
 
 _POLL_SECONDS = 0.2
 
-OnPart = Callable[[Any], None]
+OnPart = Callable[[Any], Any]
+ASK = "ask"  #: a part of an answer that is a question: what `on_part` returns for it goes to the engine
 
 
 class EngineSilent(Exception):
@@ -27,6 +28,9 @@ class MessageConnection(Protocol):
     def recv(self) -> Any:
         """The next message."""
 
+    def send(self, message: Any) -> None:
+        """Send a message."""
+
 
 class EngineChannel(Protocol):
     """Calls to one engine: to its process, or to the server on another node that holds it."""
@@ -36,7 +40,7 @@ class EngineChannel(Protocol):
 
         Args:
             timeout: seconds for the whole call; None: no limit beside `stall`.
-            on_part: called with what the engine sends before the answer; None is only a sign of life.
+            on_part: called with what the engine sends before the answer; None is only a sign of life, ASK a question.
             stall: the engine is given up after this many seconds without a message; None: only `timeout` counts.
 
         Raises:
@@ -83,5 +87,6 @@ def wait_for_answer(
         if succeeded is not None:
             return succeeded, result
         give_sign()
-        if on_part is not None:
-            on_part(result)
+        reply = None if on_part is None else on_part(result)
+        if result == ASK:
+            connection.send(reply)

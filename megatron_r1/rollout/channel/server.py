@@ -21,6 +21,7 @@ from typing import Any
 
 from megatron_r1.errors import R1Error
 from megatron_r1.rollout.channel.announcements import SERVED, Announcement, announce
+from megatron_r1.rollout.channel.engine_channel import ASK
 from megatron_r1.rollout.channel.keyed import KEY_BYTES, KeyedConnection
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.channel.reception import Reception, listen_at
@@ -118,9 +119,7 @@ def serve_trainer(connection: KeyedConnection, environment: Mapping[str, str], l
             try:
                 answer = (
                     True,
-                    engine.call(
-                        name, *args, timeout=timeout, stall=stall, on_part=lambda part: _send_to_trainer(connection, (None, part))
-                    ),
+                    engine.call(name, *args, timeout=timeout, stall=stall, on_part=lambda part: _pass_on(connection, part)),
                 )
             except R1Error as error:
                 answer = (False, error)
@@ -131,6 +130,17 @@ def serve_trainer(connection: KeyedConnection, environment: Mapping[str, str], l
         if engine is not None:
             engine.close(patience=2.0)
         weights.close()
+
+
+def _pass_on(connection: KeyedConnection, part: object) -> Any:
+    """Send the trainer a part of an answer; the trainer's reply, if the part is a question."""
+    _send_to_trainer(connection, (None, part))
+    if part != ASK:
+        return None
+    try:
+        return connection.recv()
+    except (EOFError, OSError) as error:
+        raise _TrainerGone from error
 
 
 def _send_to_trainer(connection: KeyedConnection, message: object) -> None:

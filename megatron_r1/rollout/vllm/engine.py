@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.core_client import InprocClient
+from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from megatron_r1.rollout.options import EngineOptions, Part
 from megatron_r1.rollout.vllm.cpu_fixes import check_version
 from megatron_r1.rollout.vllm.nccl_transfer import NCCL_BACKEND
-from megatron_r1.rollout.vllm.progress import SignsOfProgress
 from megatron_r1.rollout.vllm.shared_memory import SHM_BACKEND
+from megatron_r1.rollout.vllm.stream import Answer, PromptFeed, sample_stream
 from megatron_r1.types import Sampling
-
-Answer = tuple[np.ndarray, np.ndarray, bool]  # int32 token ids, their float32 log-probs, ended with end-of-sequence
 
 
 class VllmEngine:
@@ -77,44 +78,11 @@ class VllmEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
 
-    def generate(
-        self,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        seeds: list[list[int]],
-        on_prompt: Callable[[int, list[Answer]], None],
-        on_progress: Callable[[], None],
-    ) -> None:
-        """Sample responses to tokenised prompts.
-
-        Args:
-            prompts: token ids, one list a prompt.
-            sampling: for all prompts.
-            seeds: one seed per prompt and sample.
-            on_prompt: called for each prompt as soon as all its responses are there, with its index and, per sample: token ids,
-                their log-probs, and whether the response ended with end-of-sequence.
-            on_progress: called about once a second while tokens are computed.
-        """
+    def generate(self, sampling: Sampling, feed: PromptFeed) -> None:
+        """Sample responses to the prompts of a feed; see `sample_stream`."""
         # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
         self.reset_prefix_cache()
-        requests = [({"prompt_token_ids": p}, self._parameters(sampling, seed)) for p, row in zip(prompts, seeds) for seed in row]
-        engine = self.llm.llm_engine
-        for index, request in enumerate(requests):
-            engine.add_request(str(index), *request)
-        answers: list[dict[int, Answer]] = [{} for _ in prompts]
-        signs = SignsOfProgress(self._computed_tokens, on_progress)
-        while engine.has_unfinished_requests():
-            signs.look()
-            for output in engine.step():
-                prompt, sample = divmod(int(output.request_id), sampling.n)
-                answers[prompt][sample] = self._unpack(output.outputs[0])
-                if len(answers[prompt]) == sampling.n:
-                    on_prompt(prompt, [answers[prompt][index] for index in range(sampling.n)])
-
-    def _computed_tokens(self) -> tuple[int, int]:
-        """What changes with every step that computes something: tokens computed of all open requests, and their number."""
-        requests = self.llm.llm_engine.engine_core.engine_core.scheduler.requests.values()
-        return sum(request.num_computed_tokens for request in requests), len(requests)
+        sample_stream(_Requests(self.llm.llm_engine, partial(self._parameters, sampling)), feed, sampling.n)
 
     def _parameters(self, sampling: Sampling, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -129,9 +97,36 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _unpack(self, completion: Any) -> Answer:
-        logprobs = [at[token].logprob for at, token in zip(completion.logprobs, completion.token_ids, strict=True)]
-        return np.array(completion.token_ids, np.int32), np.array(logprobs, np.float32), completion.finish_reason == "stop"
+
+class _Requests:
+    """A `RequestEngine`: vLLM's engine in this process."""
+
+    def __init__(self, engine: LLMEngine, parameters: Callable[[int], SamplingParams]) -> None:
+        self._engine, self._parameters = engine, parameters
+        assert isinstance(engine.engine_core, InprocClient), "engine_environment keeps the scheduler in this process"
+        self._scheduler = engine.engine_core.engine_core.scheduler
+
+    def add(self, request_id: str, token_ids: list[int], seed: int) -> None:
+        """See `RequestEngine.add`."""
+        self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, self._parameters(seed))
+
+    def step(self) -> list[tuple[str, Answer]]:
+        """See `RequestEngine.step`."""
+        return [(output.request_id, _read_completion(output.outputs[0])) for output in self._engine.step()]
+
+    def waiting(self) -> int:
+        """See `RequestEngine.waiting`. A request that lost its place in the cache to others waits, too."""
+        return self._scheduler.get_request_counts()[1]
+
+    def progress(self) -> tuple[int, int]:
+        """See `RequestEngine.progress`: tokens computed of all open requests, and their number."""
+        requests = self._scheduler.requests.values()
+        return sum(request.num_computed_tokens for request in requests), len(requests)
+
+
+def _read_completion(completion: Any) -> Answer:
+    logprobs = [at[token].logprob for at, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    return np.array(completion.token_ids, np.int32), np.array(logprobs, np.float32), completion.finish_reason == "stop"
 
 
 class FollowingWorkers:

@@ -12,11 +12,17 @@ import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from megatron_r1.errors import ConfigError, EngineLost, R1Error, RolloutError
 from megatron_r1.process_pools import shared_memory_problem
+from megatron_r1.rollout.vllm.stream import PromptFeed, Request
 from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.runtime.launch import free_port
+from megatron_r1.types import Sampling
+
+if TYPE_CHECKING:
+    from megatron_r1.rollout.vllm.engine import VllmEngine
 
 STARTS = ("find_port", "start", "follow")
 CALLS = (
@@ -31,7 +37,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
     "start" builds the engine, "follow" this node's workers of an engine whose head is on another node; the other calls need one.
 
     Every call is answered by (True, result) or (False, error). Before that, a long call sends any number of (None, part); the part
-    None is a sign of life.
+    None is a sign of life, and after the part ASK the trainer sends what it was asked for.
 
     Args:
         socket_fd: descriptor of the inherited socket.
@@ -60,7 +66,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
             elif call == "find_port":
                 reply = free_port("")
             elif call == "generate":
-                reply = engine.generate(*args, lambda *part: connection.send((None, part)), lambda: connection.send((None, None)))
+                reply = _generate(engine, connection, *args)
             elif call in CALLS:
                 reply = getattr(engine, call)(*args)
             else:
@@ -78,6 +84,14 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
             connection.send((False, answer))
         else:
             connection.send((True, reply))
+
+
+def _generate(engine: VllmEngine, connection: Connection, sampling: Sampling, first: list[Request], is_last: bool) -> None:
+    feed = PromptFeed(connection, first, is_last)
+    try:
+        engine.generate(sampling, feed)
+    finally:
+        feed.close()
 
 
 def _die_with_trainer(trainer_pid: int) -> None:

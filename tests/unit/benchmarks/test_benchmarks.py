@@ -178,3 +178,7 @@ def test_the_cost_of_scoring_a_step_follows_from_rates():
     assert seconds == pytest.approx(expected, rel=0.01)
     one = rewards_step.step_seconds(rates, 65, 32_768, workers=64)["code"]  # one worker has two answers
     assert one == pytest.approx(2 * 10 / 20)
+    beside_8_engines = rewards_step.step_seconds(rates, 8192, 32_768, workers=64, problems=6400, pools=8)
+    assert beside_8_engines == pytest.approx(
+        {name: value / (1 if name.startswith("references") else 8) for name, value in expected.items()}, rel=0.01
+    )

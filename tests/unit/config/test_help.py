@@ -78,7 +78,7 @@ def test_a_section_lists_its_keys_with_their_first_sentences():
     keys = [line.strip() for line in lines if line.startswith("  reward.")]
     assert keys == [key for key in FIELDS if key.startswith("reward.") and key.count(".") == 1]
     assert lines[lines.index("  reward.judge") + 1].strip().startswith("Section: A served model that grades answers")
-    assert lines[lines.index("  reward.workers") + 1].strip() == "Number of scoring processes beside rank 0."
+    assert lines[lines.index("  reward.workers") + 1].strip() == "Number of scoring processes beside each rank that samples."
     assert "e.g. http://localhost:8000/v1." in explain("reward.judge", READERS), "the dots of e.g. end no sentence"
 
 

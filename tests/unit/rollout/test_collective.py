@@ -16,6 +16,7 @@ from megatron_r1.errors import ConfigError, EngineLost, RolloutError
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout.channel import server as rollout_server
 from megatron_r1.rollout.channel.announcements import Announcement, announce, find_servers
+from megatron_r1.rollout.channel.engine_channel import ASK
 from megatron_r1.rollout.channel.reception import Reception, listen_at
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.channel.server import serve_trainer
@@ -30,15 +31,16 @@ KEY = b"k" * 32
 
 RANKS = """
 import sys
-from types import SimpleNamespace
 import torch, torch.distributed as dist
 from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.runtime import distributed
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 rank = int(sys.argv[1])
-dist.init_process_group("gloo", store=dist.FileStore(sys.argv[3], 3), rank=rank, world_size=3)
-alive = started = 0
+distributed._STORE = dist.FileStore(sys.argv[3], 3)
+dist.init_process_group("gloo", store=distributed._STORE, rank=rank, world_size=3)
+started = ends = 0
 deaths = {1: ["load", 2, 0], 2: []}[rank] if rank else []  # what the engines of this rank die in, one after the other
 
 class Weights:
@@ -63,20 +65,30 @@ class Engine:
         self.version = version
         return version
 
-    def generate(self, prompts, sampling, seed, on_group, positions=None):
-        positions = range(len(prompts)) if positions is None else positions
+    def sample(self, prompts, sampling, seed, take, on_group):
+        global ends
+        ends += 1
+        if rank == 0:  # takes what is left when the engine of rank 1 has come to its end
+            distributed._STORE.wait([f"end {ends}"])
         groups = {}
-        for index, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
-            if deaths and len(groups) == deaths[0]:
-                deaths.pop(0)
-                lost = EngineLost("died in generate")
-                lost.finished = groups
-                raise lost
-            assert prompt.id == f"p{position}"
-            groups[index] = RolloutGroup(prompt, [Rollout([seed, position, started], [0.0, 0.0, 0.0], "", True)], self.version)
-            if on_group:
-                on_group(groups[index])
-        return [groups[index] for index in range(len(prompts))]
+        try:
+            while True:
+                taken = take(0)
+                for position in taken.positions:
+                    if deaths and len(groups) == deaths[0]:
+                        deaths.pop(0)
+                        lost = EngineLost("died in generate")
+                        lost.finished = groups
+                        raise lost
+                    what = [seed, position, rank, started]
+                    groups[position] = RolloutGroup(prompts[position], [Rollout(what, [0.0] * 4, "", True)], self.version)
+                    if on_group:
+                        on_group(groups[position])
+                if taken.is_last or (rank == 1 and not deaths):
+                    return groups
+        finally:
+            if rank == 1:
+                distributed._STORE.set(f"end {ends}", "")
 
     def sleep(self):
         if deaths[:1] == ["sleep"]:
@@ -87,20 +99,28 @@ class Engine:
     def close(self):
         pass
 
+def is_the_same_everywhere(value):
+    values = [None] * 3
+    dist.all_gather_object(values, value)
+    return len(set(values)) == 1
+
 prompts = [Prompt(f"p{i}", "", "", "", (1,)) for i in range(11)]
 told = []
 engine = CollectiveEngine(Engine if rank in (0, 1) else None, restarts=3, sleeps=True)
 assert engine.load_weights(Weights(), 5) == 5
 groups = engine.generate(prompts, None, 9, on_group=told.append)
-assert [(g.position, g.owner) for g in groups] == [(i, rank) for i in range(11)[rank::2] if rank < 2]
 assert [g.prompt.id for g in groups] == [f"p{g.position}" for g in groups]
 assert [g.rollouts[0].token_ids[:2].tolist() for g in groups] == [[9, g.position] for g in groups]
-assert {g.weights_version for g in groups} <= {5}
+assert {g.weights_version for g in groups} <= {5} and {g.owner for g in groups} <= {rank}
 assert [id(g) for g in groups] == [id(g) for g in told], "those of this rank's engine, on every rank that has one"
-if rank == 1:
-    # the first died in load, the second after two groups, the third before any, the fourth sampled the rest
-    assert [g.rollouts[0].token_ids[2] for g in groups] == [2, 2, 4, 4, 4]
+# the engines of rank 1: the first died in load, the second after two groups, with two more taken, the third with one of those taken
+# and none sampled; the fourth sampled it
+by = [(g.position, *g.rollouts[0].token_ids[2:].tolist()) for g in groups]
+assert by == {0: [(at, 0, 1) for at in range(3, 11)], 1: [(0, 1, 2), (1, 1, 2), (2, 1, 4)], 2: []}[rank], by
 assert started == {0: 1, 1: 4, 2: 0}[rank], started
+# the engine of rank 0 waited for that of rank 1, so it took longer
+idle = engine.metrics()["rollout/idle"]
+assert 0 < idle < 0.5 and is_the_same_everywhere(idle), idle
 deaths += ["sleep"] if rank == 1 else []
 engine.sleep()  # one engine dies of it, and another takes its place, with the weights, and sleeps
 assert started == {0: 1, 1: 5, 2: 0}[rank] and (rank == 2 or engine._engine.asleep)
@@ -138,6 +158,12 @@ while True:
         for part in args:
             connection.send((None, part))
         connection.send((True, len(args)))
+    elif name == "sum":
+        total = 0
+        for _ in range(args[0]):
+            connection.send((None, "ask"))
+            total += connection.recv()
+        connection.send((True, total))
     elif name == "fail":
         connection.send((False, RolloutError("prompt 'p' is too long")))
     elif name == "die":
@@ -189,6 +215,8 @@ def test_an_engine_on_another_node_is_called_like_one_here(server):
     parts = []
     assert engine.call("parts", "a", "b", timeout=LONG, on_part=parts.append) == 2
     assert parts == ["a", "b"]
+    replies = iter((1, 20, 300))
+    assert engine.call("sum", 3, timeout=LONG, on_part=lambda part: next(replies) if part == ASK else None) == 321
     with pytest.raises(RolloutError, match="too long"):
         engine.call("fail", timeout=LONG)
     assert engine.call("beat", SHORT, timeout=LONG, stall=8 * SHORT) == "done", "signs of life hold off the limit"

@@ -134,11 +134,11 @@ def fails(call, error, message):
 
 def start():
     assert rank == 0
-    return SimpleNamespace(load_weights=load, generate=generate, close=lambda: print("closed"))
+    return SimpleNamespace(load_weights=load, sample=sample, close=lambda: print("closed"))
 
-def generate(prompts, sampling, seed, on_group):
-    groups = [RolloutGroup(p, [Rollout([1], [0.0], "x", True)], seed) for p in prompts]
-    for group in reversed(groups):
+def sample(prompts, sampling, seed, take, on_group):
+    groups = {at: RolloutGroup(prompts[at], [Rollout([1], [0.0], "x", True)], seed) for at in take(0).positions}
+    for group in reversed(groups.values()):
         on_group(group)
     return groups
 

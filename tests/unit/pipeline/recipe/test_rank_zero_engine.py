@@ -16,10 +16,12 @@ import torch.distributed as dist
 from megatron_r1.errors import DataError, EngineLost
 from megatron_r1.pipeline.recipe import rank_zero_engine as driving
 from megatron_r1.rollout.collective import CollectiveEngine
+from megatron_r1.runtime import distributed
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 rank, world_size = int(sys.argv[1]), int(sys.argv[2])
-dist.init_process_group("gloo", store=dist.FileStore(sys.argv[3], world_size), rank=rank, world_size=world_size)
+distributed._STORE = dist.FileStore(sys.argv[3], world_size)
+dist.init_process_group("gloo", store=distributed._STORE, rank=rank, world_size=world_size)
 opened = []
 deaths = [1] if rank == 1 else []  # groups after which the engine of rank 1 dies, once
 
@@ -27,18 +29,21 @@ class Engine:
     def load_weights(self, weights, version):
         return version
 
-    def generate(self, prompts, sampling, seed, on_group, positions=None):
-        groups = {}
-        for index, prompt in enumerate(prompts):
-            if deaths and index == deaths[0]:
-                deaths.pop()
-                lost = EngineLost("died")
-                lost.finished = groups
-                raise lost
-            groups[index] = RolloutGroup(prompt, [Rollout([seed, rank], [0.0, 0.0], "", True)], 0)
-            if on_group is not None:
-                on_group(groups[index])
-        return [groups[index] for index in range(len(prompts))]
+    def sample(self, prompts, sampling, seed, take, on_group):
+        groups, is_last = {}, False
+        while not is_last:
+            taken = take(0)
+            is_last = taken.is_last
+            for position in taken.positions:
+                if deaths and len(groups) == deaths[0]:
+                    deaths.pop()
+                    lost = EngineLost("died")
+                    lost.finished = groups
+                    raise lost
+                groups[position] = RolloutGroup(prompts[position], [Rollout([seed, rank], [0.0, 0.0], "", True)], 0)
+                if on_group is not None:
+                    on_group(groups[position])
+        return groups
 
     def close(self):
         pass
