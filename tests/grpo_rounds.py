@@ -58,6 +58,10 @@ class Engines:
                     on_group(group)
         return groups
 
+    def metrics(self) -> dict[str, float]:
+        """See `RolloutEngine.metrics`."""
+        return {"rollout/idle": 0.25}
+
     def _respond(self, prompt: Prompt, number: int) -> Rollout:
         draw = random.Random(f"{prompt.id} {number}")
         ids = [draw.randrange(2, 76) for _ in range(draw.randrange(1, 20))]
@@ -74,7 +78,7 @@ class Scoring:
         """See `GroupScoring`."""
         self.started.append(group)
 
-    def collect(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
+    def collect(self, groups: Sequence[RolloutGroup], on_wait: Any) -> list[Verdicts]:
         """See `GroupScoring`."""
         assert all(group.owner == rank() and group.rollouts[0].text for group in groups), "the owner scores, and it has the texts"
         return [self._verdicts(group) for group in groups]
@@ -128,8 +132,8 @@ def play_rounds(sizes: dict[str, int], owners: Sequence[int], folder: Path, worl
         run.checkpoint_due = lambda step, total: False  # type: ignore[method-assign]
         train_grpo(
             stage, bounds, policy=model, reference=ReferencePolicy(model), engine=Engines(owners),
-            rewards=CollectiveRewards(RewardConfig(), Scoring), prompts=Prompts(), run=run, save=save, evaluate=lambda step: {},
-            seed=3,
+            rewards=CollectiveRewards(RewardConfig(), Scoring if rank() in owners else None), prompts=Prompts(), run=run, save=save,
+            evaluate=lambda step: {}, seed=3,
         )  # fmt: skip
         sums = [tensor.double().sum().item() for _, tensor in model.weights()]
     torch.distributed.barrier()

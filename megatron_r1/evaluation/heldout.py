@@ -34,6 +34,7 @@ def evaluate_heldout(
     reward_fn: Callable[[Sequence[RolloutGroup], Sequence[Prompt]], list[RolloutGroup]],
     config: EvaluateConfig,
     max_tokens: int,
+    on_group: Callable[[RolloutGroup], None] | None = None,
 ) -> EvaluationResult:
     """Sample `config.samples` responses to every prompt, and one greedy response. All ranks call this.
 
@@ -41,11 +42,12 @@ def evaluate_heldout(
         reward_fn: takes this rank's groups and all prompts, fills reward_parts with "accuracy" and "format", and gives the groups
             of all prompts, other ranks' as outlines. A response that could not be scored is not correct, and counts in `unscored`.
         max_tokens: response tokens, end of sequence included.
+        on_group: starts to score a group of this rank while others are sampled.
 
     The same weights, prompts and config give the same result: `config.seed` seeds the engine.
     """
-    own = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed)
-    own_greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed)
+    own = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed, on_group)
+    own_greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed, on_group)
     for group in own_greedy:
         group.position += len(prompts)
     groups = reward_fn([*own, *own_greedy], [*prompts, *prompts])

@@ -82,7 +82,8 @@ def run_evaluate_command(config: Config) -> None:
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
             load_engine(engine, weights, config.runtime)
-            result = evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, config.rollout.max_response_tokens)
+            max_tokens = config.rollout.max_response_tokens
+            result = evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, max_tokens, rewards.submit)
 
         def write() -> None:
             write_atomically(run_dir / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")

@@ -10,7 +10,7 @@ Both may have further components: the rewards of `reward.custom`, and `length` a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import torch
 
@@ -24,6 +24,8 @@ from megatron_r1.tags import find_summary, whole_response
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 
 COMPONENTS = {"reasoning": ("accuracy", "format", "language"), "general": ("model", "format", "language")}
+
+_WAIT_SECONDS = 5.0
 
 ModelReward = Callable[[Prompt, Rollout], Future[Verdict]]  #: starts scoring one response with a model and returns at once
 Verdicts = dict[str, list[Verdict]]  #: component -> [G]
@@ -50,13 +52,17 @@ class Composition:
         futures = {name: [self._start(name, group.prompt, rollout) for rollout in group.rollouts] for name in components}
         self._started[id(group)] = (group, futures)
 
-    def collect(self, groups: Sequence[RolloutGroup]) -> list[Verdicts]:
-        """Wait for the verdicts on these groups, in the order of the groups. Submits those that `submit` has not seen."""
+    def collect(self, groups: Sequence[RolloutGroup], on_wait: Callable[[], None] = lambda: None) -> list[Verdicts]:
+        """Wait for the verdicts on these groups, in the order of the groups. Submits those that `submit` has not seen.
+
+        Args:
+            on_wait: called every few seconds: the tests of programs can take long.
+        """
         for group in groups:
             if id(group) not in self._started:
                 self.submit(group)
         started = [self._started.pop(id(group))[1] for group in groups]
-        return [{name: [future.result() for future in row] for name, row in futures.items()} for futures in started]
+        return [{name: [_result(future, on_wait) for future in row] for name, row in futures.items()} for futures in started]
 
     def _is_measured(self, component: str) -> bool:
         """Accuracy, format and custom rewards are measured at any weight, the language reward only at a weight other than 0."""
@@ -169,6 +175,12 @@ def _penalties(config: RewardConfig, group: RolloutGroup) -> dict[str, list[floa
     if config.repetition_penalty_weight:
         penalties["repetition"] = [repetition_penalty(token_ids.tolist(), config.repetition_ngram) for token_ids in tokens]
     return penalties
+
+
+def _result(future: Future[Verdict], on_wait: Callable[[], None]) -> Verdict:
+    while not wait([future], _WAIT_SECONDS).done:
+        on_wait()
+    return future.result()
 
 
 def _now(verdict: Verdict) -> Future[Verdict]:

@@ -132,7 +132,7 @@ def open_rewards(
                 judge = stack.enter_context(Judge(judge_of_rank(rewards.judge, scoring_ranks, rank)))
             return Composition(rewards, scoring, judge_reward(judge) if judge else None)
 
-        yield CollectiveRewards(rewards, start, preferences)
+        yield CollectiveRewards(rewards, start if samples else None, preferences)
 
 
 def build_evaluation(
@@ -153,7 +153,7 @@ def build_evaluation(
         interval = config.evaluate.interval
         if step not in (0, last) and not (interval and step % interval == 0):
             return {}
-        return evaluation_metrics(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, max_tokens))
+        return evaluation_metrics(evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, max_tokens, rewards.submit))
 
     return measure
 

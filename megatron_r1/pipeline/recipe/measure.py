@@ -129,7 +129,7 @@ def _respond(
         rewards = stack.enter_context(open_rewards(config, session, source, folder / "scoring.log", preferences))
         engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
         load_engine(engine, weights, config.runtime)
-        own = engine.generate(prompts, sampling, config.evaluate.seed)
+        own = engine.generate(prompts, sampling, config.evaluate.seed, rewards.submit)
         outlines = rewards.collect(own, prompts)
         return list(stream_groups([group.owner for group in outlines], own))
 

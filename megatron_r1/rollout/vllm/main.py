@@ -66,7 +66,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
             elif call == "find_port":
                 reply = free_port("")
             elif call == "generate":
-                reply = _generate(engine, connection, *args)
+                reply = _sample_feed(engine, connection, *args)
             elif call in CALLS:
                 reply = getattr(engine, call)(*args)
             else:
@@ -86,7 +86,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
             connection.send((True, reply))
 
 
-def _generate(engine: VllmEngine, connection: Connection, sampling: Sampling, first: list[Request], is_last: bool) -> None:
+def _sample_feed(engine: VllmEngine, connection: Connection, sampling: Sampling, first: list[Request], is_last: bool) -> None:
     feed = PromptFeed(connection, first, is_last)
     try:
         engine.generate(sampling, feed)

@@ -57,7 +57,7 @@ class ScriptedEngine:
     def __init__(self, texts: list[list[str]]):
         self.texts, self.calls = texts, []
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[RolloutGroup]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: object) -> list[RolloutGroup]:
         self.calls.append((sampling, seed))
         groups = []
         for prompt, texts in zip(prompts, self.texts, strict=True):

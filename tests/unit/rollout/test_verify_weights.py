@@ -150,7 +150,7 @@ class GroupScoring:
     def submit(self, group):
         self.started.append(group)
 
-    def collect(self, groups):
+    def collect(self, groups, on_wait):
         assert all(a is b for a, b in zip(groups, reversed(self.started), strict=True)), "none is judged twice"
         if len(groups) == 1:
             raise RewardError("no judge")
@@ -158,7 +158,8 @@ class GroupScoring:
 
 engine = CollectiveEngine(start if rank == 0 else None)
 assert engine.load_weights(weights(), 1) == "version 1"
-rewards = CollectiveRewards(RewardConfig(), GroupScoring)
+fails(lambda: CollectiveRewards(RewardConfig(), (lambda: 1 / 0) if rank else None), ZeroDivisionError, "")
+rewards = CollectiveRewards(RewardConfig(), GroupScoring if rank == 0 else None)
 prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]
 own = engine.generate(prompts, None, 3, on_group=rewards.submit)
 assert len(own) == (2 if rank == 0 else 0)
