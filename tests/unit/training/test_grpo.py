@@ -114,6 +114,9 @@ class Trainer:
     def load_weights(self, weights: Any, version: int) -> None:
         self.events.append("load")
 
+    def metrics(self) -> dict[str, float]:
+        return {"rollout/idle": 0.0}
+
     def sleep(self) -> None:
         self.events.append("sleep")
 
