@@ -10,7 +10,14 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import QUICK, Jobs, read_metrics
 
 CONFIG = "examples/tiny_cpu/stage4.yaml"
-SETTINGS = ("grpo.rollouts=6", "checkpoint.interval=1", "rollout.stall_seconds=20", "model.overrides={}", *QUICK)
+SETTINGS = (
+    "grpo.rollouts=6",
+    "checkpoint.interval=1",
+    "rollout.stall_seconds=20",
+    "rollout.dispatch=fixed",  # faults are compared to the bit
+    "model.overrides={}",
+    *QUICK,
+)
 BASE = ("pretrain.steps=150", "pretrain.micro_batch_size=8", "pretrain.mask_documents=true", "pretrain.optimizer.lr=4.0e-3")
 TIMEOUT = 1200.0  # seconds for a job, with all its restarts
 CLOSE = 1e-4  # relative; where an engine was replaced in mid-rollout the rest is sampled in smaller batches, which rounds otherwise

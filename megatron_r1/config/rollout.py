@@ -81,6 +81,13 @@ class RolloutConfig(Section):
         "Ours.",
         json_schema_extra=MAY_CHANGE,
     )
+    dispatch: Literal["queue", "fixed"] = Field(
+        "queue",
+        description="How several engines share the prompts of a batch. queue: one that is done takes more; when a prompt "
+        "is sampled then depends on the clock, and with it the last bits of its log-probabilities. fixed: each the same prompts in "
+        "every run, which repeats to the bit and waits for the slowest. Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
     max_num_seqs: int = Field(
         256, gt=0, description="Most sequences that an engine computes at the same time.", json_schema_extra=MAY_CHANGE
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -23,8 +23,9 @@ T = TypeVar("T")
 class CollectiveEngine:
     """A `RolloutEngine` whose every method is called on every rank.
 
-    The engines take prompts from a queue, so that those which are done sooner sample more. A lost engine is replaced by another one
-    on the same ranks, which receives the weights again; what its predecessor had not finished goes back to the queue.
+    The engines take prompts from a queue, so that those which are done sooner sample more; or engine i modulo their number samples
+    prompt i. A lost engine is replaced by another one on the same ranks, which receives the weights again; what its predecessor had
+    not finished goes back to the queue, or to it.
 
     Args:
         start: makes this rank's engine, or its part of an engine that spans nodes; None if this rank has none. An error of one rank
@@ -32,6 +33,7 @@ class CollectiveEngine:
         restarts: how often a call replaces lost engines before it raises EngineLost.
         peers: the ranks that have the other parts of this rank's engine; only the rank of the head samples.
         sleeps: whether `sleep` does anything; the same on all ranks.
+        dispatch: `rollout.dispatch`.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class CollectiveEngine:
         peers: Peers | None = None,
         *,
         sleeps: bool = False,
+        dispatch: Literal["queue", "fixed"] = "queue",
     ) -> None:
-        self._start, self._restarts, self._sleeps = start, restarts, sleeps
+        self._start, self._restarts, self._sleeps, self._dispatch = start, restarts, sleeps, dispatch
         self._ranks = (rank(),) if peers is None else peers.ranks
         self._engine: SingleEngine | FollowingPart | None = None
         self._weights: Iterable[tuple[str, torch.Tensor]] = ()
@@ -50,7 +53,8 @@ class CollectiveEngine:
         self._busy = 0.0  # seconds of the last `generate` in which this rank's engine sampled
         self._idle = 0.0
         self._samples = start is not None and rank() == self._ranks[0]
-        self._count = gather_objects(self._samples).count(True)
+        flags = gather_objects(self._samples)
+        self._count, self._number = flags.count(True), flags[: rank()].count(True)  # this rank's engine's, if it has one
         try:
             with failing_together(is_long=True):
                 self._engine = start() if start is not None else None
@@ -88,7 +92,10 @@ class CollectiveEngine:
             nonlocal take
             finished = set().union(*gather_objects(list(groups)))
             left = [position for position in range(len(prompts)) if position not in finished]
-            take = take_all(left) if self._count == 1 else PromptQueue(left, self._count, SharedCounter().add)
+            if self._count == 1 or self._dispatch == "fixed":
+                take = take_all([position for position in left if position % self._count == self._number])
+            else:
+                take = PromptQueue(left, self._count, SharedCounter().add)
 
         def sample() -> None:
             if not self._samples:

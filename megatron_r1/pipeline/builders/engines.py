@@ -52,7 +52,8 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
     log = path_of_rank(log, session.launch.rank)
     peers = _find_engine_peers(session, place)
     start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
-    engine = CollectiveEngine(start, config.rollout.restarts, peers, sleeps=config.rollout.engines_sleep)
+    rollout = config.rollout
+    engine = CollectiveEngine(start, rollout.restarts, peers, sleeps=rollout.engines_sleep, dispatch=rollout.dispatch)
     try:
         yield engine
     finally:

@@ -134,6 +134,13 @@ def fails(call, error, message):
     else:
         raise AssertionError("no error")
 
+deaths += [2] if rank == 1 else []  # its successor samples what is left of its share, and nobody else does
+fixed = CollectiveEngine(Engine if rank in (0, 1) else None, restarts=1, dispatch="fixed")
+assert fixed.load_weights(Weights(), 6) == 6
+shares = {0: [0, 2, 4, 6, 8, 10], 1: [1, 3, 5, 7, 9], 2: []}
+assert [g.position for g in fixed.generate(prompts, None, 9)] == shares[rank]
+assert started == {0: 2, 1: 7, 2: 0}[rank], started
+
 deaths += [0] * 9 if rank == 1 else []
 fails(lambda: engine.generate(prompts, None, 9), EngineLost, "died in generate")
 dist.destroy_process_group()
@@ -184,7 +191,7 @@ def test_lost_engines_are_replaced_and_no_group_is_lost_or_doubled(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     outputs = run_ranks(script, 3, tmp_path / "store", timeout=120)
-    assert outputs[1].count("starting another one") == 7 and "starting another one" not in outputs[0] + outputs[2]
+    assert outputs[1].count("starting another one") == 8 and "starting another one" not in outputs[0] + outputs[2]
 
 
 SHORT, LONG = patient(0.1), patient(20)
