@@ -18,12 +18,13 @@ groups() {
         rest tests/unit tests/unit/rewards tests/unit/weights tests/unit/data
         echo "tests/unit/rewards tests/unit/weights tests/unit/data"
     else
-        echo "tests/pipeline/test_grpo*.py tests/pipeline/test_gsm8k.py"
-        echo "tests/pipeline/test_how_to*.py tests/pipeline/test_commands.py tests/pipeline/test_bad_input.py"
-        echo "tests/pipeline/test_vllm*.py"
         rest tests/pipeline 'tests/pipeline/test_grpo*.py' tests/pipeline/test_gsm8k.py \
-            'tests/pipeline/test_how_to*.py' tests/pipeline/test_commands.py tests/pipeline/test_bad_input.py 'tests/pipeline/test_vllm*.py'
+            'tests/pipeline/test_how_to*.py' tests/pipeline/test_own_loss.py tests/pipeline/test_commands.py \
+            tests/pipeline/test_bad_input.py 'tests/pipeline/test_vllm*.py'
         echo "tests/distributed"
+        echo "tests/pipeline/test_how_to*.py tests/pipeline/test_own_loss.py tests/pipeline/test_commands.py tests/pipeline/test_bad_input.py"
+        echo "tests/pipeline/test_grpo*.py tests/pipeline/test_gsm8k.py"
+        echo "tests/pipeline/test_vllm*.py"
         echo "tests/fuzz"
         echo "tests/slurm"
         echo "tests/unit/rewards tests/unit/curation tests/unit/rollout"
