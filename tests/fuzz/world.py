@@ -65,7 +65,7 @@ class World:
             "seed": 0,
             "model": {"weights": str(self.spoilt)},
             "runtime": {"device": "cpu", "dtype": "fp32"},
-            "data": {"source": str(folder / "problems.jsonl"), "template": "r1_zero", "max_prompt_tokens": 128,
+            "data": {"source": str(folder / "problems.jsonl"), "template": "r1_zero", "max_prompt_tokens": 96,
                      "heldout_fraction": 0.4},
             "grpo": {"rollouts": 2, "prompts_per_rollout": 2, "group_size": 2, "minibatch_size": 4, "optimizer": {"lr": 1e-4}},
             "sft": {"sources": [str(folder / "conversations.jsonl"), {"path": str(folder / "conversations.jsonl")}]},
