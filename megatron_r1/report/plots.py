@@ -11,6 +11,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from megatron_r1.errors import DataError
 from megatron_r1.report.runs import find_runs
@@ -129,6 +130,8 @@ def _draw_panel(ax: Axes, panel: Panel, records: list[dict[str, Any]]) -> None:
         ax.set_ylim(-0.02, 1.02)
     if panel.scale == "log" and any((record.get(name) or 0) > 0 for record in records for name in panel.series):
         ax.set_yscale("log")
+        for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            set_formatter(LogFormatter())  # the usual one writes formulas, which are not read here
     ax.set_xlabel("step")
     ax.legend()
 

@@ -121,6 +121,7 @@ def test_a_grpo_report_has_curves_table_and_samples(tmp_path):
         assert title in text
     assert "Where the time goes" in text
     assert "Gate" not in text, "no panel without numbers"
+    assert re.search(">1e.05<", text) and "mathdefault" not in text, "ticks of a logarithmic axis are numbers"
     assert "<td>base</td><td>23.4%</td><td>&ndash;</td><td>&ndash;</td>" in text
     assert "<td>R1-Zero &lt;1&gt;</td><td>100.0%</td><td>&ndash;</td><td>[50.0%, 75.0%]</td>" in text
     assert re.findall(r"<h4>Step (\d+)", text) == ["1", "4", "7", "9", "12"]

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-import time
 
 import pytest
 import torch
@@ -246,10 +245,8 @@ def test_a_dead_or_silent_engine_on_another_node_is_told_and_the_next_one_is_new
     engine = ServedEngine(server, {}, timeout=LONG)
     pid, _ = engine.call("pid", timeout=LONG)
     os.kill(pid, signal.SIGSTOP)
-    started = time.monotonic()
-    with pytest.raises(EngineLost, match="gave no sign"):
+    with pytest.raises(EngineLost, match="gave no sign for"):  # the limit of the whole call has another message
         engine.call("beat", SHORT, timeout=600, stall=patient(1.0))
-    assert time.monotonic() - started < patient(20)
     engine.close()
 
 
