@@ -70,7 +70,9 @@ class World:
             "grpo": {"rollouts": 2, "prompts_per_rollout": 2, "group_size": 2, "minibatch_size": 4, "optimizer": {"lr": 1e-4}},
             "sft": {"sources": [str(folder / "conversations.jsonl"), {"path": str(folder / "conversations.jsonl")}]},
             "pretrain": {"steps": 2, "optimizer": {"lr": 1e-3, "schedule": "cosine"}, "moe": {"bias_update_rate": 1e-3}},
-            "rollout": {"max_response_tokens": 16},
+            # Weights that a case finds in another place, or makes, lead here: no engine is started.
+            "rollout": {"max_response_tokens": 16, "placement": "disaggregated", "servers": str(folder / "servers"),
+                        "start_timeout_seconds": 0},
             "reward": {"accuracy_weight": 1.0, "workers": 1},
             "evaluate": {"interval": 1, "problems": 1, "samples": 1},
             "checkpoint": {"interval": 1},
