@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
-from megatron_r1.errors import DeviceError
+from megatron_r1.errors import DeviceError, one_line
 
 # 512 ranks cost the store at most 51 short requests a second as they work, and 256 as they wait.
 _SIGN_SECONDS = 10.0  # between two signs of one rank in the store
@@ -109,7 +109,7 @@ def wait_for_all() -> None:
     try:
         _place.wait()
     except dist.DistError as error:
-        raise DeviceError(f"the ranks' meeting store does not answer: {str(error).splitlines()[0]}") from None
+        raise DeviceError(f"the ranks' meeting store does not answer: {one_line(error)}") from None
 
 
 def hear_signs(listener: Callable[[], None]) -> None:
