@@ -29,7 +29,7 @@ from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import load_problems
-from megatron_r1.data.prompts import PromptStream
+from megatron_r1.data.prompts import PromptStream, PromptWriter
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
@@ -145,11 +145,7 @@ def make_policy(config: Config, session: Session) -> MegatronPolicy:
 def make_prompts(config: Config, tokenizer: Tokenizer, count: int) -> list[Prompt]:
     """The first training prompts."""
     stream = PromptStream(
-        load_problems(config.data, accuracy_scorers(config.reward)),
-        tokenizer,
-        config.data.template,
-        config.seed,
-        config.data.max_prompt_tokens,
+        load_problems(config.data, accuracy_scorers(config.reward)), PromptWriter(config.data, tokenizer), config.seed
     )
     return stream.next(count)
 

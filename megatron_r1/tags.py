@@ -82,9 +82,14 @@ def find_hash_answers(response: str) -> list[str]:
     return answers
 
 
+def opening_of(prompt_text: str) -> str:
+    """What a prompt already holds of its response: the <think> that it ends with, or nothing."""
+    return f"{THINK_OPEN}\n" if prompt_text.rstrip().endswith(THINK_OPEN) else ""
+
+
 def whole_response(prompt_text: str, response: str) -> str:
     """A response with the <think> that its prompt may hold. Without it, reasoning that never ends would pass for a summary."""
-    return (f"{THINK_OPEN}\n" if prompt_text.rstrip().endswith(THINK_OPEN) else "") + response
+    return opening_of(prompt_text) + response
 
 
 def find_summary(response: str) -> str | None:

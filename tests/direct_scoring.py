@@ -15,8 +15,8 @@ from megatron_r1.types import RolloutGroup
 class DirectScoring:
     """The rule scorers of a config, without processes and time limits."""
 
-    def __init__(self, config: RewardConfig, *names: str, template: str = "r1_zero") -> None:
-        self._specs = scorer_specs(config, names or ("math", "format"), template)
+    def __init__(self, config: RewardConfig, *names: str, template: str = "r1_zero", opening: str | None = None) -> None:
+        self._specs = scorer_specs(config, names or ("math", "format"), template, opening)
         self._scorers = {name: build_scorer(spec.target, spec.settings) for name, spec in self._specs.items()}
 
     def submit(self, scorer: str, response: str, reference: Any = None) -> Future[Verdict]:

@@ -112,7 +112,7 @@ RECIPES = {
         own=("recipe", "sft"),
     ),
 }
-SCORE_SECTIONS = ("reward", "data.template")
+SCORE_SECTIONS = ("reward", "data.template", "data.template_arguments", "data.tokenizer", "data.system_prompt")
 CHECK_SECTIONS = ("data", "reward")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,17 @@ class DataConfig(Section):
         description="How a prompt is written. r1_zero: the template of R1-Zero (R1 v1 Table 1); r1_chat: DeepSeek-R1's chat "
         "template; r1_chat_think: its later revision, whose prompts end in <think>; tokenizer: the tokenizer's own chat_template.",
     )
+    template_arguments: dict[str, Any] = Field(
+        {},
+        description="Further arguments of the tokenizer's own chat_template by their names, e.g. "
+        "data.template_arguments.enable_thinking=false. Each must be one that the template reads.",
+    )
+    system_prompt: str | None = Field(
+        None,
+        description="System message before every question. A problem with another one of its own is refused. null: none.",
+    )
+    question_prefix: str = Field("", description="Text right before every question, inside of the user's message.")
+    question_suffix: str = Field("", description="Text right after every question, inside of the user's message.")
     general_source: str | None = Field(
         None,
         description="General prompts for reinforcement learning over all scenarios: 'tally_chat', or a path to a .jsonl or .json "
@@ -80,3 +91,8 @@ class DataConfig(Section):
         description="Share of the problems that is kept for evaluation and never trained on, chosen by a hash of the question. "
         "0: none is kept, see data.evaluation_source and evaluate.problems. The paper does not state it.",
     )
+
+    def asked_with(self) -> dict[str, Any]:
+        """The settings beside the template that say how a question is asked, without those that ask it as it is."""
+        given = self.model_dump(include={"template_arguments", "system_prompt", "question_prefix", "question_suffix"})
+        return {name: value for name, value in given.items() if value != type(self).model_fields[name].default}

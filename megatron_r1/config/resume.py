@@ -56,6 +56,7 @@ STAYS: Mapping[str, str] = {
     "it says what the model is": "model.preset model.overrides runtime.dtype",
     "it says what is trained on, and in which order": """
         data.question_field data.answer_field data.text_field data.answer_format data.template data.general_share
+        data.template_arguments data.system_prompt data.question_prefix data.question_suffix
         data.repeated data.overlong data.heldout_fraction pretrain.sequence_length pretrain.mask_documents
         sft.max_tokens sft.overlong sft.invalid
         sft.prompt_field sft.response_field sft.trained_turns
@@ -74,6 +75,7 @@ STAYS: Mapping[str, str] = {
     "it says which responses are sampled": "rollout.temperature rollout.top_p",
     "it says what a response is worth": """
         reward.accuracy_weight reward.format_weight reward.language_weight reward.model_weight reward.model reward.answer_location
+        reward.format reward.format_pattern
         reward.length_penalty_weight reward.length_penalty_max_tokens reward.length_penalty_cache_tokens
         reward.repetition_penalty_weight reward.repetition_ngram reward.unscored_value reward.custom reward.domains
         reward.math.percent reward.math.units reward.math.rounding reward.math.list_order reward.math.several_answers

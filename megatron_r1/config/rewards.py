@@ -251,6 +251,18 @@ class RewardConfig(Section):
     format_weight: float = Field(
         1.0, description="Weight of the format reward, 1 for a response in the form of its template, else 0 (R1 v2 section 2.2)."
     )
+    format: Literal["zero", "chat", "none", "custom"] | None = Field(
+        None,
+        description="Form that the format reward wants. zero: <think> and <answer> elements, as R1-Zero's template asks (R1 v1 "
+        "Table 1); chat: <think> and a summary, as DeepSeek-R1 answers; custom: reward.format_pattern; none: no form is rewarded "
+        "or measured. null: zero for data.template r1_zero, chat for r1_chat and r1_chat_think, none for tokenizer.",
+    )
+    format_pattern: str | None = Field(
+        None,
+        description="Regular expression that a whole response must match with reward.format=custom, the <think> that its prompt "
+        "opened included. RE2's syntax, whose time is linear in the response: no lookaround, no backreferences; . matches line "
+        "breaks, too.",
+    )
     language_weight: float = Field(
         0.0,
         description="Weight of the language reward, the share of the reasoning's words that are in the prompt's language (R1 v2 "
@@ -350,6 +362,12 @@ class RewardConfig(Section):
         description="Scorer of the accuracy of each domain's problems, by the domain's name: math, code, choice (a letter) or the "
         "name of one in reward.custom. The domains math, code and choice need no entry.",
     )
+
+    @model_validator(mode="after")
+    def _pattern_goes_with_custom(self) -> Self:
+        if (self.format == "custom") != (self.format_pattern is not None):
+            raise ConfigError("reward.format=custom and reward.format_pattern go together: set both, or none of the two")
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -13,7 +13,9 @@ from megatron_r1.tags import find_summary
 Check = Callable[[Asked, str], Future[Verdict]]  #: starts checking one finished response and returns at once
 
 
-def answer_check(scoring: ScoringService | None, judge: Grader | None = None, rewards: RewardConfig | None = None) -> Check:
+def answer_check(
+    scoring: ScoringService | None, judge: Grader | None = None, rewards: RewardConfig | None = None, opening: str = ""
+) -> Check:
     """The check of responses.
 
     The rule of its domain checks a reasoning problem, if there is one. If there is none, or if the rule's verdict has no score
@@ -21,6 +23,7 @@ def answer_check(scoring: ScoringService | None, judge: Grader | None = None, re
 
     Args:
         rewards: say which scorer of `scoring` checks which domain; None: the built-in ones.
+        opening: what the prompt already held of the response, which `scoring` puts before it by itself.
     """
 
     rewards = rewards or RewardConfig()
@@ -29,9 +32,9 @@ def answer_check(scoring: ScoringService | None, judge: Grader | None = None, re
     def check(asked: Asked, response: str) -> Future[Verdict]:
         rule = rules.get(asked.domain) if asked.kind == "reasoning" and scoring is not None else None
         if rule is None:
-            return _grade(judge, asked, response)
+            return _grade(judge, asked, opening + response)
         by_rule = scoring.submit(rule, response, accuracy_reference(rewards, rule, asked))
-        return by_rule if judge is None else _unless_scored(by_rule, lambda: _grade(judge, asked, response))
+        return by_rule if judge is None else _unless_scored(by_rule, lambda: _grade(judge, asked, opening + response))
 
     return check
 

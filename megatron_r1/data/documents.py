@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from megatron_r1.config.data import DataConfig
+from megatron_r1.data.problem_records import Problem
 from megatron_r1.data.problems import shuffled
+from megatron_r1.data.prompts import PromptWriter
 from megatron_r1.data.record_files import read_records, read_text, take_text
 from megatron_r1.data.tally.arithmetic import pretraining_document
 from megatron_r1.data.tally.requests import tally_chat_document
@@ -42,7 +44,7 @@ def load_documents(config: DataConfig) -> DocumentSource:
         DataError: a file that is missing, empty or malformed, with the line.
     """
     if config.source in _GENERATED:
-        return GeneratedDocuments(config.source, config.template, config.heldout_fraction)
+        return GeneratedDocuments(config)
     path = Path(config.source)
     if path.suffix in (".txt", ".md"):
         return TextDocuments([part.strip() for part in re.split(r"\n\s*\n", read_text(path)) if part.strip()])
@@ -52,14 +54,18 @@ def load_documents(config: DataConfig) -> DocumentSource:
 class GeneratedDocuments:
     """A noisy corpus made on demand, each question inside the template that it will be asked with."""
 
-    def __init__(self, name: str, template: str, heldout_fraction: float):
-        self._make, self._template, self._heldout_fraction = _GENERATED[name], template, heldout_fraction
-        self.fingerprint = f"{name}-{template}-{heldout_fraction}"
+    def __init__(self, config: DataConfig):
+        self._make, self._config = _GENERATED[config.source], config
+        self._writer: tuple[Tokenizer, PromptWriter] | None = None
+        asked_with = config.asked_with()
+        self.fingerprint = f"{config.source}-{config.template}-{config.heldout_fraction}{asked_with or ''}"
 
     def encode(self, number: int, seed: int, tokenizer: Tokenizer) -> list[int]:
         """See `DocumentSource`."""
-        question, continuation = self._make(random.Random(f"document {seed} {number}"), self._heldout_fraction)
-        return tokenizer.encode_prompt(self._template, question)[1] + tokenizer.encode(continuation)
+        if self._writer is None or self._writer[0] is not tokenizer:
+            self._writer = tokenizer, PromptWriter(self._config, tokenizer)
+        question, continuation = self._make(random.Random(f"document {seed} {number}"), self._config.heldout_fraction)
+        return self._writer[1].encode(Problem("document", question, ""))[1] + tokenizer.encode(continuation)
 
     def name(self, number: int, seed: int) -> str:
         """See `DocumentSource`."""

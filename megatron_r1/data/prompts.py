@@ -4,20 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 from megatron_r1.config.data import DataConfig
-from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.load import load_template
 from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import TEMPLATES
-from megatron_r1.data.chat.template import ChatTemplate
 from megatron_r1.data.problem_records import Problem
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
-from megatron_r1.tags import THINK_OPEN
+from megatron_r1.tags import THINK_OPEN, opening_of
 from megatron_r1.types import Prompt
+
+
+class PromptWriter:
+    """Makes prompts of problems as the settings ask: the template, what stands around every question, how long a prompt may be."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        """
+        Raises:
+            ConfigError: settings that do not fit the template, see `load_template`.
+        """
+        self._config, self._tokenizer = config, tokenizer
+        self._template = load_template(config, tokenizer)
+        self._is_fixed = config.template in TEMPLATES and config.system_prompt is None
+
+    @cached_property
+    def opening(self) -> str:
+        """What every prompt already holds of its response: a <think>, or nothing."""
+        return opening_of(self.encode(Problem("?", "?", ""))[0])
+
+    def encode(self, problem: Problem) -> tuple[str, list[int]]:
+        """The prompt as text and ids.
+
+        Raises:
+            DataError: the template has no place for what was said before the question.
+        """
+        if self._is_fixed and not problem.context:
+            question = f"{self._config.question_prefix}{problem.question}{self._config.question_suffix}"
+            return self._tokenizer.encode_prompt(self._config.template, question)
+        try:
+            ids = self._template.encode_prompt([*problem.context, Message("user", problem.question)])
+        except DataError as error:
+            raise DataError(f"{problem.where or f'problem {problem.id}'}: {error}") from error
+        return self._tokenizer.decode_everything(ids), ids
+
+    def write(self, problem: Problem) -> Prompt:
+        """The prompt of one problem.
+
+        Raises:
+            DataError: it is longer than `data.max_prompt_tokens`, or opens the reasoning where others do not.
+        """
+        text, token_ids = self.encode(problem)
+        limit = self._config.max_prompt_tokens
+        if len(token_ids) > limit:
+            raise DataError(
+                f"problem {problem.id} has a prompt of {len(token_ids)} tokens, data.max_prompt_tokens is {limit};"
+                " raise it, remove the problem or leave all such out with data.overlong=drop"
+            )
+        if opening_of(text) != self.opening:
+            raise DataError(
+                f"{problem.where or f'problem {problem.id}'}: the chat template ends this prompt with {THINK_OPEN} and others "
+                "not, or the other way round, so that graders cannot tell the answer: remove the problem, or fix the template's "
+                "choice with data.template_arguments"
+            )
+        known = {name: getattr(problem, name) for name in ("language", "domain", "kind", "preference")}
+        context = tuple((message.role, message.content) for message in problem.context)
+        return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), **known, context=context)
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether its prompt is short enough, or its length is an error."""
+        return self._config.overlong == "error" or len(self.encode(problem)[1]) <= self._config.max_prompt_tokens
+
+    def write_fitting(self, problems: Sequence[Problem]) -> list[Prompt]:
+        """The prompts of problems, without the too long ones if `data.overlong` asks for that."""
+        return [self.write(problem) for problem in problems if self.fits(problem)]
+
+    def without_overlong(self, source: ProblemSource) -> ProblemSource:
+        """The source without problems whose prompts are too long, if `data.overlong` asks for that."""
+        if self._config.overlong == "error":
+            return source
+        return source.select(self.fits, f"longer than data.max_prompt_tokens={self._config.max_prompt_tokens}")
 
 
 class PromptStream:
@@ -26,23 +95,21 @@ class PromptStream:
     Problems of a file come once an epoch, reshuffled for each; generated problems are drawn independently.
     """
 
-    def __init__(self, source: ProblemSource, tokenizer: Tokenizer, template: str, seed: int, max_prompt_tokens: int):
+    def __init__(self, source: ProblemSource, writer: PromptWriter, seed: int):
         """
         Raises:
-            DataError: a prompt of a file is longer than `max_prompt_tokens`.
+            DataError: a prompt of a file is too long.
         """
-        self._source, self._tokenizer, self._template = source, tokenizer, template
-        self._seed, self._max_prompt_tokens = seed, max_prompt_tokens
+        self._source, self._writer, self._seed = source, writer, seed
         self._position = 0
         for problem in source.fixed_problems():
-            make_prompt(problem, tokenizer, template, max_prompt_tokens)
+            writer.write(problem)
 
     def next(self, count: int) -> list[Prompt]:
         """The next `count` prompts."""
         positions = range(self._position, self._position + count)
         self._position += count
-        problems = [self._source.train(position, self._seed) for position in positions]
-        return [make_prompt(problem, self._tokenizer, self._template, self._max_prompt_tokens) for problem in problems]
+        return [self._writer.write(self._source.train(position, self._seed)) for position in positions]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, fit for JSON."""
@@ -62,70 +129,13 @@ class PromptStream:
         self._position = state["position"]
 
 
-def heldout_prompts(
-    source: ProblemSource, tokenizer: Tokenizer, template: str, count: int, seed: int, max_prompt_tokens: int
-) -> list[Prompt]:
+def heldout_prompts(source: ProblemSource, writer: PromptWriter, count: int, seed: int) -> list[Prompt]:
     """`count` prompts of different held-out problems, the same for the same seed.
 
     Raises:
-        DataError: too few held-out problems, or one longer than `max_prompt_tokens`.
+        DataError: too few held-out problems, or one that is too long.
     """
-    return [make_prompt(problem, tokenizer, template, max_prompt_tokens) for problem in source.heldout(count, seed)]
-
-
-def make_prompt(problem: Problem, tokenizer: Tokenizer, template: str, max_prompt_tokens: int) -> Prompt:
-    """Render and tokenise one problem.
-
-    Raises:
-        DataError: the prompt is longer than `max_prompt_tokens`.
-    """
-    text, token_ids = encode_problem(problem, tokenizer, template)
-    if len(token_ids) > max_prompt_tokens:
-        raise DataError(
-            f"problem {problem.id} has a prompt of {len(token_ids)} tokens, data.max_prompt_tokens is {max_prompt_tokens};"
-            " raise it, remove the problem or leave all such out with data.overlong=drop"
-        )
-    known = {name: getattr(problem, name) for name in ("language", "domain", "kind", "preference")}
-    context = tuple((message.role, message.content) for message in problem.context)
-    return Prompt(problem.id, problem.question, problem.answer, text, tuple(token_ids), **known, context=context)
-
-
-def make_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, config: DataConfig) -> list[Prompt]:
-    """The prompts of problems, without the too long ones if `config.overlong` asks for that."""
-    fitting = [problem for problem in problems if config.overlong == "error" or _is_short_enough(problem, tokenizer, config)]
-    return [make_prompt(problem, tokenizer, config.template, config.max_prompt_tokens) for problem in fitting]
-
-
-def encode_problem(problem: Problem, tokenizer: Tokenizer, template: str) -> tuple[str, list[int]]:
-    """The prompt as text and ids.
-
-    Raises:
-        DataError: the template has no place for what was said before the question.
-    """
-    if not problem.context and template in TEMPLATES:
-        return tokenizer.encode_prompt(template, problem.question)
-    try:
-        ids = _load_template(template, tokenizer).encode_prompt([*problem.context, Message("user", problem.question)])
-    except DataError as error:
-        raise DataError(f"{problem.where or f'problem {problem.id}'}: {error}") from error
-    return tokenizer.decode_everything(ids), ids
-
-
-def without_overlong(source: ProblemSource, tokenizer: Tokenizer, config: DataConfig) -> ProblemSource:
-    """The source without problems whose prompts are longer than `max_prompt_tokens`, if `config.overlong` asks for that."""
-    if config.overlong == "error":
-        return source
-    why = f"longer than data.max_prompt_tokens={config.max_prompt_tokens}"
-    return source.select(lambda problem: _is_short_enough(problem, tokenizer, config), why)
-
-
-def _is_short_enough(problem: Problem, tokenizer: Tokenizer, config: DataConfig) -> bool:
-    return len(encode_problem(problem, tokenizer, config.template)[1]) <= config.max_prompt_tokens
-
-
-@lru_cache(maxsize=2)
-def _load_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
-    return load_chat_template(name, tokenizer)
+    return [writer.write(problem) for problem in source.heldout(count, seed)]
 
 
 def force_thinking(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:

@@ -49,7 +49,7 @@ def prepare_sft(
 
     Args:
         config: its `sources`, or `data.source` if there are none.
-        data: names the template.
+        data: names the template, and what stands around every question.
         folder: see `sample_store`.
         on_progress: called now and then with the number of conversations so far.
 
@@ -61,6 +61,7 @@ def prepare_sft(
     every = [*sources, *([config.validation] if config.validation else [])]
     made_from: dict[str, Any] = {
         "template": data.template,
+        **({"asked_with": asked_with} if (asked_with := data.asked_with()) else {}),
         "tokenizer": tokenizer.fingerprint,
         "sources": [source.model_dump() for source in every],
         "files": [_file_state(Path(source.path)) for source in every],
@@ -73,7 +74,7 @@ def prepare_sft(
         counts: list[dict[str, Any]] = []
         fields = (config.prompt_field, config.response_field)
         last_only = config.trained_turns == "last"
-        encoders = [Encoder(tokenizer, data.template, source.format, *fields, last_only) for source in every]
+        encoders = [Encoder(tokenizer, data, source.format, *fields, last_only) for source in every]
         samples = _encode_sources(config, list(zip(every, encoders)), len(sources), limit, counts, on_progress)
         write_store(folder, samples, {"made_from": made_from, "sources": counts})
     store = SampleStore(folder)

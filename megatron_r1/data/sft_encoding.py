@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from megatron_r1.config.data import DataConfig
 from megatron_r1.data.chat.conversations import read_conversation
-from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.load import load_template
 from megatron_r1.data.chat.messages import Message, read_tools
 from megatron_r1.data.chat.template import encode_conversation
 from megatron_r1.data.record_files import Record
@@ -34,10 +35,10 @@ class Encoder:
     """Makes samples of records. Picklable."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str, form: str, prompt_field: str, response_field: str, last_only: bool = False
+        self, tokenizer: Tokenizer, data: DataConfig, form: str, prompt_field: str, response_field: str, last_only: bool = False
     ):
-        """Args: see `read_conversation` and `load_chat_template`, and what they raise; `last_only`: loss on the last reply only."""
-        self._template = load_chat_template(template, tokenizer)
+        """Args: see `read_conversation` and `load_template`, and what they raise; `last_only`: loss on the last reply only."""
+        self._template = load_template(data, tokenizer)
         self._fields, self._last_only = (form, prompt_field, response_field), last_only
 
     def encode(self, record: Record) -> Encoded | DataError:

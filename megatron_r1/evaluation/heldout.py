@@ -9,6 +9,8 @@ from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.evaluation.passk import mean, pass_at_k, wilson_interval
 from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
+FORMAT_FIELDS = ("format", "format_greedy")  #: of a result: None without a format that is rewarded
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -20,8 +22,8 @@ class EvaluationResult:
     pass_at_1: float  #: share of samples with the right answer
     pass_at_k: float  #: share of problems with a right answer among k samples
     greedy: float  #: accuracy at temperature 0
-    format: float  #: share of samples in the required format
-    format_greedy: float
+    format: float | None  #: share of samples in the required format; None if none is required
+    format_greedy: float | None
     response_length: float  #: mean tokens of a sample, end of sequence included
     finished: float  #: share of samples that ended by themselves
     unscored: float  #: share of all responses whose accuracy has no score (error, timeout, unscorable)
@@ -39,8 +41,9 @@ def evaluate_heldout(
     """Sample `config.samples` responses to every prompt, and one greedy response. All ranks call this.
 
     Args:
-        reward_fn: takes this rank's groups and all prompts, fills reward_parts with "accuracy" and "format", and gives the groups
-            of all prompts, other ranks' as outlines. A response that could not be scored is not correct, and counts in `unscored`.
+        reward_fn: takes this rank's groups and all prompts, fills reward_parts with "accuracy" and, if one is rewarded, "format",
+            and gives the groups of all prompts, other ranks' as outlines. A response that could not be scored is not correct, and
+            counts in `unscored`.
         max_tokens: response tokens, end of sequence included.
         on_group: starts to score a group of this rank while others are sampled.
 
@@ -57,19 +60,24 @@ def evaluate_heldout(
         "pass_at_1": mean([pass_at_k(config.samples, c, 1) for c in correct]),
         "pass_at_k": mean([pass_at_k(config.samples, c, config.samples) for c in correct]),
         "greedy": mean([scores(group, "accuracy")[0] for group in greedy]),
-        "format": mean([mean(scores(group, "format")) for group in sampled]),
-        "format_greedy": mean([scores(group, "format")[0] for group in greedy]),
     }
+    form: dict[str, float] = {}
+    if all("format" in group.reward_parts for group in groups):
+        form = {
+            "format": mean([mean(scores(group, "format")) for group in sampled]),
+            "format_greedy": mean([scores(group, "format")[0] for group in greedy]),
+        }
     rollouts = [rollout for group in sampled for rollout in group.rollouts]
     return EvaluationResult(
         problems=len(prompts),
         k=config.samples,
         temperature=config.temperature,
         **shares,
+        **{name: form.get(name) for name in FORMAT_FIELDS},
         response_length=mean([len(rollout.token_ids) for rollout in rollouts]),
         finished=mean([float(rollout.finished) for rollout in rollouts]),
         unscored=mean([float(score is None) for group in (*sampled, *greedy) for score in group.reward_parts["accuracy"]]),
-        intervals={name: wilson_interval(share, len(prompts)) for name, share in shares.items()},
+        intervals={name: wilson_interval(share, len(prompts)) for name, share in (shares | form).items()},
     )
 
 

@@ -21,7 +21,11 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
     lines = [("pass@1", "pass_at_1"), (f"pass@{k}", "pass_at_k"), ("greedy accuracy", "greedy"), ("format", "format"),
              ("format, greedy", "format_greedy")]  # fmt: skip
     rows = [[f"{problems} held-out problems", *results]]
-    rows += [[label, *(_share_with_interval(result, name) for result in results.values())] for label, name in lines]
+    rows += [
+        [label, *(_share_with_interval(result, name) for result in results.values())]
+        for label, name in lines
+        if any(getattr(result, name) is not None for result in results.values())
+    ]
     rows.append(["response length (tokens)", *(f"{result.response_length:.1f}" for result in results.values())])
     rows.append(["finished", *(f"{result.finished:.1%}" for result in results.values())])
     if any(result.unscored for result in results.values()):
@@ -31,5 +35,7 @@ def render_table(results: Mapping[str, EvaluationResult]) -> str:
 
 
 def _share_with_interval(result: EvaluationResult, name: str) -> str:
+    if getattr(result, name) is None:
+        return "-"
     low, high = result.intervals[name]
     return f"{getattr(result, name):.1%} [{low:.1%}, {high:.1%}]"

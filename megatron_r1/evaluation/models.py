@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, Self
 
 from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, read_api_key
 from megatron_r1.config.endpoint import EndpointConfig
+from megatron_r1.data.chat.messages import Message
+from megatron_r1.data.chat.wording import Wording
 from megatron_r1.errors import ConfigError, RewardError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.runtime.ledger import Ledger
-from megatron_r1.tags import THINK_CLOSE, THINK_OPEN
+from megatron_r1.tags import THINK_CLOSE, THINK_OPEN, whole_response
 from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
 OnResponses = Callable[[int], object]  #: is called with the number of responses that came
@@ -42,14 +44,11 @@ class EngineModel:
 
     Args:
         make_prompt: renders and tokenises a problem.
-        opening: text at the end of every prompt that is a part of the response, e.g. a forced <think>.
         responses_per_call: about how many responses one call asks for.
     """
 
-    def __init__(
-        self, engine: SamplingEngine, make_prompt: Callable[[BenchmarkProblem], Prompt], opening: str, responses_per_call: int
-    ) -> None:
-        self._engine, self._make_prompt, self._opening = engine, make_prompt, opening
+    def __init__(self, engine: SamplingEngine, make_prompt: Callable[[BenchmarkProblem], Prompt], responses_per_call: int) -> None:
+        self._engine, self._make_prompt = engine, make_prompt
         self._responses_per_call = responses_per_call
 
     def sample(
@@ -75,7 +74,7 @@ class EngineModel:
 
     def _response_line(self, group: RolloutGroup, sample: int) -> dict[str, Any]:
         rollout = group.rollouts[sample]
-        text = self._opening + rollout.text
+        text = whole_response(group.prompt.text, rollout.text)
         return _response_line(group.prompt.id, sample, text, rollout.finished, len(rollout.token_ids))
 
 
@@ -84,15 +83,25 @@ class EndpointModel:
 
     The first request that fails for good stops the sampling; responses that are under way are still kept.
 
+    Args:
+        wording: what stands around every question.
+        more: further fields of every request.
+
     Raises:
         ConfigError: no model is named, a wrong url, a key that cannot be read.
     """
 
-    def __init__(self, config: EndpointConfig, pause: Callable[[float], object] | None = None) -> None:
+    def __init__(
+        self,
+        config: EndpointConfig,
+        wording: Wording | None = None,
+        more: Mapping[str, Any] | None = None,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
         if not config.model or not config.url or not config.url.startswith(("http://", "https://")):
             raise ConfigError("evaluate.benchmarks.endpoint: url begins with http:// or https://, and model names what it serves")
         key = read_api_key(config.api_key_file, "evaluate.benchmarks.endpoint.api_key_file")
-        self._config = config
+        self._config, self._wording, self._more = config, wording or Wording(), more or {}
         section = "evaluate.benchmarks.endpoint"
         self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, section, pause)
 
@@ -132,11 +141,12 @@ class EndpointModel:
     def _request(self, question: str, sampling: Sampling, seed: int) -> dict[str, Any]:
         return {
             "model": self._config.model,
-            "messages": [{"role": "user", "content": question}],
+            "messages": [message.to_json() for message in self._wording.apply([Message("user", question)])],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "seed": seed,
+            **self._more,
         }
 
     def __enter__(self) -> Self:

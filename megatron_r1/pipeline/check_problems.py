@@ -23,7 +23,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.data.coding_records import reference_solution
 from megatron_r1.data.problem_records import Problem, read_problem
 from megatron_r1.data.problems import ProblemSource
-from megatron_r1.data.prompts import encode_problem
+from megatron_r1.data.prompts import PromptWriter
 from megatron_r1.data.record_files import read_records
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
@@ -163,6 +163,7 @@ class _Checker:
     def __init__(self, config: Config, scoring: ScoringPool, tokenizer: Tokenizer | None, has_solutions: bool) -> None:
         self.report = Report()
         self._config, self._scoring, self._tokenizer, self._has_solutions = config, scoring, tokenizer, has_solutions
+        self._writer = None if tokenizer is None else PromptWriter(config.data, tokenizer)
         self._domains = accuracy_scorers(config.reward)
         self._pending: deque[tuple[Problem, dict[str, Future[Verdict]]]] = deque()
         self._questions: dict[bytes, tuple[str, bytes]] = {}  # hash of a question -> where it stands, hash of its answer
@@ -185,8 +186,8 @@ class _Checker:
         self._look_for_twins(problem)
         report.measure("question, characters", len(problem.question))
         report.measure("answer, characters", len(problem.answer))
-        if self._tokenizer is not None:
-            tokens = len(encode_problem(problem, self._tokenizer, data.template)[1])
+        if self._writer is not None and self._tokenizer is not None:
+            tokens = len(self._writer.encode(problem)[1])
             report.measure("prompt, tokens", tokens)
             report.measure("answer, tokens", len(self._tokenizer.encode_plain(problem.answer)))
             if tokens > data.max_prompt_tokens:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.curate import curate_files
-from megatron_r1.data.prompts import heldout_prompts
+from megatron_r1.data.prompts import PromptWriter, heldout_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.heldout import evaluate_heldout
 from megatron_r1.evaluation.heldout_table import render_table
@@ -67,18 +67,12 @@ def run_evaluate_command(config: Config) -> None:
         check_custom_rewards(config.reward)
         arch = build_architecture(config.model)
         tokenizer = build_tokenizer(config.data, config.model, arch)
-        source = build_problems(config, tokenizer)
-        prompts = heldout_prompts(
-            source,
-            tokenizer,
-            config.data.template,
-            config.evaluate.problems,
-            config.evaluate.seed,
-            config.data.max_prompt_tokens,
-        )
+        writer = PromptWriter(config.data, tokenizer)
+        source = build_problems(config, writer)
+        prompts = heldout_prompts(source, writer, config.evaluate.problems, config.evaluate.seed)
         run_dir = Path(config.run_dir)
         with (
-            open_rewards(config, session, source, run_dir / "scoring.log") as rewards,
+            open_rewards(config, session, source, run_dir / "scoring.log", writer.opening) as rewards,
             open_engine(config, session, arch, tokenizer, run_dir / "engine.log") as engine,
         ):
             load_engine(engine, weights, config.runtime)

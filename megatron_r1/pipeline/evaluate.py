@@ -21,9 +21,9 @@ from megatron_r1.config.evaluation import BenchmarksConfig
 from megatron_r1.config.lengths import for_responses
 from megatron_r1.config.load import save_config
 from megatron_r1.config.schema import Config
-from megatron_r1.data.chat.load import load_chat_template
+from megatron_r1.data.chat.load import load_template
 from megatron_r1.data.chat.messages import Message
-from megatron_r1.data.chat.prompt_templates import OPENED
+from megatron_r1.data.chat.wording import Wording
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, digest, read_benchmark
 from megatron_r1.evaluation.benchmarks import Benchmark, find_benchmarks
@@ -91,7 +91,8 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
         results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
         sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
         name = settings.name or settings.endpoint.model or Path(model).name
-        measured = ModelResults(name, model, sampled | {"template": config.data.template}, results)
+        sampled |= {"template": config.data.template} | config.data.asked_with()
+        measured = ModelResults(name, model, sampled, results)
         print(write_results(run_dir, measured), flush=True)
     return measured
 
@@ -134,6 +135,7 @@ def _sample_missing(config: Config, session: Session | None, tasks: list[Task]) 
     else:
         fingerprint = weights_fingerprint(require_weights(config.model, "the model to evaluate"))
         identity = {"model": fingerprint, "template": config.data.template, "responses_per_call": settings.responses_per_call}
+    identity |= config.data.asked_with()
     with ExitStack() as stack:
         model: Model | None = None
         for task in tasks:
@@ -154,13 +156,15 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
     """The endpoint, or an engine with the weights of `model.weights`, for the block."""
     settings = config.evaluate.benchmarks
     if settings.endpoint.url:
-        with EndpointModel(settings.endpoint) as model:
+        arguments = config.data.template_arguments
+        more = {"chat_template_kwargs": arguments} if arguments else {}  # as vLLM and SGLang have it
+        with EndpointModel(settings.endpoint, Wording.of(config.data), more) as model:
             yield model
         return
     with nullcontext(session) if session else open_session(config.runtime) as opened:
         arch = build_architecture(config.model)
         tokenizer = build_tokenizer(config.data, config.model, arch)
-        template = load_chat_template(config.data.template, tokenizer)
+        template = load_template(config.data, tokenizer)
 
         def make_prompt(problem: BenchmarkProblem) -> Prompt:
             ids = tuple(template.encode_prompt([Message("user", problem.question)]))
@@ -178,8 +182,7 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
         fitting = for_responses(config.model_copy(update={"data": data}), settings.max_tokens)
         with open_engine(fitting, opened, arch, tokenizer, Path(config.run_dir) / "engine.log") as engine:
             load_engine(engine, require_weights(config.model, "the model to evaluate"), config.runtime)
-            opening = OPENED if longest.text.endswith(OPENED) else ""
-            yield EngineModel(engine, make_prompt, opening, settings.responses_per_call)
+            yield EngineModel(engine, make_prompt, settings.responses_per_call)
 
 
 def _score(config: Config, task: Task, scoring: ScoringPool, rescore: bool) -> BenchmarkResult:

@@ -12,6 +12,8 @@ from typing import Any
 from megatron_r1.config.rewards import CustomRewardConfig, RewardConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.problem_records import Problem
+from megatron_r1.data.prompts import PromptWriter
+from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.data.unpacked import read_once
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.import_path import is_import_path
@@ -59,12 +61,13 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
         RewardError: the scorer cannot work here.
     """
     rewards, reward = _find_reward(config.reward, reward)
+    opening = _opening_of_prompts(config)
     total = _check_lines(source, reward, mark_malformed)
     if target.is_file() and source.exists() and target.samefile(source):
         raise DataError(f"{target}: --output is the input file: name another one")
     counts: Counter[str] = Counter()
     with (
-        open_scoring(rewards, scorer_specs(rewards, [reward], config.data.template)) as scoring,
+        open_scoring(rewards, scorer_specs(rewards, [reward], config.data.template, opening)) as scoring,
         Progress(total, f"score {reward}") as progress,
         written_atomically(target) as output,
     ):
@@ -77,6 +80,17 @@ def score_file(config: Config, reward: str, source: Path, target: Path, mark_mal
 
         _stream(scoring, reward, read_lines(source, reward), keep)
     return counts
+
+
+def _opening_of_prompts(config: Config) -> str | None:
+    """What the prompts of the responses already held of them; None: as `data.template` says."""
+    if config.data.template != "tokenizer":
+        return None
+    if config.data.tokenizer is None:
+        raise ConfigError(
+            "data.template=tokenizer: name its folder in data.tokenizer, since the chat template says whether prompts open <think>"
+        )
+    return PromptWriter(config.data, Tokenizer.load(config.data.tokenizer)).opening
 
 
 def _find_reward(rewards: RewardConfig, reward: str) -> tuple[RewardConfig, str]:

@@ -65,9 +65,11 @@ class Composition:
         return [{name: [_result(future, on_wait) for future in row] for name, row in futures.items()} for futures in started]
 
     def _is_measured(self, component: str) -> bool:
-        """Accuracy, format and custom rewards are measured at any weight, the language reward only at a weight other than 0."""
+        """The language reward is measured at a weight other than 0 alone, the format if there is one, all others at any weight."""
         if component == "model":
             return self._config.model != "reward_models"
+        if component == "format":
+            return self._config.format != "none"
         return component != "language" or self._config.language_weight != 0
 
     def _start(self, component: str, prompt: Prompt, rollout: Rollout) -> Future[Verdict]:

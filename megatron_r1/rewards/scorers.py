@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_r1.errors import R1Error, RewardError
 from megatron_r1.rewards.custom import custom_reference
@@ -28,8 +28,10 @@ CUSTOM_TARGET = "megatron_r1.rewards.custom:CustomScorer"  #: the scorer that ca
 JSON_REFERENCES = frozenset({"code"})  #: scorers whose reference is the parsed JSON of a problem's answer
 #: a problem's domain -> the scorer of its accuracy; `reward.domains` adds to these
 ACCURACY_SCORERS = {"math": "math", "code": "code", "choice": "choice"}
-#: a prompt's template -> the format that its responses must have
-FORMATS = {"r1_zero": "zero", "r1_chat": "chat", "r1_chat_think": "chat_opened"}
+#: a prompt's template -> the format that its responses must have, unless `reward.format` says which
+FORMATS: Mapping[str, Literal["zero", "chat", "none"]] = {
+    "r1_zero": "zero", "r1_chat": "chat", "r1_chat_think": "chat", "tokenizer": "none",
+}  # fmt: skip
 OPENINGS = {"r1_chat_think": f"{THINK_OPEN}\n"}  #: a prompt's template -> what it already holds of the response
 
 
@@ -115,39 +117,47 @@ def needed_scorers(config: RewardConfig, domains: Iterable[str]) -> list[str]:
         if domain not in known:
             raise RewardError(f"there are problems of domain {domain!r}; {_known_domains(config)}")
         names.append(known[domain])
-    names += ["format", *(["language"] if config.language_weight else [])]
+    names += [*(["format"] if config.format != "none" else []), *(["language"] if config.language_weight else [])]
     names += [custom.name for kind in ("reasoning", "general") for custom in custom_components(config, kind)]
     return list(dict.fromkeys(names))
 
 
-def scorer_specs(config: RewardConfig, names: Iterable[str], template: str) -> dict[str, ScorerSpec]:
+def with_format(config: RewardConfig, template: str) -> RewardConfig:
+    """The rewards with the format that they want: `reward.format`, or that of the template."""
+    return config if config.format is not None else config.model_copy(update={"format": FORMATS[template]})
+
+
+def scorer_specs(config: RewardConfig, names: Iterable[str], template: str, opening: str | None = None) -> dict[str, ScorerSpec]:
     """The named scorers with the settings of a config.
 
     Args:
         template: of the prompts, one of `FORMATS`.
+        opening: what every prompt already holds of its response; None: as the template has it in `OPENINGS`.
 
     Raises:
-        RewardError: there is no such scorer, or the template has no format.
+        RewardError: there is no such scorer, or no format to reward.
     """
-    if template not in FORMATS:
-        raise RewardError(f"data.template={template} has no format to reward; choose one of {', '.join(FORMATS)}")
+    form = with_format(config, template).format
     settings: dict[str, dict[str, Any]] = {
         "math": {"answer_location": config.answer_location, "policy": config.math.model_dump()},
         "code": config.code.model_dump(),
         "language": config.language.model_dump(),
-        "format": {"template": FORMATS[template]},
+        "format": {"form": form, "pattern": config.format_pattern},
     }
     customs = {custom.name: custom for custom in config.custom}
+    before = OPENINGS.get(template, "") if opening is None else opening
     specs = {}
     for name in names:
-        opening = "" if name == "format" else OPENINGS.get(template, "")
         if name in customs:
-            specs[name] = _custom_spec(config, customs[name], opening)
+            specs[name] = _custom_spec(config, customs[name], before)
             continue
         if name not in SCORERS:
             raise RewardError(f"no scorer {name!r}; there are {', '.join((*SCORERS, *customs))}")
+        if name == "format" and form == "none":
+            said = f"data.template={template} has" if config.format is None else "reward.format=none leaves"
+            raise RewardError(f"{said} no format to reward: set reward.format to zero, chat or custom")
         limit = config.code_time_limit_seconds if name == "code" else config.time_limit_seconds
-        specs[name] = ScorerSpec(SCORERS[name], limit, settings.get(name, {}), opening)
+        specs[name] = ScorerSpec(SCORERS[name], limit, settings.get(name, {}), before)
     return specs
 
 

@@ -21,7 +21,7 @@ import datetime
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,12 @@ _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 # Llama's templates print the date of today unless a date is given; this is the date that they fall back to.
 _TODAY = datetime.datetime(2024, 7, 26)
 _LONGEST_SECONDS = 10.0  # of processor time for one rendering, which takes milliseconds
+#: what a rendering gets in any case
+_GIVEN = {
+    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "strftime_now",
+    "raise_exception", "conversations", "chat_template", "return_assistant_tokens_mask",
+}  # fmt: skip
+_GENERATION = re.compile(r"\{%-?\s{0,9}(?:end)?generation\s{0,9}-?%\}")
 _SWITCHES = {"thinking": True, "enable_thinking": True}
 _OPENED = re.compile(rf"{THINK_OPEN}\s*\Z")
 _CLOSED = re.compile(rf"(?:{THINK_OPEN}\s*)?{THINK_CLOSE}\s*\Z")
@@ -61,15 +67,20 @@ class _Asked:
 class TokenizerTemplate:
     """`ChatTemplate` of a tokenizer that brings one. The template alone decides about beginning of sequence."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, arguments: Mapping[str, Any] | None = None):
         """
+        Args:
+            arguments: for every rendering, beside the messages; they count more than the switch for reasoning.
+
         Raises:
-            ConfigError: the tokenizer has no chat template.
+            ConfigError: the tokenizer has no chat template, or the template does not read an argument.
         """
         if tokenizer.chat_template is None:
             raise ConfigError("data.template=tokenizer, but the tokenizer has no chat_template; choose another data.template")
         self._tokenizer, self._jinja = tokenizer, tokenizer.chat_template
         _refuse_powers(self._jinja)
+        self._arguments = dict(arguments or {})
+        _check_arguments(self._jinja, self._arguments)
         self._wants_reasoning_apart = "reasoning_content" in self._jinja and not _PARSES_CONTENT.search(self._jinja)
         added = {token for token in tokenizer.added_tokens() if len(token) > 1}
         self._any_token = _at_every_start(added)
@@ -178,7 +189,7 @@ class TokenizerTemplate:
                     bos_token=self._tokenizer.bos or "",
                     eos_token=self._tokenizer.eos,
                     strftime_now=_TODAY.strftime,
-                    **(_SWITCHES if thinks else {}),
+                    **((_SWITCHES if thinks else {}) | self._arguments),
                 )
         except (TookTooLong, RecursionError, MemoryError) as error:
             raise DataError(
@@ -216,6 +227,24 @@ def _refuse_powers(template: str) -> None:
     for (_, _, before), (line, kind, value) in itertools.pairwise(tokens):
         if kind == "operator" and value == "**" and before not in ("(", ","):  # there it stands for named arguments
             raise ConfigError(f"line {line} of the tokenizer's chat_template computes a power: choose another data.template")
+
+
+def _check_arguments(template: str, arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an argument that would change nothing, since the template reads no such variable from outside."""
+    from jinja2 import Environment, TemplateError
+    from jinja2.meta import find_undeclared_variables
+
+    if not arguments:
+        return
+    try:  # the tags that transformers adds mark a part of the text, and read nothing
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
+    except TemplateError:
+        return  # the first rendering tells it
+    read = find_undeclared_variables(parsed) - _GIVEN
+    if wrong := sorted(set(arguments) - read):
+        does = "is given by the conversation" if wrong[0] in _GIVEN else "is no variable that the tokenizer's chat_template reads"
+        known = f"it reads {', '.join(sorted(read))}" if read else "it reads none beside the conversation"
+        raise ConfigError(f"data.template_arguments.{wrong[0]} {does}: drop it, or correct the name; {known}")
 
 
 def _check_used(asked: _Asked, rendered: str) -> None:

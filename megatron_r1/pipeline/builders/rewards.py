@@ -11,15 +11,15 @@ from typing import Any
 from megatron_r1.config.rewards import JudgeConfig, RewardConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import ProblemSource
-from megatron_r1.data.prompts import heldout_prompts
-from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.data.prompts import PromptWriter, heldout_prompts
 from megatron_r1.errors import ConfigError, RewardError
-from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
+from megatron_r1.evaluation.heldout import FORMAT_FIELDS, EvaluationResult, evaluate_heldout
 from megatron_r1.pipeline.builders.placement import place_engine
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Composition, judge_reward
 from megatron_r1.rewards.judge.preference import Judge
-from megatron_r1.rewards.scorers import FORMATS, ScorerSpec, needed_scorers, scorer_specs
+from megatron_r1.rewards.rules.format import whole_match
+from megatron_r1.rewards.scorers import FORMATS, ScorerSpec, needed_scorers, scorer_specs, with_format
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.rewards.workers.process import WorkerLimits
 from megatron_r1.rollout.protocol import RolloutEngine
@@ -84,8 +84,13 @@ def check_custom_rewards(rewards: RewardConfig) -> None:
     """Find the functions of `reward.custom` as a scoring process will, before a run builds its models. All ranks call it.
 
     Raises:
-        ConfigError: a function is not there or cannot be called as it must be.
+        ConfigError: a function is not there or cannot be called as it must be, or `reward.format_pattern` is no expression.
     """
+    if rewards.format_pattern is not None:
+        try:
+            whole_match(rewards.format_pattern)
+        except RewardError as error:
+            raise ConfigError(str(error)) from None
 
     def check() -> None:
         specs = scorer_specs(rewards, [custom.name for custom in rewards.custom], next(iter(FORMATS)))
@@ -98,9 +103,14 @@ def check_custom_rewards(rewards: RewardConfig) -> None:
         on_rank_zero(check)
 
 
-def open_domain_scoring(config: Config, domains: Iterable[str], log: Path, workers: int | None = None) -> ScoringPool:
-    """Scoring processes for problems of these domains, as a context manager; see `open_scoring`."""
-    specs = scorer_specs(config.reward, needed_scorers(config.reward, domains), config.data.template)
+def open_domain_scoring(config: Config, domains: Iterable[str], log: Path, opening: str, workers: int | None = None) -> ScoringPool:
+    """Scoring processes for problems of these domains, as a context manager; see `open_scoring`.
+
+    Args:
+        opening: what every prompt already holds of its response.
+    """
+    rewards = with_format(config.reward, config.data.template)
+    specs = scorer_specs(rewards, needed_scorers(rewards, domains), config.data.template, opening)
     # A whole rollout fits, with every component: a full queue would hold up the generation that fills it.
     max_pending = 4 * config.grpo.prompts_per_rollout * config.grpo.group_size
     return open_scoring(config.reward, specs, log, max_pending, workers)
@@ -108,16 +118,24 @@ def open_domain_scoring(config: Config, domains: Iterable[str], log: Path, worke
 
 @contextmanager
 def open_rewards(
-    config: Config, session: Session, source: ProblemSource, log: Path, preferences: Preferences | None = None
+    config: Config,
+    session: Session,
+    source: ProblemSource,
+    log: Path,
+    opening: str,
+    preferences: Preferences | None = None,
 ) -> Iterator[CollectiveRewards]:
     """The rewards for the block: scoring processes beside each rank that samples. All ranks call this.
 
     Args:
         source: the problems whose responses will be scored; a scorer that none of them needs is not started.
         log: takes all output of the scoring processes beside rank 0. The logs of other ranks have the rank in their name.
+        opening: what every prompt already holds of its response, see `PromptWriter`.
         preferences: reward models for general prompts.
     """
-    rewards, rank = config.reward, session.launch.rank
+    rewards, rank = with_format(config.reward, config.data.template), session.launch.rank
+    if config.reward.format is None and rewards.format == "none":
+        on_rank_zero(_tell_no_format)
     with failing_together():
         place = place_engine(config.rollout, session.launch, session.device.kind)
     samples = place is not None and place.has_head(rank)
@@ -126,7 +144,7 @@ def open_rewards(
     with ExitStack() as stack:
 
         def start() -> Composition:
-            scoring = stack.enter_context(open_domain_scoring(config, source.domains(), path_of_rank(log, rank), workers))
+            scoring = stack.enter_context(open_domain_scoring(config, source.domains(), path_of_rank(log, rank), opening, workers))
             judge = None
             if rewards.model == "judge":
                 judge = stack.enter_context(Judge(judge_of_rank(rewards.judge, scoring_ranks, rank)))
@@ -136,7 +154,7 @@ def open_rewards(
 
 
 def build_evaluation(
-    config: Config, engine: RolloutEngine, rewards: CollectiveRewards, source: ProblemSource, tokenizer: Tokenizer
+    config: Config, engine: RolloutEngine, rewards: CollectiveRewards, source: ProblemSource, writer: PromptWriter
 ) -> Callable[[int, int, int], dict[str, float]]:
     """A function of (step, last step, most tokens of a response): held-out metrics of the engine's weights.
 
@@ -145,9 +163,7 @@ def build_evaluation(
     """
     if not config.evaluate.problems:
         return lambda step, last, max_tokens: {}
-    prompts = heldout_prompts(
-        source, tokenizer, config.data.template, config.evaluate.problems, config.evaluate.seed, config.data.max_prompt_tokens
-    )
+    prompts = heldout_prompts(source, writer, config.evaluate.problems, config.evaluate.seed)
 
     def measure(step: int, last: int, max_tokens: int) -> dict[str, float]:
         interval = config.evaluate.interval
@@ -162,7 +178,7 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
     """An evaluation as a line of metrics.jsonl holds it: "eval/<name>", and "eval/<name>/low" and "/high" of its intervals."""
     values = asdict(result)
     intervals = values.pop("intervals")
-    metrics = {_metric_name(field): value for field, value in values.items()}
+    metrics = {_metric_name(field): value for field, value in values.items() if value is not None}
     for field, (low, high) in intervals.items():
         metrics |= {f"{_metric_name(field)}/low": low, f"{_metric_name(field)}/high": high}
     return metrics
@@ -173,7 +189,14 @@ def read_evaluation(metrics: Mapping[str, Any]) -> EvaluationResult:
     names = {field.name: _metric_name(field.name) for field in fields(EvaluationResult) if field.name != "intervals"}
     bounded = {field: name for field, name in names.items() if f"{name}/low" in metrics}
     intervals = {field: (metrics[f"{name}/low"], metrics[f"{name}/high"]) for field, name in bounded.items()}
-    return EvaluationResult(**{field: metrics[name] for field, name in names.items()}, intervals=intervals)
+    known: dict[str, Any] = {field: metrics.get(name) if field in FORMAT_FIELDS else metrics[name] for field, name in names.items()}
+    return EvaluationResult(**known, intervals=intervals)
+
+
+def _tell_no_format() -> None:
+    print(
+        "reward.format: none, as data.template=tokenizer asks for no form of its own; zero, chat or custom rewards one", flush=True
+    )
 
 
 def _metric_name(field: str) -> str:

@@ -31,7 +31,7 @@ from megatron_r1.curation.rejection import sample_and_keep
 from megatron_r1.curation.review import apply_decisions, export_review, read_decisions
 from megatron_r1.data.problem_records import Problem
 from megatron_r1.data.problems import ProblemSource, load_problems
-from megatron_r1.data.prompts import make_prompts
+from megatron_r1.data.prompts import PromptWriter
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.builders.engine_weights import weights_fingerprint
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
@@ -135,12 +135,13 @@ def _sample_stage(
     """Sample the model in `policy.model.weights` on the problems and keep what `stage` asks for."""
     arch = build_architecture(policy.model)
     tokenizer = build_tokenizer(policy.data, policy.model, arch)
-    prompts = make_prompts(problems, tokenizer, policy.data)
+    writer = PromptWriter(policy.data, tokenizer)
+    prompts = writer.write_fitting(problems)
     if len(prompts) < len(problems):
         print(f"{folder}: {len(problems) - len(prompts)} problems have prompts longer than data.max_prompt_tokens", flush=True)
     source = load_problems(policy.data, accuracy_scorers(policy.reward))
     with (
-        _open_check(policy, source, folder.with_suffix(".scoring.log")) as check,
+        _open_check(policy, source, folder.with_suffix(".scoring.log"), writer.opening) as check,
         open_engine(for_responses(policy, stage.curation.rejection.max_tokens), folder.with_suffix(".engine.log")) as engine,
     ):
         kept = sample_and_keep(engine, check, prompts, folder, stage.curation, policy.seed, policy=fingerprint, filters=filters)
@@ -161,12 +162,12 @@ def draw_problems(source: ProblemSource, count: int, seed: int) -> list[Problem]
 
 
 @contextmanager
-def _open_check(config: Config, source: ProblemSource, log: Path) -> Iterator[Check]:
+def _open_check(config: Config, source: ProblemSource, log: Path, opening: str = "") -> Iterator[Check]:
     """How responses are checked: by rule, and by the judge if one is set."""
     with ExitStack() as stack:
-        scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log))
+        scoring = stack.enter_context(open_domain_scoring(config, source.domains(), log, opening))
         judge = stack.enter_context(Judge(config.reward.judge)) if config.reward.judge.url else None
-        yield answer_check(scoring, judge, config.reward)
+        yield answer_check(scoring, judge, config.reward, opening)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from megatron_r1.curation.outputs import write_json_lines
 from megatron_r1.curation.records import Conversation
 from megatron_r1.data.general import load_general
 from megatron_r1.data.problems import load_problems
-from megatron_r1.data.prompts import heldout_prompts
+from megatron_r1.data.prompts import PromptWriter, heldout_prompts
 from megatron_r1.evaluation.passk import mean
 from megatron_r1.pipeline.builders.engine_weights import load_engine, weights_fingerprint
 from megatron_r1.pipeline.builders.engines import open_engine
@@ -50,7 +50,7 @@ class Measured:
 
     model: str  #: fingerprint of the measured weights
     pass_at_1: float  #: share of samples with the right answer
-    format: float  #: share in the format of the stage's template
+    format: float | None  #: share in the format that the stage rewards; None if it rewards none
     language: float  #: words of the reasoning in the question's language, over all words
     readable: (
         float  #: share that passes the filters of cold-start data, correctness aside: one language, no repetition, a clear form
@@ -110,23 +110,18 @@ def _respond(
     general = load_general(config.data.model_copy(update={"general_source": settings.requests}))
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
-    source = fit_problems(config, source, tokenizer)
-    general = general and fit_problems(config, general, tokenizer)
-
-    def draw(problems: Any, count: int) -> list:
-        return heldout_prompts(
-            problems, tokenizer, config.data.template, count, config.evaluate.seed, config.data.max_prompt_tokens
-        )
-
-    prompts = draw(source, settings.measured_problems)
+    writer = PromptWriter(config.data, tokenizer)
+    source = fit_problems(source, writer)
+    general = general and fit_problems(general, writer)
+    prompts = heldout_prompts(source, writer, settings.measured_problems, config.evaluate.seed)
     if with_requests and general is not None:
-        prompts += draw(general, settings.measured_requests)
+        prompts += heldout_prompts(general, writer, settings.measured_requests, config.evaluate.seed)
     sampling = Sampling(
         settings.measured_samples, config.evaluate.temperature, config.evaluate.top_p, config.rollout.max_response_tokens
     )
     with ExitStack() as stack:
         preferences = stack.enter_context(open_preferences(config, session))
-        rewards = stack.enter_context(open_rewards(config, session, source, folder / "scoring.log", preferences))
+        rewards = stack.enter_context(open_rewards(config, session, source, folder / "scoring.log", writer.opening, preferences))
         engine = stack.enter_context(open_engine(config, session, arch, tokenizer, folder / "engine.log"))
         load_engine(engine, weights, config.runtime)
         own = engine.generate(prompts, sampling, config.evaluate.seed, rewards.submit)
@@ -149,7 +144,7 @@ def _average_groups(model: str, curation: CurationConfig, groups: Sequence[Rollo
     return Measured(
         model,
         pass_at_1=mean(part("accuracy", reasoning)),
-        format=mean(part("format", reasoning)),
+        format=mean(part("format", reasoning)) if all("format" in group.reward_parts for group in reasoning) else None,
         language=mean(part("language", reasoning)),
         readable=mean(readable),
         length=mean([float(len(rollout.token_ids)) for rollout in rollouts]),

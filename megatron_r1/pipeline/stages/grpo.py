@@ -11,7 +11,7 @@ from megatron_r1.config.resume import first_general_rollout
 from megatron_r1.config.schema import Config
 from megatron_r1.data.general import GeneralMix, load_general
 from megatron_r1.data.problems import ProblemSource, load_problems
-from megatron_r1.data.prompts import PromptStream
+from megatron_r1.data.prompts import PromptStream, PromptWriter
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import build_engine_options, open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
@@ -65,8 +65,9 @@ def run_grpo(config: Config, session: Session) -> Artifact:
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
     build_engine_options(of_engine, session.device.kind, arch, tokenizer)  # what an engine would refuse ends the run here
-    source = fit_problems(config, _training_problems(config), tokenizer)
-    prompts = PromptStream(source, tokenizer, config.data.template, config.seed, config.data.max_prompt_tokens)
+    writer = PromptWriter(config.data, tokenizer)
+    source = fit_problems(_training_problems(config), writer)
+    prompts = PromptStream(source, writer, config.seed)
     folder = Path(config.run_dir)
     with Run.open(folder, config, "grpo") as run, open_preferences(of_engine, session) as preferences:
         older = describe_older_bound(config.rollout)
@@ -93,10 +94,10 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             prompts.load_state_dict(state["prompts"])
         policy.offload()  # the engine sizes itself by what is free
         with (
-            open_rewards(config, session, source, folder / "scoring.log", preferences) as rewards,
+            open_rewards(config, session, source, folder / "scoring.log", writer.opening, preferences) as rewards,
             open_engine(of_engine, session, arch, tokenizer, folder / "engine.log") as engine,
         ):
-            measure = build_evaluation(config, engine, rewards, source, tokenizer)
+            measure = build_evaluation(config, engine, rewards, source, writer)
 
             def evaluate(step: int) -> dict[str, float]:
                 lengths = lengths_after(stage, config.rollout, policy.updates)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.documents import DocumentStream, load_documents
-from megatron_r1.data.problems import ProblemSource
-from megatron_r1.data.prompts import force_thinking, heldout_prompts
-from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.data.prompts import PromptWriter, force_thinking, heldout_prompts
 from megatron_r1.evaluation.heldout import scores
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.pipeline.artifact import Artifact
@@ -26,7 +24,7 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.pretrain import train_base
 from megatron_r1.training.protocols import Rewards
-from megatron_r1.types import Sampling
+from megatron_r1.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.policy import MegatronPolicy
@@ -107,33 +105,26 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         if not stage.gate_accuracy:
             train(None)
         elif not state or not state["gate_passed"] or run.step < stage.steps:
-            folder, problems = Path(config.run_dir), build_problems(config, tokenizer)
+            folder, writer = Path(config.run_dir), PromptWriter(config.data, tokenizer)
+            problems = build_problems(config, writer)
             policy.offload()
             with (
-                open_rewards(config, session, problems, folder / "scoring.log") as rewards,
+                open_rewards(config, session, problems, folder / "scoring.log", writer.opening) as rewards,
                 open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
             ):
                 engine.sleep()  # it started awake, and is asked at the end
-                train(_build_gate(config, engine, rewards, policy, problems, tokenizer))
+                asked = heldout_prompts(problems, writer, stage.gate_problems, config.evaluate.seed)
+                train(_build_gate(config, engine, rewards, policy, [force_thinking(prompt, tokenizer) for prompt in asked]))
         return finish_stage(config, "pretrain", policy, tokenizer)
 
 
 def _build_gate(
-    config: Config, engine: RolloutEngine, rewards: Rewards, policy: MegatronPolicy, source: ProblemSource, tokenizer: Tokenizer
+    config: Config, engine: RolloutEngine, rewards: Rewards, policy: MegatronPolicy, prompts: Sequence[Prompt]
 ) -> Callable[[], float]:
-    """A function that measures greedy accuracy on held-out problems whose prompt opens the thinking.
+    """A function that measures greedy accuracy on prompts of held-out problems that open the thinking.
 
     So it measures what the base can do, apart from its habit of thinking or not.
     """
-    problems = heldout_prompts(
-        source,
-        tokenizer,
-        config.data.template,
-        config.pretrain.gate_problems,
-        config.evaluate.seed,
-        config.data.max_prompt_tokens,
-    )
-    prompts = [force_thinking(prompt, tokenizer) for prompt in problems]
 
     def measure() -> float:
         policy.offload()

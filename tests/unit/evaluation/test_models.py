@@ -34,18 +34,18 @@ class SeededEngine:
     ) -> list[RolloutGroup]:
         """See `Engine`."""
         for index in reversed(range(len(prompts))):
-            texts = [f"{prompts[index].text} {seed} {len(prompts)} {index} {g}" for g in range(sampling.n)]
+            texts = [f"{prompts[index].question} {seed} {len(prompts)} {index} {g}" for g in range(sampling.n)]
             on_group(RolloutGroup(prompts[index], [Rollout([1, 2], [0.0, 0.0], text, True) for text in texts], 0))
         return []
 
 
 def make_prompt(problem: BenchmarkProblem) -> Prompt:
-    return Prompt(problem.id, problem.question, "", problem.question, (1,))
+    return Prompt(problem.id, problem.question, "", f"{problem.question}<think>", (1,))
 
 
 def sample(path: Path, tell: Callable[[int], object] = lambda count: None) -> list[str]:
     with open_samples(path, {"k": 3}) as kept:
-        EngineModel(SeededEngine(), make_prompt, "<think>\n", 9).sample(PROBLEMS, SAMPLING, "seed", kept, tell)
+        EngineModel(SeededEngine(), make_prompt, 9).sample(PROBLEMS, SAMPLING, "seed", kept, tell)
     return path.read_text().splitlines()
 
 
@@ -70,7 +70,7 @@ def test_an_engine_that_dies_says_what_is_kept(tmp_path):
         open_samples(tmp_path / "a.jsonl", {}) as kept,
         pytest.raises(RolloutError, match="died in generate; 9 of 30 responses are kept"),
     ):
-        EngineModel(Dying(), make_prompt, "", 9).sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
+        EngineModel(Dying(), make_prompt, 9).sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 8])

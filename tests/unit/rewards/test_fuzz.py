@@ -126,7 +126,7 @@ def judge_and_choice(response: str) -> None:
 def test_nothing_breaks_the_rewards():
     references = ["271828.5", "\\frac{\\pi}{7}", "x^2-3x+11", "(-2.5, 17]", "\\approx 8.24 \\text{ mph}"]
     maths = [MathScorer(place) for place in ("answer_tag", "boxed", "hash")]
-    zero, chat, opened = (FormatScorer(template) for template in ("zero", "chat", "chat_opened"))
+    zero, chat, custom = FormatScorer("zero"), FormatScorer("chat"), FormatScorer("custom", "(.*<(think|answer)>)+.* ")
     language = LanguageScorer()
     slowest, slowest_index, before = 0.0, -1, 0
     for index in range(RESPONSES):
@@ -136,7 +136,7 @@ def test_nothing_breaks_the_rewards():
             *((math, response, references[index % len(references)]) for math in maths),
             (zero, response + "<answer>", None),  # which no format allows, so nothing is right by chance
             (chat, response + "<think>", None),
-            (opened, response + "<think>", None),
+            (custom, response + "<think>", None),
             (language, response, "fr"),
         ):
             start = time.process_time()

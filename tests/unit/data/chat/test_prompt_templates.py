@@ -1,12 +1,10 @@
 import pytest
 
-from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.data.chat.load import load_chat_template
 from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, fixed_texts, render, split_prompt
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
-from megatron_r1.errors import ConfigError, RewardError
-from megatron_r1.rewards.scorers import scorer_specs
+from megatron_r1.errors import ConfigError
 
 # arXiv 2501.12948v1 Table 1, copied from the paper, not from the code.
 TABLE_1 = """A conversation between User and Assistant. The user asks a question, and the Assistant solves it.
@@ -37,13 +35,6 @@ def test_the_parts_join_to_the_rendered_text(template, question):
 def test_an_unknown_template_is_named():
     with pytest.raises(ConfigError, match="'r2'.*r1_zero, r1_chat"):
         render("r2", "x")
-
-
-def test_every_template_has_a_format_to_reward_and_others_are_refused():
-    formats = [scorer_specs(RewardConfig(), ["format"], template)["format"].settings["template"] for template in TEMPLATES]
-    assert formats == ["zero", "chat", "chat_opened"]
-    with pytest.raises(RewardError, match="data.template=tokenizer has no format to reward"):
-        scorer_specs(RewardConfig(), ["format"], "tokenizer")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

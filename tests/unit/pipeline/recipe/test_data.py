@@ -20,7 +20,7 @@ def test_engines_are_opened_for_the_responses_of_rejection_sampling(monkeypatch,
 
     for name in ("build_architecture", "build_tokenizer", "load_problems", "accuracy_scorers"):
         monkeypatch.setattr(data, name, lambda *_: None)
-    monkeypatch.setattr(data, "make_prompts", lambda *_: [])
+    monkeypatch.setattr(data, "PromptWriter", lambda *_: SimpleNamespace(write_fitting=lambda _: [], opening=""))
     monkeypatch.setattr(data, "_open_check", lambda *_: nullcontext())
     monkeypatch.setattr(data, "sample_and_keep", lambda *_, **__: SimpleNamespace())
     config = load_config(None, ["rollout.max_response_tokens=100", "curation.rejection.max_tokens=500"])

@@ -1,5 +1,6 @@
 """The format rewards: the R1-Zero template and the R1 chat format."""
 
+import time
 from typing import get_args
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from megatron_r1.config.data import DataConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, render
+from megatron_r1.errors import ConfigError, RewardError
 from megatron_r1.rewards.rules.format import FormatScorer, follows_chat_format, follows_format
 from megatron_r1.rewards.rules.visible import has_visible
-from megatron_r1.rewards.scorers import FORMATS, OPENINGS, scorer_specs
+from megatron_r1.rewards.scorers import FORMATS, OPENINGS, needed_scorers, scorer_specs, with_format
 from tests.direct_scoring import DirectScoring
+from tests.patience import patient
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,6 @@ def test_what_cannot_be_seen_is_neither_reasoning_nor_answer(kind):
     assert not follows_format(f"<think>{blank}</think><answer>8</answer>")
     assert not follows_format(f"<think>a</think><answer>{blank}</answer>")
     assert not follows_chat_format(f"<think>\n{blank}\n</think>\n\nb")
-    assert not follows_chat_format(f"{blank}\n</think>\n\nb", opened=True)
     assert not follows_chat_format(f"<think>\na\n</think>\n\n{blank}")
     assert follows_format(f"<think>a{blank}</think><answer>{blank}8</answer>"), "beside what can be seen it does no harm"
 
@@ -111,12 +113,11 @@ CHAT = [
 @pytest.mark.parametrize("text", CHAT)
 def test_the_chat_format_is_reasoning_and_summary(text):
     assert follows_chat_format(text)
-    assert follows_chat_format(text.removeprefix("<think>\n"), opened=True)
 
 
 @pytest.mark.parametrize("text", CHAT)
 def test_the_opening_tag_stands_either_in_the_prompt_or_in_the_response(text):
-    assert not follows_chat_format(text, opened=True)
+    assert not follows_chat_format("<think>\n" + text)
     assert not follows_chat_format(text.removeprefix("<think>\n"))
 
 
@@ -143,28 +144,72 @@ def test_the_opening_tag_stands_either_in_the_prompt_or_in_the_response(text):
 )
 def test_anything_else_is_not_the_chat_format(rest):
     assert not follows_chat_format("<think>\n" + rest)
-    assert not follows_chat_format(rest, opened=True)
     assert not follows_chat_format(" <think>\na\n</think>\n\nb")
 
 
 def test_the_scorer_takes_its_template_by_name():
     zero, chat = "<think>a</think><answer>b</answer>", "<think>\na\n</think>\n\nb"
-    opened = chat.removeprefix("<think>\n")
-    texts = {"zero": zero, "chat": chat, "chat_opened": opened}
-    for template, own in texts.items():
-        outcomes = [FormatScorer(template).score(text).outcome for text in texts.values()]
+    texts = {"zero": zero, "chat": chat}
+    for form, own in texts.items():
+        outcomes = [FormatScorer(form).score(text).outcome for text in texts.values()]
         assert outcomes == ["correct" if text == own else "wrong" for text in texts.values()]
-    with pytest.raises(ValueError, match="zero, chat, chat_opened"):
+    with pytest.raises(ValueError, match="zero, chat, custom"):
         FormatScorer("r1")
 
 
 def test_every_template_has_its_format():
-    # What a tokenizer's own template asks for is not known.
-    assert [*TEMPLATES, "tokenizer"] == [*FORMATS, "tokenizer"] == list(get_args(DataConfig.model_fields["template"].annotation))
+    assert [*TEMPLATES, "tokenizer"] == [*FORMATS] == list(get_args(DataConfig.model_fields["template"].annotation))
     for template in TEMPLATES:
         spec = scorer_specs(RewardConfig(), ["format"], template)["format"]
-        assert FormatScorer(**spec.settings)._follows is FormatScorer(FORMATS[template])._follows and spec.opening == ""
-        assert render(template, "q").endswith("<think>\n") == (OPENINGS.get(template) == "<think>\n")
+        assert FormatScorer(**spec.settings)._follows is FormatScorer(FORMATS[template])._follows
+        assert render(template, "q").endswith("<think>\n") == (spec.opening == OPENINGS.get(template) == "<think>\n")
+    # What a tokenizer's own template asks for is not known: it has a format only if one is named.
+    assert needed_scorers(with_format(RewardConfig(), "tokenizer"), {"math"}) == ["math"]
+    assert needed_scorers(with_format(RewardConfig(format="chat"), "tokenizer"), {"math"}) == ["math", "format"]
+    for config, template in ((RewardConfig(), "tokenizer"), (RewardConfig(format="none"), "r1_zero")):
+        with pytest.raises(RewardError, match="no format to reward: set reward.format"):
+            scorer_specs(config, ["format"], template)
+
+
+PATTERN = r"<think>.*</think>\s*The answer is -?\d+\.?"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "fits"),
+    [
+        (PATTERN, "<think>\na\nb\n</think>\n\nThe answer is 12.", True),
+        (PATTERN, "<think>\na\n</think>\n\nThe answer is 12. So.", False),
+        (PATTERN, "Well, <think>\na\n</think>\n\nThe answer is 12", False),
+        ("a|b", "ab", False),
+        ("a|b", "b", True),
+        ("a$", "a\n", False),
+        (".+", "\ud800\u2028\n\x00", True),
+        ("求.", "求和", True),
+        ("", "", True),
+    ],
+)
+def test_a_pattern_matches_the_whole_response(pattern, text, fits):
+    assert FormatScorer("custom", pattern).score(text).score == float(fits)
+
+
+def test_no_pattern_takes_longer_than_its_response():
+    started = time.process_time()
+    for hostile in ("(a*)*b", "(a|a)*b", "(a|aa)+$b", r"(.*)(.*)(.*)(.*)x", r"(\w+\s?)*:"):
+        assert FormatScorer("custom", hostile).score("a" * 200_000).outcome == "wrong"
+    assert time.process_time() - started < patient(2.0)
+
+
+@pytest.mark.parametrize("pattern", [r"(a)\1", "(?=a)a", "(?<=a)b", "a)(b", "(", "[z-a]", "a{2000}", "\ud800"])
+def test_a_pattern_that_needs_to_go_back_is_refused_in_one_line(pattern):
+    with pytest.raises(RewardError, match=r"^reward.format_pattern=.* is no regular expression of RE2: ") as error:
+        FormatScorer("custom", pattern)
+    assert "\n" not in str(error.value)
+
+
+def test_custom_and_its_pattern_go_together():
+    for settings in ({"format": "custom"}, {"format_pattern": "a"}, {"format": "none", "format_pattern": "a"}):
+        with pytest.raises(ConfigError, match="go together"):
+            RewardConfig(**settings)
 
 
 @pytest.mark.parametrize(
