@@ -231,7 +231,7 @@ def test_an_evaluation_goes_on_after_a_kill_with_the_same_responses(loaded, tmp_
     """Through the engine itself: what a call that was interrupted would have given, it gives when it is made again."""
     asked = [BenchmarkProblem(prompt.id, "", "") for prompt in prompts(ARCH, 6)]
     by_id = {prompt.id: prompt for prompt in prompts(ARCH, 6)}
-    model = EngineModel(loaded, lambda problem: by_id[problem.id], "", responses_per_call=8)
+    model = EngineModel(loaded, lambda problem: by_id[problem.id], responses_per_call=8)
     sampling = replace(SAMPLING, n=2, temperature=0.6, top_p=0.95)
     with open_samples(tmp_path / "a.jsonl", {}) as kept:
         model.sample(asked, sampling, "seed", kept, lambda _: None)
