@@ -20,6 +20,7 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import CheckpointError, NonFiniteUpdate
 from megatron_r1.mcore import nonfinite, parallel, provider
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.reduce_metrics import reduce_metrics
 from megatron_r1.mcore.replicas import check_replicas
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero
@@ -161,12 +162,17 @@ class MegatronModel:
         )
 
     def train_on_micro_batches(
-        self, micro_batches: list[MicroBatch], loss_fn: LossFn, name_of: nonfinite.NameSample = _name_by_place
+        self,
+        micro_batches: list[MicroBatch],
+        loss_fn: LossFn,
+        name_of: nonfinite.NameSample = _name_by_place,
+        look: Callable[[], None] = lambda: None,
     ) -> StepStats:
         """One update on this rank's micro-batches: equally many, of equal size, on every data-parallel rank.
 
         Args:
             name_of: names the sample at a row and a position of a micro-batch, should an update not be finite.
+            look: called when all gradients are there and nothing else has changed.
 
         Raises:
             NonFiniteUpdate: on every rank, before any weight is touched: loss, gradient or weights are NaN or infinite, and no more
@@ -186,6 +192,7 @@ class MegatronModel:
             module.mtp_loss, module.mtp_token_weight = None, total_tokens / (trained_tokens or 1)
         watch = nonfinite.UpdateWatch()
         results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
+        look()
         self.scheduler.step(1)
         self.updates += 1
         norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
@@ -195,7 +202,11 @@ class MegatronModel:
                 problem = replace(problem, behind=self._trace_gradient(micro_batches, loss_fn, total_tokens, name_of))
             return self._leave_out(problem.describe(self._OUTPUT), total_tokens, mends=problem.cause is not nonfinite.Cause.WEIGHT)
         nonfinite.apply_gradients(self.optimizer, norm)
-        metrics = self._reduce_metrics(results) | self._balance.report(sequences, self.groups.pp) | self._mtp_metric(trained_tokens)
+        metrics = (
+            reduce_metrics(results, self.groups)
+            | self._balance.report(sequences, self.groups.pp)
+            | self._mtp_metric(trained_tokens)
+        )
         self._balance.move_biases()
         loss = metrics.pop("loss").value
         return StepStats(loss, norm, self.scheduler.get_lr({}), metrics, total_tokens, skipped=self._reported_skips())
@@ -340,25 +351,6 @@ class MegatronModel:
         dist.all_reduce(loss, group=self.groups.dp_cp)
         dist.all_reduce(loss, group=self.groups.pp)
         return {"mtp/loss": Metric(loss.item() / (trained_tokens or 1), "update_mean")}
-
-    def _reduce_metrics(self, results: list[dict[str, Metric[torch.Tensor]]]) -> dict[str, Metric[float]]:
-        """Bring the metrics of micro-batches and data-parallel ranks together, and give them to all pipeline stages."""
-        names = sorted(results[0]) if results else []
-        largest = [name for name in names if results[0][name].reduction == "max"]
-        added = [name for name in names if name not in largest]
-        reduced: dict[str, Metric[float]] = {}
-        if added:
-            sums = torch.stack([torch.stack([r[n].value.double() for r in results]).sum() for n in added])
-            dist.all_reduce(sums, group=self.groups.dp)
-            reduced |= {n: Metric(value, results[0][n].reduction) for n, value in zip(added, sums.tolist(), strict=True)}
-        if largest:
-            maxima = torch.stack([torch.stack([r[n].value.double() for r in results]).max() for n in largest])
-            dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.groups.dp)
-            reduced |= {n: Metric(value, "max") for n, value in zip(largest, maxima.tolist(), strict=True)}
-        box = [{name: reduced[name] for name in names}]
-        if self.layout.pp > 1:
-            dist.broadcast_object_list(box, src=dist.get_process_group_ranks(self.groups.pp)[-1], group=self.groups.pp)
-        return box[0]
 
     def offload(self) -> None:
         """Move what `runtime.offload` names of optimizer and gradients to the host until the next update."""

@@ -6,7 +6,7 @@ which alone it needs tokens and log-probs (`place`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,15 +31,34 @@ class MegatronPolicy(MegatronModel):
         for module in self.modules:
             module.logit_temperature = temperature
 
-    def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> StepStats:
-        """One policy update on a whole minibatch of sequences, packed over data-parallel ranks and micro-batches."""
+    def train_step(
+        self,
+        samples: list[TrainingSample],
+        loss_fn: LossFn,
+        gate: Callable[[list[torch.Tensor | None]], None] | None = None,
+    ) -> StepStats:
+        """One policy update on a whole minibatch of sequences, packed over data-parallel ranks and micro-batches.
+
+        Args:
+            gate: called with what `logprobs` would give, found by the update's own forward pass, when all gradients are there and
+                nothing else has changed. What it raises, on all ranks alike, leaves weights, moments and counters as they were.
+        """
         micro_batches = list(self._pack(samples))
+        found: dict[int, torch.Tensor] = {}
+
+        def keep(logprobs: torch.Tensor, micro_batch: MicroBatch):
+            found.update(unpack_token_values(micro_batch, logprobs.detach().float().cpu()))
+            return loss_fn(logprobs, micro_batch)
+
+        def look() -> None:
+            if gate is not None:
+                gate([found.get(number) for number in range(len(samples))])
 
         def name_of(micro_batch: MicroBatch, row: int, position: int) -> str:
             number = micro_batch.sample_at(position)
             return "padding" if number == PADDING else samples[number].name or f"sample {number} of the batch"
 
-        return self.train_on_micro_batches(micro_batches, loss_fn, name_of)
+        return self.train_on_micro_batches(micro_batches, loss_fn if gate is None else keep, name_of, look)
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
         """log pi_theta of every target of every sample: [T-1] float32 each, on the CPU.

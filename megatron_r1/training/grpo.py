@@ -19,9 +19,9 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, mean_sampled_logprob, update_metrics
-from megatron_r1.training.parity import check_parity, compare_logprobs, over_ranks
+from megatron_r1.training.parity import ParityGate
 from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
-from megatron_r1.training.samples import find_nonfinite, plan_epochs, to_training_samples, with_logprobs
+from megatron_r1.training.samples import fill_old_logprobs, find_nonfinite, plan_epochs, to_training_samples, with_logprobs
 from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
 
 
@@ -76,14 +76,16 @@ def train_grpo(
             samples = to_training_samples(groups)
             epochs = plan_epochs(len(samples), stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs)
             samples = policy.place(samples, epochs[0])
-            samples = with_logprobs(samples, policy, reference)
-        parity = over_ranks(compare_logprobs([s for s in samples if s.here and policy.reports], rollout))
-        check_parity(parity, rollout, sampled_by=groups[0].weights_version, trainer=policy.updates)
+            # A round's only update computes the policy's log-probs anyway, and compares them before it changes anything.
+            samples = with_logprobs(samples, policy if stage.updates_per_rollout > 1 else None, reference)
+        parity = ParityGate(rollout, sampled_by=groups[0].weights_version, trainer=policy.updates)
+        if stage.updates_per_rollout > 1:
+            parity.check(samples, policy.reports)
         with run.timer("train"):
             stats = []
             for numbers in epochs:
                 samples = policy.place(samples, numbers)
-                stats += [update_policy(stage, policy, [samples[i] for i in batch]) for batch in numbers]
+                stats += [update_policy(stage, policy, [samples[i] for i in batch], parity) for batch in numbers]
         with run.timer("sync"):
             policy.check_weights()
             policy.offload()
@@ -96,17 +98,30 @@ def train_grpo(
         run.count_tokens("train", stage.inner_epochs * sum(s.num_targets for s in samples))
         run.save_rollouts(step, groups)
         batches = [[samples[i] for i in batch] for numbers in epochs for batch in numbers]
-        metrics = batch_metrics(groups, batches, stats) | sampled | parity.metrics(rollout)
+        metrics = batch_metrics(groups, batches, stats) | sampled | parity.found.metrics(rollout)
         run.record(step, {**metrics, "updates": policy.updates, **held_out})
         if run.checkpoint_due(step, stage.rollouts):
             run.checkpoint(step, save, {"prompts": prompts.state_dict()})
         del own, groups, samples, batches  # or they would take their memory until the next round's are there
 
 
-def update_policy(stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSample]) -> Stats:
-    """One update on the minibatch, which is left out if something in it is not finite, which every rank sees alike."""
+def update_policy(stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSample], parity: ParityGate) -> Stats:
+    """One update on the minibatch, which is left out if something in it is not finite, which every rank sees alike.
+
+    Samples without the policy's log-probs get those of the update's own forward pass, which must pass the gate before the update.
+    """
+
+    def look(logprobs: list[torch.Tensor | None]) -> None:
+        fill_old_logprobs(minibatch, logprobs)
+        parity.check(minibatch, policy.reports)
+
+    gate = look if minibatch[0].old_logprobs is None else None
     problem = find_nonfinite(minibatch, policy.reports)
-    return policy.train_step(minibatch, loss_of(stage, minibatch)) if problem is None else policy.skip_update(problem)
+    if problem is None:
+        return policy.train_step(minibatch, loss_of(stage, minibatch), gate)
+    if gate is not None:
+        gate(policy.logprobs(minibatch))
+    return policy.skip_update(problem)
 
 
 def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
@@ -119,7 +134,7 @@ def loss_of(stage: GrpoConfig, minibatch: list[TrainingSample]) -> LossFn:
         fields = micro_batch.token_fields
         batch = PolicyBatch(
             logprobs=logprobs,
-            old_logprobs=fields["old_logprobs"],
+            old_logprobs=fields.get("old_logprobs", logprobs.detach()),
             rollout_logprobs=fields["rollout_logprobs"],
             ref_logprobs=fields.get("ref_logprobs"),
             advantages=fields["advantages"],

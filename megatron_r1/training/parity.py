@@ -113,6 +113,33 @@ def over_ranks(own: LogprobDifferences) -> LogprobDifferences:
     return LogprobDifferences(int(counts.sum()), pooled_mean(counts, means), sum(part[2] for part in parts), buckets, worst)
 
 
+class ParityGate:
+    """Lets a round go on if its engine samples from the policy that is trained.
+
+    Attributes:
+        found: the differences of all ranks' samples, once `check` has seen them.
+
+    Args:
+        sampled_by: the number of updates of the weights that the engine sampled with.
+        trainer: the policy's.
+    """
+
+    found: LogprobDifferences
+
+    def __init__(self, settings: RolloutConfig, *, sampled_by: int, trainer: int) -> None:
+        self._settings, self._sampled_by, self._trainer = settings, sampled_by, trainer
+
+    def check(self, samples: Sequence[TrainingSample], reports: bool) -> None:
+        """Compare the samples' log-probs. Collective; raises WeightSyncError as `check_parity` does.
+
+        Args:
+            reports: whether this rank speaks for the samples that are `here`.
+        """
+        own = [sample for sample in samples if sample.here and reports]
+        self.found = over_ranks(compare_logprobs(own, self._settings))
+        check_parity(self.found, self._settings, sampled_by=self._sampled_by, trainer=self._trainer)
+
+
 def check_parity(differences: LogprobDifferences, settings: RolloutConfig, *, sampled_by: int, trainer: int) -> None:
     """Stop if the engine samples from another policy than the one that is trained. The largest difference of all stops nothing.
 

@@ -47,6 +47,10 @@ class Stats(Protocol):
 LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Metric[torch.Tensor]]]]
 
 
+#: Is given what `Policy.logprobs` gives, on every rank.
+Gate = Callable[[list[torch.Tensor | None]], None]
+
+
 class Policy(Protocol):
     """pi_theta. All ranks call its methods together, with the same samples, whose arrays only some ranks need to hold."""
 
@@ -60,8 +64,13 @@ class Policy(Protocol):
     def place(self, samples: list[TrainingSample], batches: Sequence[Sequence[int]]) -> list[TrainingSample]:
         """The samples, each with its arrays on the ranks that train on it in these minibatches, and there alone."""
 
-    def train_step(self, samples: list[TrainingSample], loss_fn: LossFn) -> Stats:
-        """One policy update."""
+    def train_step(self, samples: list[TrainingSample], loss_fn: LossFn, gate: Gate | None = None) -> Stats:
+        """One policy update.
+
+        Args:
+            gate: called with the log-probs that the update's own forward pass found, before anything is changed. What it raises
+                ends the update.
+        """
 
     def skip_update(self, problem: str) -> Stats:
         """Leave out one update whose data are not finite, or raise NonFiniteUpdate if no more may be left out."""

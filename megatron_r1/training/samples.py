@@ -43,12 +43,15 @@ def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
     return samples
 
 
-def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Reference | None) -> list[TrainingSample]:
+def with_logprobs(samples: list[TrainingSample], policy: Policy | None, reference: Reference | None) -> list[TrainingSample]:
     """Samples with the trainer's log-probs before any update on them and, if there is a reference policy, with its log-probs.
 
     They are where they were computed, and `hollow` elsewhere.
+
+    Args:
+        policy: None: its log-probs will be those of the update's own forward pass.
     """
-    found = {"old_logprobs": policy.logprobs(samples)}
+    found = {} if policy is None else {"old_logprobs": policy.logprobs(samples)}
     if reference:
         found["ref_logprobs"] = reference.logprobs(samples)
 
@@ -57,6 +60,12 @@ def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Refe
         return replace(sample, **arrays)
 
     return [add(number, sample) for number, sample in enumerate(samples)]
+
+
+def fill_old_logprobs(samples: list[TrainingSample], logprobs: list[torch.Tensor | None]) -> None:
+    """Give samples what `Policy.logprobs` or an update's own forward pass found."""
+    for sample, of_sample in zip(samples, logprobs, strict=True):
+        sample.old_logprobs = _as_array(of_sample, sample)
 
 
 def _as_array(logprobs: torch.Tensor | None, sample: TrainingSample) -> np.ndarray:

@@ -157,6 +157,8 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
         monkeypatch.setattr(
             torch.distributed, name, lambda *a, _own=own, _name=name, **k: (collectives.append(_name), _own(*a, **k))[1]
         )
+    from megatron_r1.mcore.reduce_metrics import reduce_metrics
+
     ours, plain = make_policy(), make_policy()
     for _ in range(3):
         collectives.clear()
@@ -172,7 +174,7 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
         results = plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
         plain.scheduler.step(1)
         _, norm, _ = plain.optimizer.step()
-        plain._reduce_metrics(results)
+        reduce_metrics(results, plain.groups)
         plain._balance.report(sequences, plain.groups.pp)
         plain._balance.move_biases()
         assert norm == stats.grad_norm and stats.applied and stats.skipped is None

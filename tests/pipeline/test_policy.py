@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,15 @@ import torch
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
-from megatron_r1.errors import CheckpointError
+from megatron_r1.errors import CheckpointError, NonFiniteUpdate, WeightSyncError
 from megatron_r1.mcore.state_bytes import StateBytes
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.training.grpo import loss_of
+from megatron_r1.training.grpo import loss_of, update_policy
+from megatron_r1.training.parity import ParityGate
 from megatron_r1.training.samples import with_logprobs
 from megatron_r1.types import TrainingSample
 from tests.allocations import peak_bytes
@@ -82,6 +85,57 @@ def test_first_minibatch_is_on_policy(session) -> None:
     assert stats.loss == pytest.approx(-sum(s.advantage for s in samples) / len(samples), abs=1e-6)
     stats = policy.train_step(samples, loss_of(STAGE, samples))
     assert stats.metrics["kl/reference"].value > 0
+
+
+def moments_of(policy) -> list[torch.Tensor]:
+    from megatron_r1.mcore.optimizer_state import distributed_optimizers, state_tensors
+
+    return [tensor.clone() for part in distributed_optimizers(policy.optimizer) for tensor in state_tensors(part)]
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.5])
+def test_an_update_that_finds_its_old_logprobs_itself_is_the_same(session, cap: float) -> None:
+    from megatron_r1.mcore.policy import ReferencePolicy
+
+    stage, bounds = (
+        GrpoConfig(kl_coef=0.04, importance_cap=cap),
+        RolloutConfig(max_logprob_diff_mean=9.0, max_logprob_diff_max=90.0),
+    )
+    samples = [replace(s, rollout_logprobs=s.rollout_logprobs - 6.0 - i) for i, s in enumerate(make_samples())]
+    results = []
+    for alone in (False, True):
+        policy = make_policy(session, 64)
+        reference = ReferencePolicy(policy)
+        reference.state[0].mul_(1.01)
+        gate = ParityGate(bounds, sampled_by=0, trainer=0)
+        minibatch = with_logprobs(samples, None if alone else policy, reference)
+        if not alone:
+            gate.check(minibatch, True)
+        stats = update_policy(stage, policy, minibatch, gate)
+        results.append((stats, gate.found.metrics(bounds), [s.old_logprobs.tolist() for s in minibatch], policy))
+    (stats, parity, logprobs, policy), (other_stats, other_parity, other_logprobs, other) = results
+    assert stats == other_stats and stats.metrics["kl/reference"].value > 0 and stats.metrics["ratio/max"].value == 1.0
+    assert ("importance/mean" in stats.metrics) == (cap > 0)
+    assert parity == other_parity and logprobs == other_logprobs
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), other.local_state(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(moments_of(policy), moments_of(other), strict=True))
+
+
+def test_a_gate_that_fails_leaves_everything_as_it_was(session) -> None:
+    policy, samples = make_policy(session), make_samples()
+    policy.train_step(samples, loss_of(STAGE, samples))
+    state = [tensor.clone() for tensor in (*policy.local_state(), *moments_of(policy))]
+    counted = (policy.updates, policy.skipped, policy.scheduler.num_steps)
+    with pytest.raises(WeightSyncError, match="update 1 sampled, the trainer is at 1"):
+        update_policy(STAGE, policy, samples, ParityGate(RolloutConfig(), sampled_by=1, trainer=1))
+    assert (policy.updates, policy.skipped, policy.scheduler.num_steps) == counted
+    assert all(torch.equal(a, b) for a, b in zip(state, (*policy.local_state(), *moments_of(policy)), strict=True))
+    gate = ParityGate(RolloutConfig(max_logprob_diff_mean=9.0, max_logprob_diff_max=90.0), sampled_by=1, trainer=1)
+    samples = [replace(sample, old_logprobs=None) for sample in samples]
+    broken = [replace(sample, advantage=math.nan if i == 1 else 1.0, name=f"sample {i}") for i, sample in enumerate(samples)]
+    with pytest.raises(NonFiniteUpdate, match="the advantage of sample 1 is nan"):
+        update_policy(STAGE, policy, broken, gate)
+    assert gate.found.count == sum(sample.num_trained for sample in samples), "engine and trainer are compared all the same"
 
 
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
