@@ -124,7 +124,8 @@ class TrainingSample:
     loss_mask: np.ndarray | slice  #: [T-1] int8, 1 where the target is trained on; or the slice of the targets that are
     advantage: float = 0.0  #: scalar, the same for every token of the response
     rollout_logprobs: np.ndarray | None = None  #: [T-1] float32, 0 outside the mask
-    old_logprobs: np.ndarray | None = None  #: [T-1] float32, the trainer's before the first update of this rollout
+    old_logprobs: np.ndarray | None = None  #: [T-1] float32, the trainer's before the first update of this rollout; outside the
+    #: mask any finite number, as in `ref_logprobs`
     ref_logprobs: np.ndarray | None = None  #: [T-1] float32, the reference policy's
     name: str = ""  #: what it was made of, for messages: a problem's response, a file's record
     here: bool = True  #: whether this rank holds the arrays; those that its pipeline stage does not need are `hollow` all the same

@@ -15,14 +15,20 @@ from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, 
 
 from megatron_r1.mcore.cross_entropy import vocab_parallel_cross_entropy
 
+#: Logits from which on those of positions without loss are left out. With fewer, which a small vocabulary has, it would gain
+#: nothing: matrix products of other shapes only round differently.
+LEAST_SAVED = 2**22
+
 
 class R1GPTModel(GPTModel):
     """`model(token_ids, position_ids, None, labels=labels)` is -log p of the labels [b, s] under softmax(logits / temperature).
 
-    Without labels it is the logits [b, s, vocab / tp], at temperature 1.
+    Given a `loss_mask` [b, s], labels outside it may get 0 instead. Without labels it is the logits [b, s, vocab / tp], at
+    temperature 1.
     """
 
     logit_temperature: float = 1.0
+    least_saved: int = LEAST_SAVED
     train_mtp: bool = False  #: False: the block keeps its weights but is not run
     vocabulary: int  #: tokens; the rows after them, which make the vocabulary divide over ranks, are never predicted
     mtp_trains_trunk: bool = False  #: False: nothing below the block and no shared weight learns from its loss
@@ -58,10 +64,29 @@ class R1GPTModel(GPTModel):
         # The stock method runs multi-token prediction whenever the block exists, even if its loss reaches nothing.
         if self.train_mtp and labels is not None and torch.is_grad_enabled():
             hidden_states = self._attach_mtp_loss(hidden_states, weight, labels, **inputs)
+        if labels is not None:
+            return self._label_loss(hidden_states, weight, labels, inputs.get("loss_mask"))
         logits, _ = self.output_layer(hidden_states, weight=weight, runtime_gather_output=runtime_gather_output)
-        if labels is None:
-            return self._without_padding(logits).transpose(0, 1).contiguous()
-        return self.compute_language_model_loss(labels, logits)
+        return self._without_padding(logits).transpose(0, 1).contiguous()
+
+    def _label_loss(
+        self, hidden_states: torch.Tensor, weight: torch.Tensor | None, labels: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """-log p [b, s] of labels [b, s] after hidden states [s, b, hidden]; 0 outside the mask if that saves `least_saved` logits.
+
+        Prompts and padding have no loss, and a large vocabulary costs as much as several layers. Under sequence parallelism each
+        rank has other positions, and all are computed.
+        """
+        positions = None if mask is None or self.config.sequence_parallel else mask.t().flatten().nonzero().flatten()
+        width = self.vocabulary // self.pg_collection.tp.size()
+        if positions is None or (labels.numel() - len(positions)) * width < self.least_saved:
+            logits, _ = self.output_layer(hidden_states, weight=weight)
+            return self.compute_language_model_loss(labels, logits)
+        chosen = hidden_states.flatten(0, 1).index_select(0, positions)
+        logits, _ = self.output_layer(chosen.unsqueeze(1), weight=weight)
+        loss = self.compute_language_model_loss(labels.t().flatten()[positions][None], logits)
+        everywhere = loss.new_zeros(labels.numel()).index_copy(0, positions, loss[0])
+        return everywhere.view(labels.shape[1], -1).t().contiguous()
 
     def _attach_mtp_loss(
         self, hidden_states: torch.Tensor, weight: torch.Tensor | None, labels: torch.Tensor, *,
@@ -93,10 +118,9 @@ class R1GPTModel(GPTModel):
         mask = torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask
         rolled = {"cp_group": self.cp_group, "packed_seq_params": packed_seq_params}
         for hidden in predicted:
-            logits, _ = self.output_layer(hidden, weight=weight)
             labels, _ = roll_tensor(labels, **rolled)
             mask, _ = roll_tensor(mask, **rolled)
-            loss = mask * self.compute_language_model_loss(labels, logits)
+            loss = mask * self._label_loss(hidden, weight, labels, mask)
             scale = self.config.mtp_loss_scaling_factor / depths
             hidden_states = MTPLossAutoScaler.apply(hidden_states, scale * self.mtp_token_weight * loss)
             total = loss.detach().sum() / depths

@@ -61,7 +61,7 @@ class MegatronPolicy(MegatronModel):
         return self.train_on_micro_batches(micro_batches, loss_fn if gate is None else keep, name_of, look)
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
-        """log pi_theta of every target of every sample: [T-1] float32 each, on the CPU.
+        """log pi_theta of every target with loss of every sample: [T-1] float32 each, on the CPU; elsewhere any finite number.
 
         They stay where they were computed: on the last pipeline stage of a sample's share. Other ranks get None.
         """

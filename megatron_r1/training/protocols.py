@@ -76,7 +76,10 @@ class Policy(Protocol):
         """Leave out one update whose data are not finite, or raise NonFiniteUpdate if no more may be left out."""
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
-        """Per sample [T-1] float32, on the ranks that computed it; None elsewhere. A rank that `reports` has those of its share."""
+        """Per sample [T-1] float32, on the ranks that computed it; None elsewhere. A rank that `reports` has those of its share.
+
+        Outside a sample's loss mask stands any finite number.
+        """
 
     def check_weights(self) -> None:
         """Raises NonFiniteUpdate if a weight is NaN or infinite."""

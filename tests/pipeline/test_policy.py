@@ -39,13 +39,13 @@ def session():
         yield opened
 
 
-def make_policy(session, micro_batch_tokens: int = 4096, temperature: float = 1.0, config: Config = CONFIG):
+def make_policy(session, micro_batch_tokens: int = 4096, temperature: float = 1.0, config: Config = CONFIG, mtp: float = 0.0):
     return build_policy(
         config,
         session,
         build_architecture(config.model),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup_steps=3),
-        moe=MoeTrainingConfig(),
+        moe=MoeTrainingConfig(mtp_loss_scale=mtp),
         total_updates=10,
         micro_batch_tokens=micro_batch_tokens,
         packed=True,
@@ -154,6 +154,33 @@ def test_micro_batch_split_does_not_matter(session, normalization: str) -> None:
         for got, expected in zip(other, results[0], strict=True):
             assert got.loss == pytest.approx(expected.loss, rel=1e-5, abs=1e-6)
             assert got.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_logits_of_positions_without_loss_may_be_left_out(session, mtp: int) -> None:
+    """Of prompts, of padding, and of a micro-batch without any loss."""
+    samples = [*make_samples(5), TrainingSample(list(range(3, 33)), slice(29, 29), rollout_logprobs=torch.zeros(29))]
+    config = Config(model=ModelConfig(overrides={"num_nextn_predict_layers": mtp}))
+    results, shapes = [], []
+    for least_saved in (2**40, 1):
+        policy = make_policy(session, 30, config=config, mtp=0.3 * mtp)
+        (module,) = policy.modules
+        module.least_saved = least_saved
+        module.output_layer.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[0]))
+        found = policy.logprobs(samples)
+        stats = [policy.train_step(samples, loss_of(STAGE, samples)) for _ in range(2)]
+        results.append((found, stats, list(shapes)))
+        shapes.clear()
+    (every, stats, rows), (some, other_stats, fewer_rows) = results
+    passes = 3 + 2 * mtp  # the trunk's of three walks, and the block's of two updates
+    trained = sum(sample.num_trained for sample in samples)
+    assert min(rows) == 30 and sum(fewer_rows[: len(rows) // passes]) == trained and 0 in fewer_rows
+    for sample, a, b in zip(samples, every, some, strict=True):
+        assert torch.allclose(a[sample.trained], b[sample.trained], atol=1e-6) and b.count_nonzero() == sample.num_trained
+    for a, b in zip(stats, other_stats, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-5, abs=1e-6) and b.grad_norm == pytest.approx(a.grad_norm, rel=1e-5)
+        assert ("mtp/loss" in a.metrics) == bool(mtp)
+        assert all(b.metrics[name].value == pytest.approx(m.value, rel=1e-5, abs=1e-6) for name, m in a.metrics.items())
 
 
 def test_logprobs_do_not_depend_on_their_neighbours(session) -> None:

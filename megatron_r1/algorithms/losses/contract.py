@@ -34,7 +34,7 @@ Metrics = dict[str, Metric[torch.Tensor]]
 class PolicyBatch:
     """One micro-batch: S sequences (a prompt and its response each) end to end in a row of N target tokens.
 
-    Entries outside the mask (prompts, padding) are there to be ignored: stored log-probs are 0, `logprobs` may be anything.
+    Entries outside the mask (prompts, padding) are there to be ignored: all log-probs may be anything finite there.
     """
 
     logprobs: torch.Tensor  #: [1, N] log pi_theta of the target tokens, with gradient
