@@ -24,9 +24,9 @@ from megatron_r1.training.grpo import train_grpo
 from megatron_r1.training.scoring import CollectiveRewards
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
 from tests.nonfinite_cases import ARCHITECTURE, MOE, OPTIMIZER
+from tests.timed import TIMES
 
 ROUNDS, PROMPTS, GROUP = 2, 6, 4
-TIMES = ("seconds/", "tokens_per_second/")
 
 
 class Engines:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.paths import ROOT
 from tests.patience import patient
+from tests.timed import TIMES
 
 CONFIG = ROOT / "examples/tiny_cpu/r1_zero.yaml"
 SMALL = [
@@ -26,7 +27,6 @@ SMALL = [
     "rollout.max_response_tokens=20",
     "checkpoint.interval=2",
 ]
-TIMES = ("seconds/", "tokens_per_second/")
 
 
 def command(name: str, run_dir: Path, *overrides: str, processes: int = 1) -> list[str]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from tests.paths import ROOT
 from tests.patience import patient
 from tests.slurm.cluster import Cluster
+from tests.timed import TIMES
 
 SLURM = ROOT / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sbatch"))
-TIMES = ("seconds/", "tokens_per_second/")
 #: What the test's nodes have instead of 8 GPUs, and how long a rank may hang there.
 SMALL = ("--ntasks-per-node=1", "--cpus-per-task=1")
 LOST_SECONDS = patient(15)

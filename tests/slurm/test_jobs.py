@@ -52,7 +52,8 @@ def test_stage_4_over_two_nodes_saves_at_a_signal_is_requeued_and_ends(jobs: Job
     rollouts = [json.loads(line) for line in (run / "rollouts/step_000004.jsonl").read_text().splitlines()]
     assert len(rollouts) == 32 and (run / "engine_00001.log").exists()
     assert (run / "scoring.log").exists() and (run / "scoring_00001.log").exists(), "each rank scores what its engine samples"
-    assert all(0 <= line["rollout/idle"] < 1 for line in metrics[1:])
+    idle = [json.loads(line)["rollout/idle"] for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+    assert idle and all(0 <= share < 1 for share in idle)
     assert sorted(path.name for path in jobs.job_folder(job).glob("rank_*.log")) == ["rank_0000.log", "rank_0001.log"]
     assert "finished" in describe_status(run)
 
