@@ -1,4 +1,4 @@
-"""What both benchmarks share: interleaved timing, ratios, the machine in words, and how results are written."""
+"""What the benchmarks share: interleaved timing, ratios, the machine in words, and how results are written."""
 
 from __future__ import annotations
 
@@ -99,11 +99,12 @@ def compare(workload: str, ours: Callable[[], int], peer: Callable[[], int], rep
     return result
 
 
-def parser_of(description: str, repeats: int) -> argparse.ArgumentParser:
-    """A parser with the options that both benchmarks have."""
+def parser_of(description: str, repeats: int, *, devices: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have; --device only with `devices`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--repeats", type=positive, default=repeats, help="timed runs of each side, in turn")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is written but was never run")
+    if devices:
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is written but was never run")
     parser.add_argument("--seed", type=int, default=0, help="of weights, tokens and sampling")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write every single time, with machine and versions")
     return parser

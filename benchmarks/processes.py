@@ -68,8 +68,8 @@ def run_watched(command: Sequence[str], data_file: str | None = None, result: Pa
         cpu, start = _ended_children_cpu_seconds(), time.perf_counter()
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
             while process.poll() is None:
-                tree = _with_descendants(process.pid)
-                now = time.perf_counter() - start, sum(map(_cpu_seconds, tree))
+                tree = with_descendants(process.pid)
+                now = time.perf_counter() - start, sum(map(cpu_seconds, tree))
                 if ended is None and result is not None and result.exists():
                     ended = now
                 for pid in tree:
@@ -112,13 +112,19 @@ def _open_files(pid: int) -> Iterator[str]:
         return  # ended meanwhile
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Of a process and of those of its children that have ended."""
     fields = _read(pid, "stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) * _TICK_SECONDS
 
 
-def _with_descendants(pid: int) -> list[int]:
+def resident_bytes(pid: int) -> int:
+    """Memory of a process, libraries included; 0 if it has ended."""
+    return _number_after("VmRSS:", pid, "status") << 10
+
+
+def with_descendants(pid: int) -> list[int]:
+    """A process, its children, theirs and so on."""
     found = [pid]
     for parent in found:  # grows while it is read
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
