@@ -108,7 +108,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--rescore", action="store_true", help="score the kept responses to benchmarks again; nothing is sampled")
     evaluate.add_argument(
         "--table", nargs="+", metavar="[NAME=]RUN",
-        help="print the recipe's result tables, published numbers beside what these runs measured, and do nothing else",
+        help="print what these runs measured, and do nothing else: on benchmarks, in the recipe's tables beside published numbers; "
+        "on held-out problems, side by side",
     )  # fmt: skip
     evaluate.set_defaults(handler=handle_evaluate)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_r1.config.evaluation import EvaluateConfig
+from megatron_r1.config.rewards import RESERVED_NAMES
 from megatron_r1.evaluation.passk import mean, pass_at_k, wilson_interval
 from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 
@@ -27,7 +28,9 @@ class EvaluationResult:
     response_length: float  #: mean tokens of a sample, end of sequence included
     finished: float  #: share of samples that ended by themselves
     unscored: float  #: share of all responses whose accuracy has no score (error, timeout, unscorable)
-    intervals: dict[str, tuple[float, float]]  #: 95%, for pass_at_1, pass_at_k, greedy, format and format_greedy
+    intervals: dict[str, tuple[float, float]]  #: 95%, for pass_at_1, pass_at_k, greedy, format, format_greedy and <name>/<share>
+    #: name of each reward of `reward.custom` -> its pass_at_1, pass_at_k and greedy; a score of 1 or more is right
+    custom: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate_heldout(
@@ -55,12 +58,11 @@ def evaluate_heldout(
         group.position += len(prompts)
     groups = reward_fn([*own, *own_greedy], [*prompts, *prompts])
     sampled, greedy = groups[: len(prompts)], groups[len(prompts) :]
-    correct = [scores(group, "accuracy").count(1.0) for group in sampled]
-    shares = {
-        "pass_at_1": mean([pass_at_k(config.samples, c, 1) for c in correct]),
-        "pass_at_k": mean([pass_at_k(config.samples, c, config.samples) for c in correct]),
-        "greedy": mean([scores(group, "accuracy")[0] for group in greedy]),
-    }
+    shares = _rates_right(sampled, greedy, "accuracy")
+    names = [name for name in groups[0].reward_parts if name not in RESERVED_NAMES]
+    names = [name for name in names if all(name in group.reward_parts for group in groups)]
+    others = {name: _rates_right(sampled, greedy, name) for name in names}
+    bounded = {f"{name}/{share}": value for name, values in others.items() for share, value in values.items()}
     form: dict[str, float] = {}
     if all("format" in group.reward_parts for group in groups):
         form = {
@@ -77,8 +79,19 @@ def evaluate_heldout(
         response_length=mean([len(rollout.token_ids) for rollout in rollouts]),
         finished=mean([float(rollout.finished) for rollout in rollouts]),
         unscored=mean([float(score is None) for group in (*sampled, *greedy) for score in group.reward_parts["accuracy"]]),
-        intervals={name: wilson_interval(share, len(prompts)) for name, share in (shares | form).items()},
+        intervals={name: wilson_interval(share, len(prompts)) for name, share in (shares | form | bounded).items()},
+        custom=others,
     )
+
+
+def _rates_right(sampled: Sequence[RolloutGroup], greedy: Sequence[RolloutGroup], component: str) -> dict[str, float]:
+    """pass_at_1, pass_at_k and greedy of a component, by the groups of the two passes; a score of 1 or more is right."""
+    right = [[score >= 1.0 for score in scores(group, component)] for group in sampled]
+    return {
+        "pass_at_1": mean([pass_at_k(len(row), sum(row), 1) for row in right]),
+        "pass_at_k": mean([pass_at_k(len(row), sum(row), len(row)) for row in right]),
+        "greedy": mean([float(scores(group, component)[0] >= 1.0) for group in greedy]),
+    }
 
 
 def scores(group: RolloutGroup, component: str) -> list[float]:

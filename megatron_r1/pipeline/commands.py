@@ -12,7 +12,7 @@ from megatron_r1.curation.curate import curate_files
 from megatron_r1.data.prompts import PromptWriter, heldout_prompts
 from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.heldout import evaluate_heldout
-from megatron_r1.evaluation.heldout_table import render_table
+from megatron_r1.evaluation.heldout_table import EVALUATION, render_heldout, render_table
 from megatron_r1.evaluation.recipe_table import render_recipe_table
 from megatron_r1.evaluation.result_files import named_results
 from megatron_r1.pipeline.builders.engine_weights import load_engine
@@ -42,9 +42,18 @@ def run_rescore_command(config: Config) -> None:
 
 
 def print_result_tables(runs: Sequence[str]) -> None:
-    """Print the recipe's tables with what was measured in these run folders, each given as RUN or NAME=RUN."""
+    """Print what was measured in these run folders, each given as RUN or NAME=RUN.
+
+    Evaluations on benchmarks are shown in the recipe's tables; those on held-out problems side by side.
+
+    Raises:
+        DataError: a folder holds no finished evaluation, or those of the folders cannot be compared.
+    """
     pairs = [(name or None, Path(run)) for name, _, run in (text.rpartition("=") for text in runs)]
-    print(render_recipe_table(named_results(pairs)), flush=True)
+    if any((run / EVALUATION).is_file() for _, run in pairs):
+        print(render_heldout({name or run.name: run / EVALUATION for name, run in pairs}), flush=True)
+    else:
+        print(render_recipe_table(named_results(pairs)), flush=True)
 
 
 def run_curate_command(config: Config) -> None:
@@ -80,7 +89,7 @@ def run_evaluate_command(config: Config) -> None:
             result = evaluate_heldout(engine, prompts, rewards.collect, config.evaluate, max_tokens, rewards.submit)
 
         def write() -> None:
-            write_atomically(run_dir / "evaluation.json", json.dumps(asdict(result), indent=1) + "\n")
+            write_atomically(run_dir / EVALUATION, json.dumps(asdict(result), indent=1) + "\n")
             print(render_table({str(config.model.weights): result}), flush=True)
 
         on_rank_zero(write)

@@ -45,8 +45,10 @@ def compare_with_base(root: Path) -> None:
         return
     results = {"base": read_evaluation(evaluated[0]), "R1-Zero": read_evaluation(evaluated[-1])}
     table = render_table(results)
-    shown = [f.name for f in fields(EvaluationResult) if f.name not in ("intervals", "temperature")]
-    rows = [{"name": name, **{field: getattr(result, field) for field in shown}} for name, result in results.items()]
+    shown = [f.name for f in fields(EvaluationResult) if f.name not in ("intervals", "temperature", "custom")]
+    rows = [
+        {"name": name, **{field: getattr(result, field) for field in shown}, **result.custom} for name, result in results.items()
+    ]
     write_atomically(root / "summary.json", json.dumps({"rows": rows}, indent=1) + "\n")
     write_atomically(root / "summary.md", table + "\n")
     print(f"\n{table}\n\nreport: {write_report(root)}\nmodel:  {root / 'r1_zero' / 'hf'}", flush=True)

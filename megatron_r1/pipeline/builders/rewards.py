@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
@@ -31,6 +32,8 @@ from megatron_r1.training.scoring import CollectiveRewards, Preferences
 
 MOST_WORKERS = 64  #: of a pool that sizes itself: one thread hands out its work, and reads 128 KiB of JSON for each response
 _SHORT_NAMES = {"pass_at_1": "pass@1", "pass_at_k": "pass@k"}  # in metrics.jsonl
+_FIELDS = {short: field for field, short in _SHORT_NAMES.items()}
+_CUSTOM = re.compile(r"eval/([^/]+)/(pass@1|pass@k|greedy)")  # what evaluations hold of a reward of reward.custom
 
 
 def open_scoring(
@@ -177,8 +180,9 @@ def build_evaluation(
 def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
     """An evaluation as a line of metrics.jsonl holds it: "eval/<name>", and "eval/<name>/low" and "/high" of its intervals."""
     values = asdict(result)
-    intervals = values.pop("intervals")
+    intervals, custom = values.pop("intervals"), values.pop("custom")
     metrics = {_metric_name(field): value for field, value in values.items() if value is not None}
+    metrics |= {_metric_name(f"{name}/{share}"): value for name, shares in custom.items() for share, value in shares.items()}
     for field, (low, high) in intervals.items():
         metrics |= {f"{_metric_name(field)}/low": low, f"{_metric_name(field)}/high": high}
     return metrics
@@ -186,11 +190,18 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
 
 def read_evaluation(metrics: Mapping[str, Any]) -> EvaluationResult:
     """The evaluation that a line of metrics.jsonl holds; see `evaluation_metrics`."""
-    names = {field.name: _metric_name(field.name) for field in fields(EvaluationResult) if field.name != "intervals"}
-    bounded = {field: name for field, name in names.items() if f"{name}/low" in metrics}
+    names = {f.name: _metric_name(f.name) for f in fields(EvaluationResult) if f.name not in ("intervals", "custom")}
+    custom: dict[str, dict[str, float]] = {}
+    further: dict[str, str] = {}
+    for metric in metrics:
+        if found := _CUSTOM.fullmatch(metric):
+            name, share = found[1], _FIELDS.get(found[2], found[2])
+            custom.setdefault(name, {})[share] = metrics[metric]
+            further[f"{name}/{share}"] = metric
+    bounded = {field: name for field, name in (names | further).items() if f"{name}/low" in metrics}
     intervals = {field: (metrics[f"{name}/low"], metrics[f"{name}/high"]) for field, name in bounded.items()}
     known: dict[str, Any] = {field: metrics.get(name) if field in FORMAT_FIELDS else metrics[name] for field, name in names.items()}
-    return EvaluationResult(**known, intervals=intervals)
+    return EvaluationResult(**known, intervals=intervals, custom=custom)
 
 
 def _tell_no_format() -> None:
@@ -200,4 +211,5 @@ def _tell_no_format() -> None:
 
 
 def _metric_name(field: str) -> str:
-    return f"eval/{_SHORT_NAMES.get(field, field)}"
+    custom, slash, share = field.rpartition("/")
+    return f"eval/{custom}{slash}{_SHORT_NAMES.get(share, share)}"

@@ -1,13 +1,16 @@
 import itertools
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.rewards import RewardConfig
+from megatron_r1.errors import DataError
 from megatron_r1.evaluation.heldout import EvaluationResult, evaluate_heldout
-from megatron_r1.evaluation.heldout_table import render_table
+from megatron_r1.evaluation.heldout_table import render_heldout, render_table
 from megatron_r1.evaluation.measure import bootstrap_interval
 from megatron_r1.evaluation.passk import pass_at_k, wilson_interval
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
@@ -113,6 +116,42 @@ def test_the_table_shows_results_side_by_side():
     assert cells["pass@1"][0].startswith("33.3% [") and cells["pass@1"][1].startswith("100.0% [51.0%, 100.0%]")
     assert cells["pass@3"][0].startswith("100.0%") and cells["response length (tokens)"] == ["34.0", "34.0"]
     assert "temperature 0.7, 3 samples" in lines[-1]
+
+
+def test_rewards_of_ones_own_are_measured_beside_the_accuracy():
+    def reward_fn(groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        for group in groups:
+            group.reward_parts = {
+                "accuracy": [float(rollout.text == RIGHT) for rollout in group.rollouts],
+                "length": [-1.0] * len(group.rollouts),
+                "loose": [{RIGHT: 1.0, LOOSE: 2.0, "...": None}.get(rollout.text, 0.5) for rollout in group.rollouts],
+            }
+        groups[0].reward_parts["elsewhere"] = [1.0] * len(groups[0].rollouts)
+        return list(groups)
+
+    prompts = [Prompt(f"p{n}", "q", "8", "text", (1,)) for n in range(2)]
+    engine = ScriptedEngine([[RIGHT, LOOSE, WRONG], ["...", WRONG, LOOSE]])
+    result = evaluate_heldout(engine, prompts, reward_fn, EvaluateConfig(samples=3), max_tokens=50)
+    assert (result.pass_at_1, result.greedy) == (pytest.approx(1 / 6), 0.0)
+    assert result.custom == {"loose": {"pass_at_1": pytest.approx(3 / 6), "pass_at_k": 1.0, "greedy": 0.5}}
+    assert result.intervals["loose/greedy"] == wilson_interval(0.5, 2)
+    lines = render_table({"plain": run([[RIGHT] * 3] * 2)[0], "loose": replace(result, temperature=0.7)}).splitlines()
+    row = next(line for line in lines if line.startswith("| loose: pass@3"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["-", "100.0% [34.2%, 100.0%]"]
+
+
+def test_kept_results_are_compared_by_name(tmp_path):
+    for name, text in (("before", WRONG), ("after", RIGHT)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(asdict(run([[text] * 3] * 4)[0])))
+    files = {name: tmp_path / f"{name}.json" for name in ("before", "after")}
+    assert render_heldout(files) == render_table({name: run([[text] * 3] * 4)[0] for name, text in zip(files, (WRONG, RIGHT))})
+    (tmp_path / "other.json").write_text(json.dumps(asdict(run([[RIGHT]])[0])))
+    with pytest.raises(DataError, match="cannot be compared"):
+        render_heldout(files | {"other": tmp_path / "other.json"})
+    (tmp_path / "other.json").write_text('{"problems": 3}')
+    for name, said in (("other", "not the result of an evaluation"), ("none", "no such file")):
+        with pytest.raises(DataError, match=f"{name}.json: {said}"):
+            render_heldout(files | {name: tmp_path / f"{name}.json"})
 
 
 def test_results_of_different_settings_do_not_stand_side_by_side():

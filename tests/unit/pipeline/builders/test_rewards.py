@@ -24,10 +24,15 @@ from megatron_r1.runtime.cores import SharedCores
 
 def test_an_evaluation_comes_back_from_its_metrics():
     shares = {"pass_at_1": 0.5, "pass_at_k": 0.75, "greedy": 0.25, "format": 1.0, "format_greedy": 0.0}
-    intervals = {name: (value / 2, (1 + value) / 2) for name, value in shares.items()}
-    result = EvaluationResult(4, 2, 1.0, response_length=7.5, finished=1.0, unscored=0.0, intervals=intervals, **shares)
+    custom = {"loose": {"pass_at_1": 0.25, "pass_at_k": 0.5, "greedy": 0.125}}
+    bounded = shares | {f"loose/{name}": value for name, value in custom["loose"].items()}
+    intervals = {name: (value / 2, (1 + value) / 2) for name, value in bounded.items()}
+    result = EvaluationResult(
+        4, 2, 1.0, response_length=7.5, finished=1.0, unscored=0.0, intervals=intervals, custom=custom, **shares
+    )
     metrics = evaluation_metrics(result)
     assert metrics["eval/pass@1"] == 0.5 and metrics["eval/pass@k/high"] == 0.875 and metrics["eval/greedy/low"] == 0.125
+    assert metrics["eval/loose/pass@k"] == 0.5 and metrics["eval/loose/greedy/high"] == 0.5625
     assert read_evaluation(json.loads(json.dumps(metrics | {"step": 3, "loss": 1.0}))) == result
 
 
