@@ -80,7 +80,7 @@ class PlayedPolicy:
 
     def place(self, samples: list[TrainingSample], batches: list[list[int]]) -> list[TrainingSample]:
         """As `MegatronPolicy.place`."""
-        return self.shares.place(samples, self.shares.assign([sample.num_targets for sample in samples], batches))
+        return self.shares.place(samples, self.shares.assign(samples, batches))
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
         """As `MegatronPolicy.logprobs`, by way of packed micro-batches."""

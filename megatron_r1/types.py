@@ -19,6 +19,7 @@ KINDS = ("reasoning", "general")  #: of prompts
 DOMAINS = ("math", "code", "choice")  #: of reasoning prompts; `reward.domains` adds to these
 PREFERENCES = ("helpful", "safety")  #: of general prompts
 PADDING = -1  #: sample id of a sequence of padding
+PROMPT = -2  #: sample id of a prompt that sequences after it share
 LOGPROBS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")  #: fields of a training sample
 
 
@@ -130,6 +131,9 @@ class TrainingSample:
     name: str = ""  #: what it was made of, for messages: a problem's response, a file's record
     here: bool = True  #: whether this rank holds the arrays; those that its pipeline stage does not need are `hollow` all the same
     holder: int = 0  #: the rank that sends the arrays to wherever they are needed next
+    group: int | None = (
+        None  #: samples of one number are alike before the first target with loss, and may share that; None: none is
+    )
     home: int | None = None  #: the data-parallel rank that trains on it; None: whichever packing chooses, as every rank has all
 
     def __post_init__(self) -> None:
@@ -164,15 +168,22 @@ class MicroBatch:
 
     Packed: B is 1, the row holds S sequences and `cu_seqlens[-1]` is N; padding stands at the end as sequences of its own,
     without loss and with sample id `PADDING`.
+    Responses may share their prompt: it is then a sequence of its own, without loss and with sample id `PROMPT`, and those that
+    name it in `prompts` go on from it: they attend to it, and their positions follow its.
     All tensors are on the CPU until the policy moves them.
     """
 
     token_ids: torch.Tensor  #: [B, N] int64
     labels: torch.Tensor  #: [B, N] int64, the next token
     loss_mask: torch.Tensor  #: [B, N] float32
-    position_ids: torch.Tensor  #: [B, N] int64, starts at 0 in every sequence
+    position_ids: torch.Tensor  #: [B, N] int64, starts at 0 in every sequence, or after its prompt
     cu_seqlens: torch.Tensor | None = None  #: [S+1] int32 boundaries
-    sample_ids: list[int] = field(default_factory=list)  #: [S] index of each sequence in the list that was packed, or `PADDING`
+    sample_ids: list[int] = field(
+        default_factory=list
+    )  #: [S] index of each sequence in the list that was packed, `PADDING` or `PROMPT`
+    prompts: list[int] = field(
+        default_factory=list
+    )  #: [S] which sequence is the prompt that each goes on from, itself: none; or []
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
     #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
     documents: torch.Tensor | None = None  #: [B, N] int64, of a stream of documents: the number of the one at each position
@@ -183,16 +194,26 @@ class MicroBatch:
         return self.token_ids.numel()
 
     def sample_at(self, position: int) -> int:
-        """Sample id of the packed sequence at a position, or `PADDING`."""
+        """Sample id of the packed sequence at a position, or `PADDING`; in a shared prompt that of the first that shares it."""
         assert self.cu_seqlens is not None, "only packed micro-batches hold samples"
-        return self.sample_ids[int(torch.searchsorted(self.cu_seqlens.cpu(), position, right=True)) - 1]
+        number = int(torch.searchsorted(self.cu_seqlens.cpu(), position, right=True)) - 1
+        return self.sample_ids[number + (self.sample_ids[number] == PROMPT)]
 
     @property
     def is_real(self) -> list[bool]:
-        """Whether each packed sequence is one, or padding: [S]. Rows have no padding: [B] of True."""
+        """Whether each packed sequence is a sample, not padding or a shared prompt: [S]. Rows have no padding: [B] of True."""
         if self.cu_seqlens is None:
             return [True] * self.token_ids.shape[0]
-        return [sample_id != PADDING for sample_id in self.sample_ids]
+        return [sample_id >= 0 for sample_id in self.sample_ids]
+
+    def prompt_tokens(self) -> torch.Tensor:
+        """[S] int64 tokens of the prompt that each packed sequence goes on from: 0 if it has none."""
+        assert self.cu_seqlens is not None, "only packed micro-batches hold several sequences in a row"
+        lengths = self.cu_seqlens.diff().long()
+        if not self.prompts:
+            return torch.zeros_like(lengths)
+        prompts = torch.tensor(self.prompts, device=lengths.device)
+        return torch.where(prompts == torch.arange(len(lengths), device=lengths.device), 0, lengths[prompts])
 
     def sequence_numbers(self) -> torch.Tensor:
         """[1, N] int64: which of the S packed sequences each position belongs to, padding sequences included."""

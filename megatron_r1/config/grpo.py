@@ -57,6 +57,13 @@ class GrpoConfig(Section):
         "rollout.max_response_tokens - 1, so that it holds a response at its limit.",
         json_schema_extra=MAY_CHANGE,
     )
+    share_prompts: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether responses to one prompt in the same forward pass share its tokens, which are then computed once. Loss "
+        "and gradients are the same but for rounding. auto: on the CPU, for models without experts. always: also for models with "
+        "experts, if neither their balance nor multi-token prediction is trained; elsewhere an error. Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
     length_schedule: list[LengthPhase] = Field(
         [],
         description="Limits that replace rollout.max_response_tokens and grpo.micro_batch_tokens in the course of the run: a list "

@@ -9,13 +9,17 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 
+from megatron_r1.data.shared_prompts import bundle_samples, bundle_tokens, shared_tokens
 from megatron_r1.errors import DataError
-from megatron_r1.types import LOGPROBS, PADDING, MicroBatch, TrainingSample
+from megatron_r1.types import LOGPROBS, PADDING, PROMPT, MicroBatch, TrainingSample
 
 _SHELVES = 256
+_PARTS = 4  # at least so many bundles for each data-parallel rank, or one would have many more tokens than another
 
 
 class MicroBatches(Sequence[MicroBatch]):
@@ -38,7 +42,13 @@ class MicroBatches(Sequence[MicroBatch]):
 
 
 def pack_samples(
-    samples: Sequence[TrainingSample], *, max_tokens: int, dp_size: int, pad_multiple: int, count_multiple: int = 1
+    samples: Sequence[TrainingSample],
+    *,
+    max_tokens: int,
+    dp_size: int,
+    pad_multiple: int,
+    count_multiple: int = 1,
+    share_prompts: bool = False,
 ) -> list[MicroBatches]:
     """Every sample once, in micro-batches of one padded length N. Planned from lengths alone; reading a micro-batch fills it.
 
@@ -49,6 +59,7 @@ def pack_samples(
         dp_size: data-parallel ranks.
         pad_multiple: N is a multiple of this (tensor parallel with sequence parallel needs a multiple of tp).
         count_multiple: the number of micro-batches is a multiple of this (an interleaved pipeline needs a multiple of pp).
+        share_prompts: samples of one group in a micro-batch share their prompt; and micro-batches get about as many tokens each.
 
     Returns:
         The micro-batches of each data-parallel rank, equally many; a rank with fewer gets micro-batches that are all padding. N is
@@ -69,12 +80,30 @@ def pack_samples(
     homes = [sample.home for sample in samples if sample.home is not None]
     if homes and len(homes) < len(samples):
         raise ValueError("some samples have a home and some do not")
+    bundles, of_bundles = [[number] for number in range(len(samples))], homes or None
+    if share_prompts:
+        homes = homes or distribute_bundles(samples, max_tokens, dp_size)
+        at_home: list[list[int]] = [[] for _ in range(dp_size)]
+        for number, home in enumerate(homes):
+            at_home[home].append(number)
+        bundles = [bundle for numbers in at_home for bundle in bundle_samples(samples, numbers, max_tokens)]
+        of_bundles = [homes[bundle[0]] for bundle in bundles]
     bins_per_rank, size = assign_bins(
-        lengths, homes or None, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, count_multiple=count_multiple
+        [bundle_tokens(samples, bundle) for bundle in bundles],
+        of_bundles,
+        max_tokens=max_tokens,
+        dp_size=dp_size,
+        pad_multiple=pad_multiple,
+        count_multiple=count_multiple,
+        level=share_prompts,
     )
     fields = [name for name in LOGPROBS if _has_field(samples, name)]
     longest = max(lengths)
-    return [MicroBatches(bins, lambda chosen: _fill_row(samples, chosen, size, longest, fields)) for bins in bins_per_rank]
+
+    def fill(chosen: list[int]) -> MicroBatch:
+        return _fill_row(samples, [bundles[number] for number in chosen], size, longest, fields)
+
+    return [MicroBatches(bins, fill) for bins in bins_per_rank]
 
 
 def assign_bins(
@@ -85,11 +114,13 @@ def assign_bins(
     dp_size: int,
     pad_multiple: int,
     count_multiple: int,
+    level: bool = False,
 ) -> tuple[list[list[list[int]]], int]:
     """Which items share a micro-batch: equally many bins of item numbers for every data-parallel rank, and the bins' padded size.
 
     Args: see `pack_samples`; no length is above `max_tokens`.
         homes: the data-parallel rank of every item; None: those that `distribute` chooses.
+        level: give the bins about as many tokens each, instead of filling one after the other: the padded size is the fullest's.
     """
     if homes is None:
         homes = distribute(lengths, dp_size)
@@ -98,6 +129,8 @@ def assign_bins(
         ranks[homes[index]].append(index)
     bins_per_rank = [_best_fit(lengths, chosen, max_tokens) for chosen in ranks]
     num_bins = -(-max(len(bins) for bins in bins_per_rank) // count_multiple) * count_multiple
+    if level:
+        bins_per_rank = [_level(lengths, bins, num_bins, max_tokens) for bins in bins_per_rank]
     fullest = max(sum(lengths[i] for i in chosen) for bins in bins_per_rank for chosen in bins)
     size = -(-fullest // pad_multiple) * pad_multiple
     return [bins + [[] for _ in range(num_bins - len(bins))] for bins in bins_per_rank], size
@@ -117,11 +150,32 @@ def distribute(lengths: Sequence[int], dp_size: int) -> list[int]:
     return homes
 
 
+def distribute_bundles(samples: Sequence[TrainingSample], max_tokens: int, dp_size: int) -> list[int]:
+    """The data-parallel rank of every sample of a minibatch, where samples of a group share their prompt on one rank."""
+    numbers = range(len(samples))
+    bundles = bundle_samples(samples, numbers, max_tokens)
+    if dp_size > 1:
+        total = sum(bundle_tokens(samples, bundle) for bundle in bundles)
+        longest = max(sample.num_targets for sample in samples)
+        bundles = bundle_samples(samples, numbers, min(max_tokens, max(longest, -(-total // (dp_size * _PARTS)))))
+    homes = [0] * len(samples)
+    of_bundles = distribute([bundle_tokens(samples, bundle) for bundle in bundles], dp_size)
+    for bundle, home in zip(bundles, of_bundles, strict=True):
+        for number in bundle:
+            homes[number] = home
+    return homes
+
+
 def unpack_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict[int, torch.Tensor]:
     """Per-token values of a packed micro-batch as {sample id: [T-1]}, aligned like the fields of `TrainingSample`."""
     bounds = micro_batch.cu_seqlens.tolist()
-    spans = zip(micro_batch.sample_ids, bounds[:-1], bounds[1:], strict=True)
-    return {sample_id: values_1N[0, start:end].clone() for sample_id, start, end in spans if sample_id != PADDING}
+    spans = [values_1N[0, start:end] for start, end in pairwise(bounds)]
+    found = {}
+    for number, sample_id in enumerate(micro_batch.sample_ids):
+        if sample_id >= 0:
+            prompt = micro_batch.prompts[number] if micro_batch.prompts else number
+            found[sample_id] = spans[number].clone() if prompt == number else torch.cat([spans[prompt], spans[number]])
+    return found
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:
@@ -151,6 +205,16 @@ def _best_fit(lengths: Sequence[int], order: list[int], capacity: int) -> list[l
     return bins
 
 
+def _level(lengths: Sequence[int], bins: list[list[int]], count: int, capacity: int) -> list[list[int]]:
+    """The items of `bins` in `count` bins of about as many tokens, or `bins` if one would hold too many."""
+    items = [item for chosen in bins for item in chosen]
+    leveled: list[list[int]] = [[] for _ in range(count)]
+    for item, number in zip(items, distribute([lengths[item] for item in items], count), strict=True):
+        leveled[number].append(item)
+    fits = all(sum(lengths[item] for item in chosen) <= capacity for chosen in leveled)
+    return [chosen for chosen in leveled if chosen] if fits else bins
+
+
 def _has_field(samples: Sequence[TrainingSample], name: str) -> bool:
     present = {getattr(sample, name) is not None for sample in samples}
     if len(present) == 2:
@@ -158,13 +222,14 @@ def _has_field(samples: Sequence[TrainingSample], name: str) -> bool:
     return present.pop()
 
 
-def _fill_row(samples: Sequence[TrainingSample], chosen: list[int], size: int, longest: int, fields: list[str]) -> MicroBatch:
+def _fill_row(
+    samples: Sequence[TrainingSample], bundles: list[list[int]], size: int, longest: int, fields: list[str]
+) -> MicroBatch:
     row = MicroBatch(
         token_ids=torch.zeros(1, size, dtype=torch.int64),
         labels=torch.zeros(1, size, dtype=torch.int64),
         loss_mask=torch.zeros(1, size),
         position_ids=torch.zeros(1, size, dtype=torch.int64),
-        sample_ids=list(chosen),
         token_fields={name: torch.zeros(1, size) for name in ("advantages", *fields)},
     )
     # Losses divide by the trained tokens of a sequence: 1 if there are none, because 0/0 is NaN even under a zero mask.
@@ -172,17 +237,35 @@ def _fill_row(samples: Sequence[TrainingSample], chosen: list[int], size: int, l
     ids, labels, mask = (tensor.numpy()[0] for tensor in (row.token_ids, row.labels, row.loss_mask))
     values = {name: row.token_fields[name].numpy()[0] for name in fields}
     bounds = [0]
-    for index in chosen:
-        sample = samples[index]
-        start, end = bounds[-1], bounds[-1] + sample.num_targets
-        ids[start:end], labels[start:end] = sample.token_ids[:-1], sample.token_ids[1:]
-        mask[start:end][sample.trained] = 1
-        row.position_ids[0, start:end] = torch.arange(sample.num_targets)
-        row.token_fields["advantages"][0, start:end] = sample.advantage
-        row.token_fields["sequence_lengths"][0, start:end] = max(sample.num_trained, 1)
-        for name in fields:
-            values[name][start:end] = getattr(sample, name)
-        bounds.append(end)
+
+    def add(sample_id: int, sample: TrainingSample, first: int, last: int) -> slice:
+        """The next sequence: the targets `first` to `last` of the sample."""
+        place = slice(bounds[-1], bounds[-1] + last - first)
+        ids[place], labels[place] = sample.token_ids[first:last], sample.token_ids[first + 1 : last + 1]
+        row.position_ids[0, place] = torch.arange(first, last)
+        row.sample_ids.append(sample_id)
+        bounds.append(place.stop)
+        return place
+
+    for bundle in bundles:
+        shared = shared_tokens(samples[bundle[0]]) if len(bundle) > 1 else 0
+        if shared:
+            row.prompts = row.prompts or list(range(len(row.sample_ids)))
+            prompt = len(row.sample_ids)
+            add(PROMPT, samples[bundle[0]], 0, shared)
+            row.prompts += [prompt] * (1 + len(bundle))
+        elif row.prompts:
+            row.prompts.append(len(row.sample_ids))
+        for index in bundle:
+            sample = samples[index]
+            place = add(index, sample, shared, sample.num_targets)
+            trained = np.zeros(sample.num_targets, np.float32)
+            trained[sample.trained] = 1
+            mask[place] = trained[shared:]
+            row.token_fields["advantages"][0, place] = sample.advantage
+            row.token_fields["sequence_lengths"][0, place] = max(sample.num_trained, 1)
+            for name in fields:
+                values[name][place] = getattr(sample, name)[shared:]
     close_row(row, bounds, longest)
     return row
 
@@ -197,6 +280,8 @@ def close_row(row: MicroBatch, bounds: list[int], longest: int) -> None:
     while bounds[-1] < size:
         start, end = bounds[-1], min(bounds[-1] + longest, size)
         row.position_ids[0, start:end] = torch.arange(end - start)
+        if row.prompts:
+            row.prompts.append(len(row.sample_ids))
         row.sample_ids.append(PADDING)
         bounds.append(end)
     row.cu_seqlens = torch.tensor(bounds, dtype=torch.int32)

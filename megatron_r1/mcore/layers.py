@@ -3,7 +3,7 @@ for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from megatron_r1.mcore.active import require_active
-from megatron_r1.mcore.packing import RowGroup, group_rows, local_token_indices, packed_positions
+from megatron_r1.mcore.packing import RowGroup, SharedRows, group_rows, local_token_indices, packed_positions
+from megatron_r1.types import filled
 
 require_active()
 
@@ -84,7 +85,8 @@ class CoreAttention(MegatronModule):
         elif cu_seqlens is None:
             output = self._attend(query, key, value)
         else:
-            output = self._packed(query, key, value, cu_seqlens)
+            rows = getattr(packed_seq_params, "rows", None) or group_rows(cu_seqlens)
+            output = self._packed(query, key, value, rows)
         return output.flatten(2) if packed_seq_params is None else output.squeeze(1)
 
     def _attend(
@@ -98,9 +100,12 @@ class CoreAttention(MegatronModule):
         )
         return output.permute(2, 0, 1, 3)
 
-    def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    def _packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup | SharedRows]
+    ) -> torch.Tensor:
         """Rows of right-padded sequences: a causal row never looks at the padding behind it."""
-        groups = group_rows(cu_seqlens)
+        if any(isinstance(group, SharedRows) for group in groups):
+            return self._attend_shared(query, key, value, groups)
         if groups[0].tokens is None and groups[0].cells.shape[0] == query.shape[0]:
             return self._attend_rows(query, key, value, groups[0])
         output = value.new_zeros(*query.shape[:-1], value.shape[-1])  # tokens after the last sequence attend to nothing
@@ -113,6 +118,26 @@ class CoreAttention(MegatronModule):
         """[n, 1, heads, v_dim] for the n tokens of a group."""
         rows = (_to_rows(x, group) for x in (query, key, value))
         return self._attend(*rows).transpose(0, 1).flatten(0, 1)[group.cells].unsqueeze(1)
+
+    def _attend_shared(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup | SharedRows]
+    ) -> torch.Tensor:
+        """As `_packed`, where sequences also attend to a prompt that they share. Every token is in one group."""
+        outputs, places = [], []
+        for group in groups:
+            own = group.own if isinstance(group, SharedRows) else group
+            tokens = filled(own.tokens)
+            inputs = [x.index_select(0, tokens) for x in (query, key, value)]
+            if isinstance(group, RowGroup):
+                outputs.append(self._attend_rows(*inputs, group))
+            else:
+                rows = [_to_rows(x, own) for x in inputs]
+                for number, x in enumerate((key, value), 1):
+                    shared = _to_rows(x.index_select(0, filled(group.prompt.tokens)), group.prompt)
+                    rows[number] = torch.cat([shared, rows[number]])
+                outputs.append(self._attend(*rows, group.mask).transpose(0, 1).flatten(0, 1)[own.cells].unsqueeze(1))
+            places.append(tokens)
+        return torch.cat(outputs).index_select(0, torch.cat(places).argsort())
 
     def _context_parallel(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor | None

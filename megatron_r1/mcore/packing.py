@@ -7,17 +7,25 @@ from dataclasses import dataclass
 import torch
 
 _MAX_PADDING = 4
+_MOST_CELLS = 1 << 24  # of the mask of several rows
 
 
 def packed_positions(cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int = 1, cp_rank: int = 0) -> torch.Tensor:
     """Position of every local token inside its own sequence, [num_tokens] int64; 0 after the last sequence.
 
     Args:
-        cu_seqlens: [S+1] global boundaries; under context parallelism every length is divisible by 2 * cp_size.
+        cu_seqlens: [S+1] global boundaries; under context parallelism every length is divisible by 2 * cp_size. Or [2, S+1]: these,
+            and the position at which every sequence begins, behind a prompt that it shares; of the last entry, 0.
         num_tokens: tokens on this rank.
         cp_size: context-parallel ranks.
         cp_rank: this rank, which holds chunks r and 2 * cp_size - 1 - r of every sequence (the zigzag order).
     """
+    if cu_seqlens.dim() == 2:
+        assert cp_size == 1, "no prompt is shared under context parallelism"
+        bounds, first = cu_seqlens.long()
+        tokens = torch.arange(num_tokens, device=bounds.device)
+        sequence = torch.searchsorted(bounds[1:], tokens, right=True)
+        return torch.where(sequence < len(bounds) - 1, tokens - bounds[sequence] + first[sequence], 0)
     bounds = cu_seqlens.long() // cp_size
     tokens = torch.arange(num_tokens, device=cu_seqlens.device)
     sequence = torch.searchsorted(bounds[1:], tokens, right=True)
@@ -71,7 +79,7 @@ def decode_sequences(bits: torch.Tensor) -> torch.Tensor:
 class RowGroup:
     """Sequences that share right-padded rows of one width."""
 
-    tokens: torch.Tensor | None  #: [n] which tokens of the pack; None: all of them
+    tokens: torch.Tensor | None  #: [n] which tokens of the pack; None: all of them. Those of a shared prompt stand in several rows
     cells: torch.Tensor  #: [n] row * width + position of each of those tokens
     num_rows: int
     width: int
@@ -99,3 +107,69 @@ def group_rows(cu_seqlens: torch.Tensor) -> list[RowGroup]:
         width = int(lengths[members].max())
         groups.append(RowGroup(tokens, rows[sequences[tokens]] * width + positions[tokens], len(members), width))
     return groups
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Sequences that go on from shared prompts: a row's queries are its own tokens, its keys those of its prompt and its own."""
+
+    own: RowGroup
+    prompt: RowGroup
+    mask: torch.Tensor  #: [rows, 1, own width, prompt width + own width] bool: what a query sees
+
+
+def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | SharedRows]:
+    """As `group_rows`, where sequences go on from others.
+
+    Args:
+        cu_seqlens: [S+1] boundaries.
+        prompts: [S] which sequence each goes on from; itself: none.
+    """
+    lengths, starts = cu_seqlens.diff().long(), cu_seqlens[:-1].long()
+    of = torch.tensor(prompts, device=lengths.device)
+    alone = of == torch.arange(len(lengths), device=lengths.device)
+    first = alone.nonzero().flatten()
+    bounds = torch.cat([lengths.new_zeros(1), lengths[first].cumsum(0)])
+    where = _tokens_of(first, lengths, starts)
+    groups: list[RowGroup | SharedRows] = [
+        RowGroup(where if group.tokens is None else where[group.tokens], group.cells, group.num_rows, group.width)
+        for group in group_rows(bounds)
+    ]
+    # Longest first, and as many rows at a time as a mask of bounded size allows.
+    rest = sorted((~alone).nonzero().flatten().tolist(), key=lambda number: -int(lengths[number]))
+    while rest:
+        members, before = [rest.pop(0)], 0
+        width = int(lengths[members[0]])
+        before = int(lengths[of[members[0]]])
+        while rest and width <= 2 * int(lengths[rest[0]]):
+            wider = max(before, int(lengths[of[rest[0]]]))
+            if (len(members) + 1) * width * (wider + width) > _MOST_CELLS:
+                break
+            before = wider
+            members.append(rest.pop(0))
+        groups.append(_shared_rows(torch.tensor(members, device=lengths.device), of, lengths, starts))
+    return groups
+
+
+def _shared_rows(members: torch.Tensor, of: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> SharedRows:
+    own, prompt = (_row_group(numbers, lengths, starts) for numbers in (members, of[members]))
+    queries = torch.arange(own.width, device=lengths.device)
+    keys = torch.arange(prompt.width + own.width, device=lengths.device)
+    in_prompt = keys < lengths[of[members]][:, None]
+    before = (keys >= prompt.width) & (keys - prompt.width <= queries[:, None])
+    return SharedRows(own, prompt, (in_prompt[:, None] | before)[:, None])
+
+
+def _row_group(numbers: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> RowGroup:
+    """The sequences of these numbers, each in a row; a number may come more than once."""
+    width = int(lengths[numbers].max())
+    tokens = _tokens_of(numbers, lengths, starts)
+    rows = torch.repeat_interleave(lengths[numbers])
+    return RowGroup(tokens, rows * width + tokens - starts[numbers][rows], len(numbers), width)
+
+
+def _tokens_of(numbers: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """The tokens of the sequences of these numbers, one sequence after the other."""
+    chosen = lengths[numbers]
+    ends = chosen.cumsum(0)
+    return torch.arange(int(ends[-1]), device=lengths.device) + torch.repeat_interleave(starts[numbers] - ends + chosen, chosen)

@@ -24,9 +24,12 @@ class MegatronPolicy(MegatronModel):
     Args:
         settings: see `MegatronModel`.
         temperature: log-probs are those of softmax(logits / temperature), the distribution that the engine samples from.
+        share_prompts: compute the prompt of a group's responses once for each micro-batch that holds several of them, in updates
+            and log-probs. `shared_prompts.shares_prompts` says where that is exact.
     """
 
-    def __init__(self, *settings: Any, temperature: float = 1.0, **more_settings: Any) -> None:
+    def __init__(self, *settings: Any, temperature: float = 1.0, share_prompts: bool = False, **more_settings: Any) -> None:
+        self._share_prompts = share_prompts
         super().__init__(*settings, **more_settings)
         for module in self.modules:
             module.logit_temperature = temperature
@@ -77,7 +80,8 @@ class MegatronPolicy(MegatronModel):
         Args:
             batches: minibatches of sample numbers, each number in one.
         """
-        return self.shares.place(samples, self.shares.assign([sample.num_targets for sample in samples], batches))
+        within = self.micro_batch_tokens if self._share_prompts else None
+        return self.shares.place(samples, self.shares.assign(samples, batches, within))
 
     _OUTPUT = "log-probability"
 
@@ -92,6 +96,7 @@ class MegatronPolicy(MegatronModel):
             dp_size=self.layout.dp,
             pad_multiple=self.layout.pad_multiple,
             count_multiple=self.layout.count_multiple,
+            share_prompts=self._share_prompts,
         )
         return per_rank[self.shares.number]
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout
-from megatron_r1.mcore.packing import decode_sequences, encode_sequences
+from megatron_r1.mcore.packing import RowGroup, SharedRows, decode_sequences, encode_sequences, share_rows
 from megatron_r1.mcore.parallel import Groups
 from megatron_r1.types import MicroBatch
 
@@ -34,6 +34,7 @@ class PackedSequences(PackedSeqParams):
     """Megatron-Core's description of a packed micro-batch, and which sequence each token of this rank's hidden states is of."""
 
     sequence_bits: torch.Tensor | None = None  #: [1, tokens, bits] bool, see `packing.encode_sequences`
+    rows: list[RowGroup | SharedRows] | None = None  #: how sequences that share prompts attend; None: there are none
 
 
 def packed_sequences(whole: MicroBatch, layout: Layout, groups: Groups) -> PackedSequences | None:
@@ -41,13 +42,18 @@ def packed_sequences(whole: MicroBatch, layout: Layout, groups: Groups) -> Packe
     bounds = whole.cu_seqlens
     if bounds is None:
         return None
-    longest = int(bounds.diff().max())
+    before = whole.prompt_tokens()
+    longest = int((bounds.diff() + before).max())
     bits = encode_sequences(bounds, whole.is_real, whole.num_tokens // layout.cp, layout.cp)
     if layout.sequence_parallel:
         bits = bits.chunk(layout.tp)[groups.tp.rank()]
+    rows = None
+    if whole.prompts:
+        rows = share_rows(bounds, whole.prompts)
+        bounds = torch.stack([bounds.long(), torch.nn.functional.pad(before, (0, 1))])
     return PackedSequences(
         qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
-        sequence_bits=bits[None],
+        sequence_bits=bits[None], rows=rows,
     )  # fmt: skip
 
 

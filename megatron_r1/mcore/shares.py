@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from megatron_r1.data.packing import distribute
+from megatron_r1.data.packing import distribute, distribute_bundles
 from megatron_r1.runtime.exchange import broadcast_arrays, gather_numbers, move_arrays
 from megatron_r1.types import LOGPROBS, TrainingSample, hollow
 
@@ -47,12 +47,25 @@ class Shares:
         numbers = gather_numbers([self.number if self.reports else -1.0])[:, 0].astype(int).tolist()
         self._speakers = [numbers.index(number) for number in range(place.count)]
 
-    def assign(self, lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> list[int]:
-        """The share of every item, for minibatches that hold each item once: every minibatch is divided evenly by tokens."""
-        homes = [0] * len(lengths)
+    def assign(
+        self, samples: Sequence[TrainingSample], batches: Sequence[Sequence[int]], prompts_within: int | None = None
+    ) -> list[int]:
+        """The share of every sample, for minibatches that hold each once: every minibatch is divided evenly by tokens.
+
+        Args:
+            samples: of the round.
+            batches: minibatches of sample numbers.
+            prompts_within: tokens of a micro-batch in which samples of one group share their prompt; None: they do not.
+        """
+        homes, count = [0] * len(samples), self._place.count
         for batch in batches:
-            for item, home in zip(batch, distribute([lengths[item] for item in batch], self._place.count), strict=True):
-                homes[item] = home
+            chosen = [samples[number] for number in batch]
+            if prompts_within is None:
+                divided = distribute([sample.num_targets for sample in chosen], count)
+            else:
+                divided = distribute_bundles(chosen, prompts_within, count)
+            for number, home in zip(batch, divided, strict=True):
+                homes[number] = home
         return homes
 
     def place(self, samples: Sequence[TrainingSample], homes: Sequence[int]) -> list[TrainingSample]:

@@ -22,7 +22,7 @@ Sample = TypeVar("Sample")
 def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
     """One sample per response; loss on the response tokens only. Those of other ranks' groups are `hollow`."""
     samples = []
-    for group in groups:
+    for place, group in enumerate(groups):
         prompt = np.array(group.prompt.token_ids, np.int32)
         before = len(prompt) - 1  # Entry t of a [T-1] field belongs to token t + 1.
         here = group.owner == rank()
@@ -38,6 +38,7 @@ def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
                     name=f"response {number} to problem {group.prompt.id}",
                     here=here,
                     holder=group.owner,
+                    group=place,
                 )
             )
     return samples

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from megatron_r1.config.data import DataConfig
 from megatron_r1.config.model import ModelConfig
@@ -132,6 +132,7 @@ def build_policy(
     packed: bool,
     temperature: float = 1.0,
     freeze_router: bool = False,
+    share_prompts: Literal["auto", "always", "never"] = "never",
 ) -> MegatronPolicy:
     """The policy on this job's layout, with the weights of `model.weights` or fresh ones.
 
@@ -142,6 +143,7 @@ def build_policy(
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.layers_needed import require_layers_for
     from megatron_r1.mcore.policy import MegatronPolicy
+    from megatron_r1.mcore.shared_prompts import shares_prompts
 
     require_layers_for(arch, config.runtime)
     layout = resolve_policy_layout(config, arch, session.launch.world_size, moe=moe, packed=packed)
@@ -159,6 +161,7 @@ def build_policy(
         micro_batch_tokens=micro_batch_tokens,
         temperature=temperature,
         freeze_router=freeze_router,
+        share_prompts=shares_prompts(share_prompts, arch, layout, moe, session.device.kind),
     )
     _load_given_weights(config.model, policy)
     return policy

@@ -85,6 +85,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             packed=True,
             temperature=config.rollout.temperature,
             freeze_router=stage.freeze_router,
+            share_prompts=stage.share_prompts,
         )
         from megatron_r1.mcore.policy import ReferencePolicy
 

@@ -1,0 +1,65 @@
+"""Responses to one prompt packed so that they share its tokens: which samples go together, and what they take together.
+
+A bundle is a prompt and responses to it in one micro-batch. The prompt stands there once, without its last token; with that each
+response begins, since it predicts the response's first. Nothing is trained on what is shared. Planned from lengths alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from megatron_r1.types import TrainingSample
+
+#: Most cells of the attention mask of one response, its tokens times all before them: 64 MiB. A response that needs more shares
+#: nothing: it is so long that its prompt hardly counts.
+MOST_CELLS = 1 << 26
+
+
+def shared_tokens(sample: TrainingSample) -> int:
+    """Tokens at the beginning of the sample that it may share with others of its group; 0: none."""
+    if sample.group is None or not isinstance(sample.loss_mask, slice):
+        return 0
+    before = sample.loss_mask.indices(sample.num_targets)[0]
+    return before if (sample.num_targets - before) * sample.num_targets <= MOST_CELLS else 0
+
+
+def bundle_tokens(samples: Sequence[TrainingSample], bundle: Sequence[int]) -> int:
+    """Positions that the bundle takes."""
+    total = sum(samples[number].num_targets for number in bundle)
+    return total - (len(bundle) - 1) * shared_tokens(samples[bundle[0]])
+
+
+def bundle_samples(samples: Sequence[TrainingSample], numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Bundles of at most `max_tokens` positions that hold each of `numbers` once, equal parts of a group that needs several.
+
+    No sample has more targets than `max_tokens`.
+    """
+    groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for number in numbers:
+        sample = samples[number]
+        before = shared_tokens(sample)
+        key = (0, sample.group, before) if before and sample.group is not None else (1, number, 0)
+        groups[key].append(number)
+    bundles = []
+    for (_, _, before), members in groups.items():
+        room = max_tokens - before
+        own = {number: samples[number].num_targets - before for number in members}
+        bundles += _even_parts(own, room) if len(members) > 1 else [members]
+    return bundles
+
+
+def _even_parts(own: dict[int, int], room: int) -> list[list[int]]:
+    """As few parts of at most `room` tokens as longest-first filling of the emptiest part needs."""
+    order = sorted(own, key=lambda number: -own[number])
+    count = -(-sum(own.values()) // room) or 1
+    while True:
+        parts: list[list[int]] = [[] for _ in range(count)]
+        loads = [0] * count
+        for number in order:
+            emptiest = loads.index(min(loads))
+            parts[emptiest].append(number)
+            loads[emptiest] += own[number]
+        if max(loads) <= room:
+            return [part for part in parts if part]
+        count += 1
