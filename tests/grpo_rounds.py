@@ -12,6 +12,7 @@ import torch
 
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.rewards import RewardConfig
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.config.runtime import CheckpointConfig, RuntimeConfig
@@ -106,7 +107,10 @@ class Prompts:
 
 
 def play_rounds(sizes: dict[str, int], owners: Sequence[int], folder: Path, world_size: int) -> dict[str, Any]:
-    """Lines of metrics.jsonl without times, lines of rollouts/, and the sum of every weight, after some rounds. Collective."""
+    """Lines of metrics.jsonl without times, lines of rollouts/, and the sum of every weight, after some rounds. Collective.
+
+    With "share_prompts" among the sizes no router bias moves.
+    """
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
 
@@ -116,11 +120,13 @@ def play_rounds(sizes: dict[str, int], owners: Sequence[int], folder: Path, worl
     )  # fmt: skip
     runtime = RuntimeConfig(device="cpu")
     config = Config(runtime=runtime, grpo=stage, checkpoint=CheckpointConfig(interval=5, asynchronous=False), run_dir=str(folder))
+    moe, share = (MoeTrainingConfig(), sizes["share_prompts"]) if "share_prompts" in sizes else (MOE, 0)
+    sizes = {name: size for name, size in sizes.items() if name != "share_prompts"}
     layout = parallel.resolve_layout(ParallelConfig(**sizes), ARCHITECTURE, world_size, mtp=False, packed=True)
     parallel.build_process_groups(layout, seed=1)
     model = MegatronPolicy(
-        ARCHITECTURE, layout, runtime, MOE, optimizer=OPTIMIZER, total_updates=12, seed=7, device=torch.device("cpu"),
-        micro_batch_tokens=40,
+        ARCHITECTURE, layout, runtime, moe, optimizer=OPTIMIZER, total_updates=12, seed=7, device=torch.device("cpu"),
+        micro_batch_tokens=40, share_prompts=bool(share),
     )  # fmt: skip
     bounds = RolloutConfig(max_response_tokens=20, max_logprob_diff_mean=1e6, max_logprob_diff_max=1e6)
     sums: list[float] = []

@@ -95,10 +95,11 @@ ONE_UPDATE = {
 }
 
 
-#: Rounds of GRPO: the layout, and the ranks that sample.
+#: Rounds of GRPO: the layout, and the ranks that sample. The first on one rank is what others are compared with; the second, those
+#: that compute a prompt once for its responses.
 ROUNDS: dict[int, list[tuple[dict[str, int], list[int]]]] = {
-    1: [({}, [0])],
-    2: [({}, [0, 1]), ({"pp": 2}, [1]), ({"tp": 2}, [1, 0])],
+    1: [({}, [0]), ({"share_prompts": 0}, [0])],
+    2: [({}, [0, 1]), ({"pp": 2}, [1]), ({"tp": 2}, [1, 0]), ({"share_prompts": 1}, [0, 1]), ({"tp": 2, "share_prompts": 1}, [0])],
     4: [({}, [3, 1, 2]), ({"tp": 2}, [0, 3]), ({"pp": 2, "ep": 2}, [2, 1])],
 }
 
@@ -150,7 +151,7 @@ def test_one_batch_under_any_layout_and_packing(world_size: int, model: dict[str
 @pytest.mark.parametrize(("world_size", "one"), [(n, one) for n in (2, 4) for one in ROUNDS[n]], ids=lambda value: str(value))
 def test_a_round_is_the_same_whoever_samples_and_trains(world_size: int, one: tuple[dict[str, int], list[int]]) -> None:
     """Metrics of a step are one rank's, to the last digit where they are of the responses; rollouts/ is the same file."""
-    got, want = run_all(world_size)[0]["rounds"][str(one)], run_all(1)[0]["rounds"][str(ROUNDS[1][0])]
+    got, want = run_all(world_size)[0]["rounds"][str(one)], run_all(1)[0]["rounds"][str(ROUNDS[1]["share_prompts" in one[0]])]
     assert got["rollouts"] == want["rollouts"] and len(want["rollouts"]) == 48
     for line, expected in zip(got["metrics"], want["metrics"], strict=True):
         assert line.keys() == expected.keys()

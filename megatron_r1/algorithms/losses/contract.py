@@ -34,6 +34,8 @@ Metrics = dict[str, Metric[torch.Tensor]]
 class PolicyBatch:
     """One micro-batch: S sequences (a prompt and its response each) end to end in a row of N target tokens.
 
+    A prompt that several responses share (`grpo.share_prompts`) is a sequence of its own, without response tokens like padding.
+
     Entries outside the mask (prompts, padding) are there to be ignored: all log-probs may be anything finite there.
     """
 
