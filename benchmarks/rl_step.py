@@ -43,7 +43,7 @@ from benchmarks.against_trl.workloads import WORKLOADS, Workload, our_config, su
 from benchmarks.measure import Comparison, Disagreement, Side, describe_machine, parser_of, print_table, run, write_results
 from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import load_problems
-from megatron_r1.data.prompts import PromptStream
+from megatron_r1.data.prompts import PromptStream, PromptWriter
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.types import Prompt
@@ -100,9 +100,10 @@ class Result:
 def measure(workload: Workload, threads: str, arguments: argparse.Namespace, python: Path, work: Path) -> Result:
     """Start both sides on one workload, check that they agree, and time their rounds in turn."""
     number = None if threads == DEFAULT else int(threads)
-    model, prompts, source = prepare(workload, arguments, work)
+    model, prompts, data = prepare(workload, arguments, work)
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    settings = {"run_dir": work / "run", "model": model, "source": source, "max_prompt_tokens": longest}
+    data = data.model_copy(update={"max_prompt_tokens": longest})
+    settings = {"run_dir": work / "run", "model": model, "data": data}
     config = our_config(workload, **settings, threads=number, seed=arguments.seed)
     spec = {
         "model": str(model),
@@ -159,26 +160,27 @@ def measure(workload: Workload, threads: str, arguments: argparse.Namespace, pyt
     return result
 
 
-def prepare(workload: Workload, arguments: argparse.Namespace, work: Path) -> tuple[Path, list[Prompt], str]:
-    """The folder that both start from, the prompts of all rounds in their order, and our `data.source`."""
+def prepare(workload: Workload, arguments: argparse.Namespace, work: Path) -> tuple[Path, list[Prompt], DataConfig]:
+    """The folder that both start from, the prompts of all rounds in their order, and where we take them from."""
     count = workload.prompts * (arguments.repeats + 3)
     source = "tally"
     if workload.terms is not None:
         problems = work / "sums.jsonl"
         problems.write_text("".join(f"{json.dumps(p)}\n" for p in sums(count, workload.terms, arguments.seed)))
         source = str(problems)
+    chats = arguments.model is not None and Tokenizer.load(arguments.model).chat_template is not None
+    data = DataConfig(source=source, template="tokenizer" if chats else "r1_zero", max_prompt_tokens=1 << 20)
 
     def prompts_of(folder: Path) -> list[Prompt]:
-        data = DataConfig(source=source)
-        stream = PromptStream(load_problems(data), Tokenizer.load(folder), data.template, arguments.seed, 1 << 20)
-        return stream.next(count)
+        writer = PromptWriter(data, Tokenizer.load(folder))
+        return PromptStream(load_problems(data), writer, arguments.seed).next(count)
 
     if arguments.model is None:
         folder = make_random_folder(work / "model", workload, arguments.seed)
-        return folder, prompts_of(folder), source
+        return folder, prompts_of(folder), data
     prompts = prompts_of(arguments.model)
     first = [prompt.token_ids for prompt in prompts[: workload.prompts]]
-    return link_given_folder(work / "model", arguments.model, first, mixed=workload.mixed), prompts, source
+    return link_given_folder(work / "model", arguments.model, first, mixed=workload.mixed), prompts, data
 
 
 def check_agreement(found: dict[str, Any]) -> None:

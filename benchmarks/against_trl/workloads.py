@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.data import DataConfig
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.families.llama import Llama
 from megatron_r1.model.families.qwen2 import Qwen2
@@ -88,7 +89,7 @@ def sums(count: int, terms: tuple[int, int], seed: int) -> list[dict[str, str]]:
 
 
 def our_config(
-    workload: Workload, *, run_dir: Path, model: Path, source: str, max_prompt_tokens: int, threads: int | None, seed: int
+    workload: Workload, *, run_dir: Path, model: Path, data: DataConfig, threads: int | None, seed: int
 ) -> dict[str, Any]:
     """The config of `megatron-r1 grpo`; what is not named has its default. `threads` None: those that the project chooses."""
     return {
@@ -96,7 +97,7 @@ def our_config(
         "seed": seed,
         "model": {"weights": str(model)},
         "runtime": {"device": "cpu", "dtype": "fp32", **({} if threads is None else {"threads": threads})},
-        "data": {"source": source, "template": "r1_zero", "max_prompt_tokens": max_prompt_tokens},
+        "data": {name: getattr(data, name) for name in ("source", "template", "max_prompt_tokens")},
         "grpo": {
             "rollouts": MOST_ROUNDS,
             "prompts_per_rollout": workload.prompts,
@@ -109,7 +110,7 @@ def our_config(
             "reference_update_interval": 0,
             "optimizer": {"lr": LEARNING_RATE, "weight_decay": 0.0, "clip_grad": CLIP_GRAD, **ADAM},
         },
-        "rollout": {"max_response_tokens": workload.tokens, "kv_cache_bytes": kv_cache_bytes(workload, max_prompt_tokens)},
+        "rollout": {"max_response_tokens": workload.tokens, "kv_cache_bytes": kv_cache_bytes(workload, data.max_prompt_tokens)},
         "reward": {
             "format_weight": 0.0,
             "custom": [{"name": "checksum", "function": "benchmarks.against_trl.reward:score"}],

@@ -20,9 +20,14 @@ from benchmarks.against_trl.sides import RunningSide, Turn
 from benchmarks.against_trl.workloads import WORKLOADS, kv_cache_bytes, our_config, sums, trl_settings
 from benchmarks.measure import Comparison, Disagreement, Side
 from benchmarks.processes import CommandFailed
+from megatron_r1.config.data import DataConfig
 from megatron_r1.config.load import load_config
+from megatron_r1.config.schema import Config
+from megatron_r1.data.problems import load_problems
+from megatron_r1.data.prompts import PromptStream, PromptWriter
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.stages.grpo import check_grpo
 from tests.random_weights import llama_architecture, qwen2_architecture
 
@@ -45,8 +50,8 @@ def side(tmp_path: Path) -> RunningSide:
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
 def test_both_sides_are_asked_for_the_same_round(workload, tmp_path: Path) -> None:
-    folders = {"run_dir": tmp_path / "run", "model": tmp_path, "source": "tally"}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(our_config(workload, **folders, max_prompt_tokens=64, threads=1, seed=3)))
+    folders = {"run_dir": tmp_path / "run", "model": tmp_path, "data": DataConfig(max_prompt_tokens=64)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(our_config(workload, **folders, threads=1, seed=3)))
     config = load_config(tmp_path / "config.yaml")
     check_grpo(config)
     settings = trl_settings(workload, output=tmp_path, batch=workload.trl_batch, seed=3)
@@ -61,9 +66,7 @@ def test_both_sides_are_asked_for_the_same_round(workload, tmp_path: Path) -> No
 
 
 def test_the_chosen_threads_are_not_written() -> None:
-    config = our_config(
-        WORKLOADS["tiny"], run_dir=Path("r"), model=Path("m"), source="tally", max_prompt_tokens=9, threads=None, seed=0
-    )
+    config = our_config(WORKLOADS["tiny"], run_dir=Path("r"), model=Path("m"), data=DataConfig(), threads=None, seed=0)
     assert "threads" not in config["runtime"]
 
 
@@ -72,6 +75,18 @@ def test_the_cache_holds_a_round() -> None:
     assert kv_cache_bytes(smollm2, 64) == int(1.1 * 4 * 2 * 3 * 64 * 30 * 32 * (64 + 256))
     assert kv_cache_bytes(WORKLOADS["tiny"], 16) == int(1.1 * 4 * (512 + 64) * 3 * 256 * (16 + 32))
     assert kv_cache_bytes(replace(smollm2, prompts=1, tokens=1), 1) == 64 << 20
+
+
+@pytest.mark.parametrize("terms", [None, (2, 3)])
+def test_prompts_of_every_round_are_those_of_the_run(terms: tuple[int, int] | None, tmp_path: Path) -> None:
+    arch = llama_architecture().model_copy(update={"vocab_size": 460})
+    workload = replace(WORKLOADS["smollm2"], arch=arch, terms=terms, prompts=2)
+    arguments = rl_step.parse_arguments(["--repeats", "1"])
+    folder, prompts, data = rl_step.prepare(workload, arguments, tmp_path)
+    config = Config(data=data, model={"weights": str(folder)})
+    tokenizer = build_tokenizer(config.data, config.model, build_architecture(config.model))
+    of_run = PromptStream(load_problems(config.data), PromptWriter(config.data, tokenizer), config.seed)
+    assert prompts == of_run.next(8) and len({prompt.text for prompt in prompts}) > 4
 
 
 def test_sums_are_right_and_repeat() -> None:
