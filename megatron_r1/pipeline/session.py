@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.runtime import distributed, launch
-from megatron_r1.runtime.device import Device, resolve_device
+from megatron_r1.runtime.device import Device, resolve_device, warn_of_slow_bf16
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     if runtime.device != "cuda":
         launch.configure_threads(runtime.threads)
     device = resolve_device(runtime.device, info.local_rank)
+    if device.kind == "cpu" and info.rank == 0:
+        slow = warn_of_slow_bf16(runtime.dtype, torch.cpu.get_capabilities())
+        if slow is not None:
+            print(slow, file=sys.stderr, flush=True)
     from megatron_r1.mcore import host
 
     host.activate(device.kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,8 @@ class Device:
             torch.cuda.synchronize(self.torch_device)
 
 
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86, and of ARM
+
 CPU = Device("cpu", torch.device("cpu"), "gloo")
 
 
@@ -45,6 +48,20 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int = 0) 
         raise DeviceError(f"local rank {local_rank} needs a GPU of its own but this machine shows {count}: start {count} processes")
     torch.cuda.set_device(local_rank)
     return Device("cuda", torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl")
+
+
+def warn_of_slow_bf16(dtype: str, capabilities: Mapping[str, object]) -> str | None:
+    """A line for users if the CPU computes in this `runtime.dtype` without instructions for it; None: it has them.
+
+    Args:
+        dtype: "fp32" or "bf16".
+        capabilities: of the processor, as `torch.cpu.get_capabilities` names them.
+    """
+    if dtype != "bf16" or any(capabilities.get(name) for name in _BF16_INSTRUCTIONS):
+        return None
+    return (
+        "warning: this processor has no bf16 instructions, which runtime.dtype=bf16 then imitates, slowly: fp32 may be faster here"
+    )
 
 
 def cuda_device_count() -> int:
