@@ -15,6 +15,7 @@ import pytest
 
 from examples.smollm2 import get_weights, make_problems, real_model
 from examples.smollm2.lenient import last_number
+from megatron_r1.config.load import load_config
 from tests.paths import ROOT
 from tests.patience import patient
 
@@ -25,7 +26,7 @@ def test_no_problem_stands_in_two_files_and_no_question_holds_its_answer(tmp_pat
     make_problems.write_files(tmp_path / "c", 4)
     texts = {name: [(tmp_path / folder / f"{name}.jsonl").read_text() for folder in "abc"] for name in make_problems.COUNTS}
     assert all(a == b != c for a, b, c in texts.values())
-    seen: set[frozenset[str]] = set()
+    seen = {frozenset(map(str, make_problems.EXAMPLE))}  # which every prompt answers
     for name, (text, *_) in texts.items():
         records = [json.loads(line) for line in text.splitlines()]
         assert len(records) == make_problems.COUNTS[name]
@@ -36,6 +37,12 @@ def test_no_problem_stands_in_two_files_and_no_question_holds_its_answer(tmp_pat
             assert answer == record["answer"] if "answer" in record else record["response"].endswith(f"\\boxed{{{answer}}}")
             assert frozenset(numbers) not in seen
             seen.add(frozenset(numbers))
+
+
+def test_the_example_that_every_prompt_shows_is_right_and_no_problem() -> None:
+    shown = load_config(ROOT / "examples/smollm2/sums.yaml", []).data.system_prompt
+    first, second = reversed(make_problems.EXAMPLE)
+    assert shown.endswith(make_problems.solution(first, second))
 
 
 @pytest.mark.parametrize(
