@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Where pip finds torch; empty: pip's default index. On a machine without a GPU, give PyTorch's own index of CPU wheels.
 TORCH_INDEX ?=
-# Tests and runs share the cores with their own child processes: one thread each.
-export OMP_NUM_THREADS ?= 1
+# Tests share the cores with their own child processes: one thread each.
+test test-fast: export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart r1 real-model test test-fast setup lint clean system-packages
 

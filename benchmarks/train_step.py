@@ -188,7 +188,7 @@ def measure(session: Session, hidden: int, workload: str, arguments: argparse.Na
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Measure every size and workload, print a table, write the JSON file."""
-    runtime = RuntimeConfig(device=arguments.device)
+    runtime = RuntimeConfig(device=arguments.device, threads=1)
     with open_session(runtime) as session:
         measured = [measure(session, hidden, name, arguments) for hidden in arguments.hidden for name in arguments.workloads]
         machine = describe_machine(arguments.device)

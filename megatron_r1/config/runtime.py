@@ -46,7 +46,14 @@ class RuntimeConfig(Section):
         description="Number format of weights and activations, in the trainer and in the rollout engine. bf16 keeps the "
         "optimizer's master weights and the sums of gradients in fp32.",
     )
-    threads: int = Field(1, gt=0, description="OpenMP threads of each process on the CPU.", json_schema_extra=MAY_CHANGE)
+    threads: int | None = Field(
+        None,
+        gt=0,
+        description="OpenMP threads of each process on the CPU, of the trainer and of an engine, which take turns. null: "
+        "OMP_NUM_THREADS if it is set, else the node's usable cores over its processes; a line at the start says how many. Sums "
+        "round otherwise with another number.",
+        json_schema_extra=MAY_CHANGE,
+    )
     recompute: Literal["none", "full", "selective"] = Field(
         "none",
         description="Activations that the backward pass computes again instead of keeping them. full: those of every layer; "

@@ -12,6 +12,7 @@ import torch
 
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.runtime import distributed, launch
+from megatron_r1.runtime.cores import choose_threads
 from megatron_r1.runtime.device import Device, resolve_device, warn_of_slow_bf16
 
 
@@ -21,6 +22,7 @@ class Session:
 
     launch: launch.LaunchInfo
     device: Device
+    threads: int = 1  #: of this process on the CPU, and of its engine
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\b.*")
     info = launch.read_launch()
     if runtime.device != "cuda":
-        launch.configure_threads(runtime.threads)
+        launch.configure_threads(runtime.threads or 1)
     device = resolve_device(runtime.device, info.local_rank)
     if device.kind == "cpu" and info.rank == 0:
         slow = warn_of_slow_bf16(runtime.dtype, torch.cpu.get_capabilities())
@@ -46,6 +48,18 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     host.activate(device.kind)
     distributed.join_process_group(info, device, runtime.collective_timeout_seconds)
     try:
-        yield Session(info, device)
+        yield Session(info, device, _settle_threads(runtime, info, device))
     finally:
         distributed.shutdown()
+
+
+def _settle_threads(runtime: RuntimeConfig, info: launch.LaunchInfo, device: Device) -> int:
+    """The number of threads that is set, or one that is chosen on the CPU, and told. Collective."""
+    if runtime.threads is not None or device.kind != "cpu":
+        return runtime.threads or 1
+    threads, reason = choose_threads(info.local_world_size)
+    launch.configure_threads(threads)
+    if distributed.is_rank_zero():
+        line = f"threads of each process: {threads}, as {reason}; runtime.threads=N takes another number"
+        print(line, file=sys.stderr, flush=True)
+    return threads

@@ -128,10 +128,28 @@ def _safe_path() -> dict[str, str]:
 
 def configure_threads(threads: int) -> None:
     """Use `threads` OpenMP threads in this process and in its child processes."""
+    _asked_threads()  # before it is overwritten
     set_environment({name: str(threads) for name in THREAD_VARIABLES})
     import torch  # not above: the command line's --help reads this module and must not wait for torch
 
     torch.set_num_threads(threads)
+
+
+def requested_threads() -> int | None:
+    """The number in OMP_NUM_THREADS as this process found it, of a list the first; None: it is not set.
+
+    Raises ConfigError if it is no number of threads.
+    """
+    asked = _asked_threads()
+    number = asked.partition(",")[0].strip()
+    if number and not (number.isdecimal() and int(number)):
+        raise ConfigError(f"OMP_NUM_THREADS={asked} is no number of threads: set one, or runtime.threads")
+    return int(number) if number else None
+
+
+@cache
+def _asked_threads() -> str:
+    return os.environ.get(THREAD_VARIABLES[0], "")
 
 
 def first_host(node_list: str) -> str:

@@ -183,6 +183,26 @@ def test_logits_of_positions_without_loss_may_be_left_out(session, mtp: int) -> 
         assert all(b.metrics[name].value == pytest.approx(m.value, rel=1e-5, abs=1e-6) for name, m in a.metrics.items())
 
 
+def test_a_number_of_threads_changes_digits_and_repeats_its_own(session) -> None:
+    samples, results = make_samples(40), []
+    try:
+        for threads in (1, 4, 4):
+            torch.set_num_threads(threads)
+            policy = make_policy(session)
+            found = policy.logprobs(samples)
+            results.append((found, [policy.train_step(samples, loss_of(STAGE, samples)) for _ in range(2)], policy.local_state()))
+    finally:
+        torch.set_num_threads(1)
+    (one, stats, _), (four, of_four, weights), (again, of_again, weights_again) = results
+    assert of_four == of_again and all(torch.equal(a, b) for a, b in zip(four, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, weights_again, strict=True))
+    for a, b in zip(one, four, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-5)
+    for a, b in zip(stats, of_four, strict=True):
+        assert b.loss == pytest.approx(a.loss, abs=1e-5) and b.grad_norm == pytest.approx(a.grad_norm, rel=1e-5)
+        assert all(b.metrics[name].value == pytest.approx(m.value, abs=1e-5) for name, m in a.metrics.items())
+
+
 def test_logprobs_do_not_depend_on_their_neighbours(session) -> None:
     policy = make_policy(session)
     samples = make_samples()

@@ -79,7 +79,7 @@ def _start_engine(
 ) -> SingleEngine | FollowingPart:
     options = build_engine_options(config, session.device.kind, arch, tokenizer)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment, threads = child_environment(place.variables), config.runtime.threads
+    environment, threads = child_environment(place.variables), session.threads
     if peers is not None and peers.number:
         return FollowingPart(options, environment, log, threads, peers)
     return VllmProcessEngine(options, tokenizer.decode, environment, log, threads, place.servers, peers)

@@ -68,11 +68,14 @@ def open_scoring(
 def pool_workers(setting: int | None, cores: SharedCores, threads: int = 1) -> int:
     """Number of scoring processes beside one rank: `reward.workers`, or its part of the cores that the node's ranks leave free.
 
+    Ranks that leave none share a quarter of the cores with the processes: much is scored when all is sampled.
+
     Args:
         cores: `users` are the ranks with a pool.
         threads: of each rank, or of its engine while it samples.
     """
-    return setting or min(MOST_WORKERS, max(1, (cores.number - cores.ranks * threads) // cores.users))
+    free = cores.number - cores.ranks * threads
+    return setting or min(MOST_WORKERS, max(1, (free if free > 0 else cores.number // 4) // cores.users))
 
 
 def judge_of_rank(judge: JudgeConfig, scoring_ranks: Sequence[int], rank: int) -> JudgeConfig:
@@ -143,7 +146,7 @@ def open_rewards(
         place = place_engine(config.rollout, session.launch, session.device.kind)
     samples = place is not None and place.has_head(rank)
     scoring_ranks = [number for number, has_engine in enumerate(gather_objects(samples)) if has_engine]
-    workers = pool_workers(rewards.workers, share_cores(samples), config.runtime.threads)
+    workers = pool_workers(rewards.workers, share_cores(samples), session.threads)
     with ExitStack() as stack:
 
         def start() -> Composition:

@@ -60,6 +60,8 @@ def test_without_problems_there_is_no_evaluation():
         (128, 8, 8, 8, 8),
         (2, 1, 1, 1, 1),
         (2, 2, 2, 1, 1),  # never none
+        (128, 8, 8, 16, 4),  # threads take all cores
+        (16, 1, 1, 16, 4),
     ],
 )
 def test_a_pool_takes_its_part_of_the_cores_that_ranks_leave_free(cores, ranks, pools, threads, workers):
