@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,6 +23,12 @@ class Session:
     launch: launch.LaunchInfo
     device: Device
     threads: int = 1  #: of this process on the CPU, and of its engine
+    _untold: list[str] = field(default_factory=list)
+
+    def tell_threads(self) -> None:
+        """Say once, on rank 0, how many threads were chosen: when the work begins, so that an error before it is one line."""
+        while self._untold:
+            print(self._untold.pop(), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -48,18 +54,16 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     host.activate(device.kind)
     distributed.join_process_group(info, device, runtime.collective_timeout_seconds)
     try:
-        yield Session(info, device, _settle_threads(runtime, info, device))
+        yield Session(info, device, *_settle_threads(runtime, info, device))
     finally:
         distributed.shutdown()
 
 
-def _settle_threads(runtime: RuntimeConfig, info: launch.LaunchInfo, device: Device) -> int:
-    """The number of threads that is set, or one that is chosen on the CPU, and told. Collective."""
+def _settle_threads(runtime: RuntimeConfig, info: launch.LaunchInfo, device: Device) -> tuple[int, list[str]]:
+    """The number of threads that is set, or one that is chosen on the CPU, and on rank 0 what to say of the choice. Collective."""
     if runtime.threads is not None or device.kind != "cpu":
-        return runtime.threads or 1
+        return runtime.threads or 1, []
     threads, reason = choose_threads(info.local_world_size)
     launch.configure_threads(threads)
-    if distributed.is_rank_zero():
-        line = f"threads of each process: {threads}, as {reason}; runtime.threads=N takes another number"
-        print(line, file=sys.stderr, flush=True)
-    return threads
+    line = f"threads of each process: {threads}, as {reason}; runtime.threads=N takes another number"
+    return threads, [line] if distributed.is_rank_zero() else []

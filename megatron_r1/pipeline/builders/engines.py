@@ -51,6 +51,7 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         place = place_engine(config.rollout, session.launch, session.device.kind)
     log = path_of_rank(log, session.launch.rank)
     peers = _find_engine_peers(session, place)
+    session.tell_threads()
     start = None if place is None else partial(_start_engine, config, session, arch, tokenizer, log, place, peers)
     rollout = config.rollout
     engine = CollectiveEngine(start, rollout.restarts, peers, sleeps=rollout.engines_sleep, dispatch=rollout.dispatch)

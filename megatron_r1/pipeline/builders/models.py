@@ -164,6 +164,7 @@ def build_policy(
         share_prompts=shares_prompts(share_prompts, arch, layout, moe, session.device.kind),
     )
     _load_given_weights(config.model, policy)
+    session.tell_threads()
     return policy
 
 
@@ -201,6 +202,7 @@ def build_reward_model(
         micro_batch_tokens=config.reward_model.micro_batch_tokens,
     )
     _load_given_weights(config.model, model, trunk_of=None if found.is_reward_model else found)
+    session.tell_threads()
     return model
 
 
