@@ -58,10 +58,10 @@ def hollow(length: int, dtype: type[np.generic]) -> np.ndarray:
 class Rollout:
     """One sampled response."""
 
-    token_ids: np.ndarray  #: [T] int32 response tokens, end-of-sequence included when `finished`
+    token_ids: np.ndarray  #: [T] int32 response tokens, the end-of-sequence or the stop text that ended it included
     rollout_logprobs: np.ndarray  #: [T] float32 natural log, of the distribution sampled from (temperature and top-p applied)
     text: str  #: decoded response without end-of-sequence
-    finished: bool  #: ended with end-of-sequence; False: cut at max_tokens
+    finished: bool  #: ended with end-of-sequence or a text of `rollout.stop`; False: cut at max_tokens
 
     def __post_init__(self) -> None:
         self.token_ids = np.asarray(self.token_ids, dtype=np.int32)

@@ -72,7 +72,7 @@ STAYS: Mapping[str, str] = {
     """,
     "the reference is part of every checkpoint, or of none": "grpo.measure_kl",
     "it says when training ends": "pretrain.gate_accuracy pretrain.gate_problems pretrain.gate_extra_steps",
-    "it says which responses are sampled": "rollout.temperature rollout.top_p",
+    "it says which responses are sampled": "rollout.temperature rollout.top_p rollout.stop",
     "it says what a response is worth": """
         reward.accuracy_weight reward.format_weight reward.language_weight reward.model_weight reward.model reward.answer_location
         reward.format reward.format_pattern

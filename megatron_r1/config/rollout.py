@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -59,6 +59,12 @@ class RolloutConfig(Section):
         gt=0,
         le=1,
         description="Probability mass that tokens are sampled from. Training takes 1 only. The paper does not state it.",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Texts that end a response, which is then finished: its tokens up to the one that completes such a text stay, "
+        "are trained on and are scored. In evaluations, too. Every end of sequence that the model names ends a response in any "
+        "case.",
     )
     kv_cache_bytes: int | None = Field(
         None,

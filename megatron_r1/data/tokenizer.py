@@ -100,6 +100,11 @@ class Tokenizer:
         return token_id
 
     @property
+    def tokenizer_json(self) -> str:
+        """The text of its tokenizer.json."""
+        return self._json
+
+    @property
     def fingerprint(self) -> str:
         """Changes with anything that decides how a text or a conversation is encoded."""
         settings = [self._json, self.bos, self.eos, self.chat_template]
@@ -156,6 +161,11 @@ class Tokenizer:
     def added_tokens(self) -> list[str]:
         """Every text that the vocabulary holds as one indivisible token: control tokens, turn markers, tags."""
         return [token.content for token in self._whole.get_added_tokens_decoder().values()]
+
+    def is_marker(self, token_id: int) -> bool:
+        """Whether an id is an added token and no tag."""
+        token = self._whole.get_added_tokens_decoder().get(token_id)
+        return token is not None and token.content not in TAGS
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Everything but beginning of sequence, end of sequence and padding; tags and other added tokens are shown."""

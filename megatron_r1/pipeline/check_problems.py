@@ -187,7 +187,11 @@ class _Checker:
         report.measure("question, characters", len(problem.question))
         report.measure("answer, characters", len(problem.answer))
         if self._writer is not None and self._tokenizer is not None:
-            tokens = len(self._writer.encode(problem)[1])
+            try:
+                tokens = len(self._writer.encode(problem)[1])
+            except DataError as error:  # the template has no place for what the problem holds
+                report.add("malformed", where, str(error).removeprefix(f"{where}: "))
+                return
             report.measure("prompt, tokens", tokens)
             report.measure("answer, tokens", len(self._tokenizer.encode_plain(problem.answer)))
             if tokens > data.max_prompt_tokens:

@@ -91,7 +91,7 @@ def evaluate_benchmarks(config: Config, session: Session | None = None, rescore:
         results = {task.name: _score(config, task, scoring, rescore) for task in tasks}
         sampled = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
         name = settings.name or settings.endpoint.model or Path(model).name
-        sampled |= {"template": config.data.template} | config.data.asked_with()
+        sampled |= {"template": config.data.template} | _asked_with(config)
         measured = ModelResults(name, model, sampled, results)
         print(write_results(run_dir, measured), flush=True)
     return measured
@@ -122,6 +122,11 @@ def _settings_of(task: Task, sampling: Sampling) -> dict[str, Any]:
     }
 
 
+def _asked_with(config: Config) -> dict[str, Any]:
+    """The settings beside the template that responses depend on, without those that change nothing."""
+    return config.data.asked_with() | ({"stop": config.rollout.stop} if config.rollout.stop else {})
+
+
 def _open_responses(folder: Path, prefix: str, settings: dict[str, Any] | None) -> Ledger:
     return open_samples(folder / f"{prefix}responses.jsonl", settings)
 
@@ -135,7 +140,7 @@ def _sample_missing(config: Config, session: Session | None, tasks: list[Task]) 
     else:
         fingerprint = weights_fingerprint(require_weights(config.model, "the model to evaluate"))
         identity = {"model": fingerprint, "template": config.data.template, "responses_per_call": settings.responses_per_call}
-    identity |= config.data.asked_with()
+    identity |= _asked_with(config)
     with ExitStack() as stack:
         model: Model | None = None
         for task in tasks:
@@ -156,8 +161,9 @@ def _open_model(config: Config, session: Session | None, tasks: list[Task]) -> I
     """The endpoint, or an engine with the weights of `model.weights`, for the block."""
     settings = config.evaluate.benchmarks
     if settings.endpoint.url:
-        arguments = config.data.template_arguments
-        more = {"chat_template_kwargs": arguments} if arguments else {}  # as vLLM and SGLang have it
+        arguments, stop = config.data.template_arguments, config.rollout.stop
+        more: dict[str, Any] = {"chat_template_kwargs": arguments} if arguments else {}  # as vLLM and SGLang have it
+        more |= {"stop": stop, "include_stop_str_in_output": True} if stop else {}  # as our engines do; vLLM's
         with EndpointModel(settings.endpoint, Wording.of(config.data), more) as model:
             yield model
         return

@@ -45,6 +45,8 @@ class EngineOptions:
     stall_seconds: float  #: without a sign of life, or in one call that is no sampling
     bucket_bytes: int  #: of weights in one call
     sleep: bool = False  #: whether it gives its device memory back between sampling and the next weights
+    stop: tuple[str, ...] = ()  #: texts that end a response, too
+    tokenizer_json: str = ""  #: text of tokenizer.json, by which the engine finds `stop`; "" without one
     worker_extension: str = WORKER_EXTENSION  #: class mixed into vLLM's worker, as "module.Class"
 
     @property
@@ -77,12 +79,14 @@ def engine_options(
     eos_token_id: int,
     max_prompt_tokens: int,
     end_token_ids: tuple[int, ...] = (),
+    tokenizer_json: str = "",
 ) -> EngineOptions:
     """Options for a model and a config.
 
     Args:
         eos_token_id: of config.json; it ends a response.
         end_token_ids: these do, too.
+        tokenizer_json: needed with `rollout.stop`.
 
     Raises:
         ConfigError: a prompt and a response together are longer than the model's positions, the model does not divide over
@@ -125,6 +129,8 @@ def engine_options(
         stall_seconds=rollout.stall_seconds,
         bucket_bytes=bucket_bytes(rollout.bucket_mb, weight_bytes),
         sleep=rollout.engines_sleep,
+        stop=tuple(rollout.stop),
+        tokenizer_json=tokenizer_json if rollout.stop else "",
     )
 
 

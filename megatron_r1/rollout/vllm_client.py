@@ -215,7 +215,8 @@ class VllmProcessEngine:
             )
 
     def _rollout(self, token_ids: np.ndarray, logprobs: np.ndarray, finished: bool) -> Rollout:
-        return Rollout(token_ids, logprobs, self.decode((token_ids[:-1] if finished else token_ids).tolist()), finished)
+        ended = finished and int(token_ids[-1]) in self.options.end_token_ids  # else by a text, which is a part of the response
+        return Rollout(token_ids, logprobs, self.decode((token_ids[:-1] if ended else token_ids).tolist()), finished)
 
 
 def _open_channel(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ class Generation:
             eos_token_id: the tokenizer's, with which the model was trained to end.
         """
         return _joined(self.config_ends, eos_token_id)
+
+    def ending_also_with(self, ends: Sequence[int]) -> Generation:
+        """The same with further ends in both files, if neither has them."""
+        new = [end for end in ends if end not in (*self.config_ends, *self.generation_ends)]
+        if not new:
+            return self
+        generation_ends = (*self.generation_ends, *new) if self.generation_ends else ()
+        return replace(self, config_ends=(*self.config_ends, *new), generation_ends=generation_ends)
 
     def to_json(self, bos_token_id: int, eos_token_id: int) -> dict[str, Any]:
         """What generation_config.json of the trained model gets."""

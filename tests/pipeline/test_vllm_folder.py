@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models
 
 from megatron_r1.errors import DeviceError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
@@ -160,22 +162,41 @@ def test_rope_scaling_matters_at_the_tested_length(served, tmp_path):
 
 
 @pytest.mark.parametrize("served", ["llama"], indirect=True)
-def test_every_end_of_sequence_ends_a_response(served, host):
-    """The same samples up to the first of two tokens that now end them."""
-    longest = max((rollout.token_ids.tolist() for group in served.groups for rollout in group.rollouts), key=len)
+def test_every_end_of_sequence_and_every_stop_text_ends_a_response(served, host):
+    """The same samples up to the first of two tokens or of two texts that now end them; log-probs belong to what stays."""
+    rows = [ids for ids, _ in sampled(served.groups)]
+    longest, other = sorted(rows, key=len)[-1:-3:-1]
     also = next(token for token in longest[2:] if token != longest[0])
-    engine = start(host, served.arch, served.folder, end_token_ids=(1, also))
+    texts = f"{other[4]}.w{other[5]}", "no such text"  # from the middle of a token into the next one
+    engine = start(
+        host, served.arch, served.folder, end_token_ids=(1, also), stop=texts, tokenizer_json=word_tokenizer(served.arch.vocab_size)
+    )
     engine.version = 0
+    by_text = 0
     for before, after in zip(
         sampled(served.groups), groups := engine.generate(prompts(served.arch), SAMPLING, seed=5), strict=True
     ):
-        cut = next((i + 1 for i, token in enumerate(before[0]) if token in (1, also)), len(before[0]))
+        said = ["".join(f"w{token}." for token in before[0][: i + 1]) for i in range(len(before[0]))]
+        cut = next(
+            (i + 1 for i, token in enumerate(before[0]) if token in (1, also) or texts[0] in said[i]),
+            len(before[0]),
+        )
         (rollout,) = after.rollouts
         ids = rollout.token_ids.tolist()
-        assert ids == before[0][:cut] and rollout.finished == (ids[-1] in (1, also))
-        assert rollout.text == str(ids[:-1] if rollout.finished else ids)
-    assert any(rollout.token_ids[-1] == also for group in groups for rollout in group.rollouts)
+        is_stopped = ids[-1] not in (1, also) and texts[0] in said[cut - 1]
+        assert ids == before[0][:cut] and rollout.finished == (is_stopped or ids[-1] in (1, also))
+        assert rollout.rollout_logprobs.tolist() == pytest.approx(before[1][:cut], abs=1e-5)
+        assert rollout.text == str(ids[:-1] if rollout.finished and not is_stopped else ids)
+        by_text += is_stopped
+    assert by_text and any(rollout.token_ids[-1] == also for group in groups for rollout in group.rollouts)
     engine.close()
+
+
+def word_tokenizer(size: int) -> str:
+    """A tokenizer.json whose token 7 is "w7."."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({f"w{token}.": token for token in range(size)}, unk_token="w0."))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer.to_str()
 
 
 def test_another_vllm_is_refused(host, tmp_path):

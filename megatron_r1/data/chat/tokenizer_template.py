@@ -132,6 +132,16 @@ class TokenizerTemplate:
         ids = self._encode(opened, mark, False) + self._encode(content[len(opened) :] + after, mark, False)
         return self._encode(before, mark), self._split_turn(ids)
 
+    def end_of_turn(self) -> int | None:
+        """The first added token, not a tag, that the template puts after a reply; None without one, or if it renders no reply."""
+        asked = self._break_up([Message("user", "?"), Message("assistant", _STAND_IN)], "")
+        try:
+            _, found, after = self._render(asked).rpartition(_STAND_IN)
+        except DataError:
+            return None
+        ends = [id for id in self._encode(after, asked.mark, False) if self._tokenizer.is_marker(id)] if found else []
+        return ends[0] if ends else None
+
     def _break_up(self, messages: Sequence[Message], tools: str) -> _Asked:
         text = "".join(part for message in messages for part in (message.content, message.tool_calls, message.name)) + tools
         mark = next((character for character in _NONCHARACTERS if character not in text), None)

@@ -36,7 +36,8 @@ def build_engine_options(config: Config, device: Literal["cpu", "cuda"], arch: A
         bos_token_id=config_bos_id(tokenizer),
         eos_token_id=tokenizer.eos_id,
         max_prompt_tokens=config.data.max_prompt_tokens,
-        end_token_ids=find_end_tokens(config.model, arch, tokenizer),
+        end_token_ids=find_end_tokens(config.model, arch, tokenizer, config.data),
+        tokenizer_json=tokenizer.tokenizer_json,
     )
 
 

@@ -137,6 +137,7 @@ def _sample_stage(
     tokenizer = build_tokenizer(policy.data, policy.model, arch)
     writer = PromptWriter(policy.data, tokenizer)
     prompts = writer.write_fitting(problems)
+    sampled_by = " ".join([fingerprint, *(f"until {text!r}" for text in policy.rollout.stop)])
     if len(prompts) < len(problems):
         print(f"{folder}: {len(problems) - len(prompts)} problems have prompts longer than data.max_prompt_tokens", flush=True)
     source = load_problems(policy.data, accuracy_scorers(policy.reward))
@@ -144,7 +145,7 @@ def _sample_stage(
         _open_check(policy, source, folder.with_suffix(".scoring.log"), writer.opening) as check,
         open_engine(for_responses(policy, stage.curation.rejection.max_tokens), folder.with_suffix(".engine.log")) as engine,
     ):
-        kept = sample_and_keep(engine, check, prompts, folder, stage.curation, policy.seed, policy=fingerprint, filters=filters)
+        kept = sample_and_keep(engine, check, prompts, folder, stage.curation, policy.seed, policy=sampled_by, filters=filters)
     print(f"{folder}: {json.dumps(vars(kept))}", flush=True)
 
 

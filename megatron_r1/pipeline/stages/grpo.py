@@ -13,6 +13,7 @@ from megatron_r1.data.general import GeneralMix, load_general
 from megatron_r1.data.problems import ProblemSource, load_problems
 from megatron_r1.data.prompts import PromptStream, PromptWriter
 from megatron_r1.pipeline.artifact import Artifact
+from megatron_r1.pipeline.builders.ends import with_end_of_turn
 from megatron_r1.pipeline.builders.engines import build_engine_options, open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import open_preferences
@@ -87,6 +88,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             freeze_router=stage.freeze_router,
             share_prompts=stage.share_prompts,
         )
+        policy.generation = with_end_of_turn(policy.generation, config.data, tokenizer)
         from megatron_r1.mcore.policy import ReferencePolicy
 
         reference = ReferencePolicy(policy) if stage.has_reference else None

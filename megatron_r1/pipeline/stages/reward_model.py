@@ -26,6 +26,8 @@ def check_reward_model(config: Config) -> None:
     """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
     require_no_context_parallel(config.parallel)
     require_setting(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
+    if asked_with := config.data.asked_with():
+        require_setting(False, f"data.{min(asked_with)} is for prompts: a reward model reads conversations as they are; drop it")
 
 
 @unless_finished

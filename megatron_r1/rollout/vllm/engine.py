@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -40,9 +42,12 @@ class VllmEngine:
 
     def __init__(self, options: EngineOptions, part: Part | None = None) -> None:
         check_version()
-        self.end_token_ids = list(options.end_token_ids)
+        self.end_token_ids, self.stop = list(options.end_token_ids), list(options.stop)
         with _model_folder(options) as folder:
             self.llm = LLM(folder, **_arguments(options, part))
+        if self.stop:  # then text is needed here, too: vLLM decodes with this vocabulary and looks for the texts
+            vocabulary = Tokenizer.from_str(options.tokenizer_json)
+            self.llm.llm_engine.output_processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Open the transfer; once."""
@@ -93,7 +98,11 @@ class VllmEngine:
             seed=seed,
             logprobs=0,  # of the sampled token only
             stop_token_ids=self.end_token_ids,
-            detokenize=False,
+            stop=self.stop,
+            include_stop_str_in_output=True,  # what was sampled stays, as the trainer trains on it
+            detokenize=bool(self.stop),
+            skip_special_tokens=False,  # a text may name one
+            spaces_between_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 from megatron_r1.rollout.channel.engine_channel import ASK
 from megatron_r1.rollout.vllm.progress import SignsOfProgress
 
-Answer = tuple[np.ndarray, np.ndarray, bool]  #: int32 token ids, their float32 log-probs, ended with end-of-sequence
+Answer = tuple[np.ndarray, np.ndarray, bool]  #: int32 token ids, their float32 log-probs, ended with end-of-sequence or a stop text
 Request = tuple[int, list[int], list[int]]  #: a prompt's position in the batch, its token ids, one seed for each sample
 
 

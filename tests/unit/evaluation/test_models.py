@@ -8,12 +8,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_r1.config.endpoint import EndpointConfig
+from megatron_r1.data.chat.wording import Wording
 from megatron_r1.errors import ConfigError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
 from megatron_r1.evaluation.models import EndpointModel, EngineModel
@@ -126,6 +128,21 @@ def test_an_endpoint_gets_one_request_a_response(tmp_path):
         assert len(ask(server, tmp_path / "a.jsonl")) == 30 == len(server.requests), "nothing is asked again"
     cut = [line for line in lines if not line["finished"]]
     assert [line["response"] for line in cut] == ["half"] * 3 and {line["tokens"] for line in lines} == {10}
+
+
+def test_an_endpoint_is_asked_in_the_words_of_the_settings(tmp_path):
+    more = {"stop": ["END"], "chat_template_kwargs": {"enable_thinking": False}}
+    config = EndpointConfig(url="", model="m", retries=0, timeout_seconds=patient(5.0), concurrency=1)
+    with ChatServer(lambda body, number: "x") as server, open_samples(tmp_path / "a.jsonl", {}) as kept:
+        served = config.model_copy(update={"url": server.url})
+        with EndpointModel(served, Wording("Be brief.", "Now: ", " Go."), more) as model:
+            model.sample(PROBLEMS[:1], replace(SAMPLING, n=1), "seed", kept, lambda count: None)
+    (request,) = server.requests
+    assert request["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Now: question 0 Go."},
+    ]
+    assert {name: request[name] for name in more} == more
 
 
 def test_reasoning_given_apart_goes_back_into_its_tags(tmp_path):

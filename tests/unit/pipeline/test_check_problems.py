@@ -99,10 +99,14 @@ def test_the_report_is_a_table_and_a_file(tmp_path, capsys):
 
 def test_lengths_in_tokens_come_with_a_tokenizer(tmp_path):
     train_tokenizer(["What is one and one?", "word word word"] * 3, 300).save(tmp_path / "tokenizer")
-    path = write(tmp_path, [GOOD[0], {"question": "word " * 500, "answer": "5"}])
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+    path = write(tmp_path, [GOOD[0], {"question": "word " * 500, "answer": "5"}, {"prompt": turns, "answer": "5"}])
     report = check_problems(config(path, f"data.tokenizer={tmp_path}/tokenizer", "data.max_prompt_tokens=400"))
     (place, detail), *others = report.examples["long_prompt"]
-    assert place == f"{path}:2" and not others and dict(report.counts) == {"long_prompt": 1}
+    assert place == f"{path}:2" and not others and dict(report.counts) == {"long_prompt": 1, "malformed": 1}
+    assert report.examples["malformed"] == [
+        (f"{path}:3", "data.template=r1_zero holds one question and its response; take r1_chat for conversations")
+    ]
     first, second = report.lengths["prompt, tokens"]
     assert first < 400 < second and detail == f"{second} tokens" and list(report.lengths["answer, tokens"]) == [1, 1]
     assert "prompt, tokens" not in check_problems(config(path)).lengths

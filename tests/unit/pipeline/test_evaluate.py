@@ -16,6 +16,7 @@ from megatron_r1 import cli
 from megatron_r1.config.load import load_config
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.evaluation.benchmarks import BENCHMARKS
+from megatron_r1.evaluation.sample_ledger import settings_path
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline import evaluate as benchmarks
 from megatron_r1.runtime import distributed
@@ -169,6 +170,14 @@ def test_a_model_folder_is_loaded_and_asked_in_its_template(files, capsys, monke
     assert first == {"problem": "1", "sample": 0, "response": "<think>\nHm.\n</think>\n\n\\boxed{2}", "finished": True, "tokens": 2}
     result = json.loads((files / "run/results.json").read_text())
     assert result["benchmarks"]["gsm8k"]["pass_at_1"]["value"] == 0.5 and result["name"] == "model"
+    kept = json.loads(settings_path(files / "run/gsm8k/responses.jsonl").read_text())
+    assert not {"system_prompt", "stop"} & kept.keys(), "what was sampled before these settings were there goes on"
+    distributed._STORE = None
+    assert cli.main(["evaluate", *settings, f"{tokens}=64", "data.system_prompt=Hm"]) == 2
+    assert "was begun with system_prompt=None, now it is Hm" in capsys.readouterr().err
+    other = load_config(None, ["data.question_suffix=' Go.'", 'rollout.stop=["x"]', "data.template_arguments.a=1"])
+    asked_with = {"template_arguments": {"a": 1}, "question_suffix": " Go.", "stop": ["x"]}
+    assert benchmarks._asked_with(other) == asked_with and benchmarks._asked_with(load_config(None)) == {}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
+from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.pipeline import score
 from megatron_r1.pipeline.score import read_lines, score_file
 from megatron_r1.rewards.scorers import ScorerSpec
@@ -60,6 +61,17 @@ def test_settings_of_the_reward_can_be_given(tmp_path):
         == 1.0
     )
     assert run(tmp_path, "format", "--workers", "1")[1][0]["score"] == 0.0
+
+
+def test_responses_to_a_tokenizers_own_template_have_the_reasoning_that_its_prompts_open(tmp_path):
+    jinja = "{{ messages[0].content }}{% if thinking %}<think>{% endif %}"  # as DeepSeek-V3.1's
+    train_tokenizer(["one and one"], 300).with_chat_template(jinja).save(tmp_path / "tokenizer")
+    write(tmp_path, {"response": "\\boxed{2}", "answer": "2"}, {"response": "3?</think>\n\\boxed{2}", "answer": "2"})
+    own = ["data.template=tokenizer", f"data.tokenizer={tmp_path / 'tokenizer'}", "--workers", "1", "reward.answer_location=boxed"]
+    thinking = "data.template_arguments.thinking=true"
+    assert [line["score"] for line in run(tmp_path, "math", *own, thinking)[1]] == [0.0, 1.0]
+    form = ["reward.format=custom", "reward.format_pattern='<think>.*</think>.*'"]
+    assert [line["score"] for line in run(tmp_path, "format", *own, thinking, *form)[1]] == [0.0, 1.0]
 
 
 @pytest.mark.slow
@@ -115,6 +127,10 @@ def test_each_reward_names_the_field_it_needs(tmp_path, reward, line, field):
         (["--workers", "0"], "'reward.workers' on the command line is 0, expected greater than 0"),
         (["--reward", "taste"], "argument --reward: invalid choice: 'taste'"),
         (["--output", "in.jsonl"], "--output is the input file"),
+        (["data.template=tokenizer"], "data.template=tokenizer: name its folder in data.tokenizer"),
+        (["--reward", "format", "reward.format=none"], "reward.format=none leaves no format to reward"),
+        (["reward.format=custom"], "reward.format=custom and reward.format_pattern go together"),
+        (["reward.format=custom", "reward.format_pattern='(a'"], "is no regular expression of RE2: missing ): (a"),
     ],
 )
 def test_what_cannot_work_is_one_line(tmp_path, monkeypatch, capsys, arguments, says):

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron_r1.config.data import DataConfig
 from megatron_r1.config.model import ModelConfig
+from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError
 from megatron_r1.model.presets import PRESETS
-from megatron_r1.pipeline.builders.ends import find_end_tokens
+from megatron_r1.pipeline.builders.ends import find_end_tokens, with_end_of_turn
+from megatron_r1.weights.generation import Generation
 
 ARCH = PRESETS["671b"]  # 129,280 tokens
 TOKENIZER = SimpleNamespace(eos_id=128009)
@@ -60,3 +63,32 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
         (tmp_path / "generation_config.json").write_text(text)
         with pytest.raises(CheckpointError, match="generation_config.json cannot be used"):
             find_end_tokens(ModelConfig(weights=str(tmp_path)), ARCH, TOKENIZER)
+
+
+QWEN = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "ends"),
+    [
+        (QWEN, ["<eos>", "<|im_end|>"]),  # a base of Qwen2.5: its tokenizer's own end is that of a document
+        (QWEN.replace("<|im_end|>", "<eos>"), ["<eos>"]),
+        (QWEN.replace("<|im_end|>", "</think>\\n<|im_end|>"), ["<eos>", "<|im_end|>"]),
+        (QWEN.replace("<|im_end|>", ""), ["<eos>"]),  # nothing ends a turn
+        ("{{ raise_exception('no') }}", ["<eos>"]),
+        ("{{ messages[0].content }}", ["<eos>"]),
+    ],
+)
+def test_the_end_of_a_turn_of_the_tokenizers_template_counts(tmp_path, jinja, ends):
+    tokenizer = train_tokenizer(["user assistant"], 320, single_tokens=("<|im_start|>", "<|im_end|>")).with_chat_template(jinja)
+    ids = tuple(tokenizer.encode_template(end)[0] for end in ends)
+    own = DataConfig(template="tokenizer")
+    assert find_end_tokens(ModelConfig(), ARCH, tokenizer, own) == ids
+    assert find_end_tokens(ModelConfig(), ARCH, tokenizer, DataConfig()) == ids[:1]
+    told = with_end_of_turn(Generation(), own, tokenizer)
+    assert told.ends(ids[0]) == ([*ids[1:], ids[0]] if ids[1:] else ids[0])
+    assert with_end_of_turn(Generation(), DataConfig(), tokenizer) == Generation()
+    known = Generation({"top_p": 0.8}, (), ids)  # generation_config.json names them: nothing to add
+    assert with_end_of_turn(known, own, tokenizer) is known
+    lacking = with_end_of_turn(Generation({"top_p": 0.8}, ids[:1], ids[:1]), own, tokenizer)
+    assert lacking.to_json(0, ids[0])["eos_token_id"] == (list(ids) if ids[1:] else ids[0])
