@@ -44,7 +44,7 @@ class RuntimeConfig(Section):
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Number format of weights and activations, in the trainer and in the rollout engine. bf16 keeps the "
-        "optimizer's master weights and the sums of gradients in fp32. On a CPU with instructions for it it is faster, too; trainer "
+        "optimizer's master weights and the sums of gradients in fp32. On a CPU with instructions for it, bf16 is faster. Trainer "
         "and engine then differ by more: see rollout.max_logprob_diff_mean and max_logprob_diff_quantile.",
     )
     threads: int | None = Field(
