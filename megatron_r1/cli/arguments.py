@@ -174,6 +174,16 @@ def _add_run_folder_commands(commands: argparse._SubParsersAction) -> None:
     report = commands.add_parser("report", help="write report.html into a run folder")
     report.add_argument("run_dir", type=Path, help="a run folder with metrics.jsonl")
     report.add_argument("--curves", type=Path, metavar="FILE.png", help="also draw the main curves as one picture")
+    report.add_argument(
+        "--most-mb", type=float, metavar="N", help="megabytes of responses in the page, of all runs together (default 10)"
+    )
+    report.add_argument("--seed", type=int, default=0, help="decides which responses are the random ones (default 0)")
+    report.add_argument(
+        "--steps",
+        metavar="N,N,...",
+        help="show responses of these steps (default: up to 24, evenly spread)",
+    )
+    report.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="that of the tokens (default: the run's own)")
     report.set_defaults(handler=handle_report)
 
 

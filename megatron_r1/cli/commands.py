@@ -238,8 +238,9 @@ def handle_report(arguments: argparse.Namespace) -> int:
     """Write the report of a run folder, and its curves as a picture."""
     from megatron_r1.report.html import write_report
     from megatron_r1.report.plots import write_curves_png
+    from megatron_r1.report.rollouts import read_choice
 
-    print(write_report(arguments.run_dir))
+    print(write_report(arguments.run_dir, read_choice(arguments.most_mb, arguments.seed, arguments.steps, arguments.tokenizer)))
     if arguments.curves is not None:
         write_curves_png(arguments.run_dir, arguments.curves)
         print(arguments.curves)

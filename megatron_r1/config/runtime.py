@@ -134,3 +134,11 @@ class CheckpointConfig(Section):
         "no limit.",
         json_schema_extra=MAY_CHANGE,
     )
+    rollouts_tokens_mb: int = Field(
+        16,
+        ge=0,
+        description="Most megabytes of token ids and log-probs, engine's and trainer's, in a step's file of rollouts/ before it is "
+        "compressed: 32/3 bytes a token. If not all responses fit, the best, worst, longest, random ones and those with the "
+        "largest difference have them. 0: none.",
+        json_schema_extra=MAY_CHANGE,
+    )

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from megatron_r1.data.chat.prompt_templates import render, split_prompt
 from megatron_r1.data.plain_text import PlainText, begin_and_middle, without_limits
+from megatron_r1.data.token_bytes import reader_of_pieces
 from megatron_r1.data.tokenizer_folder import TokenizerFolder, own_settings, read_tokenizer_folder
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.model.architecture import Architecture
@@ -174,6 +175,17 @@ class Tokenizer:
     def decode_everything(self, token_ids: Sequence[int]) -> str:
         """Like `decode`, with beginning of sequence, end of sequence and padding shown."""
         return self._whole.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_bytes(self, token_ids: Iterable[int]) -> dict[int, bytes]:
+        """Id -> bytes that the token stands for; ids that the vocabulary has not are left out."""
+        read, added = reader_of_pieces(self._json), self._whole.get_added_tokens_decoder()
+        found = {}
+        for token_id in token_ids:
+            if token_id in added:
+                found[token_id] = added[token_id].content.encode("utf-8", "replace")
+            elif token_id >= 0 and (piece := self._whole.id_to_token(token_id)) is not None:
+                found[token_id] = read(piece)
+        return found
 
     def with_chat_template(self, chat_template: str) -> Tokenizer:
         """The same vocabulary, saved with this Jinja text, which transformers and servers render conversations with."""

@@ -19,6 +19,7 @@ _LARGEST = 1 << 60
 class RunRecord:
     """One run as it was recorded."""
 
+    folder: Path
     name: str
     command: str
     started: str  #: UTC, ISO 8601
@@ -52,6 +53,7 @@ def _read_run(folder: Path) -> RunRecord:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{folder / 'config.yaml'} cannot be read: {one_line(error)}") from None
     return RunRecord(
+        folder=folder,
         name=folder.name,
         command=command,
         started=started,

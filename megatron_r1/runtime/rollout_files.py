@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from megatron_r1.runtime.distributed import is_rank_zero
 from megatron_r1.runtime.exchange import stream_to_rank_zero
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.kept_tokens import KEY, TokenColumns
 from megatron_r1.types import RolloutGroup
 
 FOLDER = "rollouts"
@@ -27,7 +28,14 @@ _PIECE = 1 << 20  # characters that are encoded at a time
 _NAME = re.compile(r"step_(\d+)\.jsonl(\.zst)?")
 
 
-def write_rollouts(run_folder: Path, step: int, groups: Sequence[RolloutGroup], plain_bytes: int, most_bytes: int) -> int:
+def write_rollouts(
+    run_folder: Path,
+    step: int,
+    groups: Sequence[RolloutGroup],
+    plain_bytes: int,
+    most_bytes: int,
+    tokens: Mapping[tuple[int, int], TokenColumns] | None = None,
+) -> int:
     """Write every response of the step with its rewards, then remove files of the oldest steps until the folder is small enough.
 
     Every rank sends the lines of its groups to rank 0, which writes; one group at a time beside what it may still write plain.
@@ -36,6 +44,7 @@ def write_rollouts(run_folder: Path, step: int, groups: Sequence[RolloutGroup], 
         groups: of the whole step, other ranks' as outlines.
         plain_bytes: a larger file is compressed by zstd, `step_000001.jsonl.zst`.
         most_bytes: of all files together; that of `step` stays whatever its size. 0: no limit.
+        tokens: of some responses of this rank's groups, see `keep_tokens`.
 
     Returns:
         Number of files that were removed; 0 on other ranks than 0.
@@ -45,33 +54,43 @@ def write_rollouts(run_folder: Path, step: int, groups: Sequence[RolloutGroup], 
     """
 
     def lines_of(number: int) -> bytes:
-        lines = [json.dumps(line, ensure_ascii=False) for line in _lines_of_group(step, groups[number])]
-        return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
+        lines = []
+        for index, line in enumerate(_lines_of_group(step, groups[number])):
+            kept = None if tokens is None else tokens.get((number, index))
+            lines.append(_encode_line(line if kept is None else line | {KEY: kept.to_json()}))
+        return b"".join(lines)
 
     with closing(stream_to_rank_zero([group.owner for group in groups], lines_of)) as stream:
         if not is_rank_zero():
             return sum(0 for _ in stream)
-        pieces = (content.decode("utf-8", "surrogatepass") for content in stream)
+        pieces = (content.decode("utf-8") for content in stream)
         _write_text(run_folder / FOLDER / f"step_{step:06d}.jsonl", pieces, plain_bytes)
     sizes = [(path, path.stat().st_size) for path in list_rollouts(run_folder)]
     excess, removed = sum(size for _, size in sizes) - most_bytes, 0
     for path, size in sizes if most_bytes else []:
-        if excess <= 0 or _step_of_file(path) >= step:
+        if excess <= 0 or step_of_file(path) >= step:
             break
         path.unlink()
         excess, removed = excess - size, removed + 1
     return removed
 
 
+def _encode_line(line: dict[str, Any]) -> bytes:
+    try:
+        return f"{json.dumps(line, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write as an escape alone
+        return f"{json.dumps(line)}\n".encode()
+
+
 def list_rollouts(run_folder: Path) -> list[Path]:
     """The files of all steps that are there, oldest step first."""
-    return sorted((path for path in (run_folder / FOLDER).glob("step_*") if _NAME.fullmatch(path.name)), key=_step_of_file)
+    return sorted((path for path in (run_folder / FOLDER).glob("step_*") if _NAME.fullmatch(path.name)), key=step_of_file)
 
 
 def drop_rollouts_after(run_folder: Path, step: int) -> None:
     """Remove the files of later steps, which will be done again. Raises OSError."""
     for path in list_rollouts(run_folder):
-        if _step_of_file(path) > step:
+        if step_of_file(path) > step:
             path.unlink()
 
 
@@ -107,7 +126,8 @@ def _write_compressed(path: Path, texts: Iterable[str]) -> None:
         raise
 
 
-def _step_of_file(path: Path) -> int:
+def step_of_file(path: Path) -> int:
+    """The step whose responses a file of `list_rollouts` holds."""
     return int(path.name.split(".")[0].removeprefix("step_"))
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,13 +45,14 @@ from megatron_r1.runtime.heartbeat import FOLDER as HEALTH
 from megatron_r1.runtime.heartbeat import Heartbeat
 from megatron_r1.runtime.inputs import compare_inputs
 from megatron_r1.runtime.job import record_error, record_progress
+from megatron_r1.runtime.kept_tokens import keep_tokens
 from megatron_r1.runtime.metrics import MetricsWriter
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.rollout_files import drop_rollouts_after, write_rollouts
 from megatron_r1.runtime.run_folder import CHECKPOINTS, claim_folder, prepare_folder
 from megatron_r1.runtime.saving import PendingCheckpoint, Write
 from megatron_r1.runtime.stragglers import StragglerLog
-from megatron_r1.types import RolloutGroup
+from megatron_r1.types import RolloutGroup, TrainingSample
 
 SHOWN = {
     "loss": "loss",
@@ -214,14 +215,17 @@ class Run:
         self._tokens.clear()
         self._step_started = now
 
-    def save_rollouts(self, step: int, groups: list[RolloutGroup]) -> None:
+    def save_rollouts(self, step: int, groups: list[RolloutGroup], samples: Sequence[TrainingSample] = ()) -> None:
         """Write every response of the step into `rollouts/`. Call it before the step's checkpoint.
 
-        All ranks call it with the groups of the whole step, other ranks' as outlines.
+        All ranks call it with the groups of the whole step, other ranks' as outlines, and with the samples made of them, whose
+        tokens and log-probs are kept within `checkpoint.rollouts_tokens_mb`.
         """
+        kept = self._config.checkpoint
+        tokens = keep_tokens(groups, samples, kept.rollouts_tokens_mb * 10**6, self._config.seed)
         with self._keeping_problem():
-            kept = self._config.checkpoint
-            removed = write_rollouts(self.folder, step, groups, kept.rollouts_plain_mb * 10**6, kept.rollouts_most_mb * 10**6)
+            plain, most = kept.rollouts_plain_mb * 10**6, kept.rollouts_most_mb * 10**6
+            removed = write_rollouts(self.folder, step, groups, plain, most, tokens)
             if removed and not self._removed_rollouts:
                 limit = f"checkpoint.rollouts_most_mb={kept.rollouts_most_mb}"
                 print(f"{self.folder}/rollouts has reached {limit}: the oldest steps are removed", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ def test_a_run_folder_of_before_resumes_with_the_freedom_of_then():
 FREE = """
     run_dir
     checkpoint.interval checkpoint.keep checkpoint.asynchronous checkpoint.rollouts_plain_mb checkpoint.rollouts_most_mb
+    checkpoint.rollouts_tokens_mb
     pretrain.checkpoint_interval
     runtime.threads runtime.collective_timeout_seconds runtime.skip_nonfinite_updates
     runtime.heartbeat.interval_seconds runtime.heartbeat.lost_seconds runtime.heartbeat.stall_seconds

@@ -9,6 +9,7 @@ import pytest
 from megatron_r1.data.chat.prompt_templates import TEMPLATES, fixed_texts, render
 from megatron_r1.data.tally.arithmetic import draw_problem, pretraining_document
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
+from megatron_r1.data.token_bytes import reader_of_pieces
 from megatron_r1.data.tokenizer import TAGS, Tokenizer, check_tokenizer_fits, train_tokenizer
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.model.presets import PRESETS
@@ -316,3 +317,15 @@ def test_a_control_token_that_is_no_text_is_a_one_line_error(general, tmp_path, 
     with pytest.raises(DataError) as caught:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(caught.value) and "token" in str(caught.value)
+
+
+def test_bytes_of_tokens_are_those_of_the_text() -> None:
+    text = "two \u4e8c \U0001f600\n<think>"
+    tokenizer = train_tokenizer(["two and two"], 300)
+    ids = tokenizer.encode(text)
+    found = tokenizer.token_bytes({*ids, tokenizer.eos_id, 10**6, -1})
+    assert b"".join(found[i] for i in ids) == text.encode() and found[tokenizer.eos_id] == b"<eos>"
+    assert not {10**6, -1} & found.keys()
+    pieces = reader_of_pieces('{"decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}]}}')
+    assert [pieces(piece) for piece in ("\u2581the", "<0xE4>", "<0xe4>", "x")] == [b" the", b"\xe4", b"<0xe4>", b"x"]
+    assert reader_of_pieces('{"decoder": null}')("##ing") == b"##ing"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,29 +39,27 @@ def record_grpo(folder: Path, steps: int = 12) -> None:
 
 
 class Tags(HTMLParser):
-    """Which elements a browser would make, and the text of each <pre>."""
+    """Which elements a browser would make, and with which attributes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
-        self.pre: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
         self.attributes += attrs
-        if tag == "pre":
-            self.pre.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.pre:
-            self.pre[-1] += data
 
 
 def read(path: Path) -> tuple[str, Tags]:
     text, tags = path.read_text(), Tags()
     tags.feed(text)
     return text, tags
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """What the page's script reads."""
+    return json.loads(re.findall(r'<script type="application/json" id="rollouts">(.*?)</script>', text, re.DOTALL)[0])
 
 
 MARKUP = "</title><script>alert(1)</script><img src=x onerror='alert(1)'>\"&"
@@ -82,8 +83,9 @@ def test_no_field_becomes_markup(tmp_path):
     rows = [{"name": MARKUP, MARKUP: MARKUP, "list": [MARKUP, [MARKUP]], "object": {MARKUP: MARKUP}}]
     (folder / "summary.json").write_text(json.dumps({"rows": rows, "claims": [MARKUP, {MARKUP: 1}, None]}))
     text, tags = read(write_report(folder))
-    assert "<script" not in text and "<img" not in text and "onerror" not in dict(tags.attributes)
-    assert not {"script", "img", "iframe", "a", "form"} & set(tags.seen) and text.count("<title>") == 1
+    assert text.count("<script") == tags.seen.count("script") == 2, "the page's data and its own script"
+    assert "<img" not in text and "onerror" not in dict(tags.attributes)
+    assert not {"img", "iframe", "a"} & set(tags.seen) and text.count("<title>") == 1
 
 
 @pytest.mark.parametrize(
@@ -124,17 +126,24 @@ def test_a_grpo_report_has_curves_table_and_samples(tmp_path):
     assert re.search(">1e.05<", text) and "mathdefault" not in text, "ticks of a logarithmic axis are numbers"
     assert "<td>base</td><td>23.4%</td><td>&ndash;</td><td>&ndash;</td>" in text
     assert "<td>R1-Zero &lt;1&gt;</td><td>100.0%</td><td>&ndash;</td><td>[50.0%, 75.0%]</td>" in text
-    assert re.findall(r"<h4>Step (\d+)", text) == ["1", "4", "7", "9", "12"]
-    assert "1 &lt; 2?  (answer: yes)" in text
-    assert "script" not in tags.seen
-    assert any(HOSTILE in content for content in tags.pre), "the response is shown as it was written"
+    (shown,) = data_of(text)["runs"]
+    assert [response["step"] for response in shown["responses"][::4]] == list(range(1, 13))
+    assert shown["responses"][0]["question"] == "1 < 2?" and shown["responses"][0]["answer"] == "yes"
+    assert shown["responses"][-1]["response"] == HOSTILE, "the response is shown as it was written"
+    assert shown["note"].startswith("48 of 48 responses of 12 of 12 steps are in this page.")
+    assert tags.seen.count("script") == 2
 
 
 def test_a_report_stands_alone(tmp_path):
     record_grpo(tmp_path / "run", steps=2)
-    _, tags = read(write_report(tmp_path / "run"))
+    text, tags = read(write_report(tmp_path / "run"))
     assert "svg" in tags.seen
-    assert not {"script", "link", "iframe", "img"} & set(tags.seen)
+    assert not {"link", "iframe", "img"} & set(tags.seen)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = {name: value for tag in tags.attributes if (name := tag[0]) == "content" and "script-src" in (value := str(tag[1]))}
+    assert "default-src 'none'" in allowed["content"] and f"script-src 'sha256-{digest}';" in allowed["content"]
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|https?:", script)
     links = [value for name, value in tags.attributes if name in ("src", "href", "xlink:href")]
     assert all(link.startswith("#") for link in links), links
 
@@ -145,7 +154,7 @@ def test_a_pretrain_run_has_its_loss_and_no_samples(tmp_path):
             run.record(step, {"loss": 6.0 / step, "grad_norm": 1.0})
     text, _ = read(write_report(tmp_path / "base"))
     assert ">Loss<" in text
-    assert "Sample rollouts" not in text
+    assert "<script" not in text and "script-src 'none'" in text
     assert "Accuracy" not in text
 
 
