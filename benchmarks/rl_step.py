@@ -12,9 +12,9 @@ end of sequence has the same probability at every token, so that both sides have
 
 TRL's settings are `against_trl.workloads.trl_settings`: one generation for all updates of a round; the log-probs of the old policy
 only where a round has several updates, as TRL decides by itself; no gradient checkpointing, no bf16, no data loader processes;
-transformers' own choice of attention, experts and fused AdamW; the batch size that was fastest of those tried (--trl-batch takes
-another, --trl-continuous-batching transformers' other way to generate). TRL with vLLM is not measured: its colocated mode takes no
-CPU.
+transformers' own choice of attention, experts and fused AdamW; the faster of two batch sizes, tried on our first round (--trl-batch
+takes another, --trl-continuous-batching transformers' other way to generate). TRL is not measured with vLLM: it takes 0.22 to 0.31
+of the package vllm, which is for CUDA, and was not tried with a build for CPU.
 
     python -m benchmarks.rl_step --threads 1 default --out rl_step.json
 
@@ -40,7 +40,17 @@ from benchmarks.against_trl import environment
 from benchmarks.against_trl.folder import link_given_folder, make_random_folder
 from benchmarks.against_trl.sides import RunningSide, Turn
 from benchmarks.against_trl.workloads import WORKLOADS, Workload, our_config, sums, trl_settings
-from benchmarks.measure import Comparison, Disagreement, Side, describe_machine, parser_of, print_table, run, write_results
+from benchmarks.measure import (
+    Comparison,
+    Disagreement,
+    Side,
+    describe_machine,
+    parser_of,
+    positive,
+    print_table,
+    run,
+    write_results,
+)
 from megatron_r1.config.data import DataConfig
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import PromptStream, PromptWriter
@@ -112,8 +122,11 @@ def measure(workload: Workload, threads: str, arguments: argparse.Namespace, pyt
         "updates_per_round": workload.updates,
         "versions": environment.versions(),
         "prompts": [{"text": prompt.text, "token_ids": prompt.token_ids} for prompt in prompts],
-        "settings": trl_settings(workload, output=work / "trl", batch=workload.trl_batch, seed=arguments.seed)
-        | ({"use_transformers_continuous_batching": True} if arguments.trl_continuous_batching else {}),
+        "settings": [
+            trl_settings(workload, output=work / "trl", batch=batch, seed=arguments.seed)
+            | ({"use_transformers_continuous_batching": True} if arguments.trl_continuous_batching else {})
+            for batch in workload.trl_batches
+        ],
     }
     (work / "config.yaml").write_text(yaml.safe_dump(config))
     (work / "spec.json").write_text(json.dumps(spec))
@@ -145,7 +158,12 @@ def measure(workload: Workload, threads: str, arguments: argparse.Namespace, pyt
         agreement = peer.turn("check").report | {"ours": _metrics(work)[-1]}
         result = Result(workload.name, threads, workload.bar, Comparison(workload.name, Side(), Side()), agreement, described)
         check_agreement(agreement)
-        _say(workload, threads, f"log-probs agree to {agreement['largest_difference']:.1e}, gradients are the same")
+        _say(
+            workload,
+            threads,
+            f"log-probs agree to {agreement['largest_difference']:.1e}, gradients are the same; TRL's fastest batch: "
+            f"{agreement['batch']} of {', '.join(agreement['batch_seconds'])}",
+        )
         peer.turn("train")
         warm = peer.turn()
         _say(workload, threads, f"first round of TRL, not timed: {warm.wall_seconds:.1f} s")
@@ -280,9 +298,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
     for name in arguments.workloads:
         workload = WORKLOADS[name]
         if arguments.trl_batch is not None:
-            workload = replace(workload, trl_batch=arguments.trl_batch)
-        if workload.minibatch % workload.trl_batch:
-            raise ConfigError(f"--trl-batch {workload.trl_batch} does not divide {name}'s minibatch of {workload.minibatch}")
+            workload = replace(workload, trl_batches=(arguments.trl_batch,))
+        if any(workload.minibatch % batch for batch in workload.trl_batches):
+            raise ConfigError(f"--trl-batch {arguments.trl_batch} does not divide {name}'s minibatch of {workload.minibatch}")
         for threads in arguments.threads:
             with tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-", dir=arguments.dir) as work:
                 results.append(measure(workload, threads, arguments, python, Path(work)))
@@ -319,7 +337,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--torch-index", metavar="URL", help="where pip finds torch for TRL's environment, as in make quickstart")
     parser.add_argument("--dir", type=Path, metavar="FOLDER", help="for weights and run folders, which are removed at the end")
     parser.add_argument(
-        "--trl-batch", type=int, metavar="N", help="sequences of TRL's forward passes; by default the fastest tried"
+        "--trl-batch", type=positive, metavar="N", help="sequences of TRL's forward passes; by default the faster of two"
     )
     parser.add_argument(
         "--trl-continuous-batching", action="store_true", help="TRL generates with transformers' continuous batching"

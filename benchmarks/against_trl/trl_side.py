@@ -2,9 +2,10 @@
 
     python -m benchmarks.against_trl.trl_side COMMANDS REPORTS SPEC
 
-COMMANDS and REPORTS are the file descriptors of `gate.Gate`; the file SPEC is `workloads.trl_spec`. Asked for "check", it computes
-log-probs, losses and gradient norms of the first round of the other side with TRL's own functions, before its first update. Each
-round then reports the lengths of its responses and the seconds of its parts, taken around TRL's own methods.
+COMMANDS and REPORTS are the file descriptors of `gate.Gate`; the file SPEC is written by `rl_step.measure`. Its first turn computes
+log-probs, losses and gradient norms of the other side's first round with TRL's own functions, before its first update; all batch
+sizes that it may take are timed with it, and it trains with the fastest. Each round then reports the lengths of its responses and
+the seconds of its parts, taken around TRL's own methods.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ class Turns(TrainerCallback):
         trainer.seconds.clear()
 
 
-def make_trainer(spec: dict[str, Any], callback: Turns) -> TimedTrainer:
-    """The trainer of `spec`."""
+def make_trainer(spec: dict[str, Any], settings: dict[str, Any], callback: Turns) -> TimedTrainer:
+    """The trainer of `spec` with one of its settings."""
     tokenizer = AutoTokenizer.from_pretrained(spec["model"], padding_side="left")
     dataset = Dataset.from_dict({"prompt": [prompt["text"] for prompt in spec["prompts"]]})
     trainer = TimedTrainer(
         model=spec["model"],
         reward_funcs=reward,
-        args=GRPOConfig(**spec["settings"]),
+        args=GRPOConfig(**settings),
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[callback],
@@ -97,6 +98,22 @@ def make_trainer(spec: dict[str, Any], callback: Turns) -> TimedTrainer:
 def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     """The reward of both sides, as TRL calls it."""
     return [score(prompt, completion, "") for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def try_batches(
+    trainer: TimedTrainer, content: dict[str, Any], choices: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report of `check` for the first of the settings, with the seconds of each, and the settings that were the fastest."""
+    sizes = [settings["per_device_train_batch_size"] for settings in choices]
+    check(trainer, content | {"minibatches": [content["minibatches"][0][: sizes[0]]]}, sizes[0])  # so that none is the first
+    seconds, reports = [], []
+    for size in sizes:
+        started = time.perf_counter()
+        reports.append(check(trainer, content, size))
+        seconds.append(time.perf_counter() - started)
+    fastest = choices[seconds.index(min(seconds))]
+    tried = {"batch": fastest["per_device_train_batch_size"], "batch_seconds": dict(zip(sizes, seconds, strict=True))}
+    return reports[0] | tried, fastest
 
 
 def check(trainer: TimedTrainer, content: dict[str, Any], batch_size: int) -> dict[str, Any]:
@@ -156,7 +173,8 @@ def main(commands: str, reports: str, spec_file: str) -> None:
     spec = json.loads(Path(spec_file).read_text())
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
-    trainer = make_trainer(spec, Turns(gate, spec["updates_per_round"]))
+    turns = Turns(gate, spec["updates_per_round"])
+    trainer = make_trainer(spec, spec["settings"][0], turns)
     config = trainer.model.config
     report = {
         "threads": torch.get_num_threads(),
@@ -164,10 +182,14 @@ def main(commands: str, reports: str, spec_file: str) -> None:
         "experts": getattr(config, "_experts_implementation", None),
         "versions": spec["versions"],
     }
-    while (command := gate.wait(report)) == "check":
-        report = check(trainer, json.loads(Path(spec["check"]).read_text()), spec["settings"]["per_device_train_batch_size"])
-    if command == "train":
-        trainer.train()
+    if gate.wait(report) == "end":
+        return
+    report, fastest = try_batches(trainer, json.loads(Path(spec["check"]).read_text()), spec["settings"])
+    if gate.wait(report) == "end":
+        return
+    if fastest is not spec["settings"][0]:
+        trainer = make_trainer(spec, fastest, turns)
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Workload:
     mixed: bool  #: whether responses end by themselves, with the same probability at every token
     bar: float  #: least ratio of samples per second
     micro_batch_tokens: int  #: of our forward passes
-    trl_batch: int  #: sequences of TRL's forward passes
+    trl_batches: tuple[int, ...]  #: sequences of TRL's forward passes, of which it takes the faster on the machine
     terms: tuple[int, int] | None  #: fewest and most numbers in a prompt's sum; None: the quickstart's prompts
 
     @property
@@ -69,10 +69,10 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("tiny", "the quickstart's DeepSeek-V3, hidden size 128", resolve_architecture("tiny"),
-                 16, 16, 128, 32, False, 1.0, 8192, 128, None),
-        Workload("smollm2", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 8, 8, 64, 32, False, 1.3, 4096, 32, (40, 60)),
-        Workload("mixed", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 4, 8, 32, 256, True, 2.0, 4096, 8, (40, 60)),
-        Workload("qwen2", "a Qwen2 of 8 layers, hidden size 512", _QWEN2, 4, 8, 32, 512, True, 2.0, 4096, 8, (40, 60)),
+                 16, 16, 128, 32, False, 1.0, 8192, (128, 32), None),
+        Workload("smollm2", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 8, 8, 64, 32, False, 1.3, 4096, (32, 8), (40, 60)),
+        Workload("mixed", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 4, 8, 32, 256, True, 2.0, 4096, (32, 8), (40, 60)),
+        Workload("qwen2", "a Qwen2 of 8 layers, hidden size 512", _QWEN2, 4, 8, 32, 512, True, 2.0, 4096, (32, 8), (40, 60)),
     )
 }  # fmt: skip
 
@@ -136,8 +136,8 @@ def kv_cache_bytes(workload: Workload, max_prompt_tokens: int) -> int:
 def trl_settings(workload: Workload, *, output: Path, batch: int, seed: int) -> dict[str, Any]:
     """TRL's GRPOConfig; what is not named has its default, which for attention, experts and Adam is transformers' fastest choice.
 
-    Float32 on both sides; no gradient checkpointing, which would compute every forward pass twice; one batch of prompts for all
-    updates of a round; the loss and the advantages of DeepSeekMath, as ours.
+    `batch` sequences to a forward pass; float32 on both sides; no gradient checkpointing, which would compute every forward pass
+    twice; one batch of prompts for all updates of a round; the loss and the advantages of DeepSeekMath, as ours.
     """
     return {
         "output_dir": str(output),

@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from benchmarks import measure, rl_step
 from benchmarks.against_trl import environment
 from benchmarks.against_trl.folder import link_given_folder, make_random_folder
 from benchmarks.against_trl.sides import RunningSide, Turn
-from benchmarks.against_trl.workloads import WORKLOADS, kv_cache_bytes, our_config, sums, trl_settings
+from benchmarks.against_trl.workloads import WORKLOADS, Workload, kv_cache_bytes, our_config, sums, trl_settings
 from benchmarks.measure import Comparison, Disagreement, Side
 from benchmarks.processes import CommandFailed
 from megatron_r1.config.data import DataConfig
@@ -54,7 +55,13 @@ def test_both_sides_are_asked_for_the_same_round(workload, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(our_config(workload, **folders, threads=1, seed=3)))
     config = load_config(tmp_path / "config.yaml")
     check_grpo(config)
-    settings = trl_settings(workload, output=tmp_path, batch=workload.trl_batch, seed=3)
+    choices = [trl_settings(workload, output=tmp_path, batch=batch, seed=3) for batch in workload.trl_batches]
+    assert len({settings["per_device_train_batch_size"] for settings in choices}) == 2
+    for settings in choices:
+        check_settings(workload, settings, config)
+
+
+def check_settings(workload: Workload, settings: dict[str, Any], config: Config) -> None:
     batch, group = settings["per_device_train_batch_size"], settings["num_generations"]
     assert batch * settings["steps_per_generation"] == group * config.grpo.prompts_per_rollout
     assert batch * settings["gradient_accumulation_steps"] == config.grpo.minibatch_size
