@@ -28,7 +28,6 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     if [ -n "$browser" ] && [ -n "$(apt-cache pkgnames "$browser")" ]; then missing="$missing $browser"; fi
     [ -n "$missing" ] || exit 0
     echo "== Installing Debian packages: $missing"
-    # shellcheck disable=SC2086 - several packages
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 else
     missing="$missing $browser"
