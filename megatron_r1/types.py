@@ -47,6 +47,12 @@ class Sampling:
     temperature: float
     top_p: float
     max_tokens: int  #: response tokens, end-of-sequence included
+    greedy: int = 0  #: further responses per prompt at temperature 0, which stand after the others in a group
+
+    @property
+    def responses(self) -> int:
+        """Responses per prompt of both kinds."""
+        return self.n + self.greedy
 
 
 def hollow(length: int, dtype: type[np.generic]) -> np.ndarray:
@@ -107,7 +113,7 @@ class SamplingEngine(Protocol):
         seed: int,
         on_group: Callable[[RolloutGroup], None] | None = None,
     ) -> list[RolloutGroup]:
-        """Sample `sampling.n` responses to every prompt; `on_group` is called with a group as soon as it is there.
+        """Sample `sampling.responses` responses to every prompt; `on_group` is called with a group as soon as it is there.
 
         Returned, in the order of prompts, are the groups that this rank owns. One process owns all.
         """

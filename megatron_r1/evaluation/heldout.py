@@ -50,14 +50,14 @@ def evaluate_heldout(
         max_tokens: response tokens, end of sequence included.
         on_group: starts to score a group of this rank while others are sampled.
 
+    The engine gets all requests in one call: a full batch is what makes it fast.
+
     The same weights, prompts and config give the same result: `config.seed` seeds the engine.
     """
-    own = engine.generate(prompts, Sampling(config.samples, config.temperature, config.top_p, max_tokens), config.seed, on_group)
-    own_greedy = engine.generate(prompts, Sampling(1, 0.0, 1.0, max_tokens), config.seed, on_group)
-    for group in own_greedy:
-        group.position += len(prompts)
-    groups = reward_fn([*own, *own_greedy], [*prompts, *prompts])
-    sampled, greedy = groups[: len(prompts)], groups[len(prompts) :]
+    sampling = Sampling(config.samples, config.temperature, config.top_p, max_tokens, greedy=1)
+    groups = reward_fn(engine.generate(prompts, sampling, config.seed, on_group), prompts)
+    sampled = [_part(group, slice(config.samples)) for group in groups]
+    greedy = [_part(group, slice(config.samples, None)) for group in groups]
     shares = _rates_right(sampled, greedy, "accuracy")
     names = [name for name in groups[0].reward_parts if name not in RESERVED_NAMES]
     names = [name for name in names if all(name in group.reward_parts for group in groups)]
@@ -92,6 +92,12 @@ def _rates_right(sampled: Sequence[RolloutGroup], greedy: Sequence[RolloutGroup]
         "pass_at_k": mean([pass_at_k(len(row), sum(row), len(row)) for row in right]),
         "greedy": mean([float(scores(group, component)[0] >= 1.0) for group in greedy]),
     }
+
+
+def _part(group: RolloutGroup, chosen: slice) -> RolloutGroup:
+    """Some of a group's responses with their scores."""
+    parts = {name: row[chosen] for name, row in group.reward_parts.items()}
+    return RolloutGroup(group.prompt, group.rollouts[chosen], group.weights_version, reward_parts=parts)
 
 
 def scores(group: RolloutGroup, component: str) -> list[float]:

@@ -44,7 +44,7 @@ class RolloutEngine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
-        """Sample `sampling.n` responses to every prompt. All ranks call it with the same prompts.
+        """Sample `sampling.responses` responses to every prompt. All ranks call it with the same prompts.
 
         Returned, in the order of `prompts`, are the groups that engines of this rank sampled: it owns them. `on_group` is called
         with each of these in the order in which they are finished; it should return at once.

@@ -129,9 +129,7 @@ class VllmProcessEngine:
             nonlocal num_taken
             taken = take(num_taken - len(groups))
             num_taken += len(taken.positions)
-            requests = [
-                (at, list(prompts[at].token_ids), [_sample_seed(seed, at, g) for g in range(sampling.n)]) for at in taken.positions
-            ]
+            requests = [(at, list(prompts[at].token_ids), _sample_seeds(seed, at, sampling)) for at in taken.positions]
             return requests, taken.is_last
 
         def keep(part: tuple[int, list[Answer]] | str | None) -> tuple[list[Request], bool] | None:
@@ -232,6 +230,10 @@ def _open_channel(
     if len(servers) == 1:
         return ServedEngine(servers[0], needed, options.start_timeout_seconds)
     return ServedParts(servers, needed, options.start_timeout_seconds)
+
+
+def _sample_seeds(seed: int, prompt_index: int, sampling: Sampling) -> list[int | None]:
+    return [_sample_seed(seed, prompt_index, g) for g in range(sampling.n)] + [None] * sampling.greedy
 
 
 def _sample_seed(seed: int, prompt_index: int, sample_index: int) -> int:

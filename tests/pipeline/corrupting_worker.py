@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_r1.rollout.vllm import packed_linear
 from megatron_r1.rollout.vllm.held_weights import read_held
 from megatron_r1.rollout.vllm.worker import HeldWeights
 from tests.pipeline.update_cases import measure, update_over_nccl
+
+packed_linear.SMALLEST_PACKED = 1  # the small models of tests take the path of large ones
 
 
 class CorruptingWorker(HeldWeights):
@@ -34,6 +37,13 @@ class CorruptingWorker(HeldWeights):
         """Give a tied output layer a copy of the embedding that later updates would not reach."""
         model = self.model_runner.model
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+
+    def keep_packed(self) -> str:
+        """Let a packed weight miss every further update; its module."""
+        packed = packed_linear.find_packed(self.model_runner.model)
+        name, linear = next((name, linear) for name, linear in packed if linear._packed is not None)
+        linear.pack = lambda: None
+        return name
 
     def add_parameter(self) -> None:
         """Register a parameter that no rule explains."""

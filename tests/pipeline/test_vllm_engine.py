@@ -118,6 +118,11 @@ def test_seed_decides_everything(loaded):
     again = loaded.generate(prompts(ARCH, 8), sampling, seed=11)
     assert sampled(first) == sampled(again)
     assert sampled(first) != sampled(loaded.generate(prompts(ARCH, 8), sampling, seed=13))
+    mixed = loaded.generate(prompts(ARCH, 8), replace(sampling, greedy=1), seed=11)
+    alone = loaded.generate(prompts(ARCH, 8), replace(SAMPLING, temperature=0.0), seed=0)
+    for group, seeded, greedy in zip(mixed, first, alone, strict=True):
+        expected = [rollout.token_ids.tolist() for rollout in (*seeded.rollouts, *greedy.rollouts)]
+        assert [rollout.token_ids.tolist() for rollout in group.rollouts] == expected, "greedy ones beside the others"
     assert len({tuple(ids) for ids, _ in sampled(first)}) == 32, "samples of one prompt must differ"
 
 
@@ -213,7 +218,11 @@ def test_missing_and_unknown_tensors_are_named(engine):
 
 
 def test_every_copy_is_checked(second):
-    """A router that kept its own copy of the bias, and a parameter that no rule explains. (Both spoil the engine.)"""
+    """Packed weights, a router's own copy of its bias, and a parameter that no rule explains. (All spoil the engine.)"""
+    second.generate(prompts(ARCH, 1), SAMPLING, seed=0)
+    (packed,) = second._call("call_workers", "keep_packed")
+    with pytest.raises(WeightSyncError, match=f"underived: {packed}.weight, packed"):
+        second.load_weights(random_weights(ARCH, 0), version=1)
     second._call("call_workers", "replace_router_bias", 1)
     with pytest.raises(WeightSyncError, match=r"contradictions: model.layers.1.mlp.gate.e_score_correction_bias"):
         second.load_weights(random_weights(ARCH, 0), version=1)

@@ -10,6 +10,7 @@ import vllm
 from vllm.model_executor.layers import utils as linear_utils
 
 from megatron_r1.errors import DeviceError
+from megatron_r1.rollout.vllm.packed_linear import choose_linear
 
 VLLM_VERSION = "0.32.0"
 
@@ -43,7 +44,7 @@ def apply_fixes() -> None:
 
 def _keep_linear_weights() -> None:
     def use_plain_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        layer.cpu_linear = choose_linear(layer.weight) or torch.nn.functional.linear
 
     linear_utils.dispatch_cpu_unquantized_gemm = use_plain_weight
 
@@ -54,7 +55,7 @@ FIXES = (
     Fix(
         "keep linear weights",
         "vLLM packs linear weights into opaque oneDNN handles and deletes them, so that nobody can check what it computes with; "
-        "torch's own matrix product on the plain weight is as fast",
+        "large ones are packed beside the plain weight and can be read back",
         _keep_linear_weights,
     ),
 )

@@ -87,13 +87,13 @@ class VllmEngine:
         """Sample responses to the prompts of a feed; see `sample_stream`."""
         # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
         self.reset_prefix_cache()
-        sample_stream(_Requests(self.llm.llm_engine, partial(self._parameters, sampling)), feed, sampling.n)
+        sample_stream(_Requests(self.llm.llm_engine, partial(self._parameters, sampling)), feed, sampling.responses)
 
-    def _parameters(self, sampling: Sampling, seed: int) -> SamplingParams:
+    def _parameters(self, sampling: Sampling, seed: int | None) -> SamplingParams:
         return SamplingParams(
             n=1,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            temperature=0.0 if seed is None else sampling.temperature,
+            top_p=1.0 if seed is None else sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=seed,
             logprobs=0,  # of the sampled token only
@@ -110,12 +110,12 @@ class VllmEngine:
 class _Requests:
     """A `RequestEngine`: vLLM's engine in this process."""
 
-    def __init__(self, engine: LLMEngine, parameters: Callable[[int], SamplingParams]) -> None:
+    def __init__(self, engine: LLMEngine, parameters: Callable[[int | None], SamplingParams]) -> None:
         self._engine, self._parameters = engine, parameters
         assert isinstance(engine.engine_core, InprocClient), "engine_environment keeps the scheduler in this process"
         self._scheduler = engine.engine_core.engine_core.scheduler
 
-    def add(self, request_id: str, token_ids: list[int], seed: int) -> None:
+    def add(self, request_id: str, token_ids: list[int], seed: int | None) -> None:
         """See `RequestEngine.add`."""
         self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, self._parameters(seed))
 

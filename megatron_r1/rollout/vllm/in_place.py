@@ -17,6 +17,7 @@ import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from megatron_r1.rollout.vllm.held_weights import Held, read_derived, read_held
+from megatron_r1.rollout.vllm.packed_linear import find_packed
 
 
 @dataclass
@@ -71,6 +72,8 @@ class LiveWeights:
         with torch.no_grad():
             for _, held, expected in read_derived(self.model):
                 held.copy_(expected)
+            for _, linear in find_packed(self.model):
+                linear.pack()
 
 
 class InPlaceTransfer(WeightTransferEngine):
@@ -91,6 +94,6 @@ class InPlaceTransfer(WeightTransferEngine):
         self._live.write(tensors)
 
     def finish_weight_update(self) -> None:
-        """Refresh MLA's absorbed weights."""
+        """Refresh MLA's absorbed weights and packed ones."""
         assert self._live is not None, "vLLM calls start_weight_update first"
         self._live.derive()

@@ -11,13 +11,13 @@ from megatron_r1.rollout.channel.engine_channel import ASK
 from megatron_r1.rollout.vllm.progress import SignsOfProgress
 
 Answer = tuple[np.ndarray, np.ndarray, bool]  #: int32 token ids, their float32 log-probs, ended with end-of-sequence or a stop text
-Request = tuple[int, list[int], list[int]]  #: a prompt's position in the batch, its token ids, one seed for each sample
+Request = tuple[int, list[int], list[int | None]]  #: position in the batch, token ids, a seed for each response (None: greedy)
 
 
 class RequestEngine(Protocol):
     """An engine that computes many requests at the same time."""
 
-    def add(self, request_id: str, token_ids: list[int], seed: int) -> None:
+    def add(self, request_id: str, token_ids: list[int], seed: int | None) -> None:
         """Let a request wait for its turn."""
 
     def step(self) -> list[tuple[str, Answer]]:

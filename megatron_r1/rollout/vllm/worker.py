@@ -15,6 +15,7 @@ from megatron_r1.rollout.verify_weights import HeldReport
 from megatron_r1.rollout.vllm.cpu_fixes import apply_fixes
 from megatron_r1.rollout.vllm.held_weights import CONSTANT_BUFFERS, Held, read_derived, read_held
 from megatron_r1.rollout.vllm.nccl_transfer import register_nccl_transfer
+from megatron_r1.rollout.vllm.packed_linear import find_packed
 from megatron_r1.rollout.vllm.shared_memory import register_transfer
 from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.weights.checksum import checksum
@@ -47,6 +48,7 @@ class HeldWeights:
                 explained.add(id(held))
                 if held.shape != expected.shape or checksum(held) != checksum(expected.to(held.dtype)):
                     report.underived.append(name)
+            report.underived += [f"{name}.weight, packed" for name, linear in find_packed(model) if not linear.is_current()]
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith(CONSTANT_BUFFERS):
                 report.constants[name] = checksum(tensor)

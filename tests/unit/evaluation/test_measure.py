@@ -64,7 +64,7 @@ class ScriptedEngine:
         self.calls.append((sampling, seed))
         groups = []
         for prompt, texts in zip(prompts, self.texts, strict=True):
-            chosen = texts[-1:] if sampling.temperature == 0 else texts
+            chosen = [*texts, texts[-1]]
             rollouts = [Rollout([7] * len(text), [0.0] * len(text), text, not text.endswith("...")) for text in chosen]
             groups.append(RolloutGroup(prompt, rollouts, 3))
         return groups
@@ -82,7 +82,7 @@ def run(texts: list[list[str]]) -> tuple[EvaluationResult, ScriptedEngine]:
 
 def test_evaluation_counts_sampled_and_greedy_apart():
     result, engine = run([[RIGHT, WRONG, WRONG, RIGHT], [LOOSE, WRONG, "8...", WRONG], [WRONG, WRONG, WRONG, LOOSE], ["8"] * 4])
-    assert engine.calls == [(Sampling(4, 0.7, 0.9, 50), 11), (Sampling(1, 0.0, 1.0, 50), 11)]
+    assert engine.calls == [(Sampling(4, 0.7, 0.9, 50, greedy=1), 11)]
     assert (result.problems, result.k, result.temperature) == (4, 4, 0.7)
     assert result.pass_at_1 == pytest.approx((2 + 1 + 1 + 0) / 16)
     assert result.pass_at_k == pytest.approx(3 / 4)

@@ -53,7 +53,7 @@ class SlowEngine:
         self._waits: deque[tuple[str, int, int]] = deque()
         self._runs: dict[str, list[int]] = {}
 
-    def add(self, request_id: str, token_ids: list[int], seed: int) -> None:
+    def add(self, request_id: str, token_ids: list[int], seed: int | None) -> None:
         tokens = min(SAMPLING.max_tokens, 1 + int(random.Random(seed).expovariate(0.1)))
         self._waits.append((request_id, seed, tokens))
 
