@@ -12,8 +12,6 @@ from megatron_r1.rollout.vllm.held_weights import read_held
 from megatron_r1.rollout.vllm.worker import HeldWeights
 from tests.pipeline.update_cases import measure, update_over_nccl
 
-packed_linear.SMALLEST_PACKED = 1  # the small models of tests take the path of large ones
-
 
 class CorruptingWorker(HeldWeights):
     """Flips single bits of vLLM's memory."""

@@ -35,7 +35,7 @@ EOS = 1
 
 
 def start(folder: Path) -> VllmProcessEngine:
-    corruptible = replace(options(ARCH), worker_extension="tests.pipeline.corrupting_worker.CorruptingWorker")
+    corruptible = replace(options(ARCH), worker_extension="tests.pipeline.packing_worker.CorruptingWorker")
     return VllmProcessEngine(corruptible, lambda ids: " ".join(map(str, ids)), child_environment(), folder / "engine.log")
 
 
