@@ -56,8 +56,8 @@ def evaluate_heldout(
     """
     sampling = Sampling(config.samples, config.temperature, config.top_p, max_tokens, greedy=1)
     groups = reward_fn(engine.generate(prompts, sampling, config.seed, on_group), prompts)
-    sampled = [_part(group, slice(config.samples)) for group in groups]
-    greedy = [_part(group, slice(config.samples, None)) for group in groups]
+    sampled = [_results_of(group, slice(config.samples)) for group in groups]
+    greedy = [_results_of(group, slice(config.samples, None)) for group in groups]
     shares = _rates_right(sampled, greedy, "accuracy")
     names = [name for name in groups[0].reward_parts if name not in RESERVED_NAMES]
     names = [name for name in names if all(name in group.reward_parts for group in groups)]
@@ -94,7 +94,7 @@ def _rates_right(sampled: Sequence[RolloutGroup], greedy: Sequence[RolloutGroup]
     }
 
 
-def _part(group: RolloutGroup, chosen: slice) -> RolloutGroup:
+def _results_of(group: RolloutGroup, chosen: slice) -> RolloutGroup:
     """Some of a group's responses with their scores."""
     parts = {name: row[chosen] for name, row in group.reward_parts.items()}
     return RolloutGroup(group.prompt, group.rollouts[chosen], group.weights_version, reward_parts=parts)
