@@ -99,12 +99,12 @@ def keep_tokens(
         lengths = [[candidates[number].length] for number in chosen]
         trainers = move_arrays([samples[n].holder for n in chosen], owners, lengths, lambda item: [_trainer(samples[chosen[item]])])
     kept = {}
-    for item, (number, owner) in enumerate(zip(chosen, owners, strict=True)):
+    for item, (chosen_number, owner) in enumerate(zip(chosen, owners, strict=True)):
         if owner == rank():
-            group, index = places[number]
-            rollout = groups[group].rollouts[index]
-            difference = trainers[item][0].view(np.float32) - rollout.rollout_logprobs if knows_trainer else None
-            kept[group, index] = TokenColumns(rollout.token_ids, rollout.rollout_logprobs, difference)
+            place = places[chosen_number]
+            rollout = groups[place[0]].rollouts[place[1]]
+            above = trainers[item][0].view(np.float32) - rollout.rollout_logprobs if knows_trainer else None
+            kept[place] = TokenColumns(rollout.token_ids, rollout.rollout_logprobs, above)
     return kept
 
 
