@@ -13,6 +13,7 @@ BESIDE = {"benchmarks", "docs", "examples"}  # folders of the repository beside 
 SUBJECTS = {
     "config/test_descriptions.py",  # of every setting
     "pipeline/recipe/test_presets.py",  # the examples against the recipe's figures
+    "report/test_browser.py",  # the written page, opened in a browser
     "rewards/sandbox/test_attack_table.py",  # tests/attacks/table.txt against the whole sandbox
     "rewards/sandbox/test_attacks.py",  # tests/attacks against the whole sandbox
     "rewards/test_linear.py",  # every expression of the rewards
