@@ -1,4 +1,4 @@
-"""Sums of two numbers as problems, and short solutions to some of them: what `make real-model` trains and measures on.
+"""Arithmetic with two small numbers as problems, and short solutions to some: what `make real-model` trains and measures on.
 
 python examples/smollm2/make_problems.py --out runs/smollm2/data
 
@@ -6,40 +6,54 @@ python examples/smollm2/make_problems.py --out runs/smollm2/data
     train.jsonl       problems for reinforcement learning, none of them in solutions.jsonl
     heldout.jsonl     problems to measure on, in neither of the two
 
-A sum and the one with its terms swapped are always in the same file. The same seed writes the same files.
+A problem stands there once, with its terms in either order. The same seed writes the same files.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import operator
 import random
 import sys
 from pathlib import Path
 
 from megatron_r1.curation.outputs import write_json_lines
 
-COUNTS = {"solutions": 256, "train": 1024, "heldout": 256}
-SMALLEST, LARGEST = 10, 99  #: terms
-EXAMPLE = (17, 21)  #: the sum that the system message of sums.yaml shows; it is no problem
+COUNTS = {"solutions": 192, "train": 180, "heldout": 100}
+LARGEST = 20  #: number in a sum or a difference; a product has a factor of one digit
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+Terms = tuple[int, str, int]  #: a number, an operation, a number
 
 
-def make_problems(seed: int) -> dict[str, list[tuple[int, int]]]:
-    """The terms of every problem, by file. No two problems have the same two terms, in whichever order."""
-    rng = random.Random(f"sums {seed}")
-    pairs = [(first, second) for first in range(SMALLEST, LARGEST + 1) for second in range(first, LARGEST + 1)]
-    pairs.remove(EXAMPLE)
-    drawn = iter(rng.sample(pairs, sum(COUNTS.values())))
-    return {name: [tuple(rng.sample(next(drawn), 2)) for _ in range(number)] for name, number in COUNTS.items()}
+def make_problems(seed: int) -> dict[str, list[Terms]]:
+    """The problems of every file. None is that of another one, or its terms swapped."""
+    rng = random.Random(f"arithmetic {seed}")
+    numbers = range(2, LARGEST + 1)
+    pool: list[Terms] = [(a, "+", b) for a in numbers for b in numbers if a <= b]
+    pool += [(a, "-", b) for a in numbers for b in numbers if a > b and a - b != b]  # no question holds its answer
+    pool += [(a, "*", b) for a in numbers for b in numbers if a <= b and a < 10]
+    rng.shuffle(pool)
+    swapped = [(b, sign, a) if sign != "-" and rng.random() < 0.5 else (a, sign, b) for a, sign, b in pool]
+    ends = list(itertools.accumulate(COUNTS.values()))
+    return {name: swapped[end - number : end] for (name, number), end in zip(COUNTS.items(), ends, strict=True)}
 
 
-def question(first: int, second: int) -> str:
+def result(terms: Terms) -> int:
+    """The answer."""
+    first, sign, second = terms
+    return OPERATIONS[sign](first, second)
+
+
+def question(terms: Terms) -> str:
     """What is asked."""
-    return f"What is {first} + {second}?"
+    return "What is {} {} {}?".format(*terms)
 
 
-def solution(first: int, second: int) -> str:
-    """The reply that the cold start teaches: a sentence of mathematics with the answer in a box."""
-    return f"{first} + {second} = \\boxed{{{first + second}}}"
+def solution(terms: Terms) -> str:
+    """The reply that the cold start teaches: an equation with the answer in a box."""
+    return "{} {} {} = \\boxed{{{}}}".format(*terms, result(terms))
 
 
 def write_files(folder: Path, seed: int) -> None:
@@ -47,9 +61,11 @@ def write_files(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, problems in make_problems(seed).items():
         if name == "solutions":
-            records = [{"prompt": question(*terms), "response": solution(*terms)} for terms in problems]
+            records = [{"prompt": question(terms), "response": solution(terms)} for terms in problems]
         else:
-            records = [{"id": f"{a}+{b}", "question": question(a, b), "answer": str(a + b)} for a, b in problems]
+            records = [
+                {"id": "{}{}{}".format(*terms), "question": question(terms), "answer": str(result(terms))} for terms in problems
+            ]
         write_json_lines(folder / f"{name}.jsonl", records)
 
 

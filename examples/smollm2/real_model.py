@@ -41,7 +41,7 @@ def plan_steps(out: Path, weights: Path | None, overrides: Sequence[str]) -> dic
     """
     data, base = out / "data", weights or out / "weights"
     settings = [
-        "--config", str(HERE / "sums.yaml"), f"data.source={data / 'train.jsonl'}",
+        "--config", str(HERE / "arithmetic.yaml"), f"data.source={data / 'train.jsonl'}",
         f"data.evaluation_source={data / 'heldout.jsonl'}", *overrides,
     ]  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_it_is_imported_tuned_trained_exported_and_served(weights: Path, tmp_pat
     def run(command: str, model: Path, *own: str) -> Path:
         settings = ["runtime.threads=1", "checkpoint.interval=100", f"run_dir={tmp_path / command}", f"model.weights={model}"]
         settings += [f"data.source={data / 'train.jsonl'}", f"data.evaluation_source={data / 'heldout.jsonl'}", *own]
-        config = str(ROOT / "examples/smollm2/sums.yaml")
+        config = str(ROOT / "examples/smollm2/arithmetic.yaml")
         finish([sys.executable, "-m", "megatron_r1.cli", command, "--config", config, *settings], tmp_path / f"{command}.log")
         return tmp_path / command
 
