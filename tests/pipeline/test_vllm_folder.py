@@ -17,6 +17,7 @@ from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout import vllm_client as process
 from megatron_r1.rollout.channel.local import EngineProcess
+from megatron_r1.rollout.prompt_queue import Taken
 from megatron_r1.rollout.weight_buckets import update_memory
 from megatron_r1.runtime.launch import child_environment
 from tests.pipeline.engine_cases import (
@@ -151,6 +152,19 @@ def test_tied_output_layer_that_came_loose_is_named(served):
     served.engine._call("call_workers", "untie")  # spoils the engine
     with pytest.raises(WeightSyncError, match="contradictions: model.embed_tokens.weight$"):
         served.engine.load_weights(random_weights(served.arch, 1), version=4)
+
+
+@pytest.mark.parametrize("served", ["qwen2 untied", "deepseek_v3"], indirect=True)
+def test_prompts_that_fill_more_than_a_step_are_sampled_as_they_are_in_several(served):
+    """vLLM cuts the prompt that does not fit a step of 4,096 tokens, and a draw in the middle of a prompt must not count."""
+    asked, sampling = prompts(served.arch, 256), replace(SAMPLING, max_tokens=3)
+    assert sum(len(prompt.token_ids) for prompt in asked) > 4096 + 32
+    whole = sampled(served.engine.generate(asked, sampling, seed=11))
+    halves = {}
+    for half in (range(128), range(128, 256)):
+        halves |= served.engine.sample(asked, sampling, 11, lambda _, half=half: Taken(list(half), is_last=True))
+    apart = sampled([halves[position] for position in range(256)])
+    assert [tokens for tokens, _ in whole] == [tokens for tokens, _ in apart]
 
 
 @pytest.mark.parametrize("served", ["llama"], indirect=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import vllm
 from vllm.model_executor.layers import utils as linear_utils
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from megatron_r1.errors import DeviceError
 from megatron_r1.rollout.vllm.packed_linear import choose_linear
@@ -49,6 +51,28 @@ def _keep_linear_weights() -> None:
     linear_utils.dispatch_cpu_unquantized_gemm = use_plain_weight
 
 
+def _take_back_draws() -> None:
+    sample, bookkeep = GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync
+
+    def sample_and_take_back(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
+        batch = self.input_batch
+        unfinished = self.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+        before = {index: batch.generators[index].get_state() for index in unfinished if index in batch.generators}
+        output = sample(self, *args, **kwargs)
+        for index, state in before.items():
+            batch.generators[index].set_state(state)
+        return output
+
+    def bookkeep_without_generators(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
+        generators, self.input_batch.generators = self.input_batch.generators, {}
+        try:
+            return bookkeep(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators = generators
+
+    GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync = sample_and_take_back, bookkeep_without_generators
+
+
 _APPLIED: set[str] = set()
 
 FIXES = (
@@ -57,5 +81,11 @@ FIXES = (
         "vLLM packs linear weights into opaque oneDNN handles and deletes them, so that nobody can check what it computes with; "
         "large ones are packed beside the plain weight and can be read back",
         _keep_linear_weights,
+    ),
+    Fix(
+        "take back draws",
+        "a seeded request whose prompt is computed in several steps draws in each of them; vLLM takes the draws back by the "
+        "offset of the generator, which those of a CPU do not have: RuntimeError",
+        _take_back_draws,
     ),
 )
