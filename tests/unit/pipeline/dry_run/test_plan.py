@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "distill_qwen/llama_70b": (("sft",), None),
     "distill_qwen/zero_qwen_32b": (("grpo",), 64),
     "gsm8k/grpo": (("grpo",), None),
+    "smollm2/arithmetic": (("sft", "grpo"), None),
     "reward_model/pretrain": (("pretrain",), None),
     "reward_model/tiny_cpu": (("reward-model",), 2),
     "tiny_cpu/r1_zero": (("pretrain", "grpo"), None),
