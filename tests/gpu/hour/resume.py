@@ -89,6 +89,8 @@ def update(policy: Any, samples: list[Any]) -> Any:
     """One update of GRPO with a KL term."""
     from megatron_r1.config.schema import Config
     from megatron_r1.training.grpo import update_policy
+    from megatron_r1.training.parity import ParityGate
 
     stage = Config().grpo.model_copy(update={"kl_coef": 0.001})
-    return update_policy(stage, policy, samples)
+    gate = ParityGate(Config().rollout, sampled_by=policy.updates, trainer=policy.updates)
+    return update_policy(stage, policy, samples, gate)
