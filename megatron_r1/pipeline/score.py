@@ -24,6 +24,7 @@ from megatron_r1.rewards.scorers import is_custom, scorer_specs
 from megatron_r1.rewards.workers.pool import ScoringPool
 from megatron_r1.runtime.files import written_atomically
 from megatron_r1.runtime.progress import Progress
+from megatron_r1.tags import THINK_OPEN
 
 #: built-in scorer -> the field of a line that holds the reference; None: the scorer needs none
 REFERENCE_FIELDS = {"math": "answer", "code": "tests", "choice": "answer", "format": None, "language": "language"}
@@ -88,7 +89,8 @@ def _opening_of_prompts(config: Config) -> str | None:
         return None
     if config.data.tokenizer is None:
         raise ConfigError(
-            "data.template=tokenizer: name its folder in data.tokenizer, since the chat template says whether prompts open <think>"
+            "data.template=tokenizer: name its folder in data.tokenizer, since the chat template says whether prompts open "
+            f"{THINK_OPEN}"
         )
     return PromptWriter(config.data, Tokenizer.load(config.data.tokenizer)).opening
 
