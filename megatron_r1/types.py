@@ -137,9 +137,8 @@ class TrainingSample:
     name: str = ""  #: what it was made of, for messages: a problem's response, a file's record
     here: bool = True  #: whether this rank holds the arrays; those that its pipeline stage does not need are `hollow` all the same
     holder: int = 0  #: the rank that sends the arrays to wherever they are needed next
-    group: int | None = (
-        None  #: samples of one number are alike before the first target with loss, and may share that; None: none is
-    )
+    #: samples of one number are alike before the first target with loss, and may share that; None: none is
+    group: int | None = None
     home: int | None = None  #: the data-parallel rank that trains on it; None: whichever packing chooses, as every rank has all
 
     def __post_init__(self) -> None:
@@ -184,12 +183,10 @@ class MicroBatch:
     loss_mask: torch.Tensor  #: [B, N] float32
     position_ids: torch.Tensor  #: [B, N] int64, starts at 0 in every sequence, or after its prompt
     cu_seqlens: torch.Tensor | None = None  #: [S+1] int32 boundaries
-    sample_ids: list[int] = field(
-        default_factory=list
-    )  #: [S] index of each sequence in the list that was packed, `PADDING` or `PROMPT`
-    prompts: list[int] = field(
-        default_factory=list
-    )  #: [S] which sequence is the prompt that each goes on from, itself: none; or []
+    #: [S] index of each sequence in the list that was packed, `PADDING` or `PROMPT`
+    sample_ids: list[int] = field(default_factory=list)
+    #: [S] which sequence is the prompt that each goes on from, itself: none; or []
+    prompts: list[int] = field(default_factory=list)
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
     #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
     documents: torch.Tensor | None = None  #: [B, N] int64, of a stream of documents: the number of the one at each position

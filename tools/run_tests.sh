@@ -3,7 +3,7 @@
 # beside them. A group's output is shown when it ends, with how many tests ran. The exit code is 0 if all passed, and every group had
 # tests to run: a folder that is missing fails its group.
 #
-#   run_tests.sh PYTHON        every test (about 25 minutes on two cores)
+#   run_tests.sh PYTHON        every test (about 30 minutes on two cores)
 #   run_tests.sh PYTHON fast   tests/unit without those marked `slow` and `alone` (under 3 minutes)
 set -u
 PYTHON=${1:?usage: run_tests.sh PYTHON [fast]}

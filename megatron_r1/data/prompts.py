@@ -11,6 +11,7 @@ from megatron_r1.config.data import DataConfig
 from megatron_r1.data.chat.load import load_template
 from megatron_r1.data.chat.messages import Message
 from megatron_r1.data.chat.prompt_templates import TEMPLATES
+from megatron_r1.data.chat.wording import Wording
 from megatron_r1.data.problem_records import Problem
 from megatron_r1.data.problems import ProblemSource
 from megatron_r1.data.tokenizer import Tokenizer
@@ -43,8 +44,7 @@ class PromptWriter:
             DataError: the template has no place for what was said before the question.
         """
         if self._is_fixed and not problem.context:
-            question = f"{self._config.question_prefix}{problem.question}{self._config.question_suffix}"
-            return self._tokenizer.encode_prompt(self._config.template, question)
+            return self._tokenizer.encode_prompt(self._config.template, Wording.of(self._config).surround(problem.question))
         try:
             ids = self._template.encode_prompt([*problem.context, Message("user", problem.question)])
         except DataError as error:

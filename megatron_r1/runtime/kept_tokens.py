@@ -31,9 +31,8 @@ class TokenColumns:
 
     ids: np.ndarray  #: [T] int32
     engine: np.ndarray  #: [T] float32 log-probs of the engine that sampled them
-    difference: (
-        np.ndarray | None
-    )  #: [T] float32 log-prob of the trainer before the round's updates, minus the engine's; None: unknown
+    #: [T] float32 log-prob of the trainer before the round's updates, minus the engine's; None: unknown
+    difference: np.ndarray | None
 
     @property
     def largest_difference(self) -> float:

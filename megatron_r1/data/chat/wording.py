@@ -24,6 +24,10 @@ class Wording:
         """That of the settings."""
         return cls(config.system_prompt, config.question_prefix, config.question_suffix)
 
+    def surround(self, question: str) -> str:
+        """The question with the text before and after it."""
+        return f"{self.prefix}{question}{self.suffix}"
+
     def apply(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as they are asked: the question is the last one of the user.
 
@@ -33,7 +37,7 @@ class Wording:
         worded = list(messages)
         asked = max((index for index, message in enumerate(worded) if message.role == "user"), default=None)
         if asked is not None:
-            worded[asked] = replace(worded[asked], content=f"{self.prefix}{worded[asked].content}{self.suffix}")
+            worded[asked] = replace(worded[asked], content=self.surround(worded[asked].content))
         if self.system is None:
             return worded
         own = [message.content for message in worded if message.role == "system"]

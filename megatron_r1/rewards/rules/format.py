@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-from megatron_r1.errors import RewardError
+from megatron_r1.errors import RewardError, one_line
 from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rewards.rules.visible import has_visible
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
@@ -93,7 +93,7 @@ def whole_match(pattern: str) -> Callable[[str], bool]:
         try:
             pc.match_substring_regex(pa.scalar(""), pattern=tried)
         except (pa.ArrowInvalid, UnicodeEncodeError) as error:
-            reason = str(error).splitlines()[0].removeprefix("Invalid regular expression: ")
+            reason = one_line(error).removeprefix("Invalid regular expression: ")
             raise RewardError(f"reward.format_pattern={pattern!r} is no regular expression of RE2: {reason}") from None
     return matches
 
