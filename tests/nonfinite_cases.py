@@ -165,7 +165,7 @@ def _pretrain(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> Non
         def name(self, number: int, seed: int) -> str:
             return f"document {number}"
 
-    documents = DocumentStream(Source(), SimpleNamespace(eos_id=EOS), 0, mask_documents=False)
+    documents = DocumentStream(Source(), SimpleNamespace(eos_id=EOS), 0, False, width)
     if run.state:
         documents.load_state_dict(run.state["documents"])
     stage = PretrainConfig(
@@ -177,7 +177,7 @@ def _pretrain(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> Non
         moe=MOE.model_dump(),
     )
     where = (parallel.data_parallel_rank(), model.layout.dp)
-    train_base(stage, policy=model, documents=documents, run=run, save=save, gate=None, data_parallel=where)
+    train_base(stage, policy=model, rows=documents, run=run, save=save, gate=None, data_parallel=where)
 
 
 def _sft(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,39 +94,52 @@ class TextDocuments:
 
 
 class DocumentStream:
-    """`<bos> document <eos> <bos> document <eos> ...`, where every token is a target exactly once."""
+    """`<bos> document <eos> <bos> document <eos> ...` cut into rows, where every token is a target exactly once.
 
-    def __init__(self, source: DocumentSource, tokenizer: Tokenizer, seed: int, mask_documents: bool):
-        """Args: `mask_documents` keeps attention inside a document; V3 pretraining packs without it (section 4.1)."""
+    Row i of a phase begins `i * sequence_length` tokens after the phase's first token. Where that is follows from the documents
+    before it, so every rank encodes all documents, though it makes its own rows alone: a stream is for documents that are made on
+    demand or fit into memory.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        tokenizer: Tokenizer,
+        seed: int,
+        mask_documents: bool,
+        sequence_length: int,
+        first_token: int = 0,
+    ):
+        """The rows of one phase.
+
+        Args:
+            mask_documents: keeps attention inside a document; V3 pretraining packs without it (section 4.1).
+            sequence_length: tokens of a row.
+            first_token: of the phase, in the stream.
+        """
         self._source, self._tokenizer, self._seed, self._mask_documents = source, tokenizer, seed, mask_documents
+        self._sequence_length, self._first_token = sequence_length, first_token
         self._next_document = 0
+        self._at = 0  # the token of the stream that the buffer begins with
         self._buffer: list[int] = []  # tokens of documents already encoded and not yet used as inputs
 
-    def next_batch(self, batch: int, sequence_length: int) -> MicroBatch:
-        """The next `batch` rows of `sequence_length` tokens with loss on every target.
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """The rows of these numbers, ascending within a call and from call to call, with loss on every target.
 
         Returns:
-            Without `mask_documents` [batch, sequence_length] rows. With it the same rows end to end, [1, batch x sequence_length],
-            with a sequence boundary at every document and every row: a document that the end of a row cuts continues as a new
-            sequence, so no sequence is longer than a row.
+            Without `mask_documents` [rows, sequence_length]. With it the same rows end to end, [1, rows x sequence_length], with a
+            sequence boundary at every document and every row: a document that the end of a row cuts continues as a new sequence, so
+            no sequence is longer than a row.
         """
-        size = batch * sequence_length
-        while len(self._buffer) <= size:  # one more: the label of the last token
-            self._buffer += self._source.encode(self._next_document, self._seed, self._tokenizer)
-            self._buffer.append(self._tokenizer.eos_id)
-            self._next_document += 1
-        stream = torch.tensor(self._buffer[: size + 1], dtype=torch.int64)
-        del self._buffer[:size]
-        tokens, labels = stream[:-1], stream[1:]
-        # Every document ends with an end of sequence, the last one at the end of the buffer.
-        ends_behind = (tokens == self._tokenizer.eos_id).flip(0).cumsum(0).flip(0) + self._buffer.count(self._tokenizer.eos_id)
-        documents = self._next_document - ends_behind
+        rows, length = len(indices), self._sequence_length
+        tokens, labels, documents = (torch.cat(parts) for parts in zip(*map(self._take, _runs(indices)), strict=True))
         if not self._mask_documents:
-            positions = torch.arange(sequence_length).repeat(batch, 1)
-            shape = (batch, sequence_length)
+            positions = torch.arange(length).repeat(rows, 1)
+            shape = (rows, length)
             return MicroBatch(tokens.view(shape), labels.view(shape), torch.ones(shape), positions, documents=documents.view(shape))
+        size = rows * length
         index = torch.arange(size)
-        is_start = index % sequence_length == 0
+        is_start = index % length == 0
         is_start[1:] |= tokens[:-1] == self._tokenizer.eos_id
         starts = index[is_start]
         positions = index - starts[is_start.cumsum(0) - 1]
@@ -135,22 +149,54 @@ class DocumentStream:
             documents=documents[None],
         )  # fmt: skip
 
+    def _take(self, run: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens, labels and numbers of documents of consecutive rows, end to end."""
+        self._skip_to(self._first_token + run.start * self._sequence_length)
+        size = len(run) * self._sequence_length
+        self._fill(size + 1)  # one more: the label of the last token
+        stream = torch.tensor(self._buffer[: size + 1], dtype=torch.int64)
+        self._drop(size)
+        tokens, labels = stream[:-1], stream[1:]
+        # Every document ends with an end of sequence, the last one at the end of the buffer.
+        ends_behind = (tokens == self._tokenizer.eos_id).flip(0).cumsum(0).flip(0) + self._buffer.count(self._tokenizer.eos_id)
+        return tokens, labels, self._next_document - ends_behind
+
+    def _skip_to(self, token: int) -> None:
+        assert token >= self._at, "rows are asked for in ascending order"
+        while self._at < token:
+            self._fill(1)
+            self._drop(min(token - self._at, len(self._buffer)))
+
+    def _fill(self, size: int) -> None:
+        while len(self._buffer) < size:
+            self._buffer += self._source.encode(self._next_document, self._seed, self._tokenizer)
+            self._buffer.append(self._tokenizer.eos_id)
+            self._next_document += 1
+
+    def _drop(self, size: int) -> None:
+        del self._buffer[:size]
+        self._at += size
+
     def name_of(self, micro_batch: MicroBatch, row: int, position: int) -> str:
-        """Which document of the source is at a row and a position of a batch."""
-        assert micro_batch.documents is not None, "`next_batch` numbers the documents"
+        """Which document of the source is at a row and a position of a micro-batch."""
+        assert micro_batch.documents is not None, "`micro_batch` numbers the documents"
         return self._source.name(int(micro_batch.documents[row, position]), self._seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, fit for JSON: the next document and the tokens left over from the last ones."""
+        """The cursor behind the last row that this rank took, fit for JSON; a rank that goes on further ahead skips to its row.
+
+        It holds the next document, the tokens left over from the last ones, and where in the stream they stand.
+        """
         return {
             "document": self._next_document,
             "buffer": list(self._buffer),
+            "token": self._at,
             "seed": self._seed,
             "documents": self._source.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken.
+        """Continue exactly where `state_dict` was taken, on any rank, and in this phase or one before it.
 
         Raises:
             DataError: the seed or the documents are not those of the saved run, so the cursor means nothing.
@@ -159,4 +205,15 @@ class DocumentStream:
             raise DataError("data.source: the documents are not those this run began with; restore the file or start a new run_dir")
         if state["seed"] != self._seed:
             raise DataError(f"seed={self._seed} but this run began with {state['seed']}; restore it or start a new run_dir")
-        self._next_document, self._buffer = state["document"], list(state["buffer"])
+        self._next_document, self._buffer, self._at = state["document"], list(state["buffer"]), state["token"]
+
+
+def _runs(indices: Sequence[int]) -> Iterator[range]:
+    """Ascending numbers as runs of consecutive ones."""
+    first = last = indices[0]
+    for index in indices[1:]:
+        if index != last + 1:
+            yield range(first, last + 1)
+            first = index
+        last = index
+    yield range(first, last + 1)

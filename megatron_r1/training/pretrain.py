@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -14,21 +14,8 @@ from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, update_metrics
-from megatron_r1.training.protocols import LossFn, Stats
+from megatron_r1.training.protocols import LossFn, PretrainRows, Stats
 from megatron_r1.types import MicroBatch
-
-
-class Documents(Protocol):
-    """An endless token stream with a cursor that can be saved."""
-
-    def next_batch(self, rows: int, sequence_length: int) -> MicroBatch:
-        """The next rows x sequence_length tokens."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The cursor, as JSON."""
-
-    def name_of(self, micro_batch: MicroBatch, row: int, position: int) -> str:
-        """Which document is at a row and a position of a batch, for messages."""
 
 
 class Trainable(Protocol):
@@ -50,7 +37,7 @@ def train_base(
     stage: PretrainConfig,
     *,
     policy: Trainable,
-    documents: Documents,
+    rows: PretrainRows,
     run: Run,
     save: Write,
     gate: Callable[[], float] | None,
@@ -66,17 +53,17 @@ def train_base(
     Raises:
         GateNotReached: still below the gate after `stage.gate_max_extra` rounds of `stage.gate_extra_steps`.
     """
-    rank, size = data_parallel
-    micro_batches = stage.global_batch_size // stage.micro_batch_size
     num_targets = stage.global_batch_size * stage.sequence_length
     loss_fn = loss_over(num_targets)
     totals = count_steps(stage, gated=gate is not None)
     for total in [total for total in totals if total >= run.step] or totals[-1:]:
         for step in run.steps(total, "pretraining"):
             with run.timer("data"):
-                batches = [documents.next_batch(stage.micro_batch_size, stage.sequence_length) for _ in range(micro_batches)]
+                first = (step - 1) * stage.global_batch_size
+                own = own_rows(range(first, first + stage.global_batch_size), stage.micro_batch_size, *data_parallel)
+                micro_batches = [rows.micro_batch(numbers) for numbers in own]
             with run.timer("train"):
-                stats = policy.train_on_micro_batches(batches[rank::size], loss_fn, documents.name_of)
+                stats = policy.train_on_micro_batches(micro_batches, loss_fn, rows.name_of)
             run.count_tokens("train", num_targets)
             metrics = update_metrics(stats) | loss_metrics([stats], tokens=num_targets, samples=stage.global_batch_size)
             if gate and step == total:
@@ -84,7 +71,7 @@ def train_base(
             passed = metrics.get("gate/accuracy", -1.0) >= stage.gate_accuracy
             run.record(step, metrics)
             if run.checkpoint_due(step, total):
-                run.checkpoint(step, save, {"documents": documents.state_dict(), "gate_passed": passed})
+                run.checkpoint(step, save, {"documents": rows.state_dict(), "gate_passed": passed})
             if passed:
                 return
     if gate:
@@ -92,6 +79,11 @@ def train_base(
             f"the base is below pretrain.gate_accuracy={stage.gate_accuracy} after {total} steps (gate/accuracy in metrics.jsonl): "
             "reinforcement learning would not take off; raise pretrain.steps or try another seed"
         )
+
+
+def own_rows(update: range, micro_batch_size: int, rank: int, size: int) -> list[range]:
+    """The micro-batches of one of `size` data-parallel ranks: ranks take them in turn, from the rows of one update."""
+    return [update[start : start + micro_batch_size] for start in range(0, len(update), micro_batch_size)][rank::size]
 
 
 def count_steps(stage: PretrainConfig, gated: bool) -> list[int]:

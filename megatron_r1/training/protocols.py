@@ -101,6 +101,26 @@ class Reference(Protocol):
         """pi_ref <- pi_theta."""
 
 
+class PretrainRows(Protocol):
+    """Training rows of one phase, in an order that seed and blend alone decide."""
+
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """Rows by their number in the phase, ascending within a call and over the run; a rank asks for its own alone.
+
+        Returns:
+            [rows, sequence length] with loss on every target; with masked documents the same rows end to end as one.
+        """
+
+    def name_of(self, micro_batch: MicroBatch, row: int, position: int) -> str:
+        """Which document is at a row and a position of a micro-batch, for messages."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on needs, as JSON. It is rank 0's: of another rank's rows it says nothing."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave on rank 0, with rows after those. Raises DataError if the data are others."""
+
+
 class PromptSource(Protocol):
     """An endless stream of prompts with a cursor that can be saved."""
 

@@ -69,7 +69,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
     check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
     tokenizer = build_tokenizer(config.data, config.model, arch)
-    documents = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents)
+    rows = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents, stage.sequence_length)
     checkpoint = config.checkpoint.model_copy(update={"interval": stage.checkpoint_interval})
     with Run.open(Path(config.run_dir), config.model_copy(update={"checkpoint": checkpoint}), "pretrain") as run:
         policy = build_policy(
@@ -89,13 +89,14 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         count_micro_batches(stage, policy.layout)
         state = resume_run(run, policy)
         if state:
-            documents.load_state_dict(state["documents"])
+            consumed = run.step * stage.global_batch_size * stage.sequence_length
+            rows.load_state_dict({"token": consumed} | state["documents"])  # earlier versions took the rows of all ranks on each
 
         def train(gate: Callable[[], float] | None) -> None:
             train_base(
                 stage,
                 policy=policy,
-                documents=documents,
+                rows=rows,
                 run=run,
                 save=checkpoint_writer(policy, tokenizer),
                 gate=gate,

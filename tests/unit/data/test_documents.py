@@ -23,13 +23,13 @@ def tokenizer() -> Tokenizer:
     return train_tally_tokenizer()
 
 
-def tally_stream(tokenizer: Tokenizer, mask_documents: bool, seed: int = 0) -> DocumentStream:
-    return DocumentStream(load_documents(DataConfig()), tokenizer, seed, mask_documents)
+def tally_stream(tokenizer: Tokenizer, mask_documents: bool, length: int, seed: int = 0) -> DocumentStream:
+    return DocumentStream(load_documents(DataConfig()), tokenizer, seed, mask_documents, length)
 
 
 def test_rows_are_cut_from_one_stream_and_every_token_is_a_target_once(tokenizer):
-    stream = tally_stream(tokenizer, mask_documents=False)
-    batches = [stream.next_batch(4, 16) for _ in range(20)]
+    stream = tally_stream(tokenizer, mask_documents=False, length=16)
+    batches = [stream.micro_batch(range(4 * n, 4 * n + 4)) for n in range(20)]
     inputs = torch.cat([b.token_ids.flatten() for b in batches])
     labels = torch.cat([b.labels.flatten() for b in batches])
     assert torch.equal(inputs[1:], labels[:-1])
@@ -43,9 +43,9 @@ def test_rows_are_cut_from_one_stream_and_every_token_is_a_target_once(tokenizer
 
 
 def test_masked_documents_never_see_each_other(tokenizer):
-    plain, masked = tally_stream(tokenizer, False), tally_stream(tokenizer, True)
-    for _ in range(10):
-        rows, packed = plain.next_batch(4, 32), masked.next_batch(4, 32)
+    plain, masked = tally_stream(tokenizer, False, 32), tally_stream(tokenizer, True, 32)
+    for n in range(10):
+        rows, packed = (stream.micro_batch(range(4 * n, 4 * n + 4)) for stream in (plain, masked))
         assert torch.equal(rows.token_ids.view(1, -1), packed.token_ids) and torch.equal(rows.labels.view(1, -1), packed.labels)
         assert packed.loss_mask.shape == (1, 128) and packed.loss_mask.eq(1).all()
         bounds = packed.cu_seqlens.tolist()
@@ -62,26 +62,61 @@ def test_masked_documents_never_see_each_other(tokenizer):
 
 @pytest.mark.parametrize("mask_documents", [True, False])
 def test_resume_continues_exactly(tokenizer, mask_documents):
-    whole = tally_stream(tokenizer, mask_documents)
-    expected = [whole.next_batch(3, 17).token_ids for _ in range(12)]
-    first = tally_stream(tokenizer, mask_documents)
-    for _ in range(5):
-        first.next_batch(3, 17)
+    updates = [range(3 * n, 3 * n + 3) for n in range(12)]
+    whole = tally_stream(tokenizer, mask_documents, 17)
+    expected = [whole.micro_batch(rows).token_ids for rows in updates]
+    first = tally_stream(tokenizer, mask_documents, 17)
+    for rows in updates[:5]:
+        first.micro_batch(rows)
     state = json.loads(json.dumps(first.state_dict()))
-    second = tally_stream(tokenizer, mask_documents)
+    second = tally_stream(tokenizer, mask_documents, 17)
     second.load_state_dict(state)
-    assert all(torch.equal(second.next_batch(3, 17).token_ids, tokens) for tokens in expected[5:])
+    assert all(
+        torch.equal(second.micro_batch(rows).token_ids, tokens) for rows, tokens in zip(updates[5:], expected[5:], strict=True)
+    )
     assert len(json.dumps(state)) < 5000
 
 
+@pytest.mark.parametrize("mask_documents", [True, False])
+def test_a_row_is_the_same_whoever_asks_for_it_and_beside_which_others(tokenizer, mask_documents):
+    def row_of(batch, place: int) -> list[torch.Tensor]:
+        cut = slice(17 * place, 17 * place + 17)
+        return [getattr(batch, name).flatten()[cut] for name in ("token_ids", "labels", "position_ids", "documents")]
+
+    whole = tally_stream(tokenizer, mask_documents, 17)
+    expected = [row_of(batch, n) for batch in [whole.micro_batch(range(24))] for n in range(24)]
+    for asked in ([[0, 1], [4, 5], [20, 23]], [[2, 3, 5, 6, 7, 11]], [[n] for n in range(1, 24, 3)]):
+        stream = tally_stream(tokenizer, mask_documents, 17)
+        for numbers in asked:
+            batch = stream.micro_batch(numbers)
+            for place, number in enumerate(numbers):
+                assert all(map(torch.equal, row_of(batch, place), expected[number]))
+    with pytest.raises(AssertionError, match="ascending"):
+        stream.micro_batch([3])
+
+
+def test_a_saved_cursor_serves_other_ranks_and_the_next_phase(tokenizer):
+    whole = tally_stream(tokenizer, False, 1).micro_batch(range(400)).token_ids.flatten()
+    rank_zero = tally_stream(tokenizer, False, 8)
+    rank_zero.micro_batch([0, 1])  # of an update of 10 rows
+    state = json.loads(json.dumps(rank_zero.state_dict()))
+    for row in (10, 13):
+        other = tally_stream(tokenizer, False, 8)
+        other.load_state_dict(state)
+        assert torch.equal(other.micro_batch([row]).token_ids[0], whole[8 * row : 8 * row + 8])
+    longer = DocumentStream(load_documents(DataConfig()), tokenizer, 0, False, 20, first_token=80)
+    longer.load_state_dict(state)
+    assert torch.equal(longer.micro_batch([0, 3]).token_ids, torch.stack([whole[80:100], whole[140:160]]))
+
+
 def test_the_stream_depends_on_the_seed_and_foreign_cursors_are_refused(tokenizer):
-    tokens = [tally_stream(tokenizer, False, seed).next_batch(2, 64).token_ids for seed in (0, 0, 1)]
+    tokens = [tally_stream(tokenizer, False, 64, seed).micro_batch([0, 1]).token_ids for seed in (0, 0, 1)]
     assert torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
-    state = tally_stream(tokenizer, False).state_dict()
+    state = tally_stream(tokenizer, False, 64).state_dict()
     with pytest.raises(DataError, match="seed=1 but this run began with 0"):
-        tally_stream(tokenizer, False, seed=1).load_state_dict(state)
+        tally_stream(tokenizer, False, 64, seed=1).load_state_dict(state)
     with pytest.raises(DataError, match="the documents are not those"):
-        DocumentStream(TextDocuments(["x"]), tokenizer, 0, False).load_state_dict(state)
+        DocumentStream(TextDocuments(["x"]), tokenizer, 0, False, 64).load_state_dict(state)
 
 
 def test_tally_documents_show_the_prompt_exactly_as_it_is_asked(tokenizer):
@@ -127,11 +162,11 @@ def test_bad_document_files_are_one_line_errors(tmp_path):
 
 
 def test_a_batch_costs_little_beside_a_training_step(tokenizer):
-    stream = tally_stream(tokenizer, True)
-    stream.next_batch(16, 64)
+    stream = tally_stream(tokenizer, True, 64)
+    stream.micro_batch(range(16))
     start = time.process_time()
-    for _ in range(20):
-        stream.next_batch(16, 64)
+    for n in range(1, 21):
+        stream.micro_batch(range(16 * n, 16 * n + 16))
     assert (time.process_time() - start) / 20 < 0.025  # about 4 ms on an idle core; a training step takes over 100
 
 
@@ -144,22 +179,22 @@ def test_real_text_flows_through(tokenizer, kind, tmp_path):
         )
     else:
         path = public_file("text/chinese.md")
-    stream = DocumentStream(load_documents(DataConfig(source=str(path))), tokenizer, 0, True)
-    batch = stream.next_batch(8, 128)
+    stream = DocumentStream(load_documents(DataConfig(source=str(path))), tokenizer, 0, True, 128)
+    batch = stream.micro_batch(range(8))
     assert batch.token_ids.shape == (1, 1024) and batch.token_ids.max() < tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("mask_documents", [True, False])
 def test_every_position_names_its_document_also_after_a_resume(tokenizer, mask_documents):
     texts = [f"{chr(ord('a') + n)} " * (n + 3) for n in range(7)]
-    stream = DocumentStream(TextDocuments(texts), tokenizer, 3, mask_documents)
+    stream = DocumentStream(TextDocuments(texts), tokenizer, 3, mask_documents, 17)
     seen = set()
     for turn in range(12):
         if turn == 6:
             state = stream.state_dict()
-            stream = DocumentStream(TextDocuments(texts), tokenizer, 3, mask_documents)
+            stream = DocumentStream(TextDocuments(texts), tokenizer, 3, mask_documents, 17)
             stream.load_state_dict(state)
-        batch = stream.next_batch(3, 17)
+        batch = stream.micro_batch(range(3 * turn, 3 * turn + 3))
         for row, at in itertools.product(range(batch.token_ids.shape[0]), range(batch.token_ids.shape[1])):
             letter = tokenizer.decode([int(batch.token_ids[row, at])]).strip()
             if letter in "abcdefg" and letter:
