@@ -3,6 +3,7 @@ for all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -95,6 +96,8 @@ class CoreAttention(MegatronModule):
         """[s, b, heads, v_dim]; causal when no mask [b or 1, 1, s, t] is given."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         grouped = key.shape[1] < query.shape[1]
+        if mask is None and not grouped and query.is_cpu and value.shape[-1] != query.shape[-1]:
+            return _attend_unfused(query, key, value, self.scale).permute(2, 0, 1, 3)
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
@@ -153,6 +156,19 @@ class CoreAttention(MegatronModule):
         keys = torch.arange(key.shape[0], device=key.device)
         mask = (keys <= tokens[:, None]) & (keys >= starts[:, None])
         return self._attend(query, key, value, mask[None, None])
+
+
+def _attend_unfused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Causal attention [b, heads, s, v_dim] as torch computes it where no fused kernel fits, to the bit.
+
+    On CPU none takes values of another width than keys. Torch then also looks at every score for rows that see nothing, which a
+    causal mask never has.
+    """
+    factor = math.sqrt(query.shape[-1] ** -0.5 if scale is None else scale)
+    width = query.shape[-2]
+    hidden = torch.full((width, width), -torch.inf, dtype=query.dtype, device=query.device).triu_(1)
+    scores = torch.matmul(query * factor, key.transpose(-2, -1) * factor).add_(hidden)
+    return torch.matmul(scores.softmax(-1), value)
 
 
 def _to_rows(x: torch.Tensor, group: RowGroup) -> torch.Tensor:
