@@ -96,7 +96,7 @@ class CoreAttention(MegatronModule):
         """[s, b, heads, v_dim]; causal when no mask [b or 1, 1, s, t] is given."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         grouped = key.shape[1] < query.shape[1]
-        if mask is None and not grouped and query.is_cpu and value.shape[-1] != query.shape[-1]:
+        if mask is None and not grouped and query.is_cpu and query.dtype == torch.float32 and value.shape[-1] != query.shape[-1]:
             return _attend_unfused(query, key, value, self.scale).permute(2, 0, 1, 3)
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
@@ -159,7 +159,7 @@ class CoreAttention(MegatronModule):
 
 
 def _attend_unfused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Causal attention [b, heads, s, v_dim] as torch computes it where no fused kernel fits, to the bit.
+    """Causal attention [b, heads, s, v_dim] as torch computes it where no fused kernel fits, to the bit in float32.
 
     On CPU none takes values of another width than keys. Torch then also looks at every score for rows that see nothing, which a
     causal mask never has.
