@@ -28,6 +28,13 @@ class Qwen2(GroupedQueryArchitecture):
         )
 
 
+def _of_size(hidden: int, width: int, layers: int, heads: int, groups: int, *, vocabulary: int, tied: bool = False) -> Qwen2:
+    return Qwen2(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=groups, max_position_embeddings=32768, rope_theta=1e6, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
 FAMILY = Qwen2
 PRESETS = {
     # A dense student for the tiny model's data.
@@ -35,6 +42,11 @@ PRESETS = {
         vocab_size=640, hidden_size=96, num_hidden_layers=3, intermediate_size=256, num_attention_heads=3, num_key_value_heads=1,
         head_dim=32, max_position_embeddings=1024, rope_theta=100.0, tie_word_embeddings=True, init_std=0.08,
     ),
+    # Qwen2.5-0.5B, 1.5B and 7B with the positions of the Instruct models; the config.json of the base
+    # model of 7B says 131,072.
+    "qwen2.5_0.5b": _of_size(896, 4864, 24, 14, 2, vocabulary=151936, tied=True),
+    "qwen2.5_1.5b": _of_size(1536, 8960, 28, 12, 2, vocabulary=151936, tied=True),
+    "qwen2.5_7b": _of_size(3584, 18944, 28, 28, 4, vocabulary=152064),
     # The published students (R1 v2 B.4.3): Qwen2.5-Math-1.5B and 7B, Qwen2.5-14B and 32B. The two of Math with the positions of
     # R1-Distill-Qwen: their own config.json says 4,096, fewer than what they are trained on.
     "qwen2.5_math_1.5b": Qwen2(

@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "distill_qwen/zero_qwen_32b": (("grpo",), 64),
     "gsm8k/grpo": (("grpo",), None),
     "smollm2/arithmetic": (("sft", "grpo"), None),
+    "one_node/gsm8k": (("grpo",), 8),
+    "one_node/math": (("grpo",), 8),
     "reward_model/pretrain": (("pretrain",), None),
     "reward_model/tiny_cpu": (("reward-model",), 2),
     "tiny_cpu/r1_zero": (("pretrain", "grpo"), None),

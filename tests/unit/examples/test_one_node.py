@@ -1,0 +1,79 @@
+"""`examples/one_node`: every model and number of GPUs is planned, its memory is README's, and the settings are the baselines'."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from examples.one_node.memory import JOBS, Job, need, table
+from megatron_r1.config.load import flatten_config, load_config
+from megatron_r1.pipeline.dry_run import found
+from megatron_r1.pipeline.dry_run.plan import plan_training
+from tests.paths import ROOT
+
+FOLDER = ROOT / "examples/one_node"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+TOO_LARGE = {"Qwen2.5-7B", "Qwen3-4B", "Qwen3-8B"}  # for one GPU of 80 GB
+STATED = {
+    "gsm8k": {  # verl's logs of Qwen2.5-0.5B-Instruct, 0.567 and 0.543
+        "grpo.prompts_per_rollout": 256, "grpo.minibatch_size": 64 * 5, "grpo.group_size": 5, "grpo.optimizer.lr": 1e-6,
+        "grpo.rollouts": 15 * (7473 // 256), "grpo.kl_coef": 0.001, "grpo.clip_eps": 0.2, "data.max_prompt_tokens": 512,
+        "rollout.max_response_tokens": 1024, "rollout.temperature": 1.0, "rollout.max_num_seqs": 512,
+        "grpo.optimizer.weight_decay": 0.01, "grpo.normalization": "token", "evaluate.problems": 1319,
+        "data.question_suffix": ' Let\'s think step by step and output the final answer after "####".',
+    },
+    "math": {  # SimpleRL-Zoo's README and train_grpo_math_tune_ray.sh
+        "grpo.prompts_per_rollout": 1024, "grpo.minibatch_size": 256 * 8, "grpo.group_size": 8, "grpo.optimizer.lr": 5e-7,
+        "grpo.rollouts": 100, "grpo.kl_coef": 1e-4, "grpo.clip_eps": 0.2, "data.max_prompt_tokens": 1024,
+        "rollout.max_response_tokens": 8192, "rollout.temperature": 1.0, "rollout.gpu_memory_utilization": 0.6,
+        "evaluate.problems": 500, "evaluate.temperature": 1.0, "evaluate.top_p": 0.95,
+        "data.question_suffix": "\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.model}-{job.gpus}")
+def test_a_job_is_planned_and_fits_or_says_that_it_does_not(job: Job) -> None:
+    for name in STATED:
+        planned = plan_training("grpo", load_config(FOLDER / f"{name}.yaml", job.settings()), found.Job(job.gpus))
+        assert f"dry run of grpo: {job.gpus} rank(s) on 1 node(s)" in planned and f"engines     {job.gpus}, beside" in planned
+        assert f"shape from model.preset={job.preset}" in planned
+        assert need(job, name).fits is not (job.gpus == 1 and job.model in TOO_LARGE)
+
+
+def test_every_model_is_there_for_one_gpu_and_for_eight() -> None:
+    models = {job.model for job in JOBS}
+    assert {"Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B"} < models and any(model.startswith("Qwen3") for model in models)
+    assert sorted((job.model, job.gpus) for job in JOBS) == sorted((model, gpus) for model in models for gpus in (1, 8))
+
+
+def test_memory_by_hand() -> None:
+    """0.5B on one GPU: 18 bytes a parameter, 24 inputs of 896 numbers, one layer again, logits, and 1 GiB of the cross entropy."""
+    parameters, tokens = 494_032_768, 18_432
+    layer = 4 * 896 + 64 * (14 + 2 + 4 + (14 + 2 * 2) + 14) + 5 * 4864
+    kept = 2 * tokens * (24 * 896 + layer + 151_936) + 2**30
+    alone = need(JOBS[0], "math")
+    assert alone.update == 18 * parameters + kept
+    assert alone.sample == 2 * parameters + int(0.6 * 80 * 2**30)
+    assert alone.host == (12 + 2 + 12 + 2 + 2) * parameters
+
+
+def test_the_readme_has_the_table_of_the_command() -> None:
+    assert f"<!-- memory.py -->\n\n{table()}\n\n<!-- end -->" in README
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_settings_are_the_baselines(name: str) -> None:
+    settings = flatten_config(load_config(FOLDER / f"{name}.yaml"))
+    assert {key: settings[key] for key in STATED[name]} == STATED[name]
+
+
+def test_commands_of_the_readme_take_their_settings() -> None:
+    lines = [line for line in README.splitlines() if re.match(r"    (megatron-r1|torchrun) .*--config examples/", line)]
+    assert len(lines) == 6
+    for line in lines:
+        words = shlex.split(line)
+        config = words[words.index("--config") + 1]
+        assert load_config(ROOT / config, [word for word in words if re.match(r"[a-z_]+\.[a-z_.]+=", word)])
