@@ -42,8 +42,8 @@ PRESETS = {
         vocab_size=640, hidden_size=96, num_hidden_layers=3, intermediate_size=256, num_attention_heads=3, num_key_value_heads=1,
         head_dim=32, max_position_embeddings=1024, rope_theta=100.0, tie_word_embeddings=True, init_std=0.08,
     ),
-    # Qwen2.5-0.5B, 1.5B and 7B with the positions of the Instruct models; the config.json of the base
-    # model of 7B says 131,072.
+    # Qwen2.5-0.5B, 1.5B and 7B (config.json; arXiv 2412.15115, table 1) with the positions of the Instruct models: the config.json
+    # of the base models of 1.5B and 7B says 131,072.
     "qwen2.5_0.5b": _of_size(896, 4864, 24, 14, 2, vocabulary=151936, tied=True),
     "qwen2.5_1.5b": _of_size(1536, 8960, 28, 12, 2, vocabulary=151936, tied=True),
     "qwen2.5_7b": _of_size(3584, 18944, 28, 28, 4, vocabulary=152064),

@@ -14,7 +14,7 @@ from megatron_r1.weights.mapping import model_entries
     [
         ("671b", 671_026_419_200 + 11_610_068_224),  # DeepSeek-V3, and its layer of multi-token prediction
         ("deepseek_v2_lite", 15_706_484_224),
-        ("qwen2.5_0.5b", 494_032_768),
+        ("qwen2.5_0.5b", 494_032_768),  # these three: safetensors.total of the Hub's pages
         ("qwen2.5_1.5b", 1_543_714_304),
         ("qwen2.5_7b", 7_615_616_512),
         ("16b", 15_706_484_224 + 26 * 64),  # the same with V3's bias of every expert
