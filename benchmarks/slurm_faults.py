@@ -192,11 +192,10 @@ def disk_full(campaign: Campaign) -> str:
         job, run = campaign.start("disk_full", run=disk / "run")
         campaign.when(job, lambda: bool(list((run / "checkpoints").glob("step_*/COMPLETE"))), "a checkpoint")
         filler = disk / "filler"
-        with filler.open("wb") as file:
+        with filler.open("wb", buffering=0) as file:  # what a buffer still holds would fail once more as the file is closed
             try:
                 while True:
                     file.write(bytes(1 << 20))
-                    file.flush()
             except OSError:
                 pass
         campaign.when(job, lambda: campaign.cluster.state(job) == "FAILED", "failure of the job")
