@@ -104,6 +104,7 @@ def our_config(
             "group_size": workload.group_size,
             "minibatch_size": workload.minibatch,
             "micro_batch_tokens": workload.micro_batch_tokens,
+            "share_prompts": "always",  # dense models do by default
             "clip_eps": CLIP_EPS,
             "kl_coef": KL_COEF,
             "advantage_std": "sample",

@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -87,7 +89,8 @@ class VllmEngine:
         """Sample responses to the prompts of a feed; see `sample_stream`."""
         # What an earlier call left in the cache would change the order of summation in this one, and so the last bits.
         self.reset_prefix_cache()
-        sample_stream(_Requests(self.llm.llm_engine, partial(self._parameters, sampling)), feed, sampling.responses)
+        requests = _Requests(self.llm.llm_engine, partial(self._parameters, sampling), reads_text=bool(self.stop))
+        sample_stream(requests, feed, sampling.responses)
 
     def _parameters(self, sampling: Sampling, seed: int | None) -> SamplingParams:
         return SamplingParams(
@@ -108,20 +111,48 @@ class VllmEngine:
 
 
 class _Requests:
-    """A `RequestEngine`: vLLM's engine in this process."""
+    """A `RequestEngine`: vLLM's engine in this process.
 
-    def __init__(self, engine: LLMEngine, parameters: Callable[[int | None], SamplingParams]) -> None:
-        self._engine, self._parameters = engine, parameters
+    What it samples is taken as it comes from the sampler. vLLM's output processor makes some objects of each token; it is needed
+    only where there are stop texts to look for.
+    """
+
+    def __init__(self, engine: LLMEngine, parameters: Callable[[int | None], SamplingParams], *, reads_text: bool) -> None:
+        self._engine, self._parameters, self._reads_text = engine, parameters, reads_text
         assert isinstance(engine.engine_core, InprocClient), "engine_environment keeps the scheduler in this process"
         self._scheduler = engine.engine_core.engine_core.scheduler
+        #: by vLLM's name of a request that runs: ours, its tokens, and their log-probs
+        self._sampled: dict[str, tuple[str, list[int], list[np.ndarray]]] = {}
 
     def add(self, request_id: str, token_ids: list[int], seed: int | None) -> None:
         """See `RequestEngine.add`."""
-        self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, self._parameters(seed))
+        engine, parameters = self._engine, self._parameters(seed)
+        prompt: TokensPrompt = {"prompt_token_ids": token_ids}
+        if self._reads_text:
+            engine.add_request(request_id, prompt, parameters)
+            return
+        request = engine.input_processor.process_inputs(request_id, prompt, parameters, engine.get_supported_tasks())
+        engine.input_processor.assign_request_id(request)  # a name that no earlier request had
+        self._sampled[request.request_id] = (request_id, [], [])
+        engine.engine_core.add_request(request)
 
     def step(self) -> list[tuple[str, Answer]]:
         """See `RequestEngine.step`."""
-        return [(output.request_id, _read_completion(output.outputs[0])) for output in self._engine.step()]
+        if self._reads_text:
+            return [(output.request_id, _read_completion(output.outputs[0])) for output in self._engine.step()]
+        finished = []
+        for output in self._engine.engine_core.get_output().outputs:
+            request_id, token_ids, logprobs = self._sampled[output.request_id]
+            if output.new_token_ids:
+                assert output.new_logprobs is not None, "`_parameters` asks for them"
+                token_ids += output.new_token_ids
+                logprobs.append(output.new_logprobs.logprobs[:, 0])  # the sampled token's is the first
+            if output.finish_reason is not None:
+                del self._sampled[output.request_id]
+                ended = output.finish_reason == FinishReason.STOP
+                answer = np.array(token_ids, np.int32), np.concatenate(logprobs).astype(np.float32), ended
+                finished.append((request_id, answer))
+        return finished
 
     def waiting(self) -> int:
         """See `RequestEngine.waiting`. A request that lost its place in the cache to others waits, too."""
