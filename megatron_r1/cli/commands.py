@@ -92,7 +92,7 @@ EVALUATE = Command(
 RESCORE = replace(EVALUATE, target="megatron_r1.pipeline.commands:run_rescore_command")
 PIPELINES = {
     "r1-zero": Command(
-        "megatron_r1.pipeline.r1_zero:run_r1_zero",
+        "megatron_r1.pipeline.recipe.r1_zero:run_r1_zero",
         "base model, R1-Zero from it, and a table that compares them",
         (*COMMON, "pretrain", "grpo", "rollout", "reward", "evaluate", "checkpoint"),
         is_stage=True,

@@ -55,7 +55,7 @@ def read_problem(record: dict[str, Any], config: DataConfig, domains: Collection
         DataError: what is missing or malformed, after `where`.
     """
     record = with_tests(record)
-    *context, asked = _take_asked(record, config, where)
+    *context, asked = take_asked(record, config, where)
     kind = _take_choice(record, "kind", KINDS, "reasoning", where)
     preference = _take_choice(record, "preference", PREFERENCES, "helpful", where)
     domain = _take_choice(record, "domain", domains, _default_domain(record), where, _OTHER_DOMAIN)
@@ -77,7 +77,7 @@ def _find(record: dict[str, Any], field: str) -> Any:
     return _find(value, inner) if dot and isinstance(value, dict) else None
 
 
-def _take_asked(record: dict[str, Any], config: DataConfig, where: str) -> list[Message]:
+def take_asked(record: dict[str, Any], config: DataConfig, where: str) -> list[Message]:
     """The messages of the prompt; the last is the user's."""
     refuse_media(record, where)
     if read_tools(record, where):

@@ -104,6 +104,11 @@ class Architecture(BaseModel):
         return self.num_attention_heads
 
     @property
+    @abstractmethod
+    def cached_width(self) -> int:
+        """Values that a KV cache keeps of one token in one layer."""
+
+    @property
     def mtp_depth(self) -> int:
         """Layers of multi-token prediction."""
         return 0

@@ -50,6 +50,11 @@ class GroupedQueryArchitecture(Architecture):
         """Key and value heads."""
         return self.num_key_value_heads
 
+    @property
+    def cached_width(self) -> int:
+        """A key and a value of every group."""
+        return 2 * self.num_key_value_heads * self.head_dim
+
     def megatron_settings(self) -> dict[str, Any]:
         """Heads, biases and norms; RoPE is given to the model."""
         return {

@@ -79,6 +79,11 @@ class LatentAttentionArchitecture(Architecture):
         """All layers after the leading dense ones, those of multi-token prediction included."""
         return layer >= self.first_k_dense_replace
 
+    @property
+    def cached_width(self) -> int:
+        """The compressed row of keys and values, and the key that RoPE turns."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
     def megatron_settings(self) -> dict[str, Any]:
         """Attention with decoupled, interleaved RoPE; how many experts of how many groups. Scores are the family's."""
         grouped = self.n_group > 1

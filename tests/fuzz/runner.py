@@ -150,7 +150,7 @@ def _import_everything() -> None:
     import megatron_r1.mcore.policy
     import megatron_r1.pipeline.commands
     import megatron_r1.pipeline.evaluate
-    import megatron_r1.pipeline.r1_zero
+    import megatron_r1.pipeline.recipe.r1_zero
     import megatron_r1.pipeline.score
     import megatron_r1.pipeline.stages.grpo
     import megatron_r1.pipeline.stages.pretrain

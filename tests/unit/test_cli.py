@@ -28,7 +28,7 @@ TARGETS = {
     "curate": "megatron_r1.pipeline.commands:run_curate_command",
     "evaluate": "megatron_r1.pipeline.commands:run_evaluate_command",
     "evaluate --rescore": "megatron_r1.pipeline.commands:run_rescore_command",
-    "pipeline r1-zero": "megatron_r1.pipeline.r1_zero:run_r1_zero",
+    "pipeline r1-zero": "megatron_r1.pipeline.recipe.r1_zero:run_r1_zero",
 }
 
 

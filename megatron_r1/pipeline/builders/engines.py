@@ -20,6 +20,7 @@ from megatron_r1.rollout.multi_node import FollowingPart
 from megatron_r1.rollout.options import EngineOptions, engine_options
 from megatron_r1.rollout.protocol import RolloutEngine, SingleEngine
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
+from megatron_r1.runtime.cores import usable_cores
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.files import path_of_rank
 from megatron_r1.runtime.launch import address_towards, child_environment
@@ -60,6 +61,15 @@ def open_engine(config: Config, session: Session, arch: Architecture, tokenizer:
         yield engine
     finally:
         engine.close()
+
+
+def open_lone_engine(
+    config: Config, device: Literal["cpu", "cuda"], arch: Architecture, tokenizer: Tokenizer, log: Path
+) -> VllmProcessEngine:
+    """One engine beside this process, for a command that is no job of ranks. The caller closes it."""
+    options = build_engine_options(config, device, arch, tokenizer)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return VllmProcessEngine(options, tokenizer.decode, child_environment(), log, config.runtime.threads or usable_cores())
 
 
 def _find_engine_peers(session: Session, place: EnginePlace | None) -> Peers | None:
