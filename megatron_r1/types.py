@@ -20,6 +20,7 @@ DOMAINS = ("math", "code", "choice")  #: of reasoning prompts; `reward.domains` 
 PREFERENCES = ("helpful", "safety")  #: of general prompts
 PADDING = -1  #: sample id of a sequence of padding
 PROMPT = -2  #: sample id of a prompt that sequences after it share
+MOST_TEMPERATURE = 2.0  #: vLLM refuses a higher one
 LOGPROBS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")  #: fields of a training sample
 
 

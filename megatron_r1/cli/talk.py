@@ -1,4 +1,4 @@
-"""The command that asks a trained model the prompts of a file: generate. Imports nothing heavy: `--help` answers at once."""
+"""The commands that talk to a trained model: chat and generate. Imports nothing heavy: `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ MODEL is a run folder (its newest checkpoint, or --step N; without checkpoints i
 folder. The run's settings say how it is asked: template, system message, number format, temperature. Other settings of the sections
 data, runtime and rollout replace them, e.g. runtime.dtype=bf16 rollout.tensor_parallel_size=8 data.template=tokenizer.
 """
+_CHAT = """examples:
+  megatron-r1 chat runs/sft
+  megatron-r1 chat runs/r1_zero --step 200 --temperature 0
+  echo "What is 17 + 25?" | megatron-r1 chat ~/models/SmolLM2-135M-Instruct
+
+Every line of a pipe is a question, or a command as one would type it."""
 _GENERATE = """examples:
   megatron-r1 generate runs/sft --input prompts.jsonl --output responses.jsonl --samples 4
   megatron-r1 generate runs/sft --input prompts.txt --output - | jq -r .response
@@ -27,7 +33,11 @@ also token_ids and logprobs. Killed, the same command goes on from what lies in 
 
 
 def add_talk(commands: argparse._SubParsersAction) -> None:
-    """Add the command generate."""
+    """Add the commands chat and generate."""
+    chat = _add(commands, "chat", "talk to a trained model", _CHAT)
+    _add_sampling(chat)
+    chat.set_defaults(handler=_handle_chat)
+
     generate = _add(commands, "generate", "responses to the prompts of a file", _GENERATE)
     generate.add_argument("--input", required=True, metavar="FILE", help="prompts; - is standard input")
     generate.add_argument("--output", required=True, metavar="FILE", help="JSON lines, whole or not there; - is standard output")
@@ -69,6 +79,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=_count_from_one, metavar="N", help="of a response; default: the run's, at most half of the context"
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="the same seed gives the same responses (default: 0)")
+
+
+def _handle_chat(arguments: argparse.Namespace) -> int:
+    from megatron_r1.pipeline.talk.chat import chat
+
+    model = _find_talk_model(arguments, 1)
+    try:
+        chat(model, _sampling(arguments, model, 1), arguments.seed)
+    except BrokenPipeError:  # of `chat | head`
+        return 0
+    return 0
 
 
 def _handle_generate(arguments: argparse.Namespace) -> int:

@@ -149,6 +149,37 @@ class VllmProcessEngine:
             raise
         return groups
 
+    def answer(self, prompt: Prompt, sampling: Sampling, seed: int, go_on: Callable[[list[int]], bool]) -> Rollout:
+        """One response, told as it is sampled.
+
+        Args:
+            sampling: of one sample.
+            go_on: called with the tokens that are new, end-of-sequence included; False ends the response there.
+
+        Raises:
+            RolloutError: see `RolloutEngine.generate`.
+        """
+        if self.version is None:
+            raise RolloutError("the rollout engine has no weights: load_weights must succeed before answer")
+        self._check(prompt, sampling)
+        ids: list[int] = []
+        logprobs: list[float] = []
+        goes_on = True
+
+        def hear(part: tuple[np.ndarray, np.ndarray] | str | None) -> bool | None:
+            nonlocal goes_on
+            if part == ASK:
+                return goes_on
+            if part is not None:
+                new, of_new = cast(tuple[np.ndarray, np.ndarray], part)
+                ids.extend(new.tolist())
+                logprobs.extend(of_new.tolist())
+                goes_on = go_on(new.tolist())
+            return None
+
+        finished = self._call("answer", list(prompt.token_ids), sampling, _sample_seed(seed, 0, 0), on_part=hear)
+        return self._rollout(np.array(ids, np.int32), np.array(logprobs, np.float32), finished)
+
     def sleep(self) -> None:
         """See `RolloutEngine.sleep`."""
         if self.options.sleep and not self._is_asleep:

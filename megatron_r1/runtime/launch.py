@@ -84,6 +84,11 @@ def job_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(environment[JOB_FOLDER]) if environment.get(JOB_FOLDER) else None
 
 
+def terminal_has_styles(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a terminal shows dimmed text, and nobody asked for plain text (no-color.org)."""
+    return environment.get("TERM", "dumb") != "dumb" and not environment.get("NO_COLOR")
+
+
 def node_name(environment: Mapping[str, str] = os.environ) -> str:
     """This machine, as its scheduler calls it."""
     return environment.get("SLURMD_NODENAME") or socket.gethostname()

@@ -68,6 +68,21 @@ def loaded(engine):
     return engine
 
 
+def test_an_answer_is_told_token_by_token_and_can_be_stopped(loaded):
+    prompt, greedy = prompts(ARCH)[0], replace(SAMPLING, temperature=0.0)
+    (group,) = loaded.generate([prompt], greedy, seed=0)
+    (whole,) = group.rollouts
+    heard = []
+    answer = loaded.answer(prompt, greedy, 0, lambda ids: heard.append(ids) is None)
+    assert answer.token_ids.tolist() == whole.token_ids.tolist() == [token for ids in heard for token in ids]
+    assert len(heard) == len(whole.token_ids) > 3 and (answer.finished, answer.text) == (whole.finished, whole.text)
+    assert abs(answer.rollout_logprobs - whole.rollout_logprobs).max() < 1e-5
+    heard.clear()
+    stopped = loaded.answer(prompt, greedy, 0, lambda ids: heard.append(ids) is None and len(heard) < 3)
+    assert stopped.token_ids.tolist() == whole.token_ids.tolist()[:3] and not stopped.finished
+    assert sampled(loaded.generate([prompt], greedy, seed=0)) == sampled([group])
+
+
 def test_weights_come_first(engine):
     engine.version = None  # as it is after the start, whichever test runs first
     with pytest.raises(RolloutError, match="no weights"):

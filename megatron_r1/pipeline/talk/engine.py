@@ -1,4 +1,4 @@
-"""The engine of `generate`: started, and given the weights."""
+"""The engine of `chat` and `generate`: started, and given the weights."""
 
 from __future__ import annotations
 

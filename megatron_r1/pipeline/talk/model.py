@@ -1,4 +1,4 @@
-"""What `generate` asks: the weights that a run or a folder holds, and how they are asked."""
+"""What `chat` and `generate` talk to: the weights that a run or a folder holds, and how they are asked."""
 
 from __future__ import annotations
 

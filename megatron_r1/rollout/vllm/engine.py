@@ -29,7 +29,7 @@ from megatron_r1.rollout.options import EngineOptions, Part
 from megatron_r1.rollout.vllm.cpu_fixes import check_version
 from megatron_r1.rollout.vllm.nccl_transfer import NCCL_BACKEND
 from megatron_r1.rollout.vllm.shared_memory import SHM_BACKEND
-from megatron_r1.rollout.vllm.stream import Answer, PromptFeed, sample_stream
+from megatron_r1.rollout.vllm.stream import Answer, PromptFeed, Say, sample_stream
 from megatron_r1.types import Sampling
 
 
@@ -91,6 +91,28 @@ class VllmEngine:
         self.reset_prefix_cache()
         requests = _Requests(self.llm.llm_engine, partial(self._parameters, sampling), reads_text=bool(self.stop))
         sample_stream(requests, feed, sampling.responses)
+
+    def answer(self, token_ids: list[int], sampling: Sampling, seed: int, say: Say) -> bool:
+        """Sample one response and say its tokens as they come. The cache keeps what it holds of the conversation before.
+
+        Returns:
+            Whether it ended with end-of-sequence, and not at the limit or because nobody wants more.
+        """
+        parameters = self._parameters(sampling, seed)
+        parameters.output_kind = RequestOutputKind.DELTA
+        engine = self.llm.llm_engine
+        name = engine.add_request("answer", {"prompt_token_ids": token_ids}, parameters)
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    ids, logprobs, ended = _read_completion(output.outputs[0])
+                    if not say(ids, logprobs):
+                        return False
+                    if output.finished:
+                        return ended
+        finally:
+            engine.abort_request([name], internal=True)  # nothing if it is finished
+        return False
 
     def _parameters(self, sampling: Sampling, seed: int | None) -> SamplingParams:
         return SamplingParams(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from megatron_r1.errors import ConfigError, EngineLost, R1Error, RolloutError
 from megatron_r1.process_pools import shared_memory_problem
-from megatron_r1.rollout.vllm.stream import PromptFeed, Request
+from megatron_r1.rollout.vllm.stream import PromptFeed, Request, say_to
 from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.runtime.launch import free_port
 from megatron_r1.types import Sampling
@@ -67,6 +67,9 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
                 reply = free_port("")
             elif call == "generate":
                 reply = _sample_feed(engine, connection, *args)
+            elif call == "answer":
+                assert engine is not None, "started before anything else is called"
+                reply = engine.answer(*args, say_to(connection))
             elif call in CALLS:
                 reply = getattr(engine, call)(*args)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -12,6 +13,9 @@ from megatron_r1.rollout.vllm.progress import SignsOfProgress
 
 Answer = tuple[np.ndarray, np.ndarray, bool]  #: int32 token ids, their float32 log-probs, ended with end-of-sequence or a stop text
 Request = tuple[int, list[int], list[int | None]]  #: position in the batch, token ids, a seed for each response (None: greedy)
+
+
+Say = Callable[[np.ndarray, np.ndarray], bool]  #: takes new tokens and their log-probs of one response; whether more are wanted
 
 
 class RequestEngine(Protocol):
@@ -100,3 +104,14 @@ def sample_stream(engine: RequestEngine, feed: PromptFeed, samples: int) -> None
                 row = answers.pop(position)
                 feed.send((position, [row[index] for index in range(samples)]))
                 may_ask = True
+
+
+def say_to(connection: Connection) -> Say:
+    """Send the trainer's side what an engine says of one response, and ask each time whether more is wanted."""
+
+    def say(token_ids: np.ndarray, logprobs: np.ndarray) -> bool:
+        connection.send((None, (token_ids, logprobs)))
+        connection.send((None, ASK))
+        return connection.recv()
+
+    return say
