@@ -1,9 +1,8 @@
-"""The commands that talk to a trained model: chat and generate. Imports nothing heavy: `--help` answers at once."""
+"""The commands that talk to a trained model: chat, generate and serve. Imports nothing heavy: `--help` answers at once."""
 
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +31,17 @@ output has a line a response: the record, and prompt, response, finish (stop or 
 also token_ids and logprobs. Killed, the same command goes on from what lies in OUTPUT.part, and gives the same file."""
 
 
+_SERVE = """examples:
+  megatron-r1 serve runs/sft --port 8000
+  megatron-r1 serve runs/r1 --host 0.0.0.0 --api-key-file key.txt --name r1
+  megatron-r1 evaluate --config examples/evaluate/endpoint.yaml evaluate.benchmarks.endpoint.model=sft
+
+A checkpoint in Megatron's format is exported first, into the run's folder `served`. Ctrl-C or SIGTERM ends the server and all its
+processes."""
+
+
 def add_talk(commands: argparse._SubParsersAction) -> None:
-    """Add the commands chat and generate."""
+    """Add the commands chat, generate and serve."""
     chat = _add(commands, "chat", "talk to a trained model", _CHAT)
     _add_sampling(chat)
     chat.set_defaults(handler=_handle_chat)
@@ -52,6 +60,18 @@ def add_talk(commands: argparse._SubParsersAction) -> None:
     )
     _add_sampling(generate)
     generate.set_defaults(handler=_handle_generate)
+    _add_serve(commands)
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    serve = _add(commands, "serve", "serve a trained model behind vLLM's OpenAI-compatible endpoint", _SERVE)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    serve.add_argument("--port", type=_port, default=8000, help="default: 8000")
+    serve.add_argument("--name", help="of the model in requests; default: that of MODEL's folder")
+    serve.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the key that requests must have; default: none is asked for"
+    )
+    serve.set_defaults(handler=_handle_serve)
 
 
 def _add(commands: argparse._SubParsersAction, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -108,6 +128,15 @@ def _handle_generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _handle_serve(arguments: argparse.Namespace) -> int:
+    from megatron_r1.pipeline.talk.serve import Address, serve
+
+    model = _find_talk_model(arguments, 16)
+    name = arguments.name or arguments.model.resolve().name
+    serve(model, Address(arguments.host, arguments.port, name, arguments.api_key_file))
+    return 0
+
+
 def _find_talk_model(arguments: argparse.Namespace, sequences: int) -> TalkModel:
     from megatron_r1.pipeline.talk.model import find_model
 
@@ -129,6 +158,12 @@ def _count_from_one(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to 65535")
+    return int(text)
+
+
 def _seed(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) >= 1 << 62:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
@@ -140,8 +175,8 @@ def _temperature(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    if not 0 <= value <= 2:  # `types.MOST_TEMPERATURE`, which stands beside numpy
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 2")
     return value
 
 

@@ -6,6 +6,8 @@ question is untrusted and must never turn into control tokens (see `Tokenizer.en
 
 from __future__ import annotations
 
+import json
+
 from megatron_r1.errors import ConfigError
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 
@@ -65,6 +67,35 @@ def r1_chat_jinja(opened: bool = False, begins: bool = True) -> str:
     opening = OPENED.replace("\n", "\\n") if opened else ""
     jinja = _R1_JINJA if begins else _R1_JINJA.replace("(bos_token or '') + ", "")
     return jinja + "{%- if add_generation_prompt -%}{{- '" + ASSISTANT + opening + "' -}}{%- endif -%}"
+
+
+def r1_zero_jinja(begins: bool = True) -> str:
+    """R1-Zero's template as Jinja text: one question, and nothing before it.
+
+    Args:
+        begins: it prints the beginning of sequence, if the tokenizer has one.
+    """
+    before, after = TEMPLATES["r1_zero"].split("{question}")
+    start = "(bos_token or '') + " if begins else ""
+    return (
+        "{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}"
+        "{{- raise_exception('the template of R1-Zero holds one question of the user') -}}"
+        "{%- endif -%}"
+        f"{{{{- {start}{_jinja_text(before)} + messages[0]['content'] + {_jinja_text(after)} -}}}}"
+    )
+
+
+def with_system_jinja(jinja: str, system: str) -> str:
+    """A chat template that puts this system message before conversations that begin with none."""
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' -%}"
+        f"{{%- set messages = [{{'role': 'system', 'content': {_jinja_text(system)}}}] + messages -%}}"
+        "{%- endif -%}" + jinja
+    )
+
+
+def _jinja_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # a literal of Jinja has the escapes of JSON, but not its pairs of surrogates
 
 
 def render(template: str, question: str) -> str:

@@ -1,4 +1,4 @@
-"""What `chat` and `generate` talk to: the weights that a run or a folder holds, and how they are asked."""
+"""What `chat`, `generate` and `serve` talk to: the weights that a run or a folder holds, and how they are asked."""
 
 from __future__ import annotations
 

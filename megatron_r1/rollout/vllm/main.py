@@ -43,7 +43,7 @@ def run_engine(socket_fd: int, trainer_pid: int) -> None:
         socket_fd: descriptor of the inherited socket.
         trainer_pid: the process ends when this process ends.
     """
-    _die_with_trainer(trainer_pid)
+    die_with_trainer(trainer_pid)
     leave_to_rank()
     connection = Connection(socket_fd)
     engine = None
@@ -97,7 +97,7 @@ def _sample_feed(engine: VllmEngine, connection: Connection, sampling: Sampling,
         feed.close()
 
 
-def _die_with_trainer(trainer_pid: int) -> None:
+def die_with_trainer(trainer_pid: int) -> None:
     """End this process as soon as the trainer is gone, even in the middle of a long call and after a SIGKILL of the trainer."""
 
     def watch() -> None:
