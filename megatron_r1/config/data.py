@@ -48,7 +48,9 @@ class DataConfig(Section):
         "plain", description="What the answer field holds. plain: the answer alone; gsm8k: a solution whose answer follows '####'."
     )
     tokenizer: str | None = Field(
-        None, description="Folder with tokenizer.json. null: that of model.weights, or one made for the generated data."
+        None,
+        description="Folder with tokenizer.json or a SentencePiece model, or that file itself. null: that of model.weights, or "
+        "one made for the generated data.",
     )
     template: Literal["r1_zero", "r1_chat", "r1_chat_think", "tokenizer"] = Field(
         "r1_zero",

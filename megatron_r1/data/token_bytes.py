@@ -6,8 +6,23 @@ import json
 import re
 from collections.abc import Callable
 
+from tokenizers import Tokenizer
+
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # what SentencePiece writes for one
+
+
+def reader_of_tokens(tokenizer_json: str, vocabulary: Tokenizer) -> Callable[[int], bytes | None]:
+    """What gives the bytes of an id of this tokenizer: an added token is its text. None for an id that the vocabulary has not."""
+    read, added = reader_of_pieces(tokenizer_json), vocabulary.get_added_tokens_decoder()
+
+    def read_token(token_id: int) -> bytes | None:
+        if token_id in added:
+            return added[token_id].content.encode("utf-8", "replace")
+        piece = vocabulary.id_to_token(token_id) if token_id >= 0 else None
+        return None if piece is None else read(piece)
+
+    return read_token
 
 
 def reader_of_pieces(tokenizer_json: str) -> Callable[[str], bytes]:

@@ -1,4 +1,4 @@
-"""One wrapper over a Hugging Face `tokenizer.json`, strict about what may become a control token.
+"""One wrapper over a Hugging Face `tokenizer.json` or a SentencePiece model, strict about what may become a control token.
 
 Methods for texts, from the least trusted: `encode_plain` (questions, documents: nothing becomes an added token), `encode_response`
 (a given response: only <think> and the other tags are tokens), `encode` (every added token but the control tokens is a token) and
@@ -12,14 +12,16 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from megatron_r1.data.chat.prompt_templates import render, split_prompt
+from megatron_r1.data.chat.prompt_templates import TEMPLATES, render, split_prompt
 from megatron_r1.data.plain_text import PlainText, begin_and_middle, without_limits
-from megatron_r1.data.token_bytes import reader_of_pieces
-from megatron_r1.data.tokenizer_folder import TokenizerFolder, own_settings, read_tokenizer_folder
+from megatron_r1.data.sentence_pieces.text import SentencePieceText, text_symbols
+from megatron_r1.data.token_bytes import reader_of_tokens
+from megatron_r1.data.tokenizer_folder import PIECES, TokenizerFolder, own_settings, read_tokenizer_folder
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
@@ -66,10 +68,15 @@ class Tokenizer:
         self.bos, self.eos, self.chat_template = bos, eos, chat_template
         self._folder = folder or own_settings(bos, eos, self._pad, chat_template)
         self._arguments = (tokenizer_json, bos, eos, pad, chat_template, adds_bos, folder)
+        control = [token for token in (bos, eos, pad) if token]
         try:
             state = without_limits(tokenizer_json)
             self._whole, self._whole_middle = begin_and_middle(state)
-            self._plain = PlainText(state, [token for token in (bos, eos, pad) if token])
+            self._added = self._whole.get_added_tokens_decoder()
+            self._pieces = self._read_pieces(state, control)
+            self._plain = self._pieces or PlainText(state, control)
+        except DataError:
+            raise
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"tokenizer.json is not a tokenizer: {str(error).splitlines()[0]}") from error
         self.eos_id = self._control_id(self.eos)
@@ -82,11 +89,26 @@ class Tokenizer:
         self.vocab_size = max(self._whole.get_vocab(with_added_tokens=True).values()) + 1  #: highest id + 1
         self._control_ids = {self.eos_id, self.pad_id, self.bos_id}
         self._fixed_ids: dict[tuple[str, bool], list[int]] = {}
-        added = self._whole.get_added_tokens_decoder().items()
+        added = self._added.items()
         #: Added tokens that text with tags may hold. Tags are tokens, also where a vocabulary calls them special.
         self._free = {token.content: id for id, token in added if not token.special or token.content in TAGS}
         longest_first = sorted(self._free, key=lambda text: (-len(text), text))
         self._free_text = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else r"((?!))")
+
+    def _read_pieces(self, state: dict[str, Any], control: list[str]) -> SentencePieceText | None:
+        """What encodes in the place of tokenizer.json; its user-defined symbols that are text are no added tokens here."""
+        model = self._folder.pieces
+        if model is None:
+            return None
+        for number, piece in enumerate(model.proto.pieces):
+            if number not in self._added and self._whole.id_to_token(number) != piece.piece:
+                raise DataError(f"tokenizer.json is not that of {PIECES} beside it: token {number} of the one is {piece.piece!r}")
+        templates = [*TEMPLATES.values(), self.chat_template or ""]
+        symbols = text_symbols(model, self._added, [*control, *TAGS], templates)
+        scheme = (state.get("pre_tokenizer") or {}).get("prepend_scheme")
+        text = SentencePieceText(model, self._added, symbols, spaces_after_tokens=scheme == "always")
+        self._added = {id: token for id, token in self._added.items() if id not in symbols}
+        return text
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple]:
         return Tokenizer, self._arguments
@@ -111,6 +133,8 @@ class Tokenizer:
         settings = [self._json, self.bos, self.eos, self.chat_template]
         if self.bos_id is not None and not self.start_ids:
             settings.append("no BOS")
+        if self._folder.pieces is not None:
+            settings.append(hashlib.sha256(self._folder.pieces.content).hexdigest())
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def encode_plain(self, text: str, begins: bool = True) -> list[int]:
@@ -135,12 +159,16 @@ class Tokenizer:
         for number, part in enumerate(parts):
             if number % 2 and part in self._free:
                 ids.append(self._free[part])
+            elif part and self._pieces is not None:
+                ids += self._pieces.encode(part, begins and not ids, goes_on=number + 1 < len(parts))
             elif part:
                 ids += self.encode_plain(part, begins and not ids)
         return ids
 
     def encode_template(self, text: str, begins: bool = True) -> list[int]:
         """The text of a template itself: every added token in it becomes a token, control tokens too."""
+        if self._pieces is not None:
+            return self._pieces.encode_template(text, begins)
         return (self._whole if begins else self._whole_middle).encode(text, add_special_tokens=False).ids
 
     def encode_fixed(self, text: str, begins: bool = True) -> list[int]:
@@ -161,31 +189,28 @@ class Tokenizer:
 
     def added_tokens(self) -> list[str]:
         """Every text that the vocabulary holds as one indivisible token: control tokens, turn markers, tags."""
-        return [token.content for token in self._whole.get_added_tokens_decoder().values()]
+        return [token.content for token in self._added.values()]
 
     def is_marker(self, token_id: int) -> bool:
         """Whether an id is an added token and no tag."""
-        token = self._whole.get_added_tokens_decoder().get(token_id)
+        token = self._added.get(token_id)
         return token is not None and token.content not in TAGS
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Everything but beginning of sequence, end of sequence and padding; tags and other added tokens are shown."""
-        return self._whole.decode([i for i in token_ids if i not in self._control_ids], skip_special_tokens=False)
+        return self.decode_everything([i for i in token_ids if i not in self._control_ids])
 
     def decode_everything(self, token_ids: Sequence[int]) -> str:
         """Like `decode`, with beginning of sequence, end of sequence and padding shown."""
+        if self._pieces is not None:
+            return self._pieces.decode(token_ids)
         return self._whole.decode(list(token_ids), skip_special_tokens=False)
 
     def token_bytes(self, token_ids: Iterable[int]) -> dict[int, bytes]:
         """Id -> bytes that the token stands for; ids that the vocabulary has not are left out."""
-        read, added = reader_of_pieces(self._json), self._whole.get_added_tokens_decoder()
-        found = {}
-        for token_id in token_ids:
-            if token_id in added:
-                found[token_id] = added[token_id].content.encode("utf-8", "replace")
-            elif token_id >= 0 and (piece := self._whole.id_to_token(token_id)) is not None:
-                found[token_id] = read(piece)
-        return found
+        read = self._pieces.token_bytes if self._pieces is not None else reader_of_tokens(self._json, self._whole)
+        found = {token_id: read(token_id) for token_id in token_ids}
+        return {token_id: content for token_id, content in found.items() if content is not None}
 
     def with_chat_template(self, chat_template: str) -> Tokenizer:
         """The same vocabulary, saved with this Jinja text, which transformers and servers render conversations with."""
@@ -202,7 +227,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read a folder with tokenizer.json and tokenizer_config.json.
+        """Read a folder with tokenizer.json and tokenizer_config.json, or a SentencePiece model: the file, or a folder with it.
 
         Raises:
             DataError: a missing or malformed file, named.

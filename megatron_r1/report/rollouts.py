@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.data.tokenizer_folder import holds_tokenizer
 from megatron_r1.data.unpacked import open_unpacked
 from megatron_r1.errors import ConfigError, DataError, R1Error, one_line
 from megatron_r1.report.runs import RunRecord
@@ -214,7 +215,7 @@ def _find_tokenizer(run: RunRecord, choice: Choice) -> tuple[Tokenizer | None, s
     if choice.tokenizer is not None:
         return Tokenizer.load(choice.tokenizer), ""
     for folder in _tokenizer_folders(run):
-        if (folder / "tokenizer.json").is_file():
+        if holds_tokenizer(folder):
             try:
                 return Tokenizer.load(folder), ""
             except R1Error as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -219,7 +220,7 @@ def _made_chat(name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_packed_epoch_over_chat_with_the_right_mask(kind: str, tmp_path: Path) -> None:
+def test_a_packed_epoch_over_chat_with_the_right_mask(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of each file; what is trained on is exactly the assistant's text and its end."""
     parts, texts = [], []
     for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "identity.json"):
@@ -227,24 +228,38 @@ def test_a_packed_epoch_over_chat_with_the_right_mask(kind: str, tmp_path: Path)
         (tmp_path / name).write_text(json.dumps(records))
         parts.append(str(tmp_path / name))
         texts += [record[field] for record in records for field in ("instruction", "output")]
-    train_tokenizer(texts, 1024, single_tokens=["<｜User｜>", "<｜Assistant｜>"]).save(tmp_path / "tokenizer")
+    if kind == "made":  # docs/how_to/sentencepiece.md, but for the size
+        page = (ROOT / "docs/how_to/sentencepiece.md").read_text(encoding="utf-8")
+        program = (
+            page.split("```python\n")[1].split("```")[0].replace("vocab_size=32000", "vocab_size=1024, hard_vocab_limit=False")
+        )
+        (tmp_path / "text.txt").write_text("\n".join(texts))
+        (tmp_path / "program.py").write_text(program)
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            runpy.run_path("program.py")
+        own, bos, eos = tmp_path / "own.model", "<s>", "</s>"
+    else:
+        own, bos, eos = tmp_path / "tokenizer", "<bos>", "<eos>"
+        train_tokenizer(texts, 1024, single_tokens=["<｜User｜>", "<｜Assistant｜>"]).save(own)
     run = tmp_path / "run"
     arguments = [
         "--config",
         EXAMPLE,
         f"run_dir={run}",
-        f"data.tokenizer={tmp_path / 'tokenizer'}",
+        f"data.tokenizer={own}",
         f"sft.sources={json.dumps(parts)}",
     ]
     assert cli.main(["sft", *arguments, "model.overrides.vocab_size=1024", "sft.validation_fraction=0.0"]) == 0
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and losses[-1]["epoch"] == 1.0
 
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    tokenizer = Tokenizer.load(own)
+    assert Tokenizer.load(run / "hf").encode(texts[0]) == tokenizer.encode(texts[0])
     data = SftData(run / "data", load_config(run / "config.yaml").sft, seed=0)
     conversations = [read_conversation(record, where) for part in parts for where, record in read_records(Path(part))]
     assert data.epoch_size == len(conversations) == 18
     for (user, assistant), sample in zip(conversations, data.take(range(18)), strict=True):
         masked = describe_sample(sample, tokenizer)
-        assert masked == f"<bos><｜User｜>{user.content}<｜Assistant｜>⟦{assistant.content}<eos>⟧"
+        assert masked == f"{bos}<｜User｜>{user.content}<｜Assistant｜>⟦{assistant.content}{eos}⟧"
     print((run / "data" / PREVIEW).read_text())
