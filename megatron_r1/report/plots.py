@@ -142,5 +142,5 @@ def _draw_time(ax: Axes, records: list[dict[str, Any]]) -> None:
     if timed:
         parts = seconds_by_part(timed)
         ax.stackplot([record["step"] for record in timed], *parts.values(), labels=list(parts), colors=COLOURS)
-        ax.legend(ncols=2, fontsize=7)
+        ax.legend(ncols=2, fontsize=7, frameon=True)  # it stands on the areas, whose colours its patches have
     ax.set_xlabel("step")
