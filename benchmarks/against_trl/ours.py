@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.against_trl.gate import Gate
@@ -19,7 +19,7 @@ from megatron_r1.config.load import load_config
 from megatron_r1.errors import StopRequested
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.samples import plan_epochs
-from megatron_r1.types import RolloutGroup, filled
+from megatron_r1.types import RolloutGroup, TrainingSample, filled
 
 
 def take_turns(gate: Gate, check: Path, minibatch_size: int, seed: int) -> None:
@@ -27,16 +27,16 @@ def take_turns(gate: Gate, check: Path, minibatch_size: int, seed: int) -> None:
     steps, save_rollouts = Run.steps, Run.save_rollouts
     lengths: list[int] = []
 
-    def gated_steps(run: Run, total: int, description: str) -> Iterator[int]:
-        for step in steps(run, total, description):
+    def gated_steps(self: Run, total: int, description: str) -> Iterator[int]:
+        for step in steps(self, total, description):
             report = {"lengths": list(lengths)}
             lengths.clear()
             if gate.wait(report) == "end":
                 raise StopRequested("the benchmark is done")
             yield step
 
-    def counted_rollouts(run: Run, step: int, groups: list[RolloutGroup]) -> None:
-        save_rollouts(run, step, groups)
+    def counted_rollouts(self: Run, step: int, groups: list[RolloutGroup], samples: Sequence[TrainingSample] = ()) -> None:
+        save_rollouts(self, step, groups, samples)
         lengths.extend(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
         if step == 1:
             (minibatches,) = plan_epochs(len(lengths), minibatch_size, f"{seed}/{step}", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import yaml
 
 from benchmarks import measure, rl_step
 from benchmarks.against_trl import environment
+from benchmarks.against_trl import ours as our_side
 from benchmarks.against_trl.folder import link_given_folder, make_random_folder
 from benchmarks.against_trl.sides import RunningSide, Turn
 from benchmarks.against_trl.workloads import WORKLOADS, Workload, kv_cache_bytes, our_config, sums, trl_settings
@@ -30,6 +32,7 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
 from megatron_r1.pipeline.stages.grpo import check_grpo
+from megatron_r1.runtime.run import Run
 from tests.random_weights import llama_architecture, qwen2_architecture
 
 SIDE = """
@@ -141,6 +144,16 @@ def test_a_given_model_ends_fixed_responses_with_a_token_of_its_own(tmp_path: Pa
     assert Tokenizer.load(linked).eos_id == free["id"]
     assert json.loads((linked / "config.json").read_text())["eos_token_id"] == free["id"]
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] != free["id"], "the given folder was changed"
+
+
+def test_what_stands_in_for_a_runs_methods_takes_what_they_take(tmp_path: Path, monkeypatch) -> None:
+    for name in ("steps", "save_rollouts"):
+        monkeypatch.setattr(Run, name, getattr(Run, name))  # put back at the end
+    before = {name: list(inspect.signature(getattr(Run, name)).parameters) for name in ("steps", "save_rollouts")}
+    our_side.take_turns(None, tmp_path / "check.json", 2, 0)
+    for name, parameters in before.items():
+        assert list(inspect.signature(getattr(Run, name)).parameters) == parameters, name
+        assert getattr(Run, name).__module__ == our_side.__name__
 
 
 def test_a_side_waits_for_its_turns(tmp_path: Path) -> None:
