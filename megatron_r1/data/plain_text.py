@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tokenizers
@@ -54,6 +54,14 @@ class PlainText:
             pieces = [part[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
             waiting += reversed([(piece, is_first and number == 0) for number, piece in enumerate(pieces)])
         return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text as `encode` gives them at the beginning of a sequence."""
+        found = [encoding.ids for encoding in self._first.encode_batch_fast(texts, add_special_tokens=False)]
+        if not self._pieces:
+            return found
+        written = self._pieces.keys()
+        return [ids if written.isdisjoint(ids) else self.encode(text, True) for ids, text in zip(found, texts, strict=True)]
 
     def _cuts(self, text: str, encoding: tokenizers.Encoding) -> list[int]:
         """Where to cut so that no control piece stands there as it is written."""

@@ -145,6 +145,12 @@ class Tokenizer:
         """
         return self._plain.encode(text, begins)
 
+    def encode_plain_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_plain` of many texts, each at the beginning of a sequence; faster than one after the other."""
+        if isinstance(self._plain, PlainText):
+            return self._plain.encode_batch(texts)
+        return [self.encode_plain(text) for text in texts]
+
     def encode(self, text: str, begins: bool = True) -> list[int]:
         """Text whose tags and other added tokens are tokens. "<eos>" and other control tokens written in it stay text."""
         return self._encode_parts(self._free_text.split(text), begins)

@@ -32,16 +32,23 @@ def open_unpacked(path: Path) -> BinaryIO:
         DataError: it is a device.
     """
     place = read_once(path)
+    source = place.open("rb")
     if path.suffix == ".gz":
-        packed: io.IOBase = gzip.open(place, "rb")  # noqa: SIM115 - closed by what is returned
+        packed: io.IOBase = gzip.GzipFile(fileobj=source, mode="rb")  # closed by what is returned
     elif path.suffix == ".zst":
         import pyarrow
 
-        packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(place.open("rb")), "zstd")
+        packed = pyarrow.CompressedInputStream(pyarrow.PythonFile(source), "zstd")
     else:
-        return place.open("rb")
+        return source
     limit = max(_ALWAYS_BYTES, _MOST_TIMES * place.stat().st_size)
-    return cast(BinaryIO, io.BufferedReader(_Bounded(packed, path, limit), _BUFFER))
+    return cast(BinaryIO, io.BufferedReader(_Bounded(packed, source, path, limit), _BUFFER))
+
+
+def packed_position(file: BinaryIO) -> int:
+    """Bytes of the file itself that were read of what `open_unpacked` gave, up to a buffer's length more than were asked for."""
+    bounded = getattr(file, "raw", None)
+    return bounded.source.tell() if isinstance(bounded, _Bounded) else file.tell()
 
 
 def read_once(path: Path) -> Path:
@@ -91,8 +98,8 @@ def _ranks() -> int:
 class _Bounded(io.RawIOBase):
     """A stream that ends in an error when it goes on for longer than any data would."""
 
-    def __init__(self, stream: io.IOBase, path: Path, limit: int) -> None:
-        self._stream, self._path, self._limit, self._done = stream, path, limit, 0
+    def __init__(self, stream: io.IOBase, source: BinaryIO, path: Path, limit: int) -> None:
+        self._stream, self.source, self._path, self._limit, self._done = stream, source, path, limit, 0
 
     def readable(self) -> bool:
         return True
@@ -109,4 +116,5 @@ class _Bounded(io.RawIOBase):
 
     def close(self) -> None:
         self._stream.close()
+        self.source.close()
         super().close()

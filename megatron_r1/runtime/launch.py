@@ -63,6 +63,14 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
     return launch
 
 
+def read_ranks(environment: Mapping[str, str] = os.environ) -> LaunchInfo:
+    """`read_launch` for those who meet over MPI itself: it never asks MPI for a place, which would end it for this process.
+
+    Raises ConfigError as `read_launch` does.
+    """
+    return read_launch({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", **environment})
+
+
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """The rank that the launcher gave, for callers that must not fail: rank 0 prints the error line.
 
@@ -111,6 +119,13 @@ def visible_gpus(first: int, count: int, environment: Mapping[str, str] = os.env
 def set_environment(values: Mapping[str, str]) -> None:
     """Set variables of this process, for libraries that take a setting in no other way."""
     os.environ.update(values)
+
+
+def use_mpi_abi(launch: LaunchInfo) -> None:
+    """Let mpi4py load the MPI that started this process; it would take the first that it finds. Before mpi4py is imported."""
+    abi = {"openmpi": "openmpi", "hydra": "mpich"}.get(launch.launcher)
+    if abi is not None:
+        os.environ.setdefault("MPI4PY_MPIABI", abi)
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -18,7 +18,15 @@ from megatron_r1.errors import ConfigError, DeviceError
 from megatron_r1.pipeline.builders.rewards import open_scoring
 from megatron_r1.rewards.scorers import scorer_specs
 from megatron_r1.runtime.device import resolve_device
-from megatron_r1.runtime.launch import LaunchInfo, child_environment, first_host, launched_rank, read_launch, visible_gpus
+from megatron_r1.runtime.launch import (
+    LaunchInfo,
+    child_environment,
+    first_host,
+    launched_rank,
+    read_launch,
+    read_ranks,
+    visible_gpus,
+)
 from tests.paths import ROOT
 from tests.patience import patient
 
@@ -321,6 +329,18 @@ def test_one_process_is_a_group_too(tmp_path):
 def test_torchrun_ranks_meet_and_fail_together(tmp_path):
     line = meet(tmp_path, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"])
     assert line == '["torchrun", 4, ["rank 0 failed", "rank 3 failed", "file is empty"], 1]'
+
+
+def test_who_meets_over_mpi_is_told_the_ranks_without_starting_mpi():
+    hydra = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    openmpi = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, ("3", "4", "1", "2"))}
+    for environment, rank in ((hydra, 1), (openmpi, 3)):
+        found = read_ranks(environment)
+        assert (found.rank, found.world_size) == (rank, 4)
+        with pytest.raises(ConfigError, match="MASTER_ADDR"):
+            read_launch(environment)
+    assert read_ranks({}).world_size == 1
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian package openmpi-bin)")
