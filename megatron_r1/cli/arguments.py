@@ -30,6 +30,7 @@ from megatron_r1.cli.commands import (
 from megatron_r1.cli.talk import add_talk
 from megatron_r1.config.help import count_settings, describe_settings
 from megatron_r1.conversion.arguments import add_convert
+from megatron_r1.preprocess.arguments import add_preprocess
 
 MOST_RANKS = 100_000
 
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_score(commands)
     _add_check_problems(commands)
+    add_preprocess(commands)
     add_convert(commands)
     add_talk(commands)
     _add_config(commands)

@@ -21,7 +21,7 @@ FLOORS = [
     {"runtime", "data", "rewards", "algorithms"},
     {"weights"},  # below mcore and rollout, which both use it
     {"mcore", "rollout", "evaluation", "curation"},
-    {"training", "conversion"},  # neither knows the other
+    {"training", "conversion", "preprocess"},  # none knows another
     {"report"},  # below pipeline, whose stages end with a report
     {"pipeline"},
     {"cli"},
