@@ -17,7 +17,7 @@ WITH_SETTINGS = {
     "evaluate": EVALUATE,
     **{f"pipeline {name}": command for name, command in (PIPELINES | RECIPES).items()},
 }
-WITHOUT_SETTINGS = ["", "doctor", "report", "status", "preflight", "serve-rollouts", "convert", "config", "pipeline"]
+WITHOUT_SETTINGS = ["", "doctor", "report", "status", "preflight", "serve-rollouts", "convert", "config", "pipeline", "preprocess"]
 
 
 def help_of(capsys, name: str, option: str) -> str:
