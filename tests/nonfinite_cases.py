@@ -36,6 +36,7 @@ from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.run_folder import CHECKPOINTS
 from megatron_r1.training.grpo import train_grpo
 from megatron_r1.training.pretrain import loss_over, train_base
+from megatron_r1.training.pretrain_plan import PretrainPlan
 from megatron_r1.training.reward_model import train_reward_model
 from megatron_r1.training.sft import train_sft
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, TrainingSample
@@ -177,7 +178,10 @@ def _pretrain(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> Non
         moe=MOE.model_dump(),
     )
     where = (parallel.data_parallel_rank(), model.layout.dp)
-    train_base(stage, policy=model, rows=documents, run=run, save=save, gate=None, data_parallel=where)
+    plan = PretrainPlan(stage)
+    train_base(
+        stage, plan=plan, phase=plan.phases[0], policy=model, rows=documents, run=run, save=save, gate=None, data_parallel=where
+    )
 
 
 def _sft(case: Case, model: Any, run: Run, save: Callable[..., Any]) -> None:

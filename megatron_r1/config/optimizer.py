@@ -34,9 +34,10 @@ class OptimizerConfig(Section):
         description="Policy updates in which the learning rate rises linearly from 0. V3 pretraining takes 2,000 (V3 section "
         "4.2); for the other stages the paper does not state it.",
     )
-    schedule: Literal["constant", "cosine", "linear"] = Field(
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = Field(
         "constant",
-        description="How the learning rate falls from `lr` to its final value between the warm-up and the last update. "
+        description="How the learning rate falls from `lr` to its final value between the warm-up and the last update. wsd "
+        "(warm-up, stable, decay): it stays, and falls in the last `wsd_decay_updates`. "
         "Fine-tuning takes cosine (R1 v2 B.4.2); for reinforcement learning the paper does not state it.",
     )
     decay_updates: int | None = Field(
@@ -44,6 +45,17 @@ class OptimizerConfig(Section):
         gt=0,
         description="Policy updates after which the learning rate has its final value, the warm-up included. null: all updates of "
         "the run. A run that is to go on for longer must name it, unless the rate is constant.",
+    )
+    wsd_decay_updates: int | None = Field(
+        None,
+        gt=0,
+        description="Policy updates at the end in which the learning rate of schedule wsd falls, at most those after the warm-up. "
+        "null: a tenth of all.",
+    )
+    wsd_decay_shape: Literal["minus_sqrt", "linear", "cosine", "exponential"] = Field(
+        "minus_sqrt",
+        description="How the learning rate of schedule wsd falls, by the names of Megatron-LM: minus_sqrt is 1 - sqrt(share of the "
+        "fall), exponential is 2 x 0.5^share - 1.",
     )
     beta1: float = Field(
         0.9,

@@ -2,16 +2,95 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import Field
 
 from megatron_r1.config.optimizer import OptimizerConfig, PretrainMoeConfig
 from megatron_r1.config.section import MAY_CHANGE, Section
 
 
+class BatchRamp(Section):
+    """A batch that grows at the beginning of a phase."""
+
+    start: int = Field(gt=0, description="Sequences of the first update. V3 section 4.2 states 3,072.")
+    increment: int = Field(
+        gt=0, description="Sequences by which it grows at a time, in equal stretches of tokens. The paper does not state it."
+    )
+    tokens: int = Field(gt=0, description="Tokens of the phase after which the batch is full. V3 section 4.2 states 469B.")
+
+
+class LearningRatePart(Section):
+    """A part of a phase's learning rate, in tokens."""
+
+    tokens: int | None = Field(
+        None, gt=0, description="Tokens in which this rate holds or is reached. null: the rest of the phase, for the last part."
+    )
+    lr: float = Field(gt=0, description="Learning rate of this part, at its end if it changes.")
+    shape: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How it gets there from the part before; from pretrain.optimizer.lr if there is none."
+    )
+
+
+class ValuePart(Section):
+    """A value for a part of a phase, in tokens."""
+
+    tokens: int | None = Field(
+        None, gt=0, description="Tokens in which this value holds. null: the rest of the phase, for the last part."
+    )
+    value: float = Field(ge=0, description="What the setting is in this part of the phase.")
+
+
+class PretrainPhase(Section):
+    """A part of pretraining that differs from the others in length of sequences, RoPE, batch or rates."""
+
+    tokens: int | None = Field(
+        None, gt=0, description="Tokens of the phase, which ends with the update that reaches them. Give these or `updates`."
+    )
+    updates: int | None = Field(None, gt=0, description="Updates of the phase. Give these or `tokens`.")
+    sequence_length: int | None = Field(
+        None,
+        gt=1,
+        description="Tokens of a training sequence. null: pretrain.sequence_length. In a phase of another length a forward pass "
+        "holds as many sequences as fit into pretrain.micro_batch_size x pretrain.sequence_length tokens, at least one.",
+    )
+    global_batch_size: int | None = Field(
+        None, gt=0, description="Sequences of one update, after the ramp. null: pretrain.global_batch_size."
+    )
+    batch_ramp: BatchRamp | None = Field(None, description="How the batch grows at the beginning of the phase. null: it is full.")
+    rope_scaling: dict[str, Any] | Literal["none"] | None = Field(
+        None,
+        description="RoPE's scaling in this phase, as in config.json; none: unscaled. null: the model's. V3 section 4.3: YaRN with "
+        "factor 40 for 32K and 128K tokens.",
+    )
+    learning_rate: list[LearningRatePart] = Field(
+        [],
+        description="Learning rate in tokens of the phase, part by part, in place of pretrain.optimizer's schedule; the warm-up "
+        "of the run's first updates stays. []: the schedule over all updates of the run.",
+    )
+    bias_update_rate: list[ValuePart] = Field([], description="Router bias speed part by part. []: pretrain.moe.bias_update_rate.")
+    mtp_loss_scale: list[ValuePart] = Field(
+        [], description="Weight of the multi-token-prediction loss part by part. []: pretrain.moe.mtp_loss_scale."
+    )
+    cp: int | None = Field(
+        None,
+        gt=0,
+        description="Context parallelism in this phase: long sequences in small batches need fewer data-parallel ranks. null: "
+        "parallel.cp. It may change when the run goes on.",
+    )
+
+
 class PretrainConfig(Section):
     """Next-token pretraining, and a gate that the base model must pass before reinforcement learning."""
 
-    steps: int = Field(1000, gt=0, description="Number of updates before the gate is measured for the first time.")
+    steps: int = Field(
+        1000, gt=0, description="Number of updates before the gate is measured for the first time. Not read with pretrain.phases."
+    )
+    phases: list[PretrainPhase] = Field(
+        [],
+        description="Parts of the training, one after the other, in place of pretrain.steps. A checkpoint is saved at the end of "
+        "each. []: one phase of pretrain.steps updates. See docs/how_to/pretrain.md.",
+    )
     sequence_length: int = Field(
         64, gt=1, description="Tokens of a training sequence, which may hold several documents. V3 section 4.2 states 4K."
     )
@@ -26,6 +105,13 @@ class PretrainConfig(Section):
     )
     mask_documents: bool = Field(
         False, description="Whether attention stays inside a document. V3 section 4.1 packs documents without such a mask."
+    )
+    fill_in_middle_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of documents whose middle stands at their end: prefix, suffix, middle, behind tokens of the tokenizer "
+        "that say so. V3 section 4.2 states 0.1.",
     )
     checkpoint_interval: int = Field(
         100,

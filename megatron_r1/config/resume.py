@@ -58,15 +58,17 @@ STAYS: Mapping[str, str] = {
         data.question_field data.answer_field data.text_field data.answer_format data.template data.general_share
         data.template_arguments data.system_prompt data.question_prefix data.question_suffix
         data.repeated data.overlong data.heldout_fraction pretrain.sequence_length pretrain.mask_documents
+        pretrain.fill_in_middle_rate
         sft.max_tokens sft.overlong sft.invalid
         sft.prompt_field sft.response_field sft.trained_turns
         sft.validation_fraction reward_model.kind reward_model.max_tokens
     """,
     "it says what an update does": """
-        pretrain.global_batch_size sft.batch_size reward_model.batch_size grpo.prompts_per_rollout grpo.group_size
+        pretrain.global_batch_size pretrain.phases sft.batch_size reward_model.batch_size grpo.prompts_per_rollout grpo.group_size
         grpo.minibatch_size grpo.inner_epochs grpo.loss grpo.clip_eps grpo.kl_coef grpo.normalization grpo.advantage_std
         grpo.importance_cap grpo.reference_update_interval grpo.freeze_router grpo.shuffle_rewards
         *.optimizer.lr *.optimizer.min_lr_ratio *.optimizer.warmup_steps *.optimizer.schedule *.optimizer.beta1 *.optimizer.beta2
+        *.optimizer.wsd_decay_updates *.optimizer.wsd_decay_shape
         *.optimizer.eps *.optimizer.weight_decay *.optimizer.clip_grad
         *.moe.bias_update_rate *.moe.aux_loss_coeff *.moe.mtp_loss_scale *.moe.mtp_trains_trunk
     """,
@@ -199,6 +201,8 @@ def _check_length(before: Config, now: Config, command: str, where: str, updates
 
 
 def _differs(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    if key == "pretrain.phases" and key in new:
+        return [phase | {"cp": None} for phase in old[key]] != [phase | {"cp": None} for phase in new[key]]  # part of the layout
     return key not in new or old[key] != new[key]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_r1.config.data import DataConfig
+from megatron_r1.data.fill_in_middle import FillInMiddle
 from megatron_r1.data.problem_records import Problem
 from megatron_r1.data.problems import shuffled
 from megatron_r1.data.prompts import PromptWriter
@@ -109,6 +110,7 @@ class DocumentStream:
         mask_documents: bool,
         sequence_length: int,
         first_token: int = 0,
+        fill_in_middle: FillInMiddle | None = None,
     ):
         """The rows of one phase.
 
@@ -116,9 +118,10 @@ class DocumentStream:
             mask_documents: keeps attention inside a document; V3 pretraining packs without it (section 4.1).
             sequence_length: tokens of a row.
             first_token: of the phase, in the stream.
+            fill_in_middle: is given every document.
         """
         self._source, self._tokenizer, self._seed, self._mask_documents = source, tokenizer, seed, mask_documents
-        self._sequence_length, self._first_token = sequence_length, first_token
+        self._sequence_length, self._first_token, self._fill_in_middle = sequence_length, first_token, fill_in_middle
         self._next_document = 0
         self._at = 0  # the token of the stream that the buffer begins with
         self._buffer: list[int] = []  # tokens of documents already encoded and not yet used as inputs
@@ -169,7 +172,11 @@ class DocumentStream:
 
     def _fill(self, size: int) -> None:
         while len(self._buffer) < size:
-            self._buffer += self._source.encode(self._next_document, self._seed, self._tokenizer)
+            document = self._source.encode(self._next_document, self._seed, self._tokenizer)
+            if self._fill_in_middle is not None:
+                begins = len(self._tokenizer.start_ids)
+                document = document[:begins] + self._fill_in_middle(document[begins:], self._next_document)
+            self._buffer += document
             self._buffer.append(self._tokenizer.eos_id)
             self._next_document += 1
 

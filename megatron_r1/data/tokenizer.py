@@ -122,6 +122,10 @@ class Tokenizer:
             raise DataError(f"tokenizer: control token {token!r} is not in the vocabulary")
         return token_id
 
+    def find_token(self, token: str) -> int | None:
+        """The id of a token by its text; None if the vocabulary has none."""
+        return self._whole.token_to_id(token)
+
     @property
     def tokenizer_json(self) -> str:
         """The text of its tokenizer.json."""

@@ -37,6 +37,7 @@ class Balance:
         for router in self.routers:
             router._maintain_float32_expert_bias()  # else bf16's wrapper leaves it rounded up to the first pass
         self.moe, self.device = moe, device
+        self.bias_update_rate = moe.bias_update_rate  #: gamma of the update that is being made
         self.choices_LE: torch.Tensor | None = None  #: [layers of this rank, experts] int64, over the whole minibatch
 
     def begin(self, tokens: int, sequences: int) -> None:
@@ -87,10 +88,10 @@ class Balance:
 
     def move_biases(self) -> None:
         """The end of an update that changed the weights, after `report`."""
-        if self.choices_LE is None or not self.moe.bias_update_rate:
+        if self.choices_LE is None or not self.bias_update_rate:
             return
         # In whole numbers: rounding would decide what happens to an expert that has exactly its share.
         excess_LE = self.choices_LE * self.choices_LE.shape[1] - self.choices_LE.sum(1, keepdim=True)
         for router, excess_E in zip(self.routers, excess_LE, strict=True):
             if router.expert_bias is not None:
-                router.expert_bias -= self.moe.bias_update_rate * excess_E.sign()
+                router.expert_bias -= self.bias_update_rate * excess_E.sign()

@@ -86,8 +86,6 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     policy.check_finite(folder)
     if policy.optimizer is not None:
         finish_loading(policy.optimizer, loaded.get("optimizer", {}), policy.updates - policy.skipped)
-        policy.scheduler.num_steps = policy.updates
-        policy.scheduler.step(0)
     if same_layout:
         _restore_rng(loaded["rng"], folder / _POLICY)
 

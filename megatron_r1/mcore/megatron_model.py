@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.rates import RatesOf, constant_but_lr
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import CheckpointError, NonFiniteUpdate
 from megatron_r1.mcore import nonfinite, parallel, provider
@@ -35,7 +36,6 @@ require_active()
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
@@ -72,7 +72,7 @@ class MegatronModel:
     """This rank's share of a model, and how it is run and trained.
 
     Attributes:
-        updates: number of updates so far, those left out included: the schedule goes by it.
+        updates: number of updates so far, those left out included: the rates go by it.
         skipped: of these, how many were left out because they were not finite.
         shares: which rank computes which samples, and who speaks for them.
         offloaded: what `runtime.offload` names.
@@ -84,6 +84,7 @@ class MegatronModel:
         moe: how router and multi-token prediction are trained.
         optimizer: None for a model that is only run.
         total_updates: of the run; the learning rate falls over them unless the optimizer's settings say otherwise.
+        rates: learning rate, bias speed and weight of multi-token prediction of every update. None: those of `optimizer` and `moe`.
         seed: of the initial weights.
         device: where the parameters live.
         micro_batch_tokens: packed tokens per forward pass.
@@ -103,6 +104,7 @@ class MegatronModel:
         device: torch.device,
         micro_batch_tokens: int,
         freeze_router: bool = False,
+        rates: RatesOf | None = None,
     ) -> None:
         self.arch, self.layout, self.device = arch, layout, device
         self.micro_batch_tokens = micro_batch_tokens
@@ -115,16 +117,18 @@ class MegatronModel:
         self.modules = provider.build_model(arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router)
         for module in self.modules:
             module.to(device)
-        self.optimizer = self.scheduler = None
+        self.optimizer = None
         config = self.modules[0].config
         #: what the schedule runs: `modules`, inside the wrappers for bf16 and gradient reduction
         self.chunks: list[torch.nn.Module] = [Float16Module(config, m) if config.bf16 else m for m in self.modules]
         if optimizer is not None:
-            self._add_optimizer(optimizer, runtime, total_updates)
+            self._weight_decay = optimizer.weight_decay
+            self._rates = rates or constant_but_lr(optimizer, moe, total_updates)
+            self._add_optimizer(optimizer, runtime)
         self._forward_backward = get_forward_backward_func()
         self._balance = Balance(self.modules, moe, device)
 
-    def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig, total_updates: int) -> None:
+    def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig) -> None:
         config = self.modules[0].config
         config.finalize_model_grads_func = finalize_model_grads
         ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=False, grad_reduce_in_fp32=True)
@@ -147,19 +151,17 @@ class MegatronModel:
         )
         create_moments(self.optimizer)
         self._state = TrainingOffload(self.offloaded, self.optimizer, self.chunks, self.device)
-        self.scheduler = OptimizerParamScheduler(
-            self.optimizer,
-            init_lr=0.0,
-            max_lr=optimizer.lr,
-            min_lr=optimizer.lr * optimizer.min_lr_ratio,
-            lr_warmup_steps=optimizer.warmup_steps,
-            lr_decay_steps=max(optimizer.decay_updates or total_updates, optimizer.warmup_steps + 1),
-            lr_decay_style=optimizer.schedule,
-            start_wd=optimizer.weight_decay,
-            end_wd=optimizer.weight_decay,
-            wd_incr_steps=0,
-            wd_incr_style="constant",
-        )
+
+    def _take_rates(self) -> None:
+        """Set what the update that begins is made with. Norms, biases and other vectors have no weight decay (`wd_mult`)."""
+        assert self.optimizer is not None, "this model was built without an optimizer"
+        rates = self._rates(self.updates + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates.lr
+            group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
+        self._balance.bias_update_rate = rates.bias_update_rate
+        for module in self.modules:
+            module.config.mtp_loss_scaling_factor = rates.mtp_loss_scale
 
     def train_on_micro_batches(
         self,
@@ -178,7 +180,8 @@ class MegatronModel:
             NonFiniteUpdate: on every rank, before any weight is touched: loss, gradient or weights are NaN or infinite, and no more
                 updates may be left out.
         """
-        assert self.optimizer is not None and self.scheduler is not None, "this model was built without an optimizer"
+        assert self.optimizer is not None, "this model was built without an optimizer"
+        self._take_rates()
         self._state.come_back()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -193,7 +196,6 @@ class MegatronModel:
         watch = nonfinite.UpdateWatch()
         results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
         look()
-        self.scheduler.step(1)
         self.updates += 1
         norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
         if not math.isfinite(norm):
@@ -209,7 +211,7 @@ class MegatronModel:
         )
         self._balance.move_biases()
         loss = metrics.pop("loss").value
-        return StepStats(loss, norm, self.scheduler.get_lr({}), metrics, total_tokens, skipped=self._reported_skips())
+        return StepStats(loss, norm, self._rates(self.updates).lr, metrics, total_tokens, skipped=self._reported_skips())
 
     def _trace_gradient(
         self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, name_of: nonfinite.NameSample
@@ -235,8 +237,7 @@ class MegatronModel:
         Raises:
             NonFiniteUpdate: no more updates may be left out.
         """
-        assert self.scheduler is not None, "this model was built without an optimizer"
-        self.scheduler.step(1)
+        assert self.optimizer is not None, "this model was built without an optimizer"
         self.updates += 1
         return self._leave_out(problem, tokens=0)
 
@@ -246,7 +247,6 @@ class MegatronModel:
 
     def _leave_out(self, problem: str, tokens: int, mends: bool = True) -> StepStats:
         """Count an update that is not made, or end the run. `mends`: whether the next update may be better."""
-        assert self.scheduler is not None
         if self.skipped >= self._skip_limit or not mends:
             way_on = "start from a model whose weights are all finite"
             if mends:
@@ -258,7 +258,7 @@ class MegatronModel:
         if is_rank_zero():
             allowed = f"{self.skipped} of runtime.skip_nonfinite_updates={self._skip_limit}"
             print(f"update {self.updates} is left out ({allowed}): {problem}", file=sys.stderr, flush=True)
-        lr = self.scheduler.get_lr({})
+        lr = self._rates(self.updates).lr
         return StepStats(math.nan, math.nan, lr, {}, tokens, applied=False, skipped=self._reported_skips())
 
     def _reported_skips(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ class Device:
         """Wait for the device, so that a clock read afterwards counts its work."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
+
+    def release_memory(self) -> None:
+        """Give back the memory of what nothing refers to any more; a model refers to itself through its hooks."""
+        gc.collect()
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
 
 
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86, and of ARM

@@ -178,6 +178,17 @@ class Run:
                         self._seal_pending()
         progress.close()
 
+    def go_on(self) -> None:
+        """Let what follows begin from the newest checkpoint, the one at the end of a part of the run. All ranks call this.
+
+        Raises StopRequested, on every rank, if a signal asked to stop in the meantime.
+        """
+        if self._stopping:
+            raise StopRequested(f"{interrupt.forget()}: stopped after step {self.step}, which is saved; the same command resumes")
+        self.resumed_from = newest = newest_intact(self.folder / CHECKPOINTS)
+        self.step = step_of(newest) if newest else 0
+        self.state = on_rank_zero(lambda: read_state(newest)) if newest else None
+
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
         """Add the seconds of the block to `seconds/<name>` of the next `record`."""

@@ -14,6 +14,7 @@ from megatron_r1.errors import R1Error
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, update_metrics
+from megatron_r1.training.pretrain_plan import Phase, PretrainPlan
 from megatron_r1.training.protocols import LossFn, PretrainRows, Stats
 from megatron_r1.types import MicroBatch
 
@@ -36,6 +37,8 @@ class GateNotReached(R1Error):
 def train_base(
     stage: PretrainConfig,
     *,
+    plan: PretrainPlan,
+    phase: Phase,
     policy: Trainable,
     rows: PretrainRows,
     run: Run,
@@ -43,35 +46,38 @@ def train_base(
     gate: Callable[[], float] | None,
     data_parallel: tuple[int, int],
 ) -> None:
-    """Train for `stage.steps` updates and then, if there is a gate, at the final learning rate until the gate is passed.
+    """Train to the end of a phase and then, if it is the last one and there is a gate, in its last batch until the gate is passed.
 
     Args:
+        policy: takes the rates of its updates from the plan.
+        rows: of the phase.
         save: writes the policy, as `Run.checkpoint` takes it.
-        gate: measures the accuracy that `stage.gate_accuracy` asks for.
+        gate: measures the accuracy that `stage.gate_accuracy` asks for; None in all phases but the last.
         data_parallel: this rank's index and the number of data-parallel ranks.
 
     Raises:
         GateNotReached: still below the gate after `stage.gate_max_extra` rounds of `stage.gate_extra_steps`.
     """
-    num_targets = stage.global_batch_size * stage.sequence_length
-    loss_fn = loss_over(num_targets)
-    totals = count_steps(stage, gated=gate is not None)
+    totals = count_steps(stage, phase.last_update, gated=gate is not None)
     for total in [total for total in totals if total >= run.step] or totals[-1:]:
         for step in run.steps(total, "pretraining"):
+            update = plan.update(step)
             with run.timer("data"):
-                first = (step - 1) * stage.global_batch_size
-                own = own_rows(range(first, first + stage.global_batch_size), stage.micro_batch_size, *data_parallel)
+                own = own_rows(update.rows, phase.micro_batch_size, *data_parallel)
                 micro_batches = [rows.micro_batch(numbers) for numbers in own]
             with run.timer("train"):
-                stats = policy.train_on_micro_batches(micro_batches, loss_fn, rows.name_of)
-            run.count_tokens("train", num_targets)
-            metrics = update_metrics(stats) | loss_metrics([stats], tokens=num_targets, samples=stage.global_batch_size)
+                stats = policy.train_on_micro_batches(micro_batches, loss_over(update.tokens), rows.name_of)
+            run.count_tokens("train", update.tokens)
+            metrics = update_metrics(stats) | loss_metrics([stats], tokens=update.tokens, samples=len(update.rows))
+            if stage.phases:
+                metrics |= {"phase": phase.number, "consumed_tokens": update.first_token + update.tokens}
             if gate and step == total:
                 metrics["gate/accuracy"] = gate()
             passed = metrics.get("gate/accuracy", -1.0) >= stage.gate_accuracy
             run.record(step, metrics)
             if run.checkpoint_due(step, total):
-                run.checkpoint(step, save, {"documents": rows.state_dict(), "gate_passed": passed})
+                state = {"documents": rows.state_dict(), "gate_passed": passed, "phase": phase.number}
+                run.checkpoint(step, save, state)
             if passed:
                 return
     if gate:
@@ -83,13 +89,14 @@ def train_base(
 
 def own_rows(update: range, micro_batch_size: int, rank: int, size: int) -> list[range]:
     """The micro-batches of one of `size` data-parallel ranks: ranks take them in turn, from the rows of one update."""
-    return [update[start : start + micro_batch_size] for start in range(0, len(update), micro_batch_size)][rank::size]
+    starts = range(rank * micro_batch_size, len(update), size * micro_batch_size)
+    return [update[start : start + micro_batch_size] for start in starts]
 
 
-def count_steps(stage: PretrainConfig, gated: bool) -> list[int]:
+def count_steps(stage: PretrainConfig, end: int, gated: bool) -> list[int]:
     """The steps after which the gate is measured: at the end, then after every extra round."""
     rounds = stage.gate_max_extra if gated and stage.gate_extra_steps else 0
-    return [stage.steps + i * stage.gate_extra_steps for i in range(rounds + 1)]
+    return [end + i * stage.gate_extra_steps for i in range(rounds + 1)]
 
 
 def loss_over(num_targets: int) -> LossFn:

@@ -23,7 +23,7 @@ class Stats(Protocol):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next update."""
+        """Its learning rate."""
 
     @property
     def metrics(self) -> Mapping[str, Metric[float]]:
@@ -118,7 +118,10 @@ class PretrainRows(Protocol):
         """What a run that goes on needs, as JSON. It is rank 0's: of another rank's rows it says nothing."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave on rank 0, with rows after those. Raises DataError if the data are others."""
+        """Go on from what `state_dict` gave on rank 0, with rows after those. Raises DataError if the data are others.
+
+        At the beginning of a phase it is the state at the end of the one before.
+        """
 
 
 class PromptSource(Protocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from megatron_r1.config.data import DataConfig
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.rates import RatesOf
 from megatron_r1.config.schema import Config
 from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, megatron_architecture
 from megatron_r1.data.tally.tokenizer import train_generated_tokenizer
@@ -133,8 +134,12 @@ def build_policy(
     temperature: float = 1.0,
     freeze_router: bool = False,
     share_prompts: Literal["auto", "always", "never"] = "never",
+    rates: RatesOf | None = None,
 ) -> MegatronPolicy:
     """The policy on this job's layout, with the weights of `model.weights` or fresh ones.
+
+    Args:
+        rates: see `MegatronModel`.
 
     Raises:
         ConfigError: the layout does not fit the number of processes, the model or Megatron-Core, or the model needs Transformer
@@ -162,6 +167,7 @@ def build_policy(
         temperature=temperature,
         freeze_router=freeze_router,
         share_prompts=shares_prompts(share_prompts, arch, layout, moe, session.device.kind),
+        rates=rates,
     )
     _load_given_weights(config.model, policy)
     session.tell_threads()

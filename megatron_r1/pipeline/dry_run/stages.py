@@ -17,7 +17,7 @@ from megatron_r1.pipeline.builders.rewards import check_custom_rewards
 from megatron_r1.pipeline.dry_run.batches import idle_share, pack_lengths
 from megatron_r1.pipeline.dry_run.found import Found, Rows
 from megatron_r1.pipeline.stages.grpo import check_grpo
-from megatron_r1.pipeline.stages.pretrain import check_pretrain, check_sequences, count_micro_batches
+from megatron_r1.pipeline.stages.pretrain import check_phase, check_pretrain, phase_architecture, phase_layout
 from megatron_r1.pipeline.stages.reward_model import check_reward_model
 from megatron_r1.pipeline.stages.sft import check_sft
 
@@ -79,12 +79,23 @@ def _reward_model_batches(found: Found) -> Rows:
 
 
 def _pretrain_batches(found: Found) -> Rows:
-    stage, layout = found.config.pretrain, found.layout
-    check_sequences(stage, layout)
-    count = count_micro_batches(stage, layout)
-    sequences = f"{stage.global_batch_size:,} sequences of {stage.sequence_length:,} tokens"
-    on_ranks = f"{count:,} micro-batches of {stage.micro_batch_size:,} on each of {layout.dp} data-parallel rank(s)"
-    return [("batch", f"{sequences}: {on_ranks}{_idle(idle_share(count, layout))}")]
+    config, rows = found.config, []
+    plan = check_pretrain(config)
+    for phase in plan.phases:
+        arch = phase_architecture(found.arch, phase)
+        layout = phase_layout(config, arch, phase, found.layout.world_size)
+        counts = check_phase(config, phase, arch, layout)
+        if config.pretrain.phases:
+            tokens = f"{phase.tokens:,} tokens in {phase.updates:,} updates from {phase.first_update:,} on"
+            rows.append((f"phase {phase.number}", f"{tokens}, cp {layout.cp}"))
+        for level, count in list(zip(phase.levels, counts, strict=True))[:: max(1, len(counts) - 1)]:  # the first, the last
+            sequences = f"{level.rows:,} sequences of {phase.sequence_length:,} tokens"
+            on_ranks = f"{count:,} micro-batches of {phase.micro_batch_size:,} on each of {layout.dp} data-parallel rank(s)"
+            label = "" if config.pretrain.phases else "batch"
+            rows.append((label, f"{sequences}: {on_ranks}{_idle(idle_share(count, layout))}"))
+    if config.pretrain.phases:
+        rows.append(("in all", f"{plan.total_tokens:,} tokens in {plan.total_updates:,} updates"))
+    return rows
 
 
 def _packed(layout: Layout, lengths: list[int], max_tokens: int) -> str:

@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.data.documents import DocumentStream, load_documents
+from megatron_r1.data.fill_in_middle import FillInMiddle
 from megatron_r1.data.prompts import PromptWriter, force_thinking, heldout_prompts
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.heldout import scores
 from megatron_r1.mcore.layout import Layout
+from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.hf_config import describe_errors
+from megatron_r1.model.rope import read_rope
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
-from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
+from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer, resolve_policy_layout
 from megatron_r1.pipeline.builders.problems import build_problems
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.session import Session
@@ -23,100 +28,188 @@ from megatron_r1.pipeline.stages.common import checkpoint_writer, finish_stage, 
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
 from megatron_r1.training.pretrain import train_base
-from megatron_r1.training.protocols import Rewards
+from megatron_r1.training.pretrain_plan import Phase, PretrainPlan
+from megatron_r1.training.protocols import PretrainRows, Rewards
 from megatron_r1.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.policy import MegatronPolicy
 
 
-def check_pretrain(config: Config) -> None:
+def check_pretrain(config: Config) -> PretrainPlan:
     """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
-    stage = config.pretrain
-    require_setting(
-        stage.global_batch_size % stage.micro_batch_size == 0,
-        "pretrain.micro_batch_size does not divide pretrain.global_batch_size",
-    )
+    return PretrainPlan(config.pretrain)
 
 
-def check_sequences(stage: PretrainConfig, layout: Layout) -> None:
+def check_phase(config: Config, phase: Phase, arch: Architecture, layout: Layout) -> list[int]:
+    """Whether a phase fits the model and its layout.
+
+    Args:
+        arch: of the phase, see `phase_architecture`.
+        layout: of the phase.
+
+    Returns:
+        Micro-batches of a data-parallel rank in one update of each level of the batch.
+
+    Raises:
+        ConfigError: it does not; one line that names the setting.
+    """
+    length, limit = phase.sequence_length, arch.max_position_embeddings
+    named = f"{phase.key if phase.settings.sequence_length else 'pretrain'}.sequence_length={length}"
+    require_setting(length <= limit, f"{named} is more than the model's {limit} positions (max_position_embeddings)")
+    scaling = getattr(arch, "rope_scaling", None)
+    if phase.settings.rope_scaling is not None and scaling is not None:
+        reach = int(scaling.factor * scaling.original_max_position_embeddings)
+        require_setting(length <= reach, f"{named} is more than the {reach} tokens that {phase.key}.rope_scaling reaches")
+    _check_rows(named, phase, layout, config.pretrain.mask_documents)
+    return [_count_micro_batches(phase, level.rows, layout) for level in phase.levels]
+
+
+def _check_rows(named: str, phase: Phase, layout: Layout, masked: bool) -> None:
     """Raises ConfigError if the ranks that share a row of tokens cannot have equal parts of it."""
-    tokens = stage.sequence_length * (stage.micro_batch_size if stage.mask_documents else 1)  # masked, a micro-batch is one row
+    tokens = phase.sequence_length * (phase.micro_batch_size if masked else 1)  # masked, a micro-batch is one row
     multiple = math.lcm(2 * layout.cp if layout.cp > 1 else 1, layout.cp * layout.tp if layout.sequence_parallel else 1)
     require_setting(
         tokens % multiple == 0,
-        f"pretrain.sequence_length={stage.sequence_length} makes rows of {tokens} tokens, no multiple of {multiple}, which "
+        f"{named} makes rows of {tokens} tokens, no multiple of {multiple}, which "
         f"parallel.tp={layout.tp} and parallel.cp={layout.cp} need to share them",
     )
 
 
-def count_micro_batches(stage: PretrainConfig, layout: Layout) -> int:
+def _count_micro_batches(phase: Phase, rows: int, layout: Layout) -> int:
     """Micro-batches of a data-parallel rank in one update. Raises ConfigError if the layout does not divide the batch."""
-    micro_batches = stage.global_batch_size // stage.micro_batch_size
+    micro_batches = rows // phase.micro_batch_size
+    of_batch = "" if phase.key == "pretrain" else f"{rows} sequences, "
+    way_on = "lower pretrain.micro_batch_size"
+    if phase.micro_batch_size == 1:
+        way_on = f"raise {phase.key}.cp, or take a batch that divides" if of_batch else "raise pretrain.global_batch_size"
     require_setting(
         micro_batches % (layout.dp * layout.count_multiple) == 0,
-        f"pretrain: {micro_batches} micro-batches do not divide over {layout.dp} "
-        f"data-parallel ranks{' in an interleaved pipeline' if layout.vpp > 1 else ''}; lower pretrain.micro_batch_size",
+        f"{phase.key}: {of_batch}{micro_batches} micro-batches do not divide over {layout.dp} "
+        f"data-parallel ranks{' in an interleaved pipeline' if layout.vpp > 1 else ''}; {way_on}",
     )
     return micro_batches // layout.dp
 
 
+def phase_config(config: Config, phase: Phase) -> Config:
+    """The settings with the layout of a phase."""
+    if phase.settings.cp is None:
+        return config
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"cp": phase.settings.cp})})
+
+
+def phase_architecture(arch: Architecture, phase: Phase) -> Architecture:
+    """The model's shape with the RoPE of a phase. Raises ConfigError for a scaling that its family does not have."""
+    given = phase.rope_scaling
+    if isinstance(given, str):
+        return arch
+    try:
+        base, kind, numbers = read_rope({"rope_scaling": given, "max_position_embeddings": arch.max_position_embeddings})
+        if base not in (None, arch.rope_theta):
+            raise ValueError(f"rope_theta is {base} and the model's {arch.rope_theta}: drop it")
+        scaling = None if kind == "default" else type(arch).read_rope_scaling(kind, numbers)
+        return type(arch)(**{**arch.model_dump(), "rope_scaling": scaling})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{phase.key}.rope_scaling: {describe_errors(error)}") from None
+
+
+def phase_layout(config: Config, arch: Architecture, phase: Phase, world_size: int) -> Layout:
+    """The layout of a phase on so many ranks. Raises ConfigError, see `resolve_policy_layout`."""
+    stage = config.pretrain
+    return resolve_policy_layout(phase_config(config, phase), arch, world_size, moe=stage.moe, packed=stage.mask_documents)
+
+
 @unless_finished
 def run_pretrain(config: Config, session: Session) -> Artifact:
-    """Pretrain a base model: all its steps and, if it has a gate, until the gate is passed."""
-    stage = config.pretrain
-    check_pretrain(config)
+    """Pretrain a base model: all its phases and, if it has a gate, until the gate is passed.
+
+    A phase begins as a run that goes on does, from the checkpoint at the end of the one before it: with the same weights and
+    optimizer, and a model of another RoPE, perhaps on another layout.
+    """
+    plan = check_pretrain(config)
     check_custom_rewards(config.reward)
     arch = build_architecture(config.model)
+    for phase in plan.phases:
+        shape = phase_architecture(arch, phase)
+        check_phase(config, phase, shape, phase_layout(config, shape, phase, session.launch.world_size))
     tokenizer = build_tokenizer(config.data, config.model, arch)
-    rows = DocumentStream(load_documents(config.data), tokenizer, config.seed, stage.mask_documents, stage.sequence_length)
-    checkpoint = config.checkpoint.model_copy(update={"interval": stage.checkpoint_interval})
+    fill_in_middle = FillInMiddle(tokenizer, config.pretrain.fill_in_middle_rate, config.seed)
+    source = load_documents(config.data)
+
+    def open_rows(phase: Phase) -> PretrainRows:
+        stage, first = config.pretrain, phase.first_token
+        return DocumentStream(source, tokenizer, config.seed, stage.mask_documents, phase.sequence_length, first, fill_in_middle)
+
+    checkpoint = config.checkpoint.model_copy(update={"interval": config.pretrain.checkpoint_interval})
     with Run.open(Path(config.run_dir), config.model_copy(update={"checkpoint": checkpoint}), "pretrain") as run:
-        policy = build_policy(
-            config,
-            session,
-            arch,
-            optimizer=stage.optimizer,
-            moe=stage.moe,
-            total_updates=stage.steps,
-            micro_batch_tokens=stage.micro_batch_size * stage.sequence_length,
-            packed=stage.mask_documents,
-        )
-        from megatron_r1.mcore import parallel
-
-        data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
-        check_sequences(stage, policy.layout)
-        count_micro_batches(stage, policy.layout)
-        state = resume_run(run, policy)
-        if state:
-            consumed = run.step * stage.global_batch_size * stage.sequence_length
-            rows.load_state_dict({"token": consumed} | state["documents"])  # earlier versions took the rows of all ranks on each
-
-        def train(gate: Callable[[], float] | None) -> None:
-            train_base(
-                stage,
-                policy=policy,
-                rows=rows,
-                run=run,
-                save=checkpoint_writer(policy, tokenizer),
-                gate=gate,
-                data_parallel=data_parallel,
-            )
-
-        if not stage.gate_accuracy:
-            train(None)
-        elif not state or not state["gate_passed"] or run.step < stage.steps:
-            folder, writer = Path(config.run_dir), PromptWriter(config.data, tokenizer)
-            problems = build_problems(config, writer)
-            policy.offload()
-            with (
-                open_rewards(config, session, problems, folder / "scoring.log", writer.opening) as rewards,
-                open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
-            ):
-                engine.sleep()  # it started awake, and is asked at the end
-                asked = heldout_prompts(problems, writer, stage.gate_problems, config.evaluate.seed)
-                train(_build_gate(config, engine, rewards, policy, [force_thinking(prompt, tokenizer) for prompt in asked]))
+        for phase in plan.phases[plan.phase_of(run.step + 1).number :]:
+            shape = phase_architecture(arch, phase)
+            policy = _train_phase(phase_config(config, phase), session, shape, plan, phase, open_rows(phase), tokenizer, run)
+            if phase is not plan.phases[-1]:
+                del policy  # its memory is free before the next one is built
+                session.device.release_memory()
+                run.go_on()
         return finish_stage(config, "pretrain", policy, tokenizer)
+
+
+def _train_phase(
+    config: Config,
+    session: Session,
+    arch: Architecture,
+    plan: PretrainPlan,
+    phase: Phase,
+    rows: PretrainRows,
+    tokenizer: Tokenizer,
+    run: Run,
+) -> MegatronPolicy:
+    """The policy at the end of a phase, begun from the checkpoint that `run` goes on from."""
+    stage, is_last = config.pretrain, phase is plan.phases[-1]
+    policy = build_policy(
+        config,
+        session,
+        arch,
+        optimizer=stage.optimizer,
+        moe=plan.moe,
+        total_updates=plan.total_updates,
+        micro_batch_tokens=phase.micro_batch_size * phase.sequence_length,
+        packed=stage.mask_documents,
+        rates=lambda number: plan.update(number).rates,
+    )
+    from megatron_r1.mcore import parallel
+
+    data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
+    state = resume_run(run, policy)
+    if state:
+        consumed = plan.update(run.step + 1).first_token
+        rows.load_state_dict({"token": consumed} | state["documents"])  # earlier versions took the rows of all ranks on each
+
+    def train(gate: Callable[[], float] | None) -> None:
+        train_base(
+            stage,
+            plan=plan,
+            phase=phase,
+            policy=policy,
+            rows=rows,
+            run=run,
+            save=checkpoint_writer(policy, tokenizer),
+            gate=gate,
+            data_parallel=data_parallel,
+        )
+
+    if not stage.gate_accuracy or not is_last:
+        train(None)
+    elif not state or not state["gate_passed"] or run.step < plan.total_updates:
+        folder, writer = Path(config.run_dir), PromptWriter(config.data, tokenizer)
+        problems = build_problems(config, writer)
+        policy.offload()
+        with (
+            open_rewards(config, session, problems, folder / "scoring.log", writer.opening) as rewards,
+            open_engine(config, session, arch, tokenizer, folder / "engine.log") as engine,
+        ):
+            engine.sleep()  # it started awake, and is asked at the end
+            asked = heldout_prompts(problems, writer, stage.gate_problems, config.evaluate.seed)
+            train(_build_gate(config, engine, rewards, policy, [force_thinking(prompt, tokenizer) for prompt in asked]))
+    return policy
 
 
 def _build_gate(

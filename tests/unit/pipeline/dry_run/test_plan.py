@@ -18,6 +18,7 @@ from tests.paths import ROOT
 EXAMPLES = ROOT / "examples"
 #: file -> the commands that take it, and the ranks they are asked about (None: as few as the layout needs)
 COMMANDS: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "v3_671b/pretrain": (("pretrain",), 2048),
     "v3_671b/r1_zero": (("grpo",), 512),
     "v3_671b/stage1": (("sft",), 512),
     "v3_671b/stage2": (("grpo",), 512),
