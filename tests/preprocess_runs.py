@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
+from megatron_r1.errors import DataError
 
 TEXTS = [
     "Natalia sold 48 clips in April, and half as many in May.",
@@ -43,8 +44,10 @@ def write_lines(path: Path, texts: list[Any], field: str = "text") -> Path:
     return path
 
 
-def die(bench: Any, task: Any, report: Any) -> None:
-    """Work that ends its process as the kernel does when memory runs out."""
+def fail_or_die(bench: Any, task: str, report: Any) -> None:
+    """Work that fails, or ends its process as the kernel does when memory runs out."""
+    if task == "fail":
+        raise DataError("told by a process")
     os.kill(os.getpid(), signal.SIGKILL)
 
 

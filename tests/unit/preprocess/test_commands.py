@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from megatron_r1.cli import main
-from megatron_r1.errors import R1Error
+from megatron_r1.errors import DataError, R1Error
 from megatron_r1.mcore import active, host
 from megatron_r1.preprocess import commands, crew, merge, sources
 from megatron_r1.preprocess.job import PreprocessJob, TokenOptions
 from megatron_r1.preprocess.parts import PartWriter
 from megatron_r1.preprocess.plan import _lock
-from tests.preprocess_runs import TEXTS, ThreadComm, die, many_texts, save_tokenizer, write_lines
+from tests.preprocess_runs import TEXTS, ThreadComm, fail_or_die, many_texts, save_tokenizer, write_lines
 
 COUNT = 160  # texts of a form
 SUFFIXES = (".bin", ".idx", ".json")
@@ -201,7 +201,7 @@ def test_bad_documents_end_it_or_are_left_out_and_counted(tokenizer, tmp_path, c
     for number, (line, _) in bad.items():
         lines[number] = line
     source.write_bytes(b"\n".join(lines))
-    assert preprocess(tokenizer, tmp_path / "o", "--input", source, "--most-document-mb", 1, "--workers", 2) == 2
+    assert preprocess(tokenizer, tmp_path / "o", "--input", source, "--most-document-mb", 1) == 2
     assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "o_text_document.idx").exists()
     # What was finished by then is kept.
     arguments = ("--input", source, "--most-document-mb", 1, "--skip-bad")
@@ -380,9 +380,10 @@ def test_documents_of_text_files(tokenizer, tmp_path):
         assert np.frombuffer(made(tmp_path / kind)[".bin"], np.uint16).tolist() == tokens
 
 
-def test_a_process_that_dies_is_told_and_the_others_end():
-    with pytest.raises(R1Error, match="a process of preprocessing died"):
-        crew.Pool(1).run(PreprocessJob([], "", "", TokenOptions(), 1), die, [1, 2], lambda *done: None)
+def test_a_process_that_dies_or_fails_is_told():
+    for task, told in (("die", "a process of preprocessing died"), ("fail", "told by a process")):
+        with pytest.raises(DataError, match=told):
+            crew.Pool(1).run(PreprocessJob([], "", "", TokenOptions(), 1), fail_or_die, [task, task], lambda *done: None)
 
 
 def test_two_at_once_cannot_write_the_same_files(tokenizer, corpus, tmp_path, capsys):
