@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.mcore.packing import packed_positions
+from megatron_r1.mcore.rotate import rotate_packed
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,18 @@ def _uneven_reduce_scatter(module: ModuleType) -> None:
 
 
 def _rope_by_position(module: ModuleType) -> None:
+    by_formula = module._apply_rotary_pos_emb_bshd
+
     def apply_thd(
         t: torch.Tensor, cu_seqlens: torch.Tensor, freqs: torch.Tensor, rotary_interleaved: bool = False,
         multi_latent_attention: bool = False, mscale: float = 1.0, cp_group: Any = None,
     ) -> torch.Tensor:  # fmt: skip
+        if not rotary_interleaved:
+            return rotate_packed(
+                t, cu_seqlens, freqs, pairs=multi_latent_attention, scale=mscale, cp_size=cp_group.size(), cp_rank=cp_group.rank()
+            )
         positions = packed_positions(cu_seqlens, t.shape[0], cp_group.size(), cp_group.rank())
-        rotated = module._apply_rotary_pos_emb_bshd(
-            t.unsqueeze(1), freqs[positions], rotary_interleaved, multi_latent_attention, mscale
-        )
-        return rotated.squeeze(1)
+        return by_formula(t.unsqueeze(1), freqs[positions], rotary_interleaved, multi_latent_attention, mscale).squeeze(1)
 
     module._apply_rotary_pos_emb_thd = apply_thd
 

@@ -14,6 +14,7 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.runtime import distributed, launch
 from megatron_r1.runtime.cores import choose_threads
 from megatron_r1.runtime.device import Device, resolve_device, warn_of_slow_bf16
+from megatron_r1.runtime.heap import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def open_session(runtime: RuntimeConfig) -> Iterator[Session]:
     if runtime.device != "cuda":
         launch.configure_threads(runtime.threads or 1)
     device = resolve_device(runtime.device, info.local_rank)
+    if device.kind == "cpu":
+        keep_freed_memory()
     if device.kind == "cpu" and info.rank == 0:
         slow = warn_of_slow_bf16(runtime.dtype, torch.cpu.get_capabilities())
         if slow is not None:

@@ -17,11 +17,13 @@ from megatron_r1.rollout.vllm.held_weights import CONSTANT_BUFFERS, Held, read_d
 from megatron_r1.rollout.vllm.nccl_transfer import register_nccl_transfer
 from megatron_r1.rollout.vllm.packed_linear import find_packed
 from megatron_r1.rollout.vllm.shared_memory import register_transfer
+from megatron_r1.runtime.heap import keep_freed_memory
 from megatron_r1.runtime.interrupt import leave_to_rank
 from megatron_r1.weights.checksum import checksum
 
 if current_platform.is_cpu():
     apply_fixes()
+    keep_freed_memory()
 register_transfer()
 register_nccl_transfer()
 if threading.current_thread() is threading.main_thread():

@@ -223,16 +223,25 @@ def check_uneven_reduce_scatter(module: ModuleType) -> None:
 
 
 def check_packed_rope(module: ModuleType) -> None:
+    """Bit by bit the stock formula of one sequence after the other, and its gradient."""
     lengths = [5, 1, 7]
-    freqs = torch.randn(max(lengths), 1, 1, 4)
-    x = torch.randn(sum(lengths), 3, 4)
     bounds = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
-    one_by_one = [
-        module._apply_rotary_pos_emb_bshd(part.unsqueeze(1), freqs[: len(part)], False, True, 1.5).squeeze(1)
-        for part in x.split(lengths)
-    ]
-    packed = module._apply_rotary_pos_emb_thd(x, bounds, freqs, False, True, 1.5, ONE_RANK)
-    torch.testing.assert_close(packed, torch.cat(one_by_one))
+    for width, latent, interleaved, dtype in (
+        (8, True, False, torch.float32), (8, False, False, torch.float32), (12, False, False, torch.float32),
+        (8, True, False, torch.bfloat16), (12, False, True, torch.float32),
+    ):  # fmt: skip
+        freqs = torch.randn(max(lengths), 1, 1, 8)
+        x, upstream = (torch.randn(sum(lengths), 3, width, dtype=dtype) for _ in range(2))
+        stock, ours = (x.clone().requires_grad_() for _ in range(2))
+        one_by_one = [
+            module._apply_rotary_pos_emb_bshd(part.unsqueeze(1), freqs[: len(part)], interleaved, latent, 1.5).squeeze(1)
+            for part in stock.split(lengths)
+        ]
+        packed = module._apply_rotary_pos_emb_thd(ours, bounds, freqs, interleaved, latent, 1.5, ONE_RANK)
+        assert torch.equal(packed, torch.cat(one_by_one)), (width, latent, interleaved)
+        packed.backward(upstream)
+        torch.cat(one_by_one).backward(upstream)
+        assert torch.equal(ours.grad, stock.grad), (width, latent, interleaved)
 
 
 def check_packed_roll(module: ModuleType) -> None:
