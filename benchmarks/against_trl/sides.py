@@ -79,7 +79,7 @@ class RunningSide:
             if select.select([self._reports], [], [], _POLL_SECONDS)[0]:
                 read = os.read(self._reports, 1 << 20)
                 if not read:
-                    raise CommandFailed(f"{self.name} ended early: {self._last_error()}")
+                    raise CommandFailed(f"{self.name} ended early: {self._why_it_ended(peak)}")
                 self._seen += read
             if b"\n" not in self._seen:
                 peak = max(peak, sum(map(resident_bytes, with_descendants(self._process.pid))))
@@ -91,7 +91,13 @@ class RunningSide:
         before, self._cpu = self._cpu, used
         return Turn(wall, used - before, max(peak, sum(map(resident_bytes, tree))), json.loads(line))
 
-    def _last_error(self) -> str:
+    def _why_it_ended(self, peak: int) -> str:
+        """Its last error; one that was killed has none."""
+        try:
+            if self._process.wait(_END_SECONDS) == -signal.SIGKILL:
+                return f"killed, with {peak / 1e9:.1f} GB in use: did the machine run out of memory?"
+        except subprocess.TimeoutExpired:
+            pass  # it closed its end of the pipe and hangs
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "it printed nothing")
 

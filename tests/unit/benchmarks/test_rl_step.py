@@ -36,12 +36,14 @@ from megatron_r1.runtime.run import Run
 from tests.random_weights import llama_architecture, qwen2_architecture
 
 SIDE = """
-import sys
+import os, sys
 from benchmarks.against_trl.gate import Gate
 gate, report = Gate(int(sys.argv[1]), int(sys.argv[2])), {}
 while (command := gate.wait(report)) != "end":
     if command == "die":
         raise ValueError("no such thing")
+    if command == "be killed":
+        os.kill(os.getpid(), 9)
     kept, report = bytearray(100 << 20), {"lengths": [3], "was": command}
     sum(range(10_000_000))
 open(sys.argv[3], "w").close()
@@ -171,6 +173,13 @@ def test_a_side_that_breaks_is_told_in_its_own_words(tmp_path: Path) -> None:
         running.started()
         with pytest.raises(CommandFailed, match=r"^a side ended early: ValueError: no such thing$"):
             running.turn("die")
+
+
+def test_a_side_that_is_killed_is_told_with_its_memory(tmp_path: Path) -> None:
+    with side(tmp_path) as running:
+        running.started()
+        with pytest.raises(CommandFailed, match=r"^a side ended early: killed, with 0\.\d GB in use: did the machine run out"):
+            running.turn("be killed")
 
 
 def result(ours: list[float], peer: list[float], bar: float = 1.3) -> rl_step.Result:
