@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tokenizers
 import torch
-from tokenizers import decoders, models
+from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_r1.errors import DeviceError, WeightSyncError
 from megatron_r1.model.architecture import Architecture
@@ -182,9 +182,9 @@ def test_every_end_of_sequence_and_every_stop_text_ends_a_response(served, host)
     longest, other = sorted(rows, key=len)[-1:-3:-1]
     also = next(token for token in longest[2:] if token != longest[0])
     texts = f"{other[4]}.w{other[5]}", "no such text"  # from the middle of a token into the next one
-    engine = start(
-        host, served.arch, served.folder, end_token_ids=(1, also), stop=texts, tokenizer_json=word_tokenizer(served.arch.vocab_size)
-    )
+    missing = next(token for token in longest if token not in (1, also, *other[4:6]))
+    vocabulary = word_tokenizer(served.arch.vocab_size, missing)
+    engine = start(host, served.arch, served.folder, end_token_ids=(1, also), stop=texts, tokenizer_json=vocabulary)
     engine.version = 0
     by_text = 0
     for before, after in zip(
@@ -206,9 +206,11 @@ def test_every_end_of_sequence_and_every_stop_text_ends_a_response(served, host)
     engine.close()
 
 
-def word_tokenizer(size: int) -> str:
-    """A tokenizer.json whose token 7 is "w7."."""
-    tokenizer = tokenizers.Tokenizer(models.WordLevel({f"w{token}.": token for token in range(size)}, unk_token="w0."))
+def word_tokenizer(size: int, missing: int) -> str:
+    """A tokenizer.json whose token 7 is "w7."; one id has no token, as those have none to which a vocabulary is padded."""
+    words = {f"w{token}.": token for token in range(size) if token != missing}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Fuse()
     return tokenizer.to_str()
 

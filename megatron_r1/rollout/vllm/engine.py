@@ -48,7 +48,8 @@ class VllmEngine:
         with _model_folder(options) as folder:
             self.llm = LLM(folder, **_arguments(options, part))
         if self.stop:  # then text is needed here, too: vLLM decodes with this vocabulary and looks for the texts
-            vocabulary = Tokenizer.from_str(options.tokenizer_json)
+            # Nothing is encoded. With SentencePiece's pre-tokenizer vLLM 0.32 fails at an id of the model that no token has.
+            vocabulary = Tokenizer.from_str(json.dumps(json.loads(options.tokenizer_json) | {"pre_tokenizer": None}))
             self.llm.llm_engine.output_processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
