@@ -21,9 +21,11 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import CheckpointError, NonFiniteUpdate
 from megatron_r1.mcore import nonfinite, parallel, provider
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.counts import count_minibatch
 from megatron_r1.mcore.reduce_metrics import reduce_metrics
 from megatron_r1.mcore.replicas import check_replicas
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.model.flops import Work, update_flops
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero
 from megatron_r1.types import Metric, MicroBatch
 from megatron_r1.weights.finite import first_nonfinite
@@ -64,6 +66,7 @@ class StepStats:
     lr: float
     metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch, and those of `moe`, if it has an effect
     tokens: int  #: positions computed, padding included
+    flops: float = 0.0  #: of the whole minibatch, see `model.flops`; 0: it was not applied
     applied: bool = True  #: False: it was not finite and weights are as before; loss and norm are NaN, and there are no metrics
     skipped: int | None = None  #: updates of the run that were not applied so far; None: `runtime.skip_nonfinite_updates` is 0
 
@@ -108,6 +111,7 @@ class MegatronModel:
     ) -> None:
         self.arch, self.layout, self.device = arch, layout, device
         self.micro_batch_tokens = micro_batch_tokens
+        self._mtp_trains_trunk = moe.mtp_trains_trunk
         self.trains_mtp = arch.mtp_depth > 0 and moe.mtp_loss_scale > 0
         self.updates = self.skipped = 0
         self._skip_limit, self.offloaded = runtime.skip_nonfinite_updates, frozenset(runtime.offload)
@@ -189,10 +193,10 @@ class MegatronModel:
         # Megatron divides gradients by the token count of the whole minibatch (calculate_per_token_loss) and scales its own
         # auxiliary losses to match; ours is already divided, so it is multiplied by the same count first.
         total_tokens = sum(m.num_tokens for m in micro_batches) * self.layout.dp
-        sequences, trained_tokens = self._count(micro_batches)
-        self._balance.begin(total_tokens, sequences)
+        counts = count_minibatch(micro_batches, self.device, self.groups.dp)
+        self._balance.begin(total_tokens, counts.sequences)
         for module in self.modules:
-            module.mtp_loss, module.mtp_token_weight = None, total_tokens / (trained_tokens or 1)
+            module.mtp_loss, module.mtp_token_weight = None, total_tokens / (counts.trained_tokens or 1)
         watch = nonfinite.UpdateWatch()
         results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
         look()
@@ -206,12 +210,13 @@ class MegatronModel:
         nonfinite.apply_gradients(self.optimizer, norm)
         metrics = (
             reduce_metrics(results, self.groups)
-            | self._balance.report(sequences, self.groups.pp)
-            | self._mtp_metric(trained_tokens)
+            | self._balance.report(counts.sequences, self.groups.pp)
+            | self._mtp_metric(counts.trained_tokens)
         )
         self._balance.move_biases()
         loss = metrics.pop("loss").value
-        return StepStats(loss, norm, self._rates(self.updates).lr, metrics, total_tokens, skipped=self._reported_skips())
+        lr = self._rates(self.updates).lr
+        return StepStats(loss, norm, lr, metrics, total_tokens, self._flops(counts.work), skipped=self._reported_skips())
 
     def _trace_gradient(
         self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, name_of: nonfinite.NameSample
@@ -333,13 +338,8 @@ class MegatronModel:
         """From the modules' output [B, N] to what a loss callable is given."""
         return output
 
-    def _count(self, micro_batches: list[MicroBatch]) -> tuple[int, float]:
-        """Sequences and trained tokens of the whole minibatch, without padding; collective."""
-        counts = [(sum(m.is_real), m.loss_mask.sum(dtype=torch.float64).item()) for m in micro_batches]
-        total = torch.tensor(counts, dtype=torch.float64, device=self.device).sum(0)
-        dist.all_reduce(total, group=self.groups.dp)
-        sequences, trained_tokens = total.tolist()
-        return int(sequences), trained_tokens
+    def _flops(self, work: Work) -> float:
+        return float(update_flops(self.arch, work, mtp=self.trains_mtp, mtp_trains_trunk=self._mtp_trains_trunk))
 
     def _mtp_metric(self, trained_tokens: float) -> dict[str, Metric[float]]:
         """The multi-token-prediction loss per trained token, on every rank; empty if it is not trained."""

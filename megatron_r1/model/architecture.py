@@ -33,6 +33,7 @@ class Experts:
 
     count: int  #: routed ones
     width: int  #: of the feed-forward of one
+    per_token: int  #: to how many a token is sent
     shared_width: int = 0  #: of all shared experts together; 0: there are none
 
 
@@ -102,6 +103,10 @@ class Architecture(BaseModel):
     def query_groups(self) -> int:
         """Key and value heads: as many as query heads, or fewer, each for a group of query heads."""
         return self.num_attention_heads
+
+    @abstractmethod
+    def head_widths(self) -> tuple[int, int]:
+        """Width of a head's query and key, and of its value."""
 
     @property
     @abstractmethod

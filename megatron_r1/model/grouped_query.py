@@ -55,6 +55,10 @@ class GroupedQueryArchitecture(Architecture):
         """A key and a value of every group."""
         return 2 * self.num_key_value_heads * self.head_dim
 
+    def head_widths(self) -> tuple[int, int]:
+        """All the same."""
+        return self.head_dim, self.head_dim
+
     def megatron_settings(self) -> dict[str, Any]:
         """Heads, biases and norms; RoPE is given to the model."""
         return {

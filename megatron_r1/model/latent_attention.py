@@ -73,7 +73,8 @@ class LatentAttentionArchitecture(Architecture):
     @property
     def experts(self) -> Experts:
         """In every layer but the first few."""
-        return Experts(self.n_routed_experts, self.moe_intermediate_size, self.n_shared_experts * self.moe_intermediate_size)
+        shared = self.n_shared_experts * self.moe_intermediate_size
+        return Experts(self.n_routed_experts, self.moe_intermediate_size, self.num_experts_per_tok, shared)
 
     def is_moe_layer(self, layer: int) -> bool:
         """All layers after the leading dense ones, those of multi-token prediction included."""
@@ -83,6 +84,10 @@ class LatentAttentionArchitecture(Architecture):
     def cached_width(self) -> int:
         """The compressed row of keys and values, and the key that RoPE turns."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def head_widths(self) -> tuple[int, int]:
+        """Query and key have a part with positions and one without."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim, self.v_head_dim
 
     def megatron_settings(self) -> dict[str, Any]:
         """Attention with decoupled, interleaved RoPE; how many experts of how many groups. Scores are the family's."""

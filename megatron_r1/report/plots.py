@@ -55,6 +55,8 @@ PANELS = [
     Panel("Preference accuracy", {"accuracy": "training batches", "validation/accuracy": "held-out"}, fraction=True),
     Panel("Loss", {"loss": "training", "validation/loss": "held-out"}),
     Panel("Gradient norm", {"grad_norm": "before clipping"}),
+    Panel("Tokens a second and device", {"tokens_per_second/device": "trained tokens, over the whole step"}),
+    Panel("Share of the device's peak (MFU)", {"mfu/train": "while it trains", "mfu/step": "over the whole step"}, fraction=True),
     Panel("Gate", {"gate/accuracy": "greedy accuracy, forced to think"}, fraction=True),
 ]
 PICTURE = (

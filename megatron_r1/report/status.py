@@ -54,6 +54,7 @@ def _describe_run(folder: Path, run: RunRecord, now: float) -> list[str]:
         rates = [f"{rate:.3g} s a step"]
         rates += [f"{v:,.0f} {k.rpartition('/')[2]} tokens/s" for k, v in last.items() if k.startswith("tokens_per_second/")]
         lines.append(f"  rates       {', '.join(rates)}")
+        lines += _speed(last)
         parts = {k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/") and k.count("/") == 1}
         lines.append("  last step   " + ", ".join(f"{name} {value:.3g} s" for name, value in parts.items() if name != "step"))
         if total > step and not (folder / "hf").exists():
@@ -65,6 +66,17 @@ def _describe_run(folder: Path, run: RunRecord, now: float) -> list[str]:
     lines.append(f"  checkpoint  {_checkpoint(folder, now)}")
     lines += _health(folder, signs, last, now)
     return lines
+
+
+def _speed(last: dict[str, float]) -> list[str]:
+    """What each device did in the last step, while it trained and over all; without a known peak there is no MFU."""
+    if "flops_per_second/step" not in last:
+        return []
+    whole, train = (f"{last[f'flops_per_second/{part}'] / 1e12:.3g}" for part in ("step", "train"))
+    line = f"  devices     {whole} TFLOPS each, {train} while they train"
+    if "mfu/step" in last:
+        line += f"; {last['mfu/step']:.1%} and {last['mfu/train']:.1%} of the peak (MFU)"
+    return [line]
 
 
 def _state(folder: Path, signs: list[Sign], now: float) -> str:

@@ -32,6 +32,8 @@ from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError, NonFiniteUpdate, StopRequested, WeightSyncError
 from megatron_r1.runtime import interrupt
 from megatron_r1.runtime.checkpoints import newest_intact, prune_checkpoints, read_state, step_of
+from megatron_r1.runtime.device import device_in_use
+from megatron_r1.runtime.device_peaks import peak_of
 from megatron_r1.runtime.distributed import (
     any_rank,
     broadcast_object,
@@ -94,6 +96,7 @@ class Run:
         self._problem: OSError | None = None  # rank 0 could not write something; all learn of it at the end of the step
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._tokens: defaultdict[str, int] = defaultdict(int)
+        self._flops = 0.0
         self._step_started = time.perf_counter()
 
     @classmethod
@@ -203,6 +206,28 @@ class Run:
         """Let the next `record` write `tokens_per_second/<name>`: tokens over the seconds of the timer of that name."""
         self._tokens[name] += tokens
 
+    def count_flops(self, flops: float) -> None:
+        """Let the next `record` write `flops_per_second/*` and, of a device whose peak is known, `mfu/*`: see `_describe_speed`.
+
+        Args:
+            flops: model FLOPs (`model.flops`) of updates made under the timer "train", of all ranks together.
+        """
+        self._flops += flops
+
+    def _describe_speed(self, seconds: float) -> dict[str, float]:
+        """How fast each device trained, in a step of so many seconds: `train` over the time in the timer "train", `step` over all.
+
+        MFU is a share of the device's dense BF16 peak.
+        """
+        if not self._flops:
+            return {}
+        times = {"train": self._seconds["seconds/train"], "step": seconds}
+        speed = {f"flops_per_second/{name}": self._flops / world_size() / time for name, time in times.items()}
+        peak = peak_of(device_in_use(), self._config.runtime.dtype)
+        if peak is not None:
+            speed |= {f"mfu/{name}": speed[f"flops_per_second/{name}"] / peak for name in times}
+        return speed
+
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one step's metrics, with the timers and the whole time (`seconds/step`) since the last record.
 
@@ -218,12 +243,16 @@ class Run:
         if self._metrics is not None:
             numbers = {name: value if isinstance(value, int) else float(value) for name, value in {**metrics, **ranks}.items()}
             rates = {f"tokens_per_second/{n}": t / self._seconds[f"seconds/{n}"] for n, t in self._tokens.items()}
+            if self._tokens["train"]:
+                rates["tokens_per_second/device"] = self._tokens["train"] / world_size() / (now - self._step_started)
+            rates |= self._describe_speed(now - self._step_started)
             with self._keeping_problem():
                 self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
         if self._progress is not None:
             self._progress.show({short: float(metrics[name]) for name, short in SHOWN.items() if name in metrics})
         self._seconds.clear()
         self._tokens.clear()
+        self._flops = 0.0
         self._step_started = now
 
     def save_rollouts(self, step: int, groups: list[RolloutGroup], samples: Sequence[TrainingSample] = ()) -> None:

@@ -96,6 +96,7 @@ def train_grpo(
             held_out = evaluate(step)
         run.count_tokens("rollout", sum(len(r.token_ids) for g in groups for r in g.rollouts))
         run.count_tokens("train", stage.inner_epochs * sum(s.num_targets for s in samples))
+        run.count_flops(sum(update.flops for update in stats))
         run.save_rollouts(step, groups, samples)
         batches = [[samples[i] for i in batch] for numbers in epochs for batch in numbers]
         metrics = batch_metrics(groups, batches, stats) | sampled | parity.found.metrics(rollout)

@@ -68,6 +68,7 @@ def train_base(
             with run.timer("train"):
                 stats = policy.train_on_micro_batches(micro_batches, loss_over(update.tokens), rows.name_of)
             run.count_tokens("train", update.tokens)
+            run.count_flops(stats.flops)
             metrics = update_metrics(stats) | loss_metrics([stats], tokens=update.tokens, samples=len(update.rows))
             if stage.phases:
                 metrics |= {"phase": phase.number, "consumed_tokens": update.first_token + update.tokens}

@@ -34,6 +34,10 @@ class Stats(Protocol):
         """Positions computed, padding included."""
 
     @property
+    def flops(self) -> float:
+        """What the whole minibatch costs a model of this shape, see `model.flops`."""
+
+    @property
     def applied(self) -> bool:
         """False: the update was not finite and is left out. Loss and norm are NaN then, and there are no metrics."""
 

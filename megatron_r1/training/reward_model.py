@@ -66,6 +66,7 @@ def train_reward_model(
         with run.timer("train"):
             stats = model.train_step(batch, reward_loss_of(stage.kind, batch))
         run.count_tokens("train", sum(example.num_tokens for example in batch))
+        run.count_flops(stats.flops)
         metrics = update_metrics(stats) | {"epoch": step / per_epoch}
         metrics |= loss_metrics([stats], tokens=stats.tokens, samples=len(batch))
         if heldout and (step == total or (stage.validate_interval and step % stage.validate_interval == 0)):

@@ -46,6 +46,7 @@ def train_sft(stage: SftConfig, *, policy: Policy, data: SftData, run: Run, save
         with run.timer("train"):
             stats = policy.train_step(batch, loss_over(trained))
         run.count_tokens("train", tokens)
+        run.count_flops(stats.flops)
         metrics = {
             **update_metrics(stats),
             "epoch": step / per_epoch,

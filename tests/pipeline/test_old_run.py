@@ -28,7 +28,7 @@ from tests.paths import ROOT
 ARCHIVE = ROOT / "tests/data/before_the_move/old.tar.xz"
 CHECKPOINT = 4  # the step that each of the killed runs goes on from
 #: Read from a clock, or nothing but rounding.
-NOISE = ("seconds/", "tokens_per_second/", "logprob_diff/")
+NOISE = ("seconds/", "tokens_per_second/", "flops_per_second/", "mfu/", "logprob_diff/")
 #: Counted otherwise since: the tokens at which the clip binds, no longer all ratios beyond its bounds.
 CHANGED = ("ratio/clipped_fraction",)
 #: Another processor sums in another order. Training makes such a difference larger, by far less than a step more or less would.

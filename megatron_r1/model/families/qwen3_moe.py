@@ -41,7 +41,7 @@ class Qwen3Moe(GroupedQueryArchitecture):
     @property
     def experts(self) -> Experts:
         """In every layer of the published models."""
-        return Experts(self.num_experts, self.moe_intermediate_size)
+        return Experts(self.num_experts, self.moe_intermediate_size, self.num_experts_per_tok)
 
     def is_moe_layer(self, layer: int) -> bool:
         """As transformers and vLLM decide."""

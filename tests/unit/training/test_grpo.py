@@ -150,7 +150,7 @@ class Trainer:
     def train_step(self, samples: list[TrainingSample], loss_fn: Any, gate: Any) -> SimpleNamespace:
         self.updates += 1
         self.events.append("train")
-        return SimpleNamespace(loss=0.0, grad_norm=0.0, lr=0.0, metrics={}, tokens=1, applied=True, skipped=None)
+        return SimpleNamespace(loss=0.0, grad_norm=0.0, lr=0.0, metrics={}, tokens=1, flops=1.0, applied=True, skipped=None)
 
 
 @pytest.mark.parametrize("done", [0, 2, 3])
