@@ -173,7 +173,18 @@ def handle_doctor(arguments: argparse.Namespace) -> int:
 
         return [*device_checks("cuda"), runner_check()]
 
-    return run_doctor(arguments.device, describe_sandbox, checks_of_a_gpu)
+    def switches_of(device: str) -> list[tuple[str, str]]:
+        from megatron_r1.mcore.active import transformer_engine_problem
+        from megatron_r1.mcore.switches import Machine, describe_defaults, find_machine
+        from megatron_r1.runtime.device import compute_capability
+        from megatron_r1.runtime.doctor import installed_version
+
+        if device == "cpu":
+            return describe_defaults(Machine("cpu"))
+        has_engine = installed_version("transformer-engine") is not None and transformer_engine_problem() is None
+        return describe_defaults(find_machine("cuda", has_engine, compute_capability()))
+
+    return run_doctor(arguments.device, describe_sandbox, checks_of_a_gpu, switches_of)
 
 
 def handle_evaluate(arguments: argparse.Namespace) -> int:

@@ -119,6 +119,14 @@ class PretrainConfig(Section):
         description="Steps between two checkpoints, in place of checkpoint.interval, since these steps are short.",
         json_schema_extra=MAY_CHANGE,
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the moving average of the weights that an update leaves: the average is on the host, 8 bytes a "
+        "parameter over the data-parallel ranks, and `megatron-r1 convert export --ema` makes a model of it. V3 section 3.2.3 has "
+        "one and does not state its share. null: none.",
+    )
     gate_accuracy: float = Field(
         0.0,
         ge=0,

@@ -25,7 +25,7 @@ from megatron_r1.errors import ConfigError
 
 Kind = Literal["free", "moves", "longer", "onward", "stays"]
 
-COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "data")  #: sections that every training command reads
+COMMON = ("run_dir", "seed", "model", "parallel", "runtime", "megatron", "data")  #: sections that every training command reads
 #: training command -> the sections it reads: others may change between two starts of its run
 READ_BY: Mapping[str, tuple[str, ...]] = {
     "pretrain": (*COMMON, "pretrain", "rollout", "reward", "evaluate", "checkpoint"),
@@ -53,7 +53,7 @@ GENERATED = ("tally", "tally_chat")  #: values of `data.source` and `data.genera
 #: why they must stay -> settings; `*` stands for every training stage
 STAYS: Mapping[str, str] = {
     "all random draws follow from it": "seed",
-    "it says what the model is": "model.preset model.overrides runtime.dtype",
+    "it says what the model is": "model.preset model.overrides runtime.dtype megatron.fp8 megatron.fp8_recipe",
     "it says what is trained on, and in which order": """
         data.question_field data.answer_field data.text_field data.answer_format data.template data.general_share
         data.template_arguments data.system_prompt data.question_prefix data.question_suffix
@@ -72,6 +72,7 @@ STAYS: Mapping[str, str] = {
         *.optimizer.eps *.optimizer.weight_decay *.optimizer.clip_grad
         *.moe.bias_update_rate *.moe.aux_loss_coeff *.moe.mtp_loss_scale *.moe.mtp_trains_trunk
     """,
+    "the average is part of every checkpoint, or of none": "pretrain.ema_decay",
     "the reference is part of every checkpoint, or of none": "grpo.measure_kl",
     "it says when training ends": "pretrain.gate_accuracy pretrain.gate_problems pretrain.gate_extra_steps",
     "it says which responses are sampled": "rollout.temperature rollout.top_p rollout.stop",

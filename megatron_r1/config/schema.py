@@ -11,6 +11,7 @@ from megatron_r1.config.curation import CurationConfig
 from megatron_r1.config.data import DataConfig
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.grpo import GrpoConfig
+from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.model import ModelConfig, ParallelConfig
 from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.config.recipe import RecipeConfig
@@ -39,6 +40,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    megatron: MegatronConfig = MegatronConfig()
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()

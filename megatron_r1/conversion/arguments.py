@@ -39,6 +39,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     add("--megatron", type=Path, required=True, metavar="DIR", help="converted folder, checkpoint of a run, or run")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     add("--dtype", choices=("fp8", "bf16", "fp32"), help="default: as stored; fp8: block-scaled, deepseek_v3 only")
+    add("--ema", action="store_true", help="the average of the weights, of a pretraining with pretrain.ema_decay")
     _add_common(add)
 
     add = _adder(actions, "verify", "compare both sides tensor by tensor; exit 2 if they differ")

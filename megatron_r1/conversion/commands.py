@@ -33,12 +33,14 @@ def run_action(arguments: argparse.Namespace) -> int:
             import_folder(arguments.hf, arguments.out, sizes, dtype, arguments.max_file_size)
             _print_once(f"{arguments.out}: written")
         elif arguments.action == "export":
-            export_folder(arguments.megatron, arguments.out, dtype, arguments.max_file_size)
+            export_folder(arguments.megatron, arguments.out, dtype, arguments.max_file_size, of_average=arguments.ema)
             _print_once(f"{arguments.out}: written")
         if arguments.action == "verify":
             _compare(arguments.hf, arguments.megatron)
         elif arguments.verify:
-            _compare(*((arguments.hf, arguments.out) if arguments.action == "import" else (arguments.out, arguments.megatron)))
+            is_import = arguments.action == "import"
+            hf, megatron = (arguments.hf, arguments.out) if is_import else (arguments.out, arguments.megatron)
+            _compare(hf, megatron, of_average=not is_import and arguments.ema)
     return 0
 
 
@@ -59,8 +61,8 @@ def _peers() -> Iterator[None]:
         distributed.shutdown()
 
 
-def _compare(hf: Path, megatron: Path) -> None:
-    _print_once(f"{hf} and {megatron}: {compare_folders(hf, megatron)}")
+def _compare(hf: Path, megatron: Path, *, of_average: bool = False) -> None:
+    _print_once(f"{hf} and {megatron}: {compare_folders(hf, megatron, of_average=of_average)}")
 
 
 def _print_once(line: str) -> None:

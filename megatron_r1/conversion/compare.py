@@ -26,8 +26,8 @@ from megatron_r1.weights.mapping import hf_shapes, repeated_names
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def compare_folders(hf: Path, megatron: Path) -> str:
-    """Compare every tensor, copies included. All ranks call this.
+def compare_folders(hf: Path, megatron: Path, *, of_average: bool = False) -> str:
+    """Compare every tensor, copies included; with `of_average` those of Megatron's average. All ranks call this.
 
     Returns:
         How many tensors are equal, on one line.
@@ -38,7 +38,7 @@ def compare_folders(hf: Path, megatron: Path) -> str:
     """
     with failing_together():
         source = HfFolder(hf)
-    stored, arch = open_megatron(megatron)
+    stored, arch = open_megatron(megatron, of_average=of_average)
     shapes = hf_shapes(arch)
 
     def check() -> None:

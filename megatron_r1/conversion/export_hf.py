@@ -30,14 +30,17 @@ from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter, pl
 FP8 = torch.float8_e4m3fn
 
 
-def export_folder(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_bytes: int) -> None:
+def export_folder(megatron: Path, out: Path, dtype: torch.dtype | None, max_file_bytes: int, *, of_average: bool = False) -> None:
     """Write `out`: safetensors, index, config.json and what else stands beside the weights. All ranks call this.
+
+    Args:
+        of_average: write the average of the weights that a run with `pretrain.ema_decay` keeps.
 
     Raises:
         CheckpointError: no complete checkpoint, a missing or broken file, a full disk.
         ConversionError: the checkpoint does not hold its model, a value is not finite, FP8 for a model that has none; `out` exists.
     """
-    source, arch = open_megatron(megatron)
+    source, arch = open_megatron(megatron, of_average=of_average)
     verify_checkpoint(source.folder)
     if dtype is FP8 and not arch.HAS_FP8:
         have = ", ".join(f"{name}'s" for name, family in families().items() if family.architecture.HAS_FP8)
@@ -48,7 +51,7 @@ def export_folder(megatron: Path, out: Path, dtype: torch.dtype | None, max_file
     files = plan_files(tensors, limit)
     identity = {
         "from": str(source.folder.resolve()), "checkpoint": (source.folder / COMPLETE).read_text(), "dtype": str(dtype),
-        "part bytes": limit,
+        "part bytes": limit, **({"weights": "average"} if of_average else {}),
     }  # fmt: skip
     work = WorkFolder(out, identity, lambda folder: True)
     left = [file for file in files if work.note(file) is None]

@@ -31,6 +31,7 @@ POLICY = "policy"  #: the weights, below a checkpoint
 _COMPANIONS = {CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES}
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 _OPTIMIZER = ("optimizer.", "chained_")  # of a run's checkpoint, beside the weights
+AVERAGE = "ema."  #: before the names of the weights: their average, of a run with pretrain.ema_decay
 
 
 def holds_megatron(folder: Path) -> bool:
@@ -91,13 +92,14 @@ class MegatronFolder:
     Args:
         folder: see `find_megatron_folder`.
         pieces: every stored box of the model, in any layout; the names of the stored tensors come from them.
+        of_average: read the average of the weights; those that are not averaged, being untrained, and router biases are the last.
 
     Raises:
-        CheckpointError: no complete checkpoint.
+        CheckpointError: no complete checkpoint, or one without an average.
         ConversionError: the checkpoint has tensors that the model has not, or the other way round, or other shapes.
     """
 
-    def __init__(self, folder: Path, arch: Architecture, pieces: Sequence[Piece]) -> None:
+    def __init__(self, folder: Path, arch: Architecture, pieces: Sequence[Piece], *, of_average: bool = False) -> None:
         self.folder = folder
         self.entries = model_entries(arch)
         self._stored = StoredTensors(folder / POLICY)
@@ -110,7 +112,11 @@ class MegatronFolder:
             shapes[piece.key] = piece.global_shape
             if self.entries[piece.entry].split is Split.VOCAB:
                 padded.add(piece.key)
-        stored = {name for name in self._stored.names() if not name.startswith(_OPTIMIZER)}
+        averaged = {name for name in self._stored.names() if name.startswith(AVERAGE)}
+        if of_average and not averaged:
+            raise CheckpointError(f"{folder / POLICY} holds no average of the weights: only runs with pretrain.ema_decay have one")
+        self._averaged = averaged if of_average else set()
+        stored = {name for name in self._stored.names() if not name.startswith((*_OPTIMIZER, AVERAGE))}
         self._named_otherwise = checkpoint_names(stored, arch)
         stored = (stored - set(self._named_otherwise.values())) | self._named_otherwise.keys()
         problems = [f"it lacks {key}" for key in sorted(shapes.keys() - stored)]
@@ -139,7 +145,8 @@ class MegatronFolder:
             ConversionError: a value that is NaN or infinite.
         """
         key, lead = self._places[entry]
-        tensor = self._stored.read(self._stored_name(key), lead)
+        name = self._stored_name(key)
+        tensor = self._stored.read(AVERAGE + name if AVERAGE + name in self._averaged else name, lead)
         if self.entries[entry].split is Split.VOCAB:
             tensor = tensor[: self.entries[entry].full_shape[0]]
         if not is_finite(tensor):
@@ -152,18 +159,22 @@ def _fits_padded(shape: tuple[int, ...], wanted: tuple[int, ...], may_be_longer:
     return shape[1:] == wanted[1:] and (shape[0] >= wanted[0] if may_be_longer else shape[0] == wanted[0])
 
 
-def open_megatron(folder: Path) -> tuple[MegatronFolder, Architecture]:
+def open_megatron(folder: Path, *, of_average: bool = False) -> tuple[MegatronFolder, Architecture]:
     """Open a folder that is, or holds, a model in Megatron's format. All ranks call this. Weights are found by Megatron's names.
 
+    Args:
+        of_average: see `MegatronFolder`.
+
     Raises:
-        CheckpointError: no complete checkpoint, or one of an architecture that this project does not have.
+        CheckpointError: no complete checkpoint, one without the average that is asked for, or of an architecture that this project
+            does not have.
         ConversionError: the checkpoint does not hold the model of its config.json.
     """
     found = on_rank_zero(lambda: find_megatron_folder(folder))
     arch = on_rank_zero(lambda: megatron_architecture(found))
     pieces = on_rank_zero(lambda: shards_of_layout(arch, Layout()).pieces)
     with failing_together():
-        return MegatronFolder(found, arch, pieces), arch
+        return MegatronFolder(found, arch, pieces, of_average=of_average), arch
 
 
 def megatron_architecture(folder: Path) -> Architecture:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_r1.mcore.layout import Layout, padded_vocabulary, stage_layers
+from megatron_r1.mcore.layout import Layout, padded_vocabulary
 from megatron_r1.model.architecture import Architecture
 
 #: Logits that are float32 at the same time in the cross entropy, of one rank: 256 MiB. It bounds memory and changes no number.
@@ -42,7 +42,7 @@ def activation_bytes(
         width: bytes of a number.
         mtp_trained: whether multi-token prediction is trained.
     """
-    count = stage_layers(arch.num_hidden_layers, layout.pp * layout.vpp)
+    count = layout.decoder_layers(arch.num_hidden_layers)
     chunks = range(stage, layout.pp * layout.vpp, layout.pp)
     layers = [layer for chunk in chunks for layer in range(sum(count[:chunk]), sum(count[: chunk + 1]))]
     positions = tokens // layout.cp

@@ -13,7 +13,7 @@ from megatron_r1.errors import CheckpointError, one_line
 from megatron_r1.mcore import parallel
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.checkpoint_files import join, plan_folder
-from megatron_r1.mcore.layout import padded_vocabulary
+from megatron_r1.mcore.layout import Layout, padded_vocabulary
 from megatron_r1.mcore.megatron_model import MegatronModel
 from megatron_r1.mcore.optimizer_state import finish_loading, optimizer_state
 from megatron_r1.mcore.policy import ReferencePolicy
@@ -76,8 +76,8 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
         reference.refresh()
     state = _model_state(policy)
     _let_padding_differ(policy, state, folder / _POLICY, tp)
-    state |= _optimizer_part(policy, state)
-    same_layout = progress["layout"] == asdict(policy.layout)
+    state |= _optimizer_part(policy, state) | _average_part(policy, state)
+    same_layout = _is_layout(policy.layout, progress["layout"])
     if same_layout:
         state["rng"] = _rng_state()
     loaded = _load(policy, state, folder / _POLICY)
@@ -86,8 +86,15 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     policy.check_finite(folder)
     if policy.optimizer is not None:
         finish_loading(policy.optimizer, loaded.get("optimizer", {}), policy.updates - policy.skipped)
+    if policy.average is not None:
+        policy.average.check_loaded(loaded.get("average", {}))
     if same_layout:
         _restore_rng(loaded["rng"], folder / _POLICY)
+
+
+def _is_layout(layout: Layout, stored: dict[str, Any]) -> bool:
+    """Whether a checkpoint's layout, read as JSON, is this one; older ones name no stages."""
+    return {"stages": [], **stored} == json.loads(json.dumps(asdict(layout)))
 
 
 def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool = False) -> None:
@@ -105,8 +112,7 @@ def load_policy_weights(policy: MegatronModel, folder: Path, *, trunk_only: bool
     tp = _tensor_parallel(_read_progress(folder / _PROGRESS)["layout"]) if is_of_run else 1
     _load_weights_from(policy, folder / _POLICY, tp, trunk_only)
     policy.check_finite(folder)
-    if policy.optimizer is not None:
-        policy.optimizer.reload_model_params()
+    policy.take_loaded_weights()
 
 
 def sharding_metadata() -> dict[str, Any]:
@@ -173,8 +179,9 @@ def _let_padding_differ(policy: MegatronModel, state: dict[str, Any], folder: Pa
 
 
 def _policy_state(policy: MegatronModel) -> dict[str, Any]:
+    policy.gather_late_weights()
     state = _model_state(policy)
-    state |= _optimizer_part(policy, state)
+    state |= _optimizer_part(policy, state) | _average_part(policy, state)
     state["rng"] = _rng_state()
     return state
 
@@ -183,6 +190,12 @@ def _optimizer_part(policy: MegatronModel, model_state: dict[str, Any]) -> dict[
     """Empty without an optimizer, and where other data-parallel ranks hold all of it."""
     held = {} if policy.optimizer is None else optimizer_state(policy.optimizer, model_state)
     return {"optimizer": held} if held else {}
+
+
+def _average_part(policy: MegatronModel, model_state: dict[str, Any]) -> dict[str, Any]:
+    """Empty without an average, and where other data-parallel ranks hold all of it."""
+    held = {} if policy.average is None else policy.average.sharded_state(model_state)
+    return {"average": held} if held else {}
 
 
 def _reference_state(policy: MegatronModel, reference: ReferencePolicy) -> dict[str, Any]:

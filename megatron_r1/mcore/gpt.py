@@ -10,6 +10,7 @@ from megatron_r1.mcore.active import require_active
 
 require_active()
 
+from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, roll_tensor
 
@@ -37,9 +38,14 @@ class R1GPTModel(GPTModel):
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """-log p [b, s] of labels [b, s] under logits [s, b, vocab / tp]."""
-        loss = vocab_parallel_cross_entropy(
-            self._without_padding(logits), labels.t().contiguous(), temperature=self.logit_temperature, group=self.pg_collection.tp
-        )
+        logits, targets = self._without_padding(logits), labels.t().contiguous()
+        group, temperature = self.pg_collection.tp, self.logit_temperature
+        if self.config.cross_entropy_loss_fusion:
+            # In float32 before the kernel, which knows no temperature and would divide in the logits' own dtype.
+            logits = logits if temperature == 1.0 else logits.float() / temperature
+            loss = fused_vocab_parallel_cross_entropy(logits, targets, group)
+        else:
+            loss = vocab_parallel_cross_entropy(logits, targets, temperature=temperature, group=group)
         return loss.t().contiguous()
 
     def _without_padding(self, logits: torch.Tensor) -> torch.Tensor:
@@ -56,14 +62,19 @@ class R1GPTModel(GPTModel):
         *,
         labels: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
+        mtp_in_postprocess: bool | None = None,
         **inputs: Any,
     ) -> torch.Tensor:
         if not self.post_process:
             return hidden_states
+        predicted = None
+        if mtp_in_postprocess is False and self.mtp_process:
+            # The schedule of `megatron.overlap_moe_expert_parallel_comm` has run the block, trunk and depths end to end.
+            predicted, hidden_states = hidden_states, hidden_states.chunk(1 + self.config.mtp_num_layers, dim=0)[0]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         # The stock method runs multi-token prediction whenever the block exists, even if its loss reaches nothing.
         if self.train_mtp and labels is not None and torch.is_grad_enabled():
-            hidden_states = self._attach_mtp_loss(hidden_states, weight, labels, **inputs)
+            hidden_states = self._attach_mtp_loss(hidden_states, weight, labels, outputs=predicted, **inputs)
         if labels is not None:
             return self._label_loss(hidden_states, weight, labels, inputs.get("loss_mask"))
         logits, _ = self.output_layer(hidden_states, weight=weight, runtime_gather_output=runtime_gather_output)
@@ -91,9 +102,11 @@ class R1GPTModel(GPTModel):
     def _attach_mtp_loss(
         self, hidden_states: torch.Tensor, weight: torch.Tensor | None, labels: torch.Tensor, *,
         input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: None, loss_mask: torch.Tensor | None,
-        packed_seq_params: Any, rotary_pos_emb: torch.Tensor | None, **_: Any,
+        packed_seq_params: Any, rotary_pos_emb: torch.Tensor | None, outputs: torch.Tensor | None = None, **_: Any,
     ) -> torch.Tensor:  # fmt: skip
         """`hidden_states` [s, b, hidden], with the gradient of the multi-token-prediction loss attached.
+
+        `outputs` are those of the block, if it was run already.
 
         DeepSeek-V3 (arXiv 2412.19437) equations 24 and 25: lambda / D sum_k 1/T sum_i -log p_i^k. T are the trained tokens of the
         whole minibatch, so that neither packing nor padding changes the loss.
@@ -107,10 +120,11 @@ class R1GPTModel(GPTModel):
             def embedding(**ids: torch.Tensor) -> torch.Tensor:
                 return self.embedding(**ids).detach()
 
-        outputs = self.mtp(
-            input_ids=input_ids, position_ids=position_ids, hidden_states=trunk, attention_mask=attention_mask,
-            rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params, embedding=embedding,
-        )  # fmt: skip
+        if outputs is None:
+            outputs = self.mtp(
+                input_ids=input_ids, position_ids=position_ids, hidden_states=trunk, attention_mask=attention_mask,
+                rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params, embedding=embedding,
+            )  # fmt: skip
         depths = self.config.mtp_num_layers
         trunk, *predicted = outputs.chunk(1 + depths, dim=0)
         if self.mtp_trains_trunk:

@@ -193,9 +193,16 @@ class LeanExperts(SequentialMLP):
         inputs, probs = permuted_local_hidden_states.split(counts), permuted_probs.unsqueeze(-1).split(counts)
         outputs = []
         for expert, x, p in zip(self.local_experts, inputs, probs, strict=True):
-            gate, up = F.linear(x, expert.linear_fc1.weight).chunk(2, dim=-1)
-            outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), expert.linear_fc2.weight))
+            gate, up = F.linear(x, _gathered_weight(expert.linear_fc1)).chunk(2, dim=-1)
+            outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), _gathered_weight(expert.linear_fc2)))
         return torch.cat(outputs), None
+
+
+def _gathered_weight(linear: torch.nn.Module) -> torch.Tensor:
+    """The weight of a module that is not called. `megatron.overlap_param_gather` waits for new weights in hooks of the call."""
+    for hook in linear._forward_pre_hooks.values():
+        hook(linear, ())
+    return linear.weight
 
 
 class MtpLayer(MultiTokenPredictionLayer):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+
+_STAGE_WORDS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
+_REPEATED = re.compile(r"(?:\(([^()]*)\)|([EtmL]))\*(\d{1,4})")
+_LONGEST_STAGES = 10_000  # letters
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,11 @@ class Layout:
     dp: int = 1  #: data (of everything but experts)
     sequence_parallel: bool = False
     world_size: int = 1
+    stages: tuple[tuple[str, ...], ...] = ()  #: what each pipeline stage has, virtual ones in turn, see `read_stages`; (): even
+
+    def decoder_layers(self, num_layers: int) -> list[int]:
+        """Decoder layers of every pipeline stage, virtual ones in turn."""
+        return [stage.count("decoder") for stage in self.stages] or stage_layers(num_layers, self.pp * self.vpp)
 
     @property
     def pad_multiple(self) -> int:
@@ -47,7 +57,9 @@ def group_sizes(layout: Layout) -> list[int]:
     ]  # fmt: skip
 
 
-def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int, *, mtp: bool, packed: bool) -> Layout:
+def resolve_layout(
+    parallel: ParallelConfig, arch: Architecture, world_size: int, *, mtp: bool, packed: bool, stages: str | None = None
+) -> Layout:
     """The layout that `parallel` asks for on `world_size` ranks.
 
     Args:
@@ -56,6 +68,7 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
         world_size: number of processes.
         mtp: whether multi-token prediction is trained.
         packed: whether micro-batches are packed by `data.packing`, whose sequences have any length.
+        stages: `megatron.pipeline_model_parallel_layout`.
 
     Raises:
         ConfigError: the sizes do not divide the world or the model, or Megatron-Core 0.16.1 cannot or wrongly computes it.
@@ -72,7 +85,8 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
         f"parallel.ep={ep} x etp={etp} x pp={pp} does not divide the {world_size} processes",
     )
     _check_model(arch, tp, ep, etp)
-    _check_pipeline(arch, pp, vpp)
+    _check_pipeline(arch, pp, vpp, even=stages is None)
+    read = () if stages is None else read_stages(stages, arch, pp, vpp)
     _require_fit(
         etp == tp or ep > 1,
         f"parallel.etp={etp} with tp={tp} needs parallel.ep above 1: Megatron-Core computes expert gradients wrongly otherwise",
@@ -91,20 +105,57 @@ def resolve_layout(parallel: ParallelConfig, arch: Architecture, world_size: int
         not mtp or arch.mtp_depth > 0,
         "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0",
     )
-    return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size)
+    return Layout(tp, pp, vpp, ep, etp, cp, world_size // (tp * pp * cp), sequence_parallel, world_size, read)
 
 
-def smallest_layout(parallel: ParallelConfig, arch: Architecture) -> Layout:
+def smallest_layout(parallel: ParallelConfig, arch: Architecture, stages: str | None = None) -> Layout:
     """The layout of these sizes on as few ranks as they need. Raises ConfigError if the sizes do not fit the model."""
     etp = parallel.etp or (parallel.tp if parallel.ep == 1 else 1)
     world_size = parallel.pp * math.lcm(parallel.tp * parallel.cp, etp * parallel.ep)
-    return resolve_layout(parallel, arch, world_size, mtp=False, packed=False)
+    return resolve_layout(parallel, arch, world_size, mtp=False, packed=False, stages=stages)
 
 
 def stage_layers(num_layers: int, stages: int) -> list[int]:
     """Decoder layers of every pipeline stage; the first ones take the rest, since the last also has the output head."""
     base, rest = divmod(num_layers, stages)
     return [base + (stage < rest) for stage in range(stages)]
+
+
+def read_stages(text: str, arch: Architecture, pp: int, vpp: int) -> tuple[tuple[str, ...], ...]:
+    """The stages that Megatron-LM's layout string names, in Megatron-Core's words: "Et*2|(t|)*2tmL".
+
+    Raises:
+        ConfigError: the string is none, or does not fit the model or the number of stages.
+    """
+    key = f"megatron.pipeline_model_parallel_layout={text!r}"
+    plain = "".join(text.replace(",", "").split())
+    before = None
+    while before != plain and len(plain) <= _LONGEST_STAGES:
+        before, plain = plain, _REPEATED.sub(_repeat, plain)
+    _require_fit(len(plain) <= _LONGEST_STAGES, f"{key:.200} has too many layers")
+    unknown = " ".join(sorted(set(plain) - {*_STAGE_WORDS, "|"}))
+    words = "E is the embedding, t a layer, m multi-token prediction, L the loss, | ends a stage, x*3 and (xy)*3 repeat"
+    _require_fit(not unknown, f"{key:.200} has {unknown}: {words}")
+    stages = tuple(tuple(_STAGE_WORDS[letter] for letter in stage) for stage in plain.split("|"))
+    letters = plain.replace("|", "")
+    _require_fit(pp > 1, f"{key} needs parallel.pp above 1")
+    _require_fit(len(stages) == pp * vpp, f"{key} has {len(stages)} stages, parallel.pp={pp} x vpp={vpp} are {pp * vpp}")
+    _require_fit(
+        letters.count("t") == arch.num_hidden_layers, f"{key} has {letters.count('t')} layers, the model {arch.num_hidden_layers}"
+    )
+    depth = arch.mtp_depth
+    _require_fit(letters.count("m") == depth, f"{key} has {letters.count('m')} of multi-token prediction, the model {depth}")
+    _require_fit(
+        letters == "E" + "t" * arch.num_hidden_layers + "m" * depth + "L",
+        f"{key} is out of order: E comes first, then every t, every m, and L",
+    )
+    _require_fit(stages[-1].count("mtp") == depth, f"{key} has multi-token prediction apart from the loss: put m into L's stage")
+    return stages
+
+
+def _repeat(found: re.Match[str]) -> str:
+    part, count = found[1] or found[2] or "", int(found[3])
+    return part * count if len(part) * count <= _LONGEST_STAGES else "t" * (_LONGEST_STAGES + 1)  # which is refused
 
 
 def padded_vocabulary(size: int, tp: int) -> int:
@@ -122,10 +173,11 @@ def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:
             _require_fit(dimension % size == 0, f"parallel.{axis}={size} does not divide {what}={dimension} of the model")
 
 
-def _check_pipeline(arch: Architecture, pp: int, vpp: int) -> None:
+def _check_pipeline(arch: Architecture, pp: int, vpp: int, *, even: bool) -> None:
     layers = arch.num_hidden_layers
     _require_fit(vpp == 1 or pp > 1, f"parallel.vpp={vpp} needs parallel.pp above 1")
-    _require_fit(pp * vpp <= layers, f"parallel.pp={pp} x vpp={vpp} needs at least {pp * vpp} layers, the model has {layers}")
+    needed = f"parallel.pp={pp} x vpp={vpp} needs at least {pp * vpp} layers, the model has {layers}"
+    _require_fit(not even or pp * vpp <= layers, needed)
 
 
 def _require_fit(condition: bool, message: str) -> None:

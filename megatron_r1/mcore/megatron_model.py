@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.rates import RatesOf, constant_but_lr
 from megatron_r1.config.runtime import RuntimeConfig
@@ -24,6 +24,7 @@ from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.counts import count_minibatch
 from megatron_r1.mcore.reduce_metrics import reduce_metrics
 from megatron_r1.mcore.replicas import check_replicas
+from megatron_r1.mcore.switches import SwitchContext, resolve_switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.flops import Work, update_flops
 from megatron_r1.runtime.distributed import failing_together, is_rank_zero
@@ -35,17 +36,19 @@ from megatron_r1.weights.load import load_weights
 
 require_active()
 
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from megatron_r1.mcore.balance import Balance
+from megatron_r1.mcore.build_optimizer import build_optimizer
+from megatron_r1.mcore.ema import HostAverage
+from megatron_r1.mcore.gradient_kinds import GradientKinds
 from megatron_r1.mcore.offload import TrainingOffload
-from megatron_r1.mcore.optimizer_state import create_moments
+from megatron_r1.mcore.overlap import LateWeights, wrap_for_training
 from megatron_r1.mcore.routing import packed_sequences
 from megatron_r1.mcore.shares import Shares
+from megatron_r1.mcore.step_stats import StepStats, mtp_metric
+from megatron_r1.mcore.transformer_config import this_machine
 
 #: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a whole micro-batch, also
 #: under context parallelism; returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator)
@@ -55,20 +58,6 @@ LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, M
 
 def _name_by_place(micro_batch: MicroBatch, row: int, position: int) -> str:
     return f"row {row} at position {position}"
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """What one update reports; the same on every rank."""
-
-    loss: float
-    grad_norm: float  #: before clipping
-    lr: float
-    metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch, and those of `moe`, if it has an effect
-    tokens: int  #: positions computed, padding included
-    flops: float = 0.0  #: of the whole minibatch, see `model.flops`; 0: it was not applied
-    applied: bool = True  #: False: it was not finite and weights are as before; loss and norm are NaN, and there are no metrics
-    skipped: int | None = None  #: updates of the run that were not applied so far; None: `runtime.skip_nonfinite_updates` is 0
 
 
 class MegatronModel:
@@ -92,6 +81,9 @@ class MegatronModel:
         device: where the parameters live.
         micro_batch_tokens: packed tokens per forward pass.
         freeze_router: router weights get no gradient.
+        megatron: Megatron-Core's switches; None: the defaults.
+        ema_decay: of the average of the weights, see `HostAverage`; None: there is none.
+        packed: whether micro-batches hold sequences of any length; else all are `micro_batch_tokens` long.
     """
 
     def __init__(
@@ -108,6 +100,9 @@ class MegatronModel:
         micro_batch_tokens: int,
         freeze_router: bool = False,
         rates: RatesOf | None = None,
+        megatron: MegatronConfig | None = None,
+        ema_decay: float | None = None,
+        packed: bool = True,
     ) -> None:
         self.arch, self.layout, self.device = arch, layout, device
         self.micro_batch_tokens = micro_batch_tokens
@@ -118,7 +113,13 @@ class MegatronModel:
         self.generation = Generation()  #: what the folder of its weights says of generation, which goes where the model goes
         self.groups = parallel.groups()
         self.shares = Shares(parallel.find_share())
-        self.modules = provider.build_model(arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router)
+        work = SwitchContext(arch, layout, runtime, moe, packed, trains=optimizer is not None)
+        self.switches = resolve_switches(megatron or MegatronConfig(), work, this_machine())
+        #: what the length of a packed micro-batch is a multiple of
+        self.pad_multiple = self.switches.require_tiles(layout, None if packed else micro_batch_tokens)
+        self.modules = provider.build_model(
+            arch, layout, runtime, moe, seed=seed, freeze_router=freeze_router, switches=self.switches
+        )
         for module in self.modules:
             module.to(device)
         self.optimizer = None
@@ -129,31 +130,17 @@ class MegatronModel:
             self._weight_decay = optimizer.weight_decay
             self._rates = rates or constant_but_lr(optimizer, moe, total_updates)
             self._add_optimizer(optimizer, runtime)
+        self._late = LateWeights(self.chunks)
+        #: of the weights, on the host
+        self.average = None if self.optimizer is None or ema_decay is None else HostAverage(self.optimizer, ema_decay, device)
         self._forward_backward = get_forward_backward_func()
         self._balance = Balance(self.modules, moe, device)
 
     def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig) -> None:
         config = self.modules[0].config
-        config.finalize_model_grads_func = finalize_model_grads
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, overlap_grad_reduce=False, grad_reduce_in_fp32=True)
-        self.chunks = [DistributedDataParallel(config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(self.chunks)]
-        self.optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=optimizer.lr,
-                min_lr=optimizer.lr * optimizer.min_lr_ratio,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                use_distributed_optimizer=True,
-                bf16=runtime.dtype == "bf16",
-                params_dtype=config.params_dtype,
-            ),
-            self.chunks,
-        )
-        create_moments(self.optimizer)
+        self.chunks = list(wrap_for_training(self.chunks, config, self.switches))
+        self.optimizer = build_optimizer(optimizer, runtime, self.chunks, self.switches)
+        self._kinds = GradientKinds(self.modules, self.optimizer)
         self._state = TrainingOffload(self.offloaded, self.optimizer, self.chunks, self.device)
 
     def _take_rates(self) -> None:
@@ -199,6 +186,7 @@ class MegatronModel:
             module.mtp_loss, module.mtp_token_weight = None, total_tokens / (counts.trained_tokens or 1)
         watch = nonfinite.UpdateWatch()
         results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
+        self._late.passed()
         look()
         self.updates += 1
         norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
@@ -207,11 +195,18 @@ class MegatronModel:
             if problem.cause is nonfinite.Cause.GRADIENT:
                 problem = replace(problem, behind=self._trace_gradient(micro_batches, loss_fn, total_tokens, name_of))
             return self._leave_out(problem.describe(self._OUTPUT), total_tokens, mends=problem.cause is not nonfinite.Cause.WEIGHT)
+        if self.average is not None:
+            self.average.before_update()
+        of_kinds = self._kinds.measure()
         nonfinite.apply_gradients(self.optimizer, norm)
+        if self.average is not None:
+            self.average.after_update()
+        self._late.updated()
         metrics = (
             reduce_metrics(results, self.groups)
+            | of_kinds
             | self._balance.report(counts.sequences, self.groups.pp)
-            | self._mtp_metric(counts.trained_tokens)
+            | mtp_metric(self.modules, self.groups, counts.trained_tokens, self.device, trained=self.trains_mtp)
         )
         self._balance.move_biases()
         loss = metrics.pop("loss").value
@@ -248,6 +243,7 @@ class MegatronModel:
 
     def check_weights(self) -> None:
         """Look at every weight, before it is sampled from. Collective; it raises NonFiniteUpdate as `nonfinite.require_finite`."""
+        self._late.gather()
         nonfinite.require_finite(self.modules, self.updates)
 
     def _leave_out(self, problem: str, tokens: int, mends: bool = True) -> StepStats:
@@ -286,6 +282,7 @@ class MegatronModel:
             found.update(unpack(micro_batch, values.detach().float().cpu()))
             return values.sum() * 0.0, {}
 
+        self._late.gather()
         with torch.no_grad():
             self._run(micro_batches, keep, total_tokens=1, forward_only=True)
         return found
@@ -299,10 +296,10 @@ class MegatronModel:
     ) -> list[dict[str, Any]]:
         """Forward (and backward) over the pipeline; the loss callable's results of this rank's last stage, else empty."""
 
-        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module):
+        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module, return_schedule_plan: bool = False):
             whole = next(batches).to(self.device)
             micro_batch = parallel.slice_context_parallel(whole)
-            output = model(
+            output = (model.build_schedule_plan if return_schedule_plan else model)(
                 micro_batch.token_ids,
                 micro_batch.position_ids,
                 None,
@@ -341,17 +338,6 @@ class MegatronModel:
     def _flops(self, work: Work) -> float:
         return float(update_flops(self.arch, work, mtp=self.trains_mtp, mtp_trains_trunk=self._mtp_trains_trunk))
 
-    def _mtp_metric(self, trained_tokens: float) -> dict[str, Metric[float]]:
-        """The multi-token-prediction loss per trained token, on every rank; empty if it is not trained."""
-        if not self.trains_mtp:
-            return {}
-        none = torch.zeros((), device=self.device)
-        # The block is on the last pipeline stage alone.
-        loss = sum((none if m.mtp_loss is None else m.mtp_loss for m in self.modules), none).double()
-        dist.all_reduce(loss, group=self.groups.dp_cp)
-        dist.all_reduce(loss, group=self.groups.pp)
-        return {"mtp/loss": Metric(loss.item() / (trained_tokens or 1), "update_mean")}
-
     def offload(self) -> None:
         """Move what `runtime.offload` names of optimizer and gradients to the host until the next update."""
         if self.optimizer is not None:
@@ -359,17 +345,29 @@ class MegatronModel:
 
     def weights(self) -> GatheredWeights:
         """(Hugging Face name, full tensor), collectively: every rank must exhaust each iteration."""
+        self._late.gather()
         return GatheredWeights(self.modules, self.arch, self.groups)
 
     def load_hf(self, folder: Path, trunk_of: Architecture | None = None) -> None:
         """Take the weights of a Hugging Face folder; each rank reads what it holds. `trunk_of`: see `load_weights`."""
         with failing_together():
             load_weights(self.modules, self.arch, folder, self.groups, trunk_of)
+        self.take_loaded_weights()
+
+    def take_loaded_weights(self) -> None:
+        """Have the optimizer and the average start from weights that were put into the modules."""
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
+        if self.average is not None:
+            self.average.start()
+
+    def gather_late_weights(self) -> None:
+        """Have every weight as the last update left it, see `LateWeights`. Collective; whoever reads `modules` calls it first."""
+        self._late.gather()
 
     def local_state(self) -> list[torch.Tensor]:
         """This rank's parameters and router biases, live, in a fixed order."""
+        self._late.gather()
         return [tensor for _, tensor in nonfinite.named_state(self.modules)]
 
     def check_replicas(self) -> None:

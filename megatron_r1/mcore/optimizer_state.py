@@ -12,7 +12,7 @@ here until flattened ranges were taken out of its sharded tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -44,10 +44,36 @@ def optimizer_state(optimizer: ChainedOptimizer, model_state: dict[str, Any]) ->
         optimizer: the policy's, see `create_moments`.
         model_state: the model's sharded state dict.
     """
-    entries, _ = extract_sharded_tensors_and_factories(model_state)
-    of_model = {entry.data: entry for entry in nested_values(entries)}
+    of_model = _entries(model_state)
     held = (tensor for part in distributed_optimizers(optimizer) for tensor in _held_tensors(part, of_model))
     return {str(number): tensor for number, tensor in enumerate(held)}
+
+
+def held_boxes(
+    part: DistributedOptimizer, model_state: dict[str, Any], prefix: str, values: Mapping[torch.Tensor, torch.Tensor]
+) -> Iterator[ShardedTensor]:
+    """Sharded tensors of something that this rank has for each element of the weights that it holds.
+
+    Args:
+        model_state: the model's sharded state dict.
+        prefix: before the names of the model's tensors.
+        values: the model's parameter -> numbers for the range that this rank holds of it, in order.
+    """
+    of_model = _entries(model_state)
+    for parameter, numbers in values.items():
+        start = part._get_model_param_range_map(parameter)["param"].start
+        yield from _boxes(of_model[parameter], f"{prefix}{of_model[parameter].key}", numbers, start)
+
+
+def master_weights(part: DistributedOptimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(The model's parameter, fp32 weights of the range that this rank holds of it), which offloading moves by their `data`."""
+    for parameter in part.model_param_group_index_map:
+        yield parameter, part._get_main_param_and_optimizer_states(parameter)["param"]
+
+
+def _entries(model_state: dict[str, Any]) -> dict[torch.Tensor, Any]:
+    entries, _ = extract_sharded_tensors_and_factories(model_state)
+    return {entry.data: entry for entry in nested_values(entries)}
 
 
 def finish_loading(optimizer: ChainedOptimizer, loaded: dict[str, torch.Tensor], updates: int) -> None:

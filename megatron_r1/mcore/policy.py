@@ -94,7 +94,7 @@ class MegatronPolicy(MegatronModel):
             samples,
             max_tokens=self.micro_batch_tokens,
             dp_size=self.layout.dp,
-            pad_multiple=self.layout.pad_multiple,
+            pad_multiple=self.pad_multiple,
             count_multiple=self.layout.count_multiple,
             share_prompts=self._share_prompts,
         )

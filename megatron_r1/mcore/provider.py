@@ -8,6 +8,7 @@ from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout, padded_vocabulary
+from megatron_r1.mcore.switches import Switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.weights.mapping import fused_names
 
@@ -24,8 +25,9 @@ from megatron_r1.mcore.transformer_config import transformer_config
 
 
 def build_model(
-    arch: Architecture, layout: Layout, runtime: RuntimeConfig, moe: MoeTrainingConfig, *, seed: int, freeze_router: bool = False
-) -> list[R1GPTModel | RewardGPTModel]:
+    arch: Architecture, layout: Layout, runtime: RuntimeConfig, moe: MoeTrainingConfig, *, seed: int, freeze_router: bool = False,
+    switches: Switches | None = None,
+) -> list[R1GPTModel | RewardGPTModel]:  # fmt: skip
     """This rank's part of the model, one module per virtual pipeline stage, on the active device, without any wrapper.
 
     `parallel.build_process_groups(layout, ...)` was called before. The initial weights depend on `seed` only, not on the layout.
@@ -39,8 +41,9 @@ def build_model(
             by `balance.Balance`.
         seed: of the initial weights.
         freeze_router: router weights get no gradient (the bias is `moe.bias_update_rate`'s).
+        switches: of speed; None: what a model that is only run has by default.
     """
-    config = transformer_config(arch, layout, runtime, moe)
+    config = transformer_config(arch, layout, runtime, moe, switches)
     modules = []
     for stage in range(layout.vpp):
         vp_stage = stage if layout.vpp > 1 else None
@@ -66,6 +69,8 @@ def build_model(
         if not moe.mtp_trains_trunk:
             _leave_out_of_norm(module)
         _freeze(module, mtp=not module.train_mtp, router=freeze_router)
+        if switches is not None and switches.fuse_engine_gradients:
+            _fuse_gradients(module)
         modules.append(module)
     return modules
 
@@ -85,6 +90,13 @@ def _leave_out_of_norm(module: torch.nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if name.startswith("mtp."):
             parameter.shared = True
+
+
+def _fuse_gradients(module: torch.nn.Module) -> None:
+    # By TransformerConfig's field the output layer would have to do the same, for which Megatron-Core needs Apex.
+    for layer in module.modules():
+        if hasattr(layer, "fuse_wgrad_accumulation"):
+            layer.fuse_wgrad_accumulation = True
 
 
 def _freeze(module: torch.nn.Module, *, mtp: bool, router: bool) -> None:

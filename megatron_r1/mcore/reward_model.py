@@ -106,7 +106,7 @@ class MegatronRewardModel(MegatronModel):
             examples,
             max_tokens=max_tokens,
             dp_size=self.layout.dp,
-            pad_multiple=self.layout.pad_multiple,
+            pad_multiple=self.pad_multiple,
             count_multiple=self.layout.count_multiple,
         )
         return per_rank[self.shares.number]

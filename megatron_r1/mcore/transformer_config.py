@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError, one_line
 from megatron_r1.mcore.active import on_transformer_engine, require_active
-from megatron_r1.mcore.layout import Layout, stage_layers
+from megatron_r1.mcore.layout import Layout
+from megatron_r1.mcore.switches import Machine, SwitchContext, Switches, find_machine, resolve_switches
 from megatron_r1.model.architecture import Architecture, Experts
+from megatron_r1.runtime.device import compute_capability
 
 require_active()
 
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 
-def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfig, moe: MoeTrainingConfig) -> TransformerConfig:
+def this_machine() -> Machine:
+    """What the switches have to know of this process's machine."""
+    device = require_active()
+    found = find_machine(device, on_transformer_engine(), compute_capability())
+    # Tests run Transformer Engine's layers on a CPU, where its version says nothing.
+    return replace(found, transformer_engine="0") if device == "cpu" and on_transformer_engine() else found
+
+
+def transformer_config(
+    arch: Architecture, layout: Layout, runtime: RuntimeConfig, moe: MoeTrainingConfig, switches: Switches | None = None
+) -> TransformerConfig:
     """Megatron-Core's description of the same model; `MLATransformerConfig` of one with latent attention.
+
+    Args:
+        switches: None: what a model that is only run has by default.
 
     Raises:
         ConfigError: Megatron-Core 0.16.1 computes the architecture differently, or refuses the settings.
@@ -26,9 +44,14 @@ def transformer_config(arch: Architecture, layout: Layout, runtime: RuntimeConfi
     if refusal is not None:
         raise ConfigError(f"model: {refusal}")
     kind = MLATransformerConfig if arch.ATTENTION == "latent" else TransformerConfig
+    if switches is None:
+        switches = resolve_switches(
+            MegatronConfig(), SwitchContext(arch, layout, runtime, moe, packed=True, trains=False), this_machine()
+        )
     settings = _common(arch, runtime) | _parallel(arch, layout, runtime) | _recompute(runtime) | _multi_token_prediction(arch, moe)
     if arch.experts is not None:
         settings |= _experts(arch.experts, moe)
+    settings |= switches.transformer
     try:
         config = kind(**(settings | arch.megatron_settings()))
     except (ValueError, AssertionError) as error:
@@ -63,12 +86,9 @@ def _common(arch: Architecture, runtime: RuntimeConfig) -> dict[str, object]:
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
         "use_cpu_initialization": on_cpu,
-        "gradient_accumulation_fusion": False,
-        "bias_activation_fusion": False,
         "masked_softmax_fusion": False,
         "persist_layer_norm": not on_cpu,
         "attention_backend": None,
-        "apply_rope_fusion": False,
     }
 
 
@@ -82,8 +102,6 @@ def _experts(experts: Experts, moe: MoeTrainingConfig) -> dict[str, object]:
         "moe_router_bias_update_rate": 0.0,  # `balance.Balance` moves the biases
         "moe_router_load_balancing_type": "seq_aux_loss" if moe.aux_loss_coeff else "none",
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
-        "moe_token_dispatcher_type": "alltoall",
-        "moe_grouped_gemm": on_transformer_engine(),
     }
 
 
@@ -103,14 +121,13 @@ def _parallel(arch: Architecture, layout: Layout, runtime: RuntimeConfig) -> dic
         "expert_tensor_parallel_size": layout.etp,
         "sequence_parallel": layout.sequence_parallel,
         "pipeline_dtype": _dtype(runtime),
-        # Batched point-to-point calls pair the wrong messages when an interleaved schedule runs over two ranks.
-        "batch_p2p_comm": not interleaved,
-        "overlap_p2p_comm": interleaved,
     }
 
 
 def _pipeline_stages(arch: Architecture, layout: Layout) -> list[list[str]]:
-    stages = [["decoder"] * count for count in stage_layers(arch.num_hidden_layers, layout.pp * layout.vpp)]
+    if layout.stages:
+        return [list(stage) for stage in layout.stages]
+    stages = [["decoder"] * count for count in layout.decoder_layers(arch.num_hidden_layers)]
     stages[0].insert(0, "embedding")
     stages[-1] += ["mtp"] * arch.mtp_depth + ["loss"]
     return stages

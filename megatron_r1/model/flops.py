@@ -53,16 +53,16 @@ def update_flops(arch: Architecture, work: Work, *, mtp: bool = False, mtp_train
 def active_parameters(arch: Architecture) -> int:
     """Weights that one token is multiplied with, embedding and output layer included, multi-token prediction left out."""
     head = sum(math.prod(row.shapes[0]) for block in arch.blocks() for row in block.rows if row.megatron[0] == _OUTPUT_LAYER)
-    return _weights_of_a_token(arch, _blocks(arch, mtp=False)) + arch.vocab_size * arch.hidden_size + head
+    return _weights_of_a_token(arch, _blocks_of_part(arch, mtp=False)) + arch.vocab_size * arch.hidden_size + head
 
 
 def _trunk_flops(arch: Architecture, work: Work) -> int:
-    weights = _weights_of_a_token(arch, _blocks(arch, mtp=False))
+    weights = _weights_of_a_token(arch, _blocks_of_part(arch, mtp=False))
     return _MULTIPLY_AND_ADD * weights * work.tokens + arch.num_hidden_layers * _attention_flops(arch, work)
 
 
 def _mtp_flops(arch: Architecture, work: Work) -> int:
-    weights = _weights_of_a_token(arch, _blocks(arch, mtp=True))
+    weights = _weights_of_a_token(arch, _blocks_of_part(arch, mtp=True))
     return _MULTIPLY_AND_ADD * weights * work.tokens + arch.mtp_depth * _attention_flops(arch, work)
 
 
@@ -76,7 +76,7 @@ def _attention_flops(arch: Architecture, work: Work) -> int:
     return _MULTIPLY_AND_ADD * arch.num_attention_heads * sum(arch.head_widths()) * work.pairs
 
 
-def _blocks(arch: Architecture, *, mtp: bool) -> Iterable[Block]:
+def _blocks_of_part(arch: Architecture, *, mtp: bool) -> Iterable[Block]:
     return arch.mtp_blocks() if mtp else (block for block in arch.blocks() if not block.megatron.startswith("mtp."))
 
 

@@ -41,6 +41,8 @@ class Panel:
     fraction: bool = False  #: values lie in 0 to 1
 
 
+GRADIENT_KINDS = ("embedding", "attention", "norms", "mlp", "router", "experts", "shared_experts", "mtp", "head")
+
 PANELS = [
     Panel("Accuracy", {"reward/accuracy": "training rollouts", "eval/pass@1": "held-out pass@1"}, fraction=True),
     Panel("Format", {"reward/format": "training rollouts", "eval/format": "held-out"}, fraction=True),
@@ -55,6 +57,8 @@ PANELS = [
     Panel("Preference accuracy", {"accuracy": "training batches", "validation/accuracy": "held-out"}, fraction=True),
     Panel("Loss", {"loss": "training", "validation/loss": "held-out"}),
     Panel("Gradient norm", {"grad_norm": "before clipping"}),
+    Panel("Gradient norm by kind", {f"grad_norm/{kind}": kind.replace("_", " ") for kind in GRADIENT_KINDS}, scale="log"),
+    Panel("Experts", {"moe/max_load": "largest load of all layers, 1: balanced", "moe/bias_spread": "spread of router biases"}),
     Panel("Tokens a second and device", {"tokens_per_second/device": "trained tokens, over the whole step"}),
     Panel("Share of the device's peak (MFU)", {"mfu/train": "while it trains", "mfu/step": "over the whole step"}, fraction=True),
     Panel("Gate", {"gate/accuracy": "greedy accuracy, forced to think"}, fraction=True),

@@ -54,12 +54,13 @@ def _describe_run(folder: Path, run: RunRecord, now: float) -> list[str]:
         rates = [f"{rate:.3g} s a step"]
         rates += [f"{v:,.0f} {k.rpartition('/')[2]} tokens/s" for k, v in last.items() if k.startswith("tokens_per_second/")]
         lines.append(f"  rates       {', '.join(rates)}")
-        lines += _speed(last)
+        lines += _describe_devices(last)
         parts = {k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/") and k.count("/") == 1}
         lines.append("  last step   " + ", ".join(f"{name} {value:.3g} s" for name, value in parts.items() if name != "step"))
         if total > step and not (folder / "hf").exists():
             left = (total - step) * rate
             lines.append(f"  ends        about {_duration(left)} from its last step on, at {_clock(now + left)} if it runs now")
+    lines += _describe_experts(last)
     values = [f"{name} {last[name]:.4g}" for name in _SHOWN if isinstance(last.get(name), int | float)]
     if values:
         lines.append(f"  values      {', '.join(values)}")
@@ -68,7 +69,7 @@ def _describe_run(folder: Path, run: RunRecord, now: float) -> list[str]:
     return lines
 
 
-def _speed(last: dict[str, float]) -> list[str]:
+def _describe_devices(last: dict[str, float]) -> list[str]:
     """What each device did in the last step, while it trained and over all; without a known peak there is no MFU."""
     if "flops_per_second/step" not in last:
         return []
@@ -77,6 +78,16 @@ def _speed(last: dict[str, float]) -> list[str]:
     if "mfu/step" in last:
         line += f"; {last['mfu/step']:.1%} and {last['mfu/train']:.1%} of the peak (MFU)"
     return [line]
+
+
+def _describe_experts(last: dict[str, float]) -> list[str]:
+    """The layer whose experts are used least evenly, and how far their biases are apart."""
+    loads = {name.removeprefix("moe/load/layer_"): load for name, load in last.items() if name.startswith("moe/load/layer_")}
+    if not loads:
+        return []
+    worst = max(loads, key=lambda layer: loads[layer])
+    line = f"  experts     load up to {loads[worst]:.3g} of the mean (layer {worst})"
+    return [line + (f", biases {last['moe/bias_spread']:.3g} apart" if "moe/bias_spread" in last else "")]
 
 
 def _state(folder: Path, signs: list[Sign], now: float) -> str:

@@ -76,6 +76,11 @@ def cuda_device_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def compute_capability() -> int:
+    """The major compute capability of the GPU in use: 9 of Hopper, 10 of Blackwell; 0 without CUDA."""
+    return torch.cuda.get_device_capability()[0] if cuda_device_count() else 0
+
+
 def device_in_use() -> Device:
     """The GPU that this process has begun to use, else the CPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

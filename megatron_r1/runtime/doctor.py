@@ -55,6 +55,7 @@ def run_doctor(
     choice: Literal["auto", "cpu", "cuda"],
     examine_sandbox: Callable[[], list[tuple[str, str]]],
     device_checks: Callable[[], Sequence[DeviceCheck]] = tuple,
+    describe_switches: Callable[[str], list[tuple[str, str]]] = lambda device: [],
 ) -> int:
     """Print the diagnosis.
 
@@ -62,6 +63,7 @@ def run_doctor(
         examine_sandbox: finds out whether programs can be rewarded here (`rewards.sandbox.probe.describe_sandbox`); training
             runs without it.
         device_checks: what to run on the GPU (`mcore.device_checks`); called if the device is CUDA and there is one.
+        describe_switches: (switch, whether it is on) of Megatron-Core's on a device, see `mcore.switches`.
 
     Returns:
         1 if something that the chosen device needs is missing, 2 if something is there and fails, else 0.
@@ -79,6 +81,10 @@ def run_doctor(
     width = max(len(name) for name, _ in diagnosis.findings)
     for name, finding in diagnosis.findings:
         print(f"{name:<{width}}  {finding}")
+    switches = describe_switches("cuda" if device == "cuda" and has_cuda else "cpu")
+    width = max((len(name) for name, _ in switches), default=0)
+    for name, finding in switches:
+        print(f"megatron.{name:<{width}}  {finding}")
     print()
     for line in diagnosis.missing["cuda"]:
         print(f"missing for the GPU path: {line}")

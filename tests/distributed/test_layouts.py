@@ -26,14 +26,14 @@ LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # absolute; relative
 
 def case(
     name: str, mtp: bool = False, packed: bool = False, recompute: str = "none", model: str = "deepseek_v3", te: bool = False,
-    **parallel: int,
+    megatron: dict | None = None, **parallel: int,
 ) -> dict:  # fmt: skip
-    """One layout with one way of training."""
+    """One layout with one way of training, and switches of Megatron-Core's."""
     suffix = "".join(
         ["-mtp" * mtp, "-packed" * packed, f"-{recompute}" * (recompute != "none"), f"-{model}" * (model != "deepseek_v3")]
-        + ["-te" * te]
+        + ["-te" * te, *(f"-{name}={value}" for name, value in (megatron or {}).items())]
     )
-    ways = {"mtp": mtp, "packed": packed, "recompute": recompute, "model": model, "te": te}
+    ways = {"mtp": mtp, "packed": packed, "recompute": recompute, "model": model, "te": te, "megatron": megatron or {}}
     return {"name": name + suffix, **ways, "parallel": parallel}
 
 
@@ -67,6 +67,18 @@ TWO_RANKS = [
     *[case("pp2-vpp2", pp=2, vpp=2, **way) for way in FURTHER],
 ]  # fmt: skip
 
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+TWO_RANKS += [
+    case("dp2", mtp=True, megatron=OVERLAP),
+    case("dp2", packed=True, megatron={"overlap_grad_reduce": True}),
+    case("ep2", ep=2, mtp=True, packed=True, megatron=OVERLAP),
+    case("pp2-vpp2", pp=2, vpp=2, megatron=OVERLAP),
+    case("pp2", pp=2, mtp=True, megatron={"pipeline_model_parallel_layout": "Et|t*4mL"}),
+    case("pp2-vpp2", pp=2, vpp=2, mtp=True, megatron={"pipeline_model_parallel_layout": "E|(tt|)*2tmL"}),
+    case("pp2", pp=2, packed=True, megatron={"batch_p2p_comm": False}),
+    case("tp2", tp=2, megatron={"bias_swiglu_fusion": True}),
+]
+
 FOUR_RANKS = [
     *[case("tp2-ep2", tp=2, ep=2, **way) for way in (WAYS[0], WAYS[3])],
     *[case("pp2-ep2", pp=2, ep=2, **way) for way in (WAYS[0], WAYS[3])],
@@ -77,6 +89,8 @@ FOUR_RANKS = [
     case("tp2-cp2", tp=2, cp=2, mtp=True),
     case("tp2-cp2", tp=2, cp=2, packed=True),
     case("tp2-dp2", tp=2, packed=True, recompute="selective"),
+    case("pp2-dp2", pp=2, mtp=True, megatron=OVERLAP),
+    case("tp2-ep2", tp=2, ep=2, mtp=True, megatron=OVERLAP),  # experts have data-parallel ranks, and buffers, of their own
 ]  # fmt: skip
 
 

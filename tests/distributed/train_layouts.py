@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.runtime import RuntimeConfig
@@ -63,12 +64,16 @@ def train(case: dict) -> list[dict[str, Any]]:
     moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 * case["mtp"], mtp_trains_trunk=True)
     runtime = RuntimeConfig(recompute=case["recompute"])
     # packed=False: the sequences of `batch` are as long as context parallelism needs them.
-    layout = parallel.resolve_layout(ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=False)
+    switches = MegatronConfig(**case["megatron"])
+    layout = parallel.resolve_layout(
+        ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=False,
+        stages=switches.pipeline_model_parallel_layout,
+    )  # fmt: skip
     parallel.build_process_groups(layout, seed=1)
     with transformer_engine_layers() if case["te"] else nullcontext():
         policy = MegatronPolicy(
             arch, layout, runtime, moe, optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1), total_updates=10, seed=7,
-            device=torch.device("cpu"), micro_batch_tokens=ROWS * WIDTH,
+            device=torch.device("cpu"), micro_batch_tokens=ROWS * WIDTH, megatron=switches,
         )  # fmt: skip
     return [step_once(batch(step, case["packed"]), policy) for step in range(STEPS)]
 
@@ -77,7 +82,10 @@ def step_once(micro_batches: list[MicroBatch], policy: MegatronPolicy) -> dict[s
     """One optimizer step on this rank's share."""
     mine = micro_batches[parallel.data_parallel_rank() :: policy.layout.dp]
     stats = policy.train_on_micro_batches(mine, loss_over(len(micro_batches) * ROWS * WIDTH))
-    biases = [tensor for name, tensor in policy.weights() if name.endswith("e_score_correction_bias")]
+    if policy.switches.ddp["overlap_param_gather"] and policy.layout.pp == 1:
+        biases = [router.expert_bias for router in policy._balance.routers]  # weights are gathered by the next forward pass alone
+    else:
+        biases = [tensor for name, tensor in policy.weights() if name.endswith("e_score_correction_bias")]
     return {"loss": stats.loss, "grad_norm": stats.grad_norm, "biases": torch.stack(biases).tolist() if biases else []}
 
 

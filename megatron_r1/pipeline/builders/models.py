@@ -109,7 +109,8 @@ def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) ->
 def resolve_policy_layout(config: Config, arch: Architecture, world_size: int, *, moe: MoeTrainingConfig, packed: bool) -> Layout:
     """The layout of a policy on so many ranks. Raises ConfigError if it does not fit them, the model or Megatron-Core."""
     mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
-    return resolve_layout(config.parallel, arch, world_size, mtp=mtp, packed=packed)
+    stages = config.megatron.pipeline_model_parallel_layout
+    return resolve_layout(config.parallel, arch, world_size, mtp=mtp, packed=packed, stages=stages)
 
 
 def reward_architecture(found: Architecture, weights: str | None, label: str | None) -> Architecture:
@@ -133,6 +134,7 @@ def build_policy(
     packed: bool,
     temperature: float = 1.0,
     freeze_router: bool = False,
+    ema_decay: float | None = None,
     share_prompts: Literal["auto", "always", "never"] = "never",
     rates: RatesOf | None = None,
 ) -> MegatronPolicy:
@@ -166,6 +168,9 @@ def build_policy(
         micro_batch_tokens=micro_batch_tokens,
         temperature=temperature,
         freeze_router=freeze_router,
+        megatron=config.megatron,
+        packed=packed,
+        ema_decay=ema_decay,
         share_prompts=shares_prompts(share_prompts, arch, layout, moe, session.device.kind),
         rates=rates,
     )
@@ -193,7 +198,8 @@ def build_reward_model(
     found, weights = find_architecture(config.model), config.model.weights
     arch = reward_architecture(found, weights, label)
     require_layers_for(arch, config.runtime)
-    layout = resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True)
+    stages = config.megatron.pipeline_model_parallel_layout
+    layout = resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True, stages=stages)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     model = MegatronRewardModel(
@@ -206,6 +212,7 @@ def build_reward_model(
         seed=config.seed,
         device=session.device.torch_device,
         micro_batch_tokens=config.reward_model.micro_batch_tokens,
+        megatron=config.megatron,
     )
     _load_given_weights(config.model, model, trunk_of=None if found.is_reward_model else found)
     session.tell_threads()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.mcore.layout import Layout, stage_layers
+from megatron_r1.mcore.layout import Layout
 from megatron_r1.pipeline.builders.placement import EnginePlace, place_engine, servers_folder
 from megatron_r1.runtime.launch import LaunchInfo
 
@@ -58,7 +58,7 @@ def place_ranks(cluster: Cluster, layout: Layout, groups: dict[str, list[list[in
         for group in of_axis:
             for position, rank in enumerate(group):
                 positions[rank][axis] = position
-    counts = stage_layers(num_layers, layout.pp * layout.vpp)
+    counts = layout.decoder_layers(num_layers)
     starts = [sum(counts[:stage]) for stage in range(len(counts))]
     layers = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=True)]
     return [

@@ -40,6 +40,7 @@ def describe_layout(found: Found) -> Rows:
         ends = [" + embedding"] * (stage == 0) + [" + head"] * (stage == layout.pp - 1)
         nodes = shorten(cluster.nodes_of(ranks))
         rows.append(("", f"{stage:<6} {shorten(ranks):<22} {nodes:<12} {layers}{''.join(ends)}"))
+    rows.append(("switches", ", ".join(found.switches) or "none of section megatron is on"))
     return rows
 
 

@@ -71,3 +71,4 @@ class Found:
     groups: dict[str, list[list[int]]]  #: axis -> its groups of ranks
     ranks: list[RankPlace]
     engines: Engines | None  #: None: the stage has none
+    switches: tuple[str, ...]  #: of Megatron-Core's, those that are on if the machines have all that they need

@@ -11,6 +11,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import smallest_layout
+from megatron_r1.mcore.switches import SwitchContext, planned_machine, resolve_switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.pipeline.dry_run.cluster import Cluster, place_engines, place_ranks
 from megatron_r1.pipeline.dry_run.describe import (
@@ -72,9 +73,12 @@ def _resolve_job(command: str, config: Config, job: Job, arch: Architecture, sha
     from megatron_r1.mcore.transformer_config import transformer_config
 
     arch = stage.shape(config, arch)
-    world_size = job.world_size or smallest_layout(config.parallel, arch).world_size
+    world_size = job.world_size or smallest_layout(config.parallel, arch, config.megatron.pipeline_model_parallel_layout).world_size
     layout = stage.layout(config, arch, world_size)
-    transformer_config(arch, layout, config.runtime, stage.moe(config))  # what Megatron-Core refuses ends a dry run, too
+    moe = stage.moe(config)
+    work = SwitchContext(arch, layout, config.runtime, moe, stage.packed(config))
+    switches = resolve_switches(config.megatron, work, planned_machine(kind, config.megatron.fp8_recipe))
+    transformer_config(arch, layout, config.runtime, moe)  # what Megatron-Core refuses ends a dry run, too
     cluster, groups = Cluster(world_size, job.gpus_per_node), rank_groups(layout)
     engines, opened = None, stage.samples(config) or (config if job.is_measured else None)
     if opened is not None:
@@ -89,4 +93,4 @@ def _resolve_job(command: str, config: Config, job: Job, arch: Architecture, sha
         )
         engines = Engines(options, place_engines(cluster, opened.rollout, kind))
     ranks = place_ranks(cluster, layout, groups, arch.num_hidden_layers)
-    return Found(config, job, cluster, kind, arch, shape_from, layout, groups, ranks, engines)
+    return Found(config, job, cluster, kind, arch, shape_from, layout, groups, ranks, engines, switches.on)

@@ -32,6 +32,7 @@ class PlannedStage:
     layout: Callable[[Config, Architecture, int], Layout]  #: on so many ranks
     batches: Callable[[Found], Rows]  #: how they are packed
     samples: Callable[[Config], Config | None]  #: the config that its engines are opened with; None: it has none
+    packed: Callable[[Config], bool] = lambda config: True  #: whether micro-batches hold sequences of any length
 
 
 def _grpo_batches(found: Found) -> Rows:
@@ -134,6 +135,7 @@ PLANNED: Mapping[str, PlannedStage] = {
         ),
         _pretrain_batches,
         lambda config: config if config.pretrain.gate_accuracy else None,
+        lambda config: config.pretrain.mask_documents,
     ),
     "sft": PlannedStage(
         check_sft,

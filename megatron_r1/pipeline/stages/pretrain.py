@@ -173,6 +173,7 @@ def _train_phase(
         total_updates=plan.total_updates,
         micro_batch_tokens=phase.micro_batch_size * phase.sequence_length,
         packed=stage.mask_documents,
+        ema_decay=stage.ema_decay,
         rates=lambda number: plan.update(number).rates,
     )
     from megatron_r1.mcore import parallel

@@ -71,6 +71,10 @@ def test_one_batch_in_any_packing(stage: str, micro_batch_tokens: int, recompute
     got = one_update(stage, build_model(stage, micro_batch_tokens=micro_batch_tokens, recompute=recompute))
     compare(got, reference(stage))
     assert {"moe/balance_loss", "moe/max_load"} < got.keys() and ("mtp/loss" in got) == (stage != "reward_model")
+    loads = {name: value for name, value in got.items() if name.startswith("moe/load/")}
+    layers = [1, 2, 3, 4] + [5] * (stage != "reward_model")  # the first is dense, the last predicts a second token
+    assert list(loads) == [f"moe/load/layer_{layer}" for layer in layers] and max(loads.values()) == got["moe/max_load"]
+    assert got["moe/bias_spread"] == 0.0, "the first update's biases have not moved yet"
 
 
 def test_packings_of_the_test_above_differ() -> None:

@@ -8,7 +8,7 @@ from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.layout import Layout, resolve_layout, stage_layers
 from megatron_r1.model.presets import PRESETS, resolve_architecture
-from tests.random_weights import qwen2_architecture
+from tests.random_weights import full_architecture, qwen2_architecture
 
 
 def resolve(world_size: int, *, mtp: bool = False, packed: bool = True, preset: str = "tiny", **sizes: object) -> Layout:
@@ -101,3 +101,42 @@ def test_uneven_stages_give_the_first_ones_more() -> None:
     assert stage_layers(3, 2) == [2, 1]
     assert stage_layers(61, 16) == [4] * 13 + [3] * 3
     assert stage_layers(8, 4) == [2, 2, 2, 2]
+
+
+STAGED = full_architecture(mtp=1)  # five layers
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "layers"),
+    [
+        ("Et*2|t*3mL", {"pp": 2}, [2, 3]),
+        ("E t, t | (t|)*2 t m L", {"pp": 4}, [2, 1, 1, 1]),
+        ("E|(tt|)*2tmL", {"pp": 2, "vpp": 2}, [0, 2, 2, 1]),
+        ("Et*5|mL", {"pp": 2}, [5, 0]),
+    ],
+)
+def test_stages_by_a_layout_string(text, sizes, layers):
+    layout = resolve_layout(ParallelConfig(**sizes), STAGED, 4, mtp=True, packed=True, stages=text)
+    assert layout.decoder_layers(STAGED.num_hidden_layers) == layers
+    assert [word for stage in layout.stages for word in stage] == ["embedding", *["decoder"] * 5, "mtp", "loss"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "says"),
+    [
+        ("Ettt|tmL", {"pp": 2}, "has 4 layers, the model 5"),
+        ("Ett|ttt|mL", {"pp": 2}, "has 3 stages, parallel.pp=2 x vpp=1 are 2"),
+        ("Ettttt|L", {"pp": 2}, "has 0 of multi-token prediction, the model 1"),
+        ("Ettttm|tL", {"pp": 2}, "is out of order"),
+        ("Et*4tm|L", {"pp": 2}, "put m into L's stage"),
+        ("tE*1tttt|mL", {"pp": 2}, "is out of order"),
+        ("Exttttt|mL", {"pp": 2}, "has x:"),
+        ("E(t*9999)*9999|mL", {"pp": 2}, "too many layers"),
+        ("", {"pp": 2}, "has 1 stages"),
+        ("EtttttmL", {}, "needs parallel.pp above 1"),
+    ],
+)
+def test_a_layout_string_that_does_not_fit_is_one_line(text, sizes, says):
+    with pytest.raises(ConfigError) as raised:
+        resolve_layout(ParallelConfig(**sizes), STAGED, 2, mtp=True, packed=True, stages=text)
+    assert says in str(raised.value) and "\n" not in str(raised.value)

@@ -77,3 +77,16 @@ def test_steps_beyond_the_total_and_an_end_beyond_the_calendar(run):
     for rank in (0, 1):
         give_sign(run, rank, f"n{rank}", NOW, total=1)
     assert "ends" not in describe_status(run, NOW)
+
+
+def test_speed_and_experts_of_the_last_step(run):
+    record = {
+        "step": 1, "seconds/step": 2.0, "tokens_per_second/device": 1500.0, "flops_per_second/step": 3.5e14,
+        "flops_per_second/train": 4e14, "moe/load/layer_3": 1.5, "moe/load/layer_12": 2.25, "moe/bias_spread": 0.004,
+    }  # fmt: skip
+    for more, says in (({}, "train"), ({"mfu/step": 0.354, "mfu/train": 0.404}, "train; 35.4% and 40.4% of the peak (MFU)")):
+        (run / "metrics.jsonl").write_text(json.dumps(record | more) + "\n")
+        lines = describe_status(run, NOW).splitlines()
+        assert "  rates       2 s a step, 1,500 device tokens/s" in lines
+        assert f"  devices     350 TFLOPS each, 400 while they {says}" in lines
+        assert "  experts     load up to 2.25 of the mean (layer 12), biases 0.004 apart" in lines

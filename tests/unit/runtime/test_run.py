@@ -54,6 +54,25 @@ def train(folder: Path, steps: int, config=CONFIG) -> Run:
     return run
 
 
+def test_flops_become_a_speed_and_a_share_of_the_peak(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_r1.runtime.run.peak_of", lambda device, dtype: 1e12)
+    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        for step in run.steps(2, "grpo"):
+            with run.timer("train"):
+                time.sleep(0.01)
+            if step == 1:
+                run.count_tokens("train", 100)
+                run.count_flops(1.5e9)
+                run.count_flops(0.5e9)
+            run.record(step, {})
+    first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for part in ("train", "step"):
+        assert first[f"flops_per_second/{part}"] == pytest.approx(2e9 / first[f"seconds/{part}"])
+        assert first[f"mfu/{part}"] == pytest.approx(first[f"flops_per_second/{part}"] / 1e12)
+    assert first["tokens_per_second/device"] == pytest.approx(100 / first["seconds/step"], rel=1e-2)
+    assert not any(name.startswith(("flops_per_second/", "mfu/", "tokens_per_second/")) for name in second)
+
+
 def test_a_run_records_each_step_and_keeps_the_newest_checkpoints(tmp_path):
     run = train(tmp_path / "run", 7)
     records = read_metrics(run.folder / "metrics.jsonl")

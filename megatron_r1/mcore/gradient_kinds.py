@@ -1,0 +1,101 @@
+"""The norm of the gradient by kind of parameter, so that a spike can be told from where it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.optimizer_state import distributed_optimizers
+from megatron_r1.types import Metric
+
+require_active()
+
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+
+#: part of a parameter's name in Megatron-Core -> kind; the first that fits counts
+KINDS = {
+    "mtp.": "mtp", "embedding.": "embedding", "output_layer.": "head", "norm": "norms", ".self_attention.": "attention",
+    ".router.": "router", ".shared_experts.": "shared_experts", ".experts.": "experts", ".mlp.": "mlp",
+}  # fmt: skip
+_NAMES = tuple(KINDS.values())
+
+
+class GradientKinds:
+    """What kind of parameter each gradient of this rank's optimizer is of.
+
+    Args:
+        modules: the model's, without wrappers.
+        optimizer: of these modules.
+    """
+
+    def __init__(self, modules: Sequence[torch.nn.Module], optimizer: ChainedOptimizer) -> None:
+        self._optimizer = optimizer
+        kinds = {id(parameter): kind_of(name) for module in modules for name, parameter in module.named_parameters()}
+        self._kind = {
+            id(held): _NAMES.index(kinds[id(parameter)])
+            for part in distributed_optimizers(optimizer)
+            for parameter, held in _held_parameters(part)
+        }
+        present = torch.zeros(len(_NAMES))
+        for kind in set(self._kind.values()):
+            present[kind] = 1.0
+        group = optimizer.get_grad_stats_parallel_group()
+        self._device = next(modules[0].parameters()).device
+        present = present.to(self._device)
+        dist.all_reduce(present, dist.ReduceOp.MAX, group=group)
+        self._present = [bool(one) for one in present.tolist()]  # the same on every rank
+
+    def measure(self) -> dict[str, Metric[float]]:
+        """`grad_norm/<kind>` of the gradient that is about to be applied, before clipping, of all ranks. Collective: nine numbers.
+
+        What the whole norm leaves out is left out here, so the squares add up to its square.
+        """
+        of_kind: list[list[torch.Tensor]] = [[] for _ in _NAMES]
+        for part in distributed_optimizers(self._optimizer):
+            counted = {gradient.data_ptr() for gradient in part.get_main_grads_for_grad_norm()}
+            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            for parameter in part.get_parameters():
+                gradient = parameter.decoupled_grad if decoupled else parameter.grad
+                if gradient is not None and gradient.data_ptr() in counted:
+                    of_kind[self._kind[id(parameter)]].append(gradient)
+        squares = torch.stack([_square(gradients, self._device) for gradients in of_kind])
+        dist.all_reduce(squares, group=self._optimizer.get_grad_stats_parallel_group())
+        norms = squares.sqrt().tolist()
+        return {
+            f"grad_norm/{name}": Metric(norm, "update_mean")
+            for name, norm, is_there in zip(_NAMES, norms, self._present, strict=True)
+            if is_there
+        }
+
+
+def kind_of(name: str) -> str:
+    """Of a parameter of Megatron-Core's model. Raises ValueError for one that nobody thought of."""
+    for part, kind in KINDS.items():
+        if part in name:
+            return kind
+    raise ValueError(f"parameter {name} is of no kind: see mcore/gradient_kinds.py")
+
+
+def _held_parameters(part: DistributedOptimizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(The model's parameter, what the optimizer updates of it on this rank)."""
+    pairs = (
+        (part.model_float16_groups, part.shard_fp32_from_float16_groups),
+        (part.model_fp32_groups, part.shard_fp32_groups),
+    )
+    return [
+        (parameter, held)
+        for of_model, of_optimizer in pairs
+        for parameters, shards in zip(of_model, of_optimizer, strict=True)
+        for parameter, held in zip(parameters, shards, strict=True)
+    ]
+
+
+def _square(gradients: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The sum of all squares."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
