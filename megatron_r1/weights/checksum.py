@@ -40,8 +40,7 @@ def checksum(tensor: torch.Tensor, row_offset: int = 0, column_offset: int = 0) 
     total = 0
     step = max(1, (_BLOCK_ON_CPU if bits.is_cpu else _BLOCK) // max(columns, 1))
     for start in range(0, rows, step):
-        block = bits[start : start + step].to(torch.int64)
-        per_row = (block * column_weights).sum(1)
+        per_row = (bits[start : start + step] * column_weights).sum(1)  # in 64 bits, as the weights are
         total += int((per_row * row_weights[start : start + step]).sum())
     return total & MASK
 

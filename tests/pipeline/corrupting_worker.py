@@ -66,8 +66,10 @@ class CorruptingWorker(HeldWeights):
         return update_over_nccl(self, *arguments)
 
     def held_tensors(self) -> dict[str, np.ndarray]:
-        """Everything the model holds, in Hugging Face form."""
-        return {held.name: held.read().detach().numpy().copy() for held in read_held(self.model_runner.model)}
+        """Everything the model holds, in Hugging Face form. No place is found twice: tied weights are one."""
+        found = list(read_held(self.model_runner.model))
+        assert len({(held.name, held.memory.data_ptr()) for held in found}) == len(found)
+        return {held.name: held.read().detach().numpy().copy() for held in found}
 
 
 def _flip(tensor: torch.Tensor) -> None:

@@ -67,11 +67,14 @@ class Held:
 def read_held(model: torch.nn.Module) -> Iterator[Held]:
     """Every Hugging Face tensor that the model holds; of copies that vLLM keeps of one tensor each is found.
 
-    Tied output weights are one more copy of the embedding: Hugging Face has no tensor of their own.
+    Tied output weights have no tensor of their own in Hugging Face. Where they are not the embedding's very parameter, as vLLM
+    leaves them, they are one more copy of it.
     """
     for name, module in model.named_modules():
         if name == "lm_head" and model.config.tie_word_embeddings:
             name = "model.embed_tokens"
+            if module.weight is model.get_submodule(name).weight:
+                continue
         for kind, reader in _READERS:
             if isinstance(module, kind):
                 yield from reader(name, module)
