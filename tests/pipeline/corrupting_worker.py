@@ -68,7 +68,7 @@ class CorruptingWorker(HeldWeights):
     def held_tensors(self) -> dict[str, np.ndarray]:
         """Everything the model holds, in Hugging Face form. No place is found twice: tied weights are one."""
         found = list(read_held(self.model_runner.model))
-        assert len({(held.name, held.memory.data_ptr()) for held in found}) == len(found)
+        assert len({(held.name, held.memory.data_ptr(), id(held.source)) for held in found}) == len(found)
         return {held.name: held.read().detach().numpy().copy() for held in found}
 
 

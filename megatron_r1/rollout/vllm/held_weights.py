@@ -65,16 +65,24 @@ class Held:
 
 
 def read_held(model: torch.nn.Module) -> Iterator[Held]:
-    """Every Hugging Face tensor that the model holds; of copies that vLLM keeps of one tensor each is found.
+    """Every Hugging Face tensor that the model holds; of copies that vLLM keeps of one tensor each is found, each place once.
 
-    Tied output weights have no tensor of their own in Hugging Face. Where they are not the embedding's very parameter, as vLLM
-    leaves them, they are one more copy of it.
+    Tied output weights have no tensor of their own in Hugging Face. Where vLLM did not leave them the embedding's very parameter,
+    they are one more copy of it.
     """
+    seen: set[tuple[str, int, int]] = set()
+    for held in _read_modules(model):
+        place = (held.name, held.memory.data_ptr(), id(held.source))
+        if place not in seen:
+            seen.add(place)
+            yield held
+
+
+def _read_modules(model: torch.nn.Module) -> Iterator[Held]:
+    """What each module holds. A parameter that two of them share comes twice."""
     for name, module in model.named_modules():
         if name == "lm_head" and model.config.tie_word_embeddings:
             name = "model.embed_tokens"
-            if module.weight is model.get_submodule(name).weight:
-                continue
         for kind, reader in _READERS:
             if isinstance(module, kind):
                 yield from reader(name, module)
