@@ -69,14 +69,17 @@ class RolloutConfig(Section):
     kv_cache_bytes: int | None = Field(
         None,
         gt=0,
-        description="Size of an engine's KV cache in bytes. null: what rollout.gpu_memory_utilization leaves beside the weights.",
+        description="Size of an engine's KV cache in bytes. null: on a GPU what rollout.gpu_memory_utilization leaves beside the "
+        "weights; on a CPU, beside the ranks, room for rollout.max_num_seqs sequences of the longest kind, and at most "
+        "rollout.gpu_memory_utilization of the node's free memory, which the node's engines share.",
         json_schema_extra=MAY_CHANGE,
     )
     gpu_memory_utilization: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Share of a device's memory that an engine may take for weights, activations and KV cache.",
+        description="Share of a device's memory that an engine may take for weights, activations and KV cache. On a CPU see "
+        "rollout.kv_cache_bytes.",
         json_schema_extra=MAY_CHANGE,
     )
     sleep: bool = Field(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.rollout.cache_size import block_tokens
 from megatron_r1.rollout.weight_buckets import bucket_bytes
 from megatron_r1.weights.mapping import model_entries
 
@@ -37,6 +38,7 @@ class EngineOptions:
     tensor_parallel_size: int
     nodes: int  #: that the engine spans
     kv_cache_bytes: int | None  #: None: vLLM's share of the device
+    block_tokens: int | None  #: of a block of the KV cache; None: vLLM's choice
     gpu_memory_utilization: float
     transfer: Literal["shm", "nccl"]
     verify_weights: bool
@@ -119,6 +121,7 @@ def engine_options(
         tensor_parallel_size=rollout.tensor_parallel_size,
         nodes=rollout.nodes_per_engine,
         kv_cache_bytes=rollout.kv_cache_bytes,
+        block_tokens=block_tokens(arch, max_model_len) if device == "cpu" else None,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         transfer=_transfer(rollout, device),
         verify_weights=rollout.verify_weights,

@@ -10,6 +10,7 @@ from megatron_r1.mcore.layout import group_sizes
 from megatron_r1.model.size import count_parameters
 from megatron_r1.pipeline.dry_run.cluster import shorten
 from megatron_r1.pipeline.dry_run.found import Engines, Found, Rows
+from megatron_r1.rollout.cache_size import sequence_bytes
 from megatron_r1.rollout.options import engine_weight_bytes
 from megatron_r1.runtime.open_files import needed_file_descriptors
 
@@ -54,7 +55,12 @@ def describe_engines(found: Found) -> Rows:
     rows = [("engines", f"{_where(found.engines, rollout.servers)}; each {each}, weights sent by {options.transfer}")]
     prompt, longest = found.config.data.max_prompt_tokens, options.max_model_len
     rows.append(("context", f"prompt {prompt:,} + response {longest - prompt:,} = {longest:,} tokens"))
-    cache = "what is left" if options.kv_cache_bytes is None else f"{options.kv_cache_bytes / 1e9:,.2f} GB"
+    cache = "what is left"
+    if options.kv_cache_bytes is not None:
+        cache = f"{options.kv_cache_bytes / 1e9:,.2f} GB"
+    elif options.device == "cpu":
+        needed = options.max_num_seqs * sequence_bytes(found.arch, options.dtype, longest, options.tensor_parallel_size)
+        cache = f"{needed / 1e9:,.2f} GB, or less where {options.gpu_memory_utilization:g} of the free memory is less"
     share = f"{options.gpu_memory_utilization:g} of a device, " if found.device == "cuda" else ""
     held = f"weights {engine_weight_bytes(found.arch, options.dtype) / 1e9:,.2f} GB over its devices, KV cache {cache}"
     rows.append(("memory", f"engine: {share}{held}, {options.max_num_seqs} sequences at a time"))

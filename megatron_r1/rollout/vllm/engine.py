@@ -253,6 +253,7 @@ def _arguments(options: EngineOptions, part: Part | None) -> dict[str, Any]:
     arguments.update(
         enforce_eager=True,
         distributed_executor_backend="uni" if options.tensor_parallel_size == 1 else "mp",
+        block_size=options.block_tokens,
     )
     if options.attention == "latent":
         # vLLM's CPU operator for RoPE rotates the three-dimensional queries of MLA wrongly; its torch code is right. The
