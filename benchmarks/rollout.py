@@ -1,9 +1,12 @@
-"""Rollouts: the vLLM engine against transformers' generate, and the seconds of one weight sync with and without verification.
+"""Rollouts: the engine against bare vLLM and transformers' generate; the seconds of a weight sync with and without verification.
 
 Both sample from the same weights, at temperature 1, the same number of responses to the same prompts (those of the
 quickstart's task). Before rollouts are timed, the log-probs that the engine reports must be those of the peer's model. The peer
 is forced to `--tokens` tokens a response; ours stops where end-of-sequence is sampled, so both are counted in tokens per second.
 Ours also returns a log-prob for every token, the peer does not.
+
+Against bare vLLM both are forced, and both return log-probs; see `benchmarks/rollout_bare.py`. The exit code is 0 only where ours
+reaches 0.95 of its tokens per second in every case.
 
     python -m benchmarks.rollout --out rollout.json
 """
@@ -17,12 +20,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.measure import Disagreement, compare, describe_machine, parser_of, positive, print_table, run, write_results
 from benchmarks.peer import describe_peer, load_peer
+from benchmarks.rollout_bare import BAR, CASES, HOW, BareResult, compare_with_bare, describe_bare, print_bare
 from megatron_r1.config.data import DataConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.rollout import RolloutConfig
@@ -31,6 +35,7 @@ from megatron_r1.config.schema import Config
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.prompts import PromptStream, PromptWriter
 from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import R1Error
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer
 from megatron_r1.pipeline.session import Session, open_session
@@ -150,8 +155,40 @@ def make_prompts(config: Config, tokenizer: Tokenizer, count: int) -> list[Promp
     return stream.next(count)
 
 
+class TooSlow(R1Error):
+    """The engine through this project is slower than the bar allows."""
+
+    exit_code = 1
+
+
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Measure rollouts and weight syncs, print two tables, write the JSON file."""
+    """Measure, print the tables, write the JSON file.
+
+    Raises:
+        TooSlow: a case against bare vLLM is below its bar; after everything is printed and written.
+    """
+    results: dict[str, Any] = {}
+    bare: list[BareResult] = []
+    with tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-") as work:
+        for case in arguments.cases:
+            for how in arguments.bare:
+                bare.append(compare_with_bare(case, how, arguments, Path(work)))
+                print_bare(bare[-1:])
+    results["bare_vllm"] = [describe_bare(result) for result in bare]
+    machine = describe_machine(arguments.device)
+    if not arguments.only_bare:
+        results |= compare_with_transformers(arguments)
+    if len(bare) > 1:
+        print_bare(bare)
+    if arguments.out is not None:
+        write_results(arguments.out, arguments, results, machine)
+    slow = [f"{result.comparison.workload} {result.comparison.speed_ratio:.3f}" for result in bare if not result.reaches_bar]
+    if slow:
+        raise TooSlow(f"below {BAR} of bare vLLM's tokens per second: {', '.join(slow)}")
+
+
+def compare_with_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure rollouts and weight syncs, and print two tables; what goes into the JSON file."""
     verified, unverified = (make_config(arguments, verify_weights=choice) for choice in (True, False))
     sampling = Sampling(arguments.group_size, 1.0, 1.0, arguments.tokens)
     with open_session(verified.runtime) as session, ExitStack() as stack:
@@ -182,7 +219,6 @@ def benchmark(arguments: argparse.Namespace) -> None:
             peer_rollout(model, prompts, sampling, arguments.peer_batch, tokenizer.eos_id, arguments.seed),
             arguments.repeats,
         )
-        machine = describe_machine(arguments.device)
     print_table(
         ["workload", "ours, tokens/s", "transformers, tokens/s", "ours / transformers", "tokens of ours and of transformers"],
         [
@@ -202,13 +238,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
         ["weight sync", "verified, s", "not verified, s", "verified / not verified"],
         [[size, f"{seconds[0]:.3f}", f"{seconds[1]:.3f}", f"{1 / sync.speed_ratio:.2f}"]],
     )
-    if arguments.out is not None:
-        sides = {"verified": asdict(sync.ours), "not_verified": asdict(sync.peer)}
-        results = {
-            "rollout": {**asdict(rollout), "speed_ratio": rollout.speed_ratio, "transformers": describe_peer(model)},
-            "weight_sync": {**sides, "report": asdict(sent), "time_ratio": 1 / sync.speed_ratio},
-        }
-        write_results(arguments.out, arguments, results, machine)
+    sides = {"verified": asdict(sync.ours), "not_verified": asdict(sync.peer)}
+    return {
+        "rollout": {**asdict(rollout), "speed_ratio": rollout.speed_ratio, "transformers": describe_peer(model)},
+        "weight_sync": {**sides, "report": asdict(sent), "time_ratio": 1 / sync.speed_ratio},
+    }
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -221,6 +255,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=positive, default=32, help="tokens of a response")
     parser.add_argument("--peer-batch", type=positive, default=64, help="sequences that transformers generates at a time")
     parser.add_argument("--kv-cache-mib", type=positive, default=64, help="the engine's KV cache; the quickstart has 64")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="against bare vLLM: model and responses")
+    parser.add_argument("--only-bare", action="store_true", help="leave transformers and the weight syncs out")
+    parser.add_argument("--bare", nargs="+", choices=HOW, default=list(HOW), help="how bare vLLM runs; compiled is its default")
+    parser.add_argument("--threads", type=positive, default=1, help="of the engine and of bare vLLM")
     return parser.parse_args(argv)
 
 

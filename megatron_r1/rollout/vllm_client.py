@@ -129,7 +129,7 @@ class VllmProcessEngine:
             nonlocal num_taken
             taken = take(num_taken - len(groups))
             num_taken += len(taken.positions)
-            requests = [(at, list(prompts[at].token_ids), _sample_seeds(seed, at, sampling)) for at in taken.positions]
+            requests = [(at, list(prompts[at].token_ids), _response_seeds(seed, at, sampling)) for at in taken.positions]
             return requests, taken.is_last
 
         def keep(part: tuple[int, list[Answer]] | str | None) -> tuple[list[Request], bool] | None:
@@ -263,11 +263,11 @@ def _open_channel(
     return ServedParts(servers, needed, options.start_timeout_seconds)
 
 
-def _sample_seeds(seed: int, prompt_index: int, sampling: Sampling) -> list[int | None]:
-    return [_sample_seed(seed, prompt_index, g) for g in range(sampling.n)] + [None] * sampling.greedy
+def _response_seeds(seed: int, prompt_index: int, sampling: Sampling) -> list[int | None]:
+    return [response_seed(seed, prompt_index, g) for g in range(sampling.n)] + [None] * sampling.greedy
 
 
-def _sample_seed(seed: int, prompt_index: int, sample_index: int) -> int:
+def response_seed(seed: int, prompt_index: int, sample_index: int) -> int:
     """Seed of one response: any two differ, and it does not depend on the process or on the other responses."""
     digest = hashlib.blake2b(f"{seed} {prompt_index} {sample_index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
