@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from megatron_r1.chat_endpoint import ChatEndpoint, Completion, NoCompletion, read_api_key
@@ -21,13 +22,31 @@ from megatron_r1.types import Prompt, RolloutGroup, Sampling, SamplingEngine
 OnResponses = Callable[[int], object]  #: is called with the number of responses that came
 
 
-class Model(Protocol):
-    """Samples responses into a ledger."""
+@dataclass(frozen=True)
+class Pass:
+    """One kind of responses to the problems of a benchmark, and where they are kept."""
 
-    def sample(
-        self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
-    ) -> None:
-        """Sample the responses that `kept` lacks, and append each as it comes.
+    sampling: Sampling
+    seed: str
+    kept: Ledger
+    on_responses: OnResponses
+
+    def lacks(self, problems: Sequence[BenchmarkProblem]) -> bool:
+        """Whether a response to one of these problems is not kept."""
+        return any((problem.id, n) not in self.kept.records for problem in problems for n in range(self.sampling.n))
+
+    def keep(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append what is not kept yet."""
+        before = len(self.kept.records)
+        self.kept.append(lines)
+        self.on_responses(len(self.kept.records) - before)
+
+
+class Model(Protocol):
+    """Samples responses into ledgers."""
+
+    def sample(self, problems: Sequence[BenchmarkProblem], sampled: Pass, greedy: Pass | None = None) -> None:
+        """Sample the responses that the ledgers lack, and append each as it comes.
 
         A line: problem, sample, response, finished (ended by itself), tokens (None if the server does not count tokens).
 
@@ -40,7 +59,8 @@ class EngineModel:
     """A `Model` on a rollout engine.
 
     The calls to the engine have fixed contents. An interrupted call is made again as a whole, so that it gives the same
-    responses; those that were kept before the kill stay.
+    responses; those that were kept before the kill stay. A call asks for the greedy response with the samples of a problem, since
+    a full batch is what makes an engine fast; greedy responses go into calls of their own only if all samples are there already.
 
     Args:
         make_prompt: renders and tokenises a problem.
@@ -51,29 +71,35 @@ class EngineModel:
         self._engine, self._make_prompt = engine, make_prompt
         self._responses_per_call = responses_per_call
 
-    def sample(
-        self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
-    ) -> None:
+    def sample(self, problems: Sequence[BenchmarkProblem], sampled: Pass, greedy: Pass | None = None) -> None:
         """See `Model.sample`."""
-        size = max(1, self._responses_per_call // sampling.n)
+        self._sample_pass(problems, sampled, greedy)
+        if greedy is not None:
+            self._sample_pass(problems, greedy)
+
+    def _sample_pass(self, problems: Sequence[BenchmarkProblem], asked: Pass, greedy: Pass | None = None) -> None:
+        """Sample what `asked` lacks, and the `greedy` responses to the problems of the same calls."""
+        sampling = asked.sampling if greedy is None else replace(asked.sampling, greedy=greedy.sampling.n)
+        size = max(1, self._responses_per_call // asked.sampling.n)
 
         def keep(group: RolloutGroup) -> None:
-            before = len(kept.records)
-            kept.append(self._response_line(group, sample) for sample in range(sampling.n))
-            on_responses(len(kept.records) - before)
+            # Greedy first: whatever kills the process, a problem that has its samples has this, too.
+            if greedy is not None:
+                greedy.keep(self._response_line(group, n, sampling.n + n) for n in range(sampling.greedy))
+            asked.keep(self._response_line(group, n, n) for n in range(sampling.n))
 
         for start in range(0, len(problems), size):
-            asked = problems[start : start + size]
-            if any((problem.id, sample) not in kept.records for problem in asked for sample in range(sampling.n)):
-                prompts = [self._make_prompt(problem) for problem in asked]
+            of_call = problems[start : start + size]
+            if asked.lacks(of_call):
+                prompts = [self._make_prompt(problem) for problem in of_call]
                 try:
-                    self._engine.generate(prompts, sampling, seed_of(seed, start), keep)
+                    self._engine.generate(prompts, sampling, seed_of(asked.seed, start), keep)
                 except RolloutError as error:
-                    there = _describe_kept(kept, len(problems) * sampling.n)
+                    there = _describe_kept(asked.kept, len(problems) * asked.sampling.n)
                     raise RolloutError(f"{error}; {there}") from error
 
-    def _response_line(self, group: RolloutGroup, sample: int) -> dict[str, Any]:
-        rollout = group.rollouts[sample]
+    def _response_line(self, group: RolloutGroup, sample: int, position: int) -> dict[str, Any]:
+        rollout = group.rollouts[position]
         text = whole_response(group.prompt.text, rollout.text)
         return _response_line(group.prompt.id, sample, text, rollout.finished, len(rollout.token_ids))
 
@@ -105,37 +131,37 @@ class EndpointModel:
         section = "evaluate.benchmarks.endpoint"
         self._endpoint = ChatEndpoint(config.url, key, config.timeout_seconds, config.retries, section, pause)
 
-    def sample(
-        self, problems: Sequence[BenchmarkProblem], sampling: Sampling, seed: str, kept: Ledger, on_responses: OnResponses
-    ) -> None:
+    def sample(self, problems: Sequence[BenchmarkProblem], sampled: Pass, greedy: Pass | None = None) -> None:
         """See `Model.sample`."""
-        wanted = [(problem, sample) for problem in problems for sample in range(sampling.n)]
-        missing = iter([(problem, sample) for problem, sample in wanted if (problem.id, sample) not in kept.records])
+        passes = [sampled] if greedy is None else [sampled, greedy]
+        wanted = [(asked, problem, n) for asked in passes for problem in problems for n in range(asked.sampling.n)]
+        missing = iter([(asked, problem, n) for asked, problem, n in wanted if (problem.id, n) not in asked.kept.records])
         failure: Exception | None = None
-        under_way: dict[Future[Completion], tuple[str, int]] = {}
+        under_way: dict[Future[Completion], tuple[Pass, str, int]] = {}
         with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as threads:
             try:
                 while True:
                     room = self._config.concurrency - len(under_way) if failure is None else 0
-                    for problem, sample in itertools.islice(missing, room):
-                        request = self._request(problem.question, sampling, seed_of(seed, problem.id, sample))
-                        under_way[threads.submit(self._endpoint.sample, request)] = (problem.id, sample)
+                    for asked, problem, sample in itertools.islice(missing, room):
+                        request = self._request(problem.question, asked.sampling, seed_of(asked.seed, problem.id, sample))
+                        under_way[threads.submit(self._endpoint.sample, request)] = (asked, problem.id, sample)
                     if not under_way:
                         break
                     for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        key = under_way.pop(future)
+                        asked, id, sample = under_way.pop(future)
                         try:
                             completion = future.result()
                         except (NoCompletion, RewardError) as error:
                             failure = failure or error
                             continue
-                        kept.append([_response_line(*key, _whole_text(completion), completion.finished, completion.tokens)])
-                        on_responses(1)
+                        text = _whole_text(completion)
+                        asked.keep([_response_line(id, sample, text, completion.finished, completion.tokens)])
             except BaseException:
                 self._endpoint.close()  # Ctrl-C, a full disk: nobody waits an hour for requests under way
                 raise
         if failure is not None:
-            there = _describe_kept(kept, len(wanted))
+            lacking = next((asked for asked in passes if asked.lacks(problems)), sampled)
+            there = _describe_kept(lacking.kept, len(problems) * lacking.sampling.n)
             raise RolloutError(f"the endpoint {self._config.url} gives no answer ({failure}); {there}")
 
     def _request(self, question: str, sampling: Sampling, seed: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem, digest, read_benchmark
 from megatron_r1.evaluation.benchmarks import Benchmark, find_benchmarks
 from megatron_r1.evaluation.measure import BenchmarkResult, measure_benchmark
-from megatron_r1.evaluation.models import EndpointModel, EngineModel, Model
+from megatron_r1.evaluation.models import EndpointModel, EngineModel, Model, OnResponses, Pass
 from megatron_r1.evaluation.result_files import ModelResults, write_results
 from megatron_r1.evaluation.sample_ledger import open_samples, read_settings, settings_path
 from megatron_r1.evaluation.score_responses import evaluation_specs, judge_votes, score_responses, vote_classes
@@ -144,16 +144,26 @@ def _sample_missing(config: Config, session: Session | None, tasks: list[Task]) 
     with ExitStack() as stack:
         model: Model | None = None
         for task in tasks:
-            for prefix, sampling in _passes(settings, task):
-                sampled_with = _settings_of(task, sampling) | {"seed": settings.seed} | identity
-                with _open_responses(Path(config.run_dir) / task.name, prefix, sampled_with) as kept:
-                    total = len(task.problems) * sampling.n
-                    if len(kept.records) == total:
-                        continue
+            with ExitStack() as of_task:
+                passes = [
+                    _open_pass(config, task, prefix, sampling, identity, of_task) for prefix, sampling in _passes(settings, task)
+                ]
+                if any(asked.lacks(task.problems) for asked in passes):
                     model = model or stack.enter_context(_open_model(config, session, tasks))
-                    title = f"{task.benchmark.title}{', greedy' if prefix else ''}"
-                    with Progress(total, title, initial=len(kept.records)) as progress:
-                        model.sample(task.problems, sampling, f"{settings.seed} {task.name} {prefix}", kept, progress.advance)
+                    model.sample(task.problems, *passes)
+
+
+def _open_pass(config: Config, task: Task, prefix: str, sampling: Sampling, identity: dict[str, Any], stack: ExitStack) -> Pass:
+    """A pass over a benchmark with its ledger, and its progress if something is missing; the stack closes both."""
+    seed = config.evaluate.benchmarks.seed
+    sampled_with = _settings_of(task, sampling) | {"seed": seed} | identity
+    kept = stack.enter_context(_open_responses(Path(config.run_dir) / task.name, prefix, sampled_with))
+    total, there = len(task.problems) * sampling.n, len(kept.records)
+    tell: OnResponses = lambda count: None
+    if there < total:
+        title = f"{task.benchmark.title}{', greedy' if prefix else ''}"
+        tell = stack.enter_context(Progress(total, title, initial=there)).advance
+    return Pass(sampling, f"{seed} {task.name} {prefix}", kept, tell)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_r1.errors import RolloutError, WeightSyncError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.models import EngineModel
+from megatron_r1.evaluation.models import EngineModel, Pass
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.prompt_queue import Taken
@@ -258,11 +258,11 @@ def test_an_evaluation_goes_on_after_a_kill_with_the_same_responses(loaded, tmp_
     model = EngineModel(loaded, lambda problem: by_id[problem.id], responses_per_call=8)
     sampling = replace(SAMPLING, n=2, temperature=0.6, top_p=0.95)
     with open_samples(tmp_path / "a.jsonl", {}) as kept:
-        model.sample(asked, sampling, "seed", kept, lambda _: None)
+        model.sample(asked, Pass(sampling, "seed", kept, lambda _: None))
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert len(lines) == 12 and len({line.split('"response"')[1] for line in lines}) == 12
     open_samples(tmp_path / "b.jsonl", {}).close()
     (tmp_path / "b.jsonl").write_text("".join(f"{line}\n" for line in lines[:5]))  # killed in the first of two calls
     with open_samples(tmp_path / "b.jsonl", {}) as kept:
-        model.sample(asked, sampling, "seed", kept, lambda _: None)
+        model.sample(asked, Pass(sampling, "seed", kept, lambda _: None))
     assert sorted((tmp_path / "b.jsonl").read_text().splitlines()) == sorted(lines)

@@ -18,7 +18,7 @@ from megatron_r1.config.endpoint import EndpointConfig
 from megatron_r1.data.chat.wording import Wording
 from megatron_r1.errors import ConfigError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.models import EndpointModel, EngineModel
+from megatron_r1.evaluation.models import EndpointModel, EngineModel, Pass
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.chat_server import ChatServer, Reply, completion
@@ -36,7 +36,7 @@ class SeededEngine:
     ) -> list[RolloutGroup]:
         """See `Engine`."""
         for index in reversed(range(len(prompts))):
-            texts = [f"{prompts[index].question} {seed} {len(prompts)} {index} {g}" for g in range(sampling.n)]
+            texts = [f"{prompts[index].question} {seed} {len(prompts)} {index} {g}" for g in range(sampling.responses)]
             on_group(RolloutGroup(prompts[index], [Rollout([1, 2], [0.0, 0.0], text, True) for text in texts], 0))
         return []
 
@@ -47,7 +47,7 @@ def make_prompt(problem: BenchmarkProblem) -> Prompt:
 
 def sample(path: Path, tell: Callable[[int], object] = lambda count: None) -> list[str]:
     with open_samples(path, {"k": 3}) as kept:
-        EngineModel(SeededEngine(), make_prompt, 9).sample(PROBLEMS, SAMPLING, "seed", kept, tell)
+        EngineModel(SeededEngine(), make_prompt, 9).sample(PROBLEMS, Pass(SAMPLING, "seed", kept, tell))
     return path.read_text().splitlines()
 
 
@@ -72,7 +72,7 @@ def test_an_engine_that_dies_says_what_is_kept(tmp_path):
         open_samples(tmp_path / "a.jsonl", {}) as kept,
         pytest.raises(RolloutError, match="died in generate; 9 of 30 responses are kept"),
     ):
-        EngineModel(Dying(), make_prompt, 9).sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
+        EngineModel(Dying(), make_prompt, 9).sample(PROBLEMS, Pass(SAMPLING, "seed", kept, lambda count: None))
 
 
 @pytest.mark.parametrize("stop", [1, 4, 8])
@@ -99,6 +99,77 @@ def test_a_killed_evaluation_ends_as_one_that_was_not_killed(tmp_path, stop):
     assert sorted(sample(path)) == sorted(sample(tmp_path / "whole.jsonl"))
 
 
+GREEDY = Sampling(1, 0.0, 1.0, 100)
+
+
+class NotedEngine(SeededEngine):
+    """Notes what is asked in one call, and may end in the middle of one."""
+
+    def __init__(self, groups: int = 1000) -> None:
+        self.calls: list[tuple[list[str], int, int]] = []
+        self._left = groups
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, on_group: Callable[[RolloutGroup], None]
+    ) -> list[RolloutGroup]:
+        """See `Engine`."""
+        self.calls.append(([prompt.id for prompt in prompts], sampling.n, sampling.greedy))
+
+        def pass_on(group: RolloutGroup) -> None:
+            self._left -= 1
+            if self._left < 0:
+                raise RolloutError("the rollout engine died in generate")
+            on_group(group)
+
+        return super().generate(prompts, sampling, seed, pass_on)
+
+
+def sample_both(
+    folder: Path, engine: NotedEngine, told: dict[str, int] | None = None, *, greedy: bool = True
+) -> dict[str, list[str]]:
+    told = {} if told is None else told
+
+    def tell(name: str) -> Callable[[int], object]:
+        return lambda count: told.update({name: told.get(name, 0) + count})
+
+    with open_samples(folder / "a.jsonl", {}) as kept, open_samples(folder / "g.jsonl", {}) as kept_greedy:
+        asked = Pass(SAMPLING, "seed", kept, tell("sampled")), Pass(GREEDY, "seed greedy_", kept_greedy, tell("greedy"))
+        EngineModel(engine, make_prompt, 9).sample(PROBLEMS, *asked[: 1 + greedy])
+    return {name: sorted((folder / f"{name}.jsonl").read_text().splitlines()) for name in ("a", "g")}
+
+
+def test_greedy_responses_share_the_calls_of_the_samples(tmp_path):
+    engine, told = NotedEngine(), {}
+    lines = sample_both(tmp_path, engine, told)
+    assert [(len(ids), n, greedy) for ids, n, greedy in engine.calls] == [(3, 3, 1)] * 3 + [(1, 3, 1)]
+    assert told == {"sampled": 30, "greedy": 10} and (len(lines["a"]), len(lines["g"])) == (30, 10)
+    texts = {json.loads(line)["problem"]: json.loads(line) for line in lines["g"]}
+    assert all(line["sample"] == 0 and line["response"].endswith(" 3") for line in texts.values()), "the one behind the samples"
+    assert not any(json.loads(line)["response"].endswith(" 3") for line in lines["a"])
+    assert sample_both(tmp_path, engine) == lines and len(engine.calls) == 4, "nothing is asked again"
+
+
+@pytest.mark.parametrize("groups", [0, 1, 3, 7, 9])
+def test_shared_calls_that_end_early_are_made_again_with_the_same_responses(tmp_path, groups):
+    with pytest.raises(RolloutError, match=f"{3 * groups} of 30 responses are kept"):
+        sample_both(tmp_path / "ended", NotedEngine(groups))
+    path = tmp_path / "ended" / "a.jsonl"
+    if groups == 1:  # killed between the two files: the greedy response is there, the samples are not
+        path.write_text("")
+    assert sample_both(tmp_path / "ended", NotedEngine()) == sample_both(tmp_path / "whole", NotedEngine())
+
+
+def test_greedy_responses_asked_for_later_leave_the_samples_alone(tmp_path):
+    """As a run folder of before, or `greedy` set after a first evaluation."""
+    engine = NotedEngine()
+    before = sample_both(tmp_path, engine, greedy=False)
+    assert [greedy for _, _, greedy in engine.calls] == [0] * 4 and not before["g"]
+    engine.calls.clear()
+    after = sample_both(tmp_path, engine)
+    assert after["a"] == before["a"] and len(after["g"]) == 10
+    assert [(len(ids), n, greedy) for ids, n, greedy in engine.calls] == [(9, 1, 0), (1, 1, 0)]
+
+
 def endpoint(server: ChatServer, **settings: Any) -> EndpointModel:
     config = EndpointConfig(url=server.url, model="m", retries=1, **{"timeout_seconds": patient(5.0), "concurrency": 4} | settings)
     return EndpointModel(config, pause=lambda seconds: None)
@@ -106,7 +177,7 @@ def endpoint(server: ChatServer, **settings: Any) -> EndpointModel:
 
 def ask(server: ChatServer, path: Path, **settings: Any) -> list[dict[str, Any]]:
     with endpoint(server, **settings) as model, open_samples(path, {}) as kept:
-        model.sample(PROBLEMS, SAMPLING, "seed", kept, lambda count: None)
+        model.sample(PROBLEMS, Pass(SAMPLING, "seed", kept, lambda count: None))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -130,13 +201,27 @@ def test_an_endpoint_gets_one_request_a_response(tmp_path):
     assert [line["response"] for line in cut] == ["half"] * 3 and {line["tokens"] for line in lines} == {10}
 
 
+def test_an_endpoint_gets_greedy_requests_with_the_others(tmp_path):
+    with (
+        ChatServer(lambda body, number: "x") as server,
+        open_samples(tmp_path / "a.jsonl", {}) as kept,
+        open_samples(tmp_path / "g.jsonl", {}) as kept_greedy,
+        endpoint(server) as model,
+    ):
+        passes = [Pass(SAMPLING, "seed", kept, lambda _: None), Pass(GREEDY, "seed greedy_", kept_greedy, lambda _: None)]
+        for _ in range(2):
+            model.sample(PROBLEMS, *passes)
+    temperatures = [request["temperature"] for request in server.requests]
+    assert (temperatures.count(0.6), temperatures.count(0.0)) == (30, 10) == (len(kept.records), len(kept_greedy.records))
+
+
 def test_an_endpoint_is_asked_in_the_words_of_the_settings(tmp_path):
     more = {"stop": ["END"], "chat_template_kwargs": {"enable_thinking": False}}
     config = EndpointConfig(url="", model="m", retries=0, timeout_seconds=patient(5.0), concurrency=1)
     with ChatServer(lambda body, number: "x") as server, open_samples(tmp_path / "a.jsonl", {}) as kept:
         served = config.model_copy(update={"url": server.url})
         with EndpointModel(served, Wording("Be brief.", "Now: ", " Go."), more) as model:
-            model.sample(PROBLEMS[:1], replace(SAMPLING, n=1), "seed", kept, lambda count: None)
+            model.sample(PROBLEMS[:1], Pass(replace(SAMPLING, n=1), "seed", kept, lambda count: None))
     (request,) = server.requests
     assert request["messages"] == [
         {"role": "system", "content": "Be brief."},
