@@ -202,7 +202,7 @@ def make_prompts(workload: Workload, count: int, seed: int) -> list[Prompt]:
 def cache_bytes(arch: Architecture, responses: int, tokens: int) -> int:
     """A KV cache in which all responses have room with blocks of either side, so that neither computes them in several waves."""
     blocks = responses * -(-tokens // _BARE_BLOCK) + 1
-    return 4 * arch.cache_width() * arch.num_hidden_layers * blocks * _BARE_BLOCK
+    return 4 * arch.cached_width * arch.num_hidden_layers * blocks * _BARE_BLOCK
 
 
 def bare_job(

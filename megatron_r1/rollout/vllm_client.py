@@ -177,7 +177,7 @@ class VllmProcessEngine:
                 goes_on = go_on(new.tolist())
             return None
 
-        finished = self._call("answer", list(prompt.token_ids), sampling, _sample_seed(seed, 0, 0), on_part=hear)
+        finished = self._call("answer", list(prompt.token_ids), sampling, response_seed(seed, 0, 0), on_part=hear)
         return self._rollout(np.array(ids, np.int32), np.array(logprobs, np.float32), finished)
 
     def sleep(self) -> None:

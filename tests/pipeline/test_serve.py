@@ -28,7 +28,7 @@ from megatron_r1.data.prompts import PromptWriter
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import RewardError, RolloutError
 from megatron_r1.evaluation.benchmark_problems import BenchmarkProblem
-from megatron_r1.evaluation.models import EndpointModel
+from megatron_r1.evaluation.models import EndpointModel, Pass
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline.talk.model import find_model
@@ -99,10 +99,10 @@ def test_it_says_the_likeliest_tokens_to_whoever_has_the_key(served: Served, tmp
     asking = EndpointConfig(url=served.url, model="judge", retries=0)
     keyless = pytest.raises(RolloutError, match="401")
     with EndpointModel(asking) as model, open_samples(tmp_path / "no.jsonl", {}) as kept, keyless:
-        model.sample([problem], sampling, "seed", kept, lambda _: None)
+        model.sample([problem], Pass(sampling, "seed", kept, lambda _: None))
     asking = asking.model_copy(update={"api_key_file": str(served.key)})
     with EndpointModel(asking) as model, open_samples(tmp_path / "yes.jsonl", {}) as kept:
-        model.sample([problem], sampling, "seed", kept, lambda _: None)
+        model.sample([problem], Pass(sampling, "seed", kept, lambda _: None))
         (answer,) = kept.records.values()
     tokenizer = find_model(served.folder, None, ["runtime.device=cpu"]).tokenizer
     expected = _likeliest(served.folder, 12)
