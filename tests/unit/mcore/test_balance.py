@@ -134,7 +134,7 @@ def test_bias_moves_by_gamma_against_the_load() -> None:
     balance.begin(tokens=1, sequences=1)
     router.choices = torch.tensor([9, 5, 5, 5, 4, 4, 4, 4])
     metrics = balance.report(1, parallel.groups().pp)
-    assert metrics.keys() == {"moe/max_load"} and metrics["moe/max_load"].value == 9 / 5
+    assert metrics.keys() == {"moe/max_load", "moe/load/layer_1", "moe/bias_spread"} and metrics["moe/max_load"].value == 9 / 5
     balance.move_biases()
     assert router.expert_bias.tolist() == pytest.approx([-0.01, 0, 0, 0, 0.01, 0.01, 0.01, 0.01])
     balance.begin(tokens=1, sequences=1)
