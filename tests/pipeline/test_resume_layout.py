@@ -9,17 +9,22 @@ import pytest
 
 
 def test_two_expert_parallel_processes_then_one(runs, tmp_path: Path) -> None:
-    settings = ["pretrain.steps=8", "pretrain.checkpoint_interval=3", "pretrain.micro_batch_size=8"]
+    # Two data-parallel ranks, and from step 5 on two that share a sequence, where there is one sequence less than ranks.
+    yarn = "rope_scaling: {type: yarn, factor: 4.0, original_max_position_embeddings: 64}"
+    longer = "updates: 4, sequence_length: 128, global_batch_size: 1, " + yarn
+    phases = [f"pretrain.phases=[{{updates: 4}}, {{{longer}, cp: {cp}}}]" for cp in ("2", "null")]
+    settings = ["pretrain.checkpoint_interval=3", "pretrain.micro_batch_size=8", "pretrain.mask_documents=false"]
     first, then, log = tmp_path / "first", tmp_path / "then", tmp_path / "log.txt"
-    runs.finish(runs.command("pretrain", first, *settings, "parallel.ep=2", processes=2), log)
+    runs.finish(runs.command("pretrain", first, *settings, phases[0], "parallel.ep=2", processes=2), log)
     assert sorted(path.name for path in (first / "checkpoints").iterdir()) == ["step_000006", "step_000008"]
 
     shutil.copytree(first, then)
     shutil.rmtree(then / "hf")
     shutil.rmtree(then / "checkpoints" / "step_000008")
-    runs.finish(runs.command("pretrain", then, *settings), log)
+    runs.finish(runs.command("pretrain", then, *settings, phases[1]), log)
     assert f"resuming {then} after step 6" in log.read_text()
     expected, lines = runs.read_metrics(first), runs.read_metrics(then)
+    assert [line["phase"] for line in lines] == [0] * 4 + [1] * 4
     assert lines[:6] == expected[:6]
     for line, want in zip(lines[6:], expected[6:], strict=True):
         assert line["loss"] == pytest.approx(want["loss"], abs=1e-5)
