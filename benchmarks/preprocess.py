@@ -210,6 +210,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         if arguments.gigabytes:
             results["memory"] = measure_memory(folder, arguments)
     if arguments.out is not None:
+        arguments.text = [path.name for path in arguments.text]  # written with the other options
         write_results(arguments.out, arguments, results, machine)
     ratios = [found["ratio"] for found in results.get("encoding", {}).values()]
     if ratios and min(ratios) < LEAST_RATIO:
