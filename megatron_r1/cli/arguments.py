@@ -24,6 +24,7 @@ from megatron_r1.cli.commands import (
     handle_report,
     handle_score,
     handle_serve_rollouts,
+    handle_show_samples,
     handle_status,
     handle_training,
 )
@@ -85,6 +86,12 @@ def _whole_number(text: str) -> int:
     if not 0 < number <= MOST_RANKS:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {MOST_RANKS:,}")
     return number
+
+
+def _step(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a step")
+    return int(text)
 
 
 def _add_pipelines(commands: argparse._SubParsersAction) -> None:
@@ -174,6 +181,11 @@ def _add_run_folder_commands(commands: argparse._SubParsersAction) -> None:
     status = commands.add_parser("status", help="how far a run is, how fast, when it will end, and how its ranks are")
     status.add_argument("run_dir", type=Path, help="a run folder, or the folder above a pipeline's runs")
     status.set_defaults(handler=handle_status)
+
+    samples = commands.add_parser("show-samples", help="print the texts that a step of a pretraining run trained on")
+    samples.add_argument("run_dir", type=Path, help="a run folder of pretrain")
+    samples.add_argument("step", type=_step, metavar="STEP", help="number of the step, from 1")
+    samples.set_defaults(handler=handle_show_samples)
 
     report = commands.add_parser("report", help="write report.html into a run folder")
     report.add_argument("run_dir", type=Path, help="a run folder with metrics.jsonl")

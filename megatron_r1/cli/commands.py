@@ -77,6 +77,12 @@ COMMANDS = {
         is_stage=True,
         has_dry_run=True,
     ),
+    "build-index": Command(
+        "megatron_r1.pipeline.commands:run_build_index",
+        "make the indices of data.blend ahead of pretraining",
+        (*COMMON, "pretrain"),
+        own=("data.blend", "data.split", "data.index_cache", "data.tokenizer", "pretrain"),
+    ),
     "curate": Command(
         "megatron_r1.pipeline.commands:run_curate_command",
         "filter, deduplicate, decontaminate and mix files of conversations",
@@ -263,6 +269,14 @@ def handle_status(arguments: argparse.Namespace) -> int:
     from megatron_r1.report.status import describe_status
 
     print(describe_status(arguments.run_dir))
+    return 0
+
+
+def handle_show_samples(arguments: argparse.Namespace) -> int:
+    """Print what a step of a pretraining run trained on."""
+    from megatron_r1.pipeline.commands import show_samples
+
+    show_samples(arguments.run_dir, arguments.step)
     return 0
 
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_r1.config.section import MAY_CHANGE, Section
+
+
+class BlendSource(Section):
+    """Tokenised documents to pretrain on. On the command line a path alone will do."""
+
+    path: str = Field(
+        description="Path of a .bin and its .idx without the ending, made by `megatron-r1 preprocess` or Megatron-LM."
+    )
+    weight: float = Field(1.0, gt=0, description="Share of the rows that come from this source, relative to the others.")
 
 
 class DataConfig(Section):
@@ -42,6 +51,31 @@ class DataConfig(Section):
         None,
         description="File of problems to evaluate on, in place of the share in data.heldout_fraction. Questions that stand in both "
         "files are not trained on. null: see data.heldout_fraction.",
+    )
+    blend: list[BlendSource] = Field(
+        [],
+        description="Tokenised documents to pretrain on, in place of data.source: a list of paths, or of {path, weight}. The order "
+        "of rows follows from them and the seed alone.",
+    )
+    split: list[float] = Field(
+        [1.0, 0.0],
+        min_length=2,
+        max_length=2,
+        description="Shares of the documents of each source of data.blend to train on, and to validate with, relative to each "
+        "other: [99, 1]. Those at the end of a source are validated with.",
+    )
+    index_cache: str | None = Field(
+        None,
+        description="Folder that keeps in which order the documents of data.blend come; all nodes must see it. `megatron-r1 "
+        "build-index` fills it ahead. null: index in run_dir.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    read_ahead: int = Field(
+        1,
+        ge=0,
+        description="Updates whose rows of data.blend wait in memory before they are trained on, 36 bytes a token. "
+        "0: rows are read when the update needs them.",
+        json_schema_extra=MAY_CHANGE,
     )
     text_field: str = Field("text", description="Name of the field that holds the text in a .jsonl or .json file for pretraining.")
     answer_format: Literal["plain", "gsm8k"] = Field(
@@ -93,6 +127,20 @@ class DataConfig(Section):
         description="Share of the problems that is kept for evaluation and never trained on, chosen by a hash of the question. "
         "0: none is kept, see data.evaluation_source and evaluate.problems. The paper does not state it.",
     )
+
+    @field_validator("blend", mode="before")
+    @classmethod
+    def _accept_paths(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    @field_validator("split")
+    @classmethod
+    def _check_shares(cls, value: list[float]) -> list[float]:
+        if min(value) < 0 or not value[0]:
+            raise ValueError("two shares of which none is negative and the first, of training, is not 0")
+        return value
 
     def asked_with(self) -> dict[str, Any]:
         """The settings beside the template that say how a question is asked, without those that ask it as it is."""

@@ -80,6 +80,24 @@ class PretrainPhase(Section):
     )
 
 
+class PretrainValidationConfig(Section):
+    """Loss on the documents that data.split keeps from training, for each source of data.blend."""
+
+    interval: int = Field(
+        0,
+        ge=0,
+        description="Updates between two validations; there is one after the last update of a phase, too. 0: no validation. The "
+        "paper does not state it.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    batches: int = Field(
+        8,
+        gt=0,
+        description="Batches of pretrain.global_batch_size rows that each source is validated with, or what its documents give.",
+        json_schema_extra=MAY_CHANGE,
+    )
+
+
 class PretrainConfig(Section):
     """Next-token pretraining, and a gate that the base model must pass before reinforcement learning."""
 
@@ -146,5 +164,6 @@ class PretrainConfig(Section):
         description="Number of extra rounds after which a base model that still fails the gate ends the run with an error.",
         json_schema_extra=MAY_CHANGE,
     )
+    validation: PretrainValidationConfig = PretrainValidationConfig()
     optimizer: OptimizerConfig = OptimizerConfig(lr=2.2e-4)
     moe: PretrainMoeConfig = PretrainMoeConfig(bias_update_rate=0.001, aux_loss_coeff=1e-4, mtp_loss_scale=0.3)

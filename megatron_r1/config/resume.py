@@ -43,11 +43,12 @@ LENGTHS: Mapping[str, tuple[str, str]] = {
 LONGER = frozenset({*(length for length, _ in LENGTHS.values()), "grpo.general_updates", "*.optimizer.decay_updates"})
 ONWARD = frozenset({"rollout.max_response_tokens", "grpo.length_schedule"})
 INPUTS = frozenset(
-    {"model.weights", "data.source", "data.tokenizer", "data.general_source", "data.evaluation_source", "sft.sources",
+    {"model.weights", "data.source", "data.tokenizer", "data.general_source", "data.evaluation_source", "data.blend", "sft.sources",
      "reward.helpful_model", "reward.safety_model"}
 )  # fmt: skip
 #: sections that no run with checkpoints reads: curation, evaluation and the recipe compare what they keep themselves
 NOT_OF_A_RUN = ("curation", "recipe", "evaluate.benchmarks")
+_LISTS = ("data.blend", "sft.sources")  # of inputs with weights
 GENERATED = ("tally", "tally_chat")  #: values of `data.source` and `data.general_source` that are no path
 
 #: why they must stay -> settings; `*` stands for every training stage
@@ -57,7 +58,7 @@ STAYS: Mapping[str, str] = {
     "it says what is trained on, and in which order": """
         data.question_field data.answer_field data.text_field data.answer_format data.template data.general_share
         data.template_arguments data.system_prompt data.question_prefix data.question_suffix
-        data.repeated data.overlong data.heldout_fraction pretrain.sequence_length pretrain.mask_documents
+        data.repeated data.overlong data.heldout_fraction data.split pretrain.sequence_length pretrain.mask_documents
         pretrain.fill_in_middle_rate
         sft.max_tokens sft.overlong sft.invalid
         sft.prompt_field sft.response_field sft.trained_turns
@@ -211,7 +212,7 @@ def _changes_its_input(key: str, before: Any, now: Any) -> bool:
     """Whether more than the path of an input is another: there is none, or a generated one; other weights of the sources."""
     if kind_on_resume(key) != "moves":
         return False
-    if key == "sft.sources":
+    if key in _LISTS:
         return [source | {"path": ""} for source in before] != [source | {"path": ""} for source in now]
     return before is None or now is None or _is_generated(key, before) or _is_generated(key, now)
 
@@ -223,6 +224,9 @@ def _inputs(config: Config, command: str) -> Iterator[tuple[str, str | None]]:
             continue
         if key == "sft.sources":
             yield from ((f"{key}.{number}", source["path"]) for number, source in enumerate(value))
+        elif key == "data.blend":
+            if command == "pretrain":
+                yield from ((f"{key}.{i}{end}", source["path"] + end) for i, source in enumerate(value) for end in (".idx", ".bin"))
         elif not (key == "data.source" and command == "sft" and config.sft.sources):
             yield key, value
 

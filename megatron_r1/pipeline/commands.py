@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
+from megatron_r1.config.load import load_config, override_config
 from megatron_r1.config.schema import Config
 from megatron_r1.curation.curate import curate_files
 from megatron_r1.data.prompts import PromptWriter, heldout_prompts
@@ -18,13 +20,17 @@ from megatron_r1.evaluation.result_files import named_results
 from megatron_r1.pipeline.builders.engine_weights import load_engine
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer, require_weights
+from megatron_r1.pipeline.builders.pretrain_rows import PretrainData
 from megatron_r1.pipeline.builders.problems import build_problems
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
+from megatron_r1.pipeline.stages.pretrain import check_pretrain
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
+from megatron_r1.runtime.run_folder import command_of_run
+from megatron_r1.training.pretrain import count_steps
 
 
 def run_recipe_command(config: Config, first: str | None, last: str | None) -> None:
@@ -32,6 +38,46 @@ def run_recipe_command(config: Config, first: str | None, last: str | None) -> N
     with open_session(config.runtime) as session:
         check_custom_rewards(config.reward)
         run_recipe(config, session, first, last)
+
+
+def run_build_index(config: Config) -> None:
+    """Make the indices of `data.blend` that pretraining with these settings reads, so that no job waits for them."""
+    if not config.data.blend:
+        raise ConfigError("data.blend is empty: only tokenised documents have an index")
+    plan = check_pretrain(config)
+    with open_session(config.runtime):
+        tokenizer = build_tokenizer(config.data, config.model, build_architecture(config.model))
+        data = PretrainData(config, tokenizer, plan)
+        on_rank_zero(lambda: print(data.describe_index(), flush=True))
+
+
+def show_samples(run_dir: Path, step: int) -> None:
+    """Print the texts that a step of a pretraining run trained on, row by row, each document with its source.
+
+    Raises:
+        ConfigError: no pretraining run, or one without this step.
+        DataError: its data are not there any more.
+    """
+    path = run_dir / "config.yaml"
+    config = override_config(load_config(path), {"run_dir": str(run_dir), "runtime.device": "cpu"}, f"in {path}")
+    config = override_config(config, {"pretrain.mask_documents": False, "pretrain.validation.interval": 0}, f"in {path}")
+    if command_of_run(run_dir) != "pretrain":
+        raise ConfigError(f"{run_dir} is no run of pretrain: only its samples can be made again from the settings")
+    plan = check_pretrain(config)
+    last = count_steps(config.pretrain, plan.total_updates, gated=config.pretrain.gate_accuracy > 0)[-1]
+    if not 0 < step <= last:
+        raise ConfigError(f"{run_dir} has steps 1 to {last}, and no step {step}")
+    with open_session(config.runtime):
+        tokenizer = build_tokenizer(config.data, config.model, build_architecture(config.model))
+        update = plan.update(step)
+        rows, _ = PretrainData(config, tokenizer, plan).of_phase(update.phase)
+        for number in update.rows:
+            micro_batch = rows.micro_batch([number])
+            tokens = micro_batch.token_ids[0]
+            ends = [*((tokens == tokenizer.eos_id).nonzero()[:, 0] + 1).tolist(), len(tokens)]
+            for start, end in pairwise(sorted({0, *ends})):
+                text = tokenizer.decode_everything(tokens[start:end].tolist())
+                print(f"--- row {number}, token {start}: {rows.name_of(micro_batch, 0, start)}\n{text}", flush=True)
 
 
 def run_rescore_command(config: Config) -> None:

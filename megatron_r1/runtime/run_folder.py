@@ -92,15 +92,20 @@ def prepare_folder(folder: Path, config: Config, command: str) -> None:
             path.unlink()
 
 
+def command_of_run(folder: Path) -> str:
+    """Which command made the run. Raises CheckpointError if the folder does not say it."""
+    try:
+        return str(json.loads((folder / _MADE_BY).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder / _MADE_BY} does not name the command that made the run: choose another run_dir") from None
+
+
 def _check_resumes(folder: Path, config: Config, command: str) -> Config | None:
     """Compare a run that began here with what is asked for now; see `config.resume`."""
     metrics = folder / METRICS
     if not (folder / _MADE_BY).exists() or not metrics.exists() or metrics.stat().st_size == 0:
         return None  # a run that stopped before its first step holds nothing that another setting could contradict
-    try:
-        made_by = json.loads((folder / _MADE_BY).read_text(encoding="utf-8"))["command"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / _MADE_BY} does not name the command that made the run: choose another run_dir") from None
+    made_by = command_of_run(folder)
     if made_by != command:
         raise ConfigError(f"run_dir {folder} holds a run of '{made_by}', not of '{command}': choose another run_dir")
     before = load_config(folder / "config.yaml")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -45,6 +45,7 @@ def train_base(
     save: Write,
     gate: Callable[[], float] | None,
     data_parallel: tuple[int, int],
+    validate: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """Train to the end of a phase and then, if it is the last one and there is a gate, in its last batch until the gate is passed.
 
@@ -54,6 +55,7 @@ def train_base(
         save: writes the policy, as `Run.checkpoint` takes it.
         gate: measures the accuracy that `stage.gate_accuracy` asks for; None in all phases but the last.
         data_parallel: this rank's index and the number of data-parallel ranks.
+        validate: measures what is logged every `stage.validation.interval` updates, and after the last.
 
     Raises:
         GateNotReached: still below the gate after `stage.gate_max_extra` rounds of `stage.gate_extra_steps`.
@@ -72,6 +74,9 @@ def train_base(
             metrics = update_metrics(stats) | loss_metrics([stats], tokens=update.tokens, samples=len(update.rows))
             if stage.phases:
                 metrics |= {"phase": phase.number, "consumed_tokens": update.first_token + update.tokens}
+            if validate is not None and (step == total or step % stage.validation.interval == 0):
+                with run.timer("validation"):
+                    metrics |= validate()
             if gate and step == total:
                 metrics["gate/accuracy"] = gate()
             passed = metrics.get("gate/accuracy", -1.0) >= stage.gate_accuracy
@@ -86,6 +91,12 @@ def train_base(
             f"the base is below pretrain.gate_accuracy={stage.gate_accuracy} after {total} steps (gate/accuracy in metrics.jsonl): "
             "reinforcement learning would not take off; raise pretrain.steps or try another seed"
         )
+
+
+def count_rows(stage: PretrainConfig, plan: PretrainPlan, phase: Phase) -> int:
+    """Rows that a phase needs at most, extra rounds of the gate included."""
+    last = count_steps(stage, phase.last_update, gated=stage.gate_accuracy > 0 and phase is plan.phases[-1])[-1]
+    return plan.update(last).rows.stop
 
 
 def own_rows(update: range, micro_batch_size: int, rank: int, size: int) -> list[range]:

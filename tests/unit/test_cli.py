@@ -25,6 +25,7 @@ TARGETS = {
     "sft": "megatron_r1.pipeline.stages.sft:run_sft",
     "reward-model": "megatron_r1.pipeline.stages.reward_model:run_reward_model",
     "grpo": "megatron_r1.pipeline.stages.grpo:run_grpo",
+    "build-index": "megatron_r1.pipeline.commands:run_build_index",
     "curate": "megatron_r1.pipeline.commands:run_curate_command",
     "evaluate": "megatron_r1.pipeline.commands:run_evaluate_command",
     "evaluate --rescore": "megatron_r1.pipeline.commands:run_rescore_command",

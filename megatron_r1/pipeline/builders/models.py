@@ -96,7 +96,7 @@ def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) ->
     folder = data.tokenizer or model_folder(model)
     if folder is not None:
         tokenizer = Tokenizer.load(folder)
-    elif data.source in ("tally", "tally_chat"):
+    elif data.source in ("tally", "tally_chat") and not data.blend:
         tokenizer = train_generated_tokenizer(data.source, arch.vocab_size, data.template, data.heldout_fraction)
     else:
         raise ConfigError(

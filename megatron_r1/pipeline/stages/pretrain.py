@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_r1.config.schema import Config
-from megatron_r1.data.documents import DocumentStream, load_documents
-from megatron_r1.data.fill_in_middle import FillInMiddle
 from megatron_r1.data.prompts import PromptWriter, force_thinking, heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
@@ -21,15 +19,17 @@ from megatron_r1.model.rope import read_rope
 from megatron_r1.pipeline.artifact import Artifact
 from megatron_r1.pipeline.builders.engines import open_engine
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy, build_tokenizer, resolve_policy_layout
+from megatron_r1.pipeline.builders.pretrain_rows import PretrainData, ahead_of_training, blend_indices
 from megatron_r1.pipeline.builders.problems import build_problems
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rewards
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import checkpoint_writer, finish_stage, require_setting, resume_run, unless_finished
 from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.run import Run
-from megatron_r1.training.pretrain import train_base
+from megatron_r1.training.pretrain import count_steps, own_rows, train_base
 from megatron_r1.training.pretrain_plan import Phase, PretrainPlan
-from megatron_r1.training.protocols import PretrainRows, Rewards
+from megatron_r1.training.protocols import Rewards
+from megatron_r1.training.validation import Validation
 from megatron_r1.types import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 
 def check_pretrain(config: Config) -> PretrainPlan:
     """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
+    if config.pretrain.validation.interval:
+        require_setting(
+            bool(config.data.blend) and config.data.split[1] > 0,
+            "pretrain.validation.interval needs documents to validate with: set data.blend and data.split, such as [99, 1]",
+        )
+    require_setting(
+        not (config.data.blend and config.pretrain.fill_in_middle_rate),
+        "pretrain.fill_in_middle_rate works on documents of data.source; those of data.blend are tokenised already: set it to 0",
+    )
     return PretrainPlan(config.pretrain)
 
 
@@ -133,23 +142,17 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
         shape = phase_architecture(arch, phase)
         check_phase(config, phase, shape, phase_layout(config, shape, phase, session.launch.world_size))
     tokenizer = build_tokenizer(config.data, config.model, arch)
-    fill_in_middle = FillInMiddle(tokenizer, config.pretrain.fill_in_middle_rate, config.seed)
-    source = load_documents(config.data)
-
-    def open_rows(phase: Phase) -> PretrainRows:
-        stage, first = config.pretrain, phase.first_token
-        return DocumentStream(source, tokenizer, config.seed, stage.mask_documents, phase.sequence_length, first, fill_in_middle)
-
+    data = PretrainData(config, tokenizer, plan)
     checkpoint = config.checkpoint.model_copy(update={"interval": config.pretrain.checkpoint_interval})
     with Run.open(Path(config.run_dir), config.model_copy(update={"checkpoint": checkpoint}), "pretrain") as run:
         for phase in plan.phases[plan.phase_of(run.step + 1).number :]:
             shape = phase_architecture(arch, phase)
-            policy = _train_phase(phase_config(config, phase), session, shape, plan, phase, open_rows(phase), tokenizer, run)
+            policy = _train_phase(phase_config(config, phase), session, shape, plan, phase, data, tokenizer, run)
             if phase is not plan.phases[-1]:
                 del policy  # its memory is free before the next one is built
                 session.device.release_memory()
                 run.go_on()
-        return finish_stage(config, "pretrain", policy, tokenizer)
+        return finish_stage(config, "pretrain", policy, tokenizer, blend_indices(config.data))
 
 
 def _train_phase(
@@ -158,7 +161,7 @@ def _train_phase(
     arch: Architecture,
     plan: PretrainPlan,
     phase: Phase,
-    rows: PretrainRows,
+    data: PretrainData,
     tokenizer: Tokenizer,
     run: Run,
 ) -> MegatronPolicy:
@@ -178,24 +181,39 @@ def _train_phase(
     )
     from megatron_r1.mcore import parallel
 
-    data_parallel = (parallel.data_parallel_rank(), policy.layout.dp)
+    place = parallel.find_share()
+    data_parallel = (place.number, place.count)
+    rows, held_out = data.of_phase(phase, reads=place.is_first or place.is_last)
+    validate = Validation(
+        policy,
+        held_out,
+        len(plan.update(phase.last_update).rows),
+        phase.micro_batch_size,
+        *data_parallel,
+        policy.layout.count_multiple,
+    )
     state = resume_run(run, policy)
     if state:
         consumed = plan.update(run.step + 1).first_token
         rows.load_state_dict({"token": consumed} | state["documents"])  # earlier versions took the rows of all ranks on each
 
     def train(gate: Callable[[], float] | None) -> None:
-        train_base(
-            stage,
-            plan=plan,
-            phase=phase,
-            policy=policy,
-            rows=rows,
-            run=run,
-            save=checkpoint_writer(policy, tokenizer),
-            gate=gate,
-            data_parallel=data_parallel,
-        )
+        last = count_steps(stage, phase.last_update, gated=gate is not None)[-1]
+        coming = (plan.update(number).rows for number in range(run.step + 1, last + 1))
+        own = (own_rows(update, phase.micro_batch_size, *data_parallel) for update in coming)
+        with ahead_of_training(rows, own, config.data.read_ahead) as rows_ahead:
+            train_base(
+                stage,
+                plan=plan,
+                phase=phase,
+                policy=policy,
+                rows=rows_ahead,
+                run=run,
+                save=checkpoint_writer(policy, tokenizer),
+                gate=gate,
+                data_parallel=data_parallel,
+                validate=validate if held_out else None,
+            )
 
     if not stage.gate_accuracy or not is_last:
         train(None)

@@ -111,6 +111,40 @@ def test_sources_may_move_but_not_change_their_weights():
     assert input_paths(given, "sft") == {"model.weights": "w", "data.source": "d.jsonl"}
 
 
+def test_tokenised_sources_may_move_but_not_change_their_weights():
+    before = ["data.blend=[{path: a, weight: 1.0}, {path: b, weight: 2.0}]", "data.split=[9, 1]"]
+    assert (
+        check("pretrain", before, ["data.blend=[{path: /x/a, weight: 1.0}, {path: /x/b, weight: 2.0}]", "data.split=[9, 1]"])
+        is False
+    )
+    with pytest.raises(ConfigError, match=r"data\.blend="):
+        check("pretrain", before, ["data.blend=[{path: a, weight: 2.0}, {path: b, weight: 2.0}]", "data.split=[9, 1]"])
+    with pytest.raises(ConfigError, match=r"data\.split="):
+        check("pretrain", before, [before[0]])
+    files = {f"data.blend.{number}{end}": f"{name}{end}" for number, name in enumerate("ab") for end in (".idx", ".bin")}
+    assert input_paths(load_config(None, before), "pretrain") == files
+    assert input_paths(load_config(None, before), "grpo") == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("data.blend=[{path: a, weight: -1}]", "'data.blend.0.weight' on the command line is -1, expected greater than 0"),
+        ("data.blend=[{path: a, weight: 0}]", "greater than 0"),
+        ("data.blend=[{weight: 1}]", "'data.blend.0.path'"),
+        ("data.blend=[{path: a, wieght: 1}]", "'data.blend.0.wieght'"),
+        ("data.split=[1]", "'data.split'"),
+        ("data.split=[1, 2, 3]", "'data.split'"),
+        ("data.split=[1, -1]", "none is negative"),
+        ("data.split=[0, 1]", "of training, is not 0"),
+    ],
+)
+def test_a_blend_that_cannot_be_is_told(setting, told):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [setting])
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("command", "length", "updates"),
     [
