@@ -157,6 +157,7 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
         monkeypatch.setattr(
             torch.distributed, name, lambda *a, _own=own, _name=name, **k: (collectives.append(_name), _own(*a, **k))[1]
         )
+    from megatron_r1.mcore.counts import count_minibatch
     from megatron_r1.mcore.reduce_metrics import reduce_metrics
 
     ours, plain = make_policy(), make_policy()
@@ -169,11 +170,12 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
             chunk.zero_grad_buffer()
         plain.optimizer.zero_grad()
         micro_batches = list(plain._pack(SAMPLES))
-        sequences, _ = plain._count(micro_batches)
+        sequences = count_minibatch(micro_batches, plain.device, plain.groups.dp).sequences
         plain._balance.begin(tokens=1, sequences=1)
         results = plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
         plain._take_rates()
         plain.updates += 1
+        plain._kinds.measure()  # a sum that is ours
         _, norm, _ = plain.optimizer.step()
         reduce_metrics(results, plain.groups)
         plain._balance.report(sequences, plain.groups.pp)

@@ -80,6 +80,8 @@ def test_first_minibatch_is_on_policy(session) -> None:
     stats = policy.train_step(samples, watch)
     assert max(ratios) == 0.0
     metrics = {name: metric.value for name, metric in stats.metrics.items()}
+    norms = [metrics.pop(name) for name in list(metrics) if name.startswith("grad_norm/")]
+    assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(stats.grad_norm)
     assert metrics == {"kl/reference": 0.0, "ratio/clipped_fraction": 0.0, "ratio/max": 1.0}
     # At ratio one the loss is minus the mean advantage.
     assert stats.loss == pytest.approx(-sum(s.advantage for s in samples) / len(samples), abs=1e-6)
