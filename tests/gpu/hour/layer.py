@@ -97,11 +97,18 @@ class Layer(torch.nn.Module):
         from megatron_r1.mcore.layers import LeanExperts
 
         local = [
-            SimpleNamespace(linear_fc1=SimpleNamespace(weight=into), linear_fc2=SimpleNamespace(weight=out))
+            SimpleNamespace(linear_fc1=_linear(into), linear_fc2=_linear(out))
             for into, out in zip(self.experts_in, self.experts_out, strict=True)
         ]
         own = SimpleNamespace(tp_group=SimpleNamespace(size=lambda: 1), local_experts=local)
         return LeanExperts.forward(own, rows, _even(rows.shape[0], self.shape.experts), probs)[0]
+
+
+def _linear(weight: torch.nn.Parameter) -> torch.nn.Module:
+    """A module that holds a weight."""
+    module = torch.nn.Module()
+    module.weight = weight
+    return module
 
 
 def run(ground: Ground) -> None:
