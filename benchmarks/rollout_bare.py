@@ -81,16 +81,7 @@ def compare_with_bare(case: str, how: str, arguments: argparse.Namespace, work: 
     folder = make_random_folder(work / "model", workload, arguments.seed)
     prompts = make_prompts(workload, responses // workload.group_size, arguments.seed)
     sampling = Sampling(workload.group_size, 1.0, 1.0, workload.tokens)
-    cache = cache_bytes(workload.arch, responses, PROMPT_TOKENS + workload.tokens)
-    options = engine_options(
-        workload.arch,
-        RolloutConfig(max_response_tokens=workload.tokens, kv_cache_bytes=cache),
-        device="cpu",
-        dtype="float32",
-        bos_token_id=0,
-        eos_token_id=Tokenizer.load(folder).eos_id,
-        max_prompt_tokens=PROMPT_TOKENS,
-    )
+    options = our_options(workload, responses, Tokenizer.load(folder).eos_id)
     job = work / "job.json"
     job.write_text(json.dumps(bare_job(folder, options, prompts, sampling, arguments.seed, how)), encoding="utf-8")
     environment = {"OMP_NUM_THREADS": str(arguments.threads)} | _shared_variables(arguments.threads)
@@ -203,6 +194,20 @@ def cache_bytes(arch: Architecture, responses: int, tokens: int) -> int:
     """A KV cache in which all responses have room with blocks of either side, so that neither computes them in several waves."""
     blocks = responses * -(-tokens // _BARE_BLOCK) + 1
     return 4 * arch.cached_width * arch.num_hidden_layers * blocks * _BARE_BLOCK
+
+
+def our_options(workload: Workload, responses: int, eos_id: int) -> EngineOptions:
+    """How our engine is started."""
+    cache = cache_bytes(workload.arch, responses, PROMPT_TOKENS + workload.tokens)
+    return engine_options(
+        workload.arch,
+        RolloutConfig(max_response_tokens=workload.tokens, kv_cache_bytes=cache),
+        device="cpu",
+        dtype="float32",
+        bos_token_id=0,
+        eos_token_id=eos_id,
+        max_prompt_tokens=PROMPT_TOKENS,
+    )
 
 
 def bare_job(

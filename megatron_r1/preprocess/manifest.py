@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 from megatron_r1.errors import DataError
 from megatron_r1.preprocess.job import Bench, PreprocessJob, Report
 from megatron_r1.preprocess.sources import Source
-from megatron_r1.runtime.files import file_checksum, write_atomically
+from megatron_r1.runtime.files import file_checksum, telling_times, write_atomically
 
 _MANIFEST = "manifest.json"
-#: the times of a file that changed so shortly before say nothing: it could change again within one tick of the file system's clock
-_FRESH_NANOSECONDS = 2_000_000_000
 
 
 def note_checksum(bench: Bench, number: int, report: Report) -> None:
@@ -28,9 +25,7 @@ def note_checksum(bench: Bench, number: int, report: Report) -> None:
     source = bench.job.sources[number]
     try:
         checksum = file_checksum(Path(source.path))
-        is_fresh = time.time_ns() - source.changed < _FRESH_NANOSECONDS
-        times = (0, 0) if is_fresh else (source.modified, source.changed)
-        noted = [source.path, source.size, *times, checksum]
+        noted = [source.path, source.size, *telling_times(source.modified, source.changed), checksum]
         write_atomically(_checksum_path(bench.job, number), json.dumps(noted) + "\n", durable=False)
     except OSError as error:
         raise DataError(f"{source.path}: cannot be read, or its checksum not noted ({error.strerror})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import xxhash
 
 from megatron_r1.errors import DataError
 
+#: the times of a file that changed so shortly before say nothing: it could change again within one tick of the file system's clock
+FRESH_NANOSECONDS = 2_000_000_000
 TEMPORARY = ".tmp-"  #: in the name of everything that is not yet whole
 # Bytes. For longer writes Linux looks for contiguous memory of their length, which takes up to ten times the CPU time on a machine
 # whose memory is full of cached files.
@@ -34,6 +37,11 @@ def file_checksum(path: Path) -> str:
     """Hexadecimal checksum of a file. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, new_checksum).hexdigest()
+
+
+def telling_times(modified: int, changed: int) -> tuple[int, int]:
+    """Times of a file that is known by them later, in ns; zeros, which no file has, if it changed just now."""
+    return (0, 0) if time.time_ns() - changed < FRESH_NANOSECONDS else (modified, changed)
 
 
 def write_buffer(fd: int, data: memoryview, offset: int | None = None) -> None:

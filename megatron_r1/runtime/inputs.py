@@ -8,7 +8,6 @@ or of a copy has a limit, see `bytes_to_read`, and the ranks share it. A checkpo
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,11 @@ from typing import Any, NamedTuple
 from megatron_r1.errors import CheckpointError, DataError
 from megatron_r1.runtime.checkpoints import COMPLETE, complete_checkpoints
 from megatron_r1.runtime.distributed import gather_objects, kept_on_rank_zero, on_rank_zero, rank, world_size
-from megatron_r1.runtime.files import TEMPORARY, file_checksum, new_checksum, write_atomically
+from megatron_r1.runtime.files import TEMPORARY, file_checksum, new_checksum, telling_times, write_atomically
 
 NOTES = "inputs.json"  #: in the run folder
 WHOLE_BYTES = 1 << 30  #: an input of up to so many bytes is read whole
 BLOCKS, BLOCK_BYTES = 16, 1 << 16  #: what is read of each file of a larger one
-#: the times of a file that changed so shortly before say nothing: it could change again within one tick of the file system's clock
-FRESH_NANOSECONDS = 2_000_000_000
 _SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".model", ".tiktoken", ".json", ".jsonl", ".gz", ".zst", ".parquet", ".arrow", ".csv",
      ".tsv", ".txt", ".jinja"}
@@ -98,8 +95,7 @@ class _Comparison:
                     raise DataError(_say(key, _place(self._paths[key], name), checksum))
                 if known is not None and checksum != known:
                     raise DataError(_say(key, _place(self._paths[key], name), "has other content than when this run began"))
-                is_fresh = time.time_ns() - look.changed < FRESH_NANOSECONDS
-                files[name] = [look.size, *((0, 0) if is_fresh else look[1:]), checksum]
+                files[name] = [look.size, *telling_times(look.modified, look.changed), checksum]
             self._notes[key] = {"path": self._paths[key], "files": files}
         if note:
             write_atomically(self._folder / NOTES, json.dumps(self._notes, indent=1, ensure_ascii=False) + "\n")

@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks.recipe_kills import hashes
 from benchmarks.slurm_campaign import differences
-from megatron_r1.runtime import inputs
+from megatron_r1.runtime import files, inputs
 from megatron_r1.runtime.inputs import NOTES
 from tests.slurm.jobs import read_metrics
 
 
 def test_inputs_are_compared_by_content_and_not_by_when_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "FRESH_NANOSECONDS", 0)
+    monkeypatch.setattr(files, "FRESH_NANOSECONDS", 0)
     found = {}
     for name, content, age in (("early", "1", 1000.0), ("late", "1", 0.0), ("other", "2", 1000.0)):
         folder = tmp_path / name

@@ -19,11 +19,10 @@ from benchmarks.rollout_bare import (
     make_prompts,
     matrix_speed,
     multiplied_weights,
+    our_options,
     rollout_flops,
 )
-from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.rollout.cache_size import sequence_bytes
-from megatron_r1.rollout.options import engine_options
 from megatron_r1.rollout.vllm_client import response_seed
 from megatron_r1.types import Sampling
 
@@ -33,15 +32,7 @@ SMOLLM2, TINY = WORKLOADS["smollm2"], WORKLOADS["tiny"]
 @pytest.mark.parametrize("workload", [SMOLLM2, TINY], ids=["smollm2", "tiny"])
 def test_bare_vllm_is_asked_for_the_same_responses(workload, tmp_path: Path) -> None:
     cache = cache_bytes(workload.arch, 64, PROMPT_TOKENS + workload.tokens)
-    options = engine_options(
-        workload.arch,
-        RolloutConfig(max_response_tokens=workload.tokens, kv_cache_bytes=cache),
-        device="cpu",
-        dtype="float32",
-        bos_token_id=0,
-        eos_token_id=1,
-        max_prompt_tokens=PROMPT_TOKENS,
-    )
+    options = our_options(workload, 64, eos_id=1)
     prompts = make_prompts(workload, 4, seed=3)
     job = bare_job(tmp_path, options, prompts, Sampling(2, 1.0, 1.0, workload.tokens), 3, "compiled")
     engine: dict[str, Any] = job["engine"]

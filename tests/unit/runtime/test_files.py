@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.errors import DataError
-from megatron_r1.runtime.files import is_written_through, write_atomically, written_atomically
+from megatron_r1.runtime.files import FRESH_NANOSECONDS, is_written_through, telling_times, write_atomically, written_atomically
 
 
 @pytest.fixture(params=["at once", "by pieces"])
@@ -81,3 +82,9 @@ def test_plain_files_are_replaced_whole_as_before(tmp_path, write):
     keeps.close()
     with pytest.raises((DataError, IsADirectoryError)):
         write(tmp_path, "x")
+
+
+def test_times_tell_nothing_of_a_file_that_changed_just_now() -> None:
+    now = time.time_ns()
+    assert telling_times(5, now) == telling_times(5, now + 10**12) == (0, 0), "also of one that a clock ahead wrote"
+    assert telling_times(5, now - FRESH_NANOSECONDS) == (5, now - FRESH_NANOSECONDS)

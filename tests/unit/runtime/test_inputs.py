@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.errors import CheckpointError, DataError
-from megatron_r1.runtime import inputs
+from megatron_r1.runtime import files, inputs
 from megatron_r1.runtime.inputs import BLOCK_BYTES, BLOCKS, NOTES, WHOLE_BYTES, bytes_to_read, compare_inputs, sampled_checksum
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -48,7 +48,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_did_not_change_is_not_read_again(run, model, monkeypatch):
-    monkeypatch.setattr(inputs, "FRESH_NANOSECONDS", 0)
+    monkeypatch.setattr(files, "FRESH_NANOSECONDS", 0)
     begin(run, model_weights=model)
     assert set(json.loads((run / NOTES).read_text())["model.weights"]["files"]) == {"config.json", "a.safetensors", "sub/b.parquet"}
     forbid_reading(monkeypatch)
@@ -63,7 +63,7 @@ def test_a_folder_that_moved_or_was_copied_is_the_same(run, model, tmp_path, kee
         model.rename(moved)
     else:
         shutil.copytree(model, moved, copy_function=shutil.copyfile)
-    monkeypatch.setattr(inputs, "FRESH_NANOSECONDS", 0)
+    monkeypatch.setattr(files, "FRESH_NANOSECONDS", 0)
     go_on(run, {"model_weights": model}, model_weights=moved)
     forbid_reading(monkeypatch)
     go_on(run, model_weights=moved)
