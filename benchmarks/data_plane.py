@@ -89,6 +89,10 @@ class PlayedPolicy:
             found |= unpack_token_values(micro_batch, micro_batch.token_fields["rollout_logprobs"] + 1e-3)
         return [found.get(number) for number in range(len(samples))]
 
+    def logprobs_of_both(self, samples: list[TrainingSample]) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+        """As `ReferencePolicy.logprobs_of_both`: it is its own reference."""
+        return self.logprobs(samples), self.logprobs(samples)
+
     def pack(self, samples: list[TrainingSample]) -> Any:
         """This rank's micro-batches."""
         per_rank = pack_samples(samples, max_tokens=self.micro_batch_tokens, dp_size=dist.get_world_size(), pad_multiple=16)

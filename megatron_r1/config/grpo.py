@@ -64,6 +64,15 @@ class GrpoConfig(Section):
         "experts, if neither their balance nor multi-token prediction is trained; elsewhere an error. Ours.",
         json_schema_extra=MAY_CHANGE,
     )
+    reference_resident: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether the reference's weights stand on the device beside the policy's while log-probs are computed, so that "
+        "both models go through the same packed forward passes in turn: those before the updates, or in a round of one update the "
+        "update's own. auto: where memory, layout and the switches of the section megatron allow it. always: even if memory may be "
+        "short; an error where layout or switches do not allow it. never: a pass of its own, for which the weights are exchanged. "
+        "Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
     length_schedule: list[LengthPhase] = Field(
         [],
         description="Limits that replace rollout.max_response_tokens and grpo.micro_batch_tokens in the course of the run: a list "

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ from megatron_r1.mcore.transformer_config import this_machine
 #: under context parallelism; returns this micro-batch's part of the loss (already divided by the whole minibatch's denominator)
 #: and metrics.
 LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Metric[torch.Tensor]]]]
+#: Is given, before every forward pass, that pass up to what a loss callable gets, and its micro-batch; returns more `token_fields`.
+Beside = Callable[[Callable[[], torch.Tensor], MicroBatch], dict[str, torch.Tensor]]
+
+#: Takes a micro-batch and its [B, N] numbers, and gives those of each sequence under its number.
+Unpack = Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]]
 
 
 def _name_by_place(micro_batch: MicroBatch, row: int, position: int) -> str:
@@ -159,13 +165,15 @@ class MegatronModel:
         micro_batches: list[MicroBatch],
         loss_fn: LossFn,
         name_of: nonfinite.NameSample = _name_by_place,
-        look: Callable[[], None] = lambda: None,
+        look: Callable[[], str | None] = lambda: None,
+        beside: Beside | None = None,
     ) -> StepStats:
         """One update on this rank's micro-batches: equally many, of equal size, on every data-parallel rank.
 
         Args:
             name_of: names the sample at a row and a position of a micro-batch, should an update not be finite.
-            look: called when all gradients are there and nothing else has changed.
+            look: called when all gradients are there and nothing else has changed. If it returns a problem, on all ranks alike, the
+                update is left out.
 
         Raises:
             NonFiniteUpdate: on every rank, before any weight is touched: loss, gradient or weights are NaN or infinite, and no more
@@ -185,9 +193,10 @@ class MegatronModel:
         for module in self.modules:
             module.mtp_loss, module.mtp_token_weight = None, total_tokens / (counts.trained_tokens or 1)
         watch = nonfinite.UpdateWatch()
-        results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False)
+        results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False, beside=beside)
         self._late.passed()
-        look()
+        if (seen := look()) is not None:
+            return self.skip_update(seen)
         self.updates += 1
         norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
         if not math.isfinite(norm):
@@ -220,7 +229,7 @@ class MegatronModel:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         with nonfinite.GradientTrace(self.modules) as trace:
-            self._run(micro_batches, loss_fn, total_tokens, forward_only=False)
+            self._run(micro_batches, loss_fn, total_tokens, forward_only=False, beside=None)
         return trace.samples(micro_batches, name_of, parallel.held_positions)
 
     @property
@@ -266,7 +275,7 @@ class MegatronModel:
         return self.skipped if self._skip_limit else None
 
     def evaluate(
-        self, micro_batches: Sequence[MicroBatch], unpack: Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]]
+        self, micro_batches: Sequence[MicroBatch], unpack: Unpack, beside: Beside | None = None
     ) -> dict[int, torch.Tensor]:
         """The model's numbers for the sequences of this rank's share: float32, on the CPU, without gradient. Collective.
 
@@ -274,43 +283,45 @@ class MegatronModel:
 
         Args:
             micro_batches: this rank's, as for `train_on_micro_batches`.
-            unpack: takes a micro-batch and its [B, N] numbers, and gives those of each sequence under its number.
         """
         found: dict[int, torch.Tensor] = {}
 
-        def keep(values: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def keep(values: torch.Tensor, micro_batch: MicroBatch) -> tuple[torch.Tensor, dict[str, Metric[torch.Tensor]]]:
             found.update(unpack(micro_batch, values.detach().float().cpu()))
             return values.sum() * 0.0, {}
 
         self._late.gather()
         with torch.no_grad():
-            self._run(micro_batches, keep, total_tokens=1, forward_only=True)
+            self._run(micro_batches, keep, total_tokens=1, forward_only=True, beside=beside)
         return found
 
     def _run(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        loss_fn: Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Any]]],
-        total_tokens: int,
-        forward_only: bool,
+        self, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, total_tokens: int, forward_only: bool, beside: Beside | None
     ) -> list[dict[str, Any]]:
         """Forward (and backward) over the pipeline; the loss callable's results of this rank's last stage, else empty."""
 
         def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module, return_schedule_plan: bool = False):
-            whole = next(batches).to(self.device)
+            packed = next(batches)
+            whole = packed.to(self.device)
             micro_batch = parallel.slice_context_parallel(whole)
-            output = (model.build_schedule_plan if return_schedule_plan else model)(
-                micro_batch.token_ids,
-                micro_batch.position_ids,
-                None,
-                labels=micro_batch.labels,
-                loss_mask=micro_batch.loss_mask,
+            forward = partial(
+                model.build_schedule_plan if return_schedule_plan else model, micro_batch.token_ids, micro_batch.position_ids, None,
+                labels=micro_batch.labels, loss_mask=micro_batch.loss_mask,
                 packed_seq_params=packed_sequences(whole, self.layout, self.groups),
-            )
+            )  # fmt: skip
+
+            def per_token(output: torch.Tensor) -> torch.Tensor:
+                return parallel.gather_context_parallel(self._per_token(output), whole.cu_seqlens)
+
+            if beside is not None:
+                fields = beside(lambda: per_token(forward()), whole)
+                for batch in (whole, packed):  # also for whoever goes through the micro-batches again
+                    batch.token_fields.update(fields)
+            output = forward()
 
             def compute_loss(output: torch.Tensor):
                 # Every context-parallel rank computes the whole loss and derives it by its own tokens.
-                loss, metrics = loss_fn(parallel.gather_context_parallel(self._per_token(output), whole.cu_seqlens), whole)
+                loss, metrics = loss_fn(per_token(output), whole)
                 num_tokens = torch.tensor(micro_batch.num_tokens, dtype=torch.int, device=self.device)
                 return loss * total_tokens, num_tokens, {"loss": Metric(loss.detach(), "sum"), **metrics}
 

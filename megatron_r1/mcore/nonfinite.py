@@ -182,8 +182,17 @@ def _list_some(names: Sequence[str]) -> str:
 
 def named_state(modules: Sequence[torch.nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
     """This rank's parameters and router biases, live, in a fixed order."""
+    return ((name, tensor.data) for name, tensor in _named_tensors(modules))
+
+
+def live_state(modules: Sequence[torch.nn.Module]) -> list[torch.Tensor]:
+    """The modules' own tensors in the order of `named_state`: giving one other data gives the module other weights."""
+    return [tensor for _, tensor in _named_tensors(modules)]
+
+
+def _named_tensors(modules: Sequence[torch.nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
     for module in modules:
-        yield from ((name, parameter.data) for name, parameter in module.named_parameters())
+        yield from module.named_parameters()
         yield from ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("expert_bias"))
 
 

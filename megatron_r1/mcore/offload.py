@@ -31,6 +31,23 @@ def exchange(held: torch.Tensor, other: torch.Tensor) -> None:
     held.copy_(scratch)
 
 
+@contextmanager
+def borrowing(live: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let the `live` tensors have the memory of `others` during the block: of their shapes, on their device. Nothing is copied.
+
+    Forward passes without gradient alone may run in it: what a backward pass would need is kept by the tensor, not by its memory.
+    """
+    own = [tensor.data for tensor in live]
+    try:
+        for tensor, other in zip(live, others, strict=True):
+            assert tensor.dtype == other.dtype, f"{tensor.dtype} would become {other.dtype}"
+            tensor.data = other
+        yield
+    finally:
+        for tensor, data in zip(live, own, strict=True):
+            tensor.data = data
+
+
 class Shelf:
     """Tensors that are on the device, or on the host in memory that is allocated when they first leave, and kept.
 
@@ -94,7 +111,7 @@ class TrainingOffload:
     def __init__(
         self, names: Collection[str], optimizer: ChainedOptimizer, chunks: Sequence[torch.nn.Module], device: torch.device
     ) -> None:
-        self._optimizer, self._device = optimizer, device
+        self._optimizer, self._device, self._is_away = optimizer, device, False
         # In fp32 the master weights are the weights, which stay.
         weights = {parameter.untyped_storage().data_ptr() for chunk in chunks for parameter in chunk.parameters()}
         held = (tensor for part in distributed_optimizers(optimizer) for tensor in state_tensors(part))
@@ -113,6 +130,7 @@ class TrainingOffload:
         """Free the device. A checkpoint can be written meanwhile: it takes the state from the host."""
         self._optimizer.zero_grad()  # what is left of the last update would hold the gradients' memory
         self._state.to_host()
+        self._is_away = True
         for buffer in self._buffers:
             buffer.offload_to_cpu(move_params=False, move_grads=True)  # nothing is copied: the next update begins with zeros
         if self._device.type == "cuda":
@@ -123,3 +141,9 @@ class TrainingOffload:
         self._state.to_device()
         for buffer in self._buffers:
             buffer.reload_from_cpu(move_params=False, move_grads=True)
+        self._is_away = False
+
+    @property
+    def absent_bytes(self) -> int:
+        """What `come_back` will take on the device."""
+        return self.num_bytes if self._is_away else 0

@@ -20,8 +20,8 @@ from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, mean_sampled_logprob, update_metrics
 from megatron_r1.training.parity import ParityGate
-from megatron_r1.training.protocols import LossFn, Policy, PromptSource, Reference, Rewards, Stats
-from megatron_r1.training.samples import fill_old_logprobs, find_nonfinite, plan_epochs, to_training_samples, with_logprobs
+from megatron_r1.training.protocols import Found, LossFn, Policy, PromptSource, Reference, Rewards, Stats
+from megatron_r1.training.samples import fill_logprobs, find_nonfinite, plan_epochs, to_training_samples, with_logprobs
 from megatron_r1.types import MicroBatch, RolloutGroup, Sampling, TrainingSample, filled
 
 
@@ -76,16 +76,23 @@ def train_grpo(
             samples = to_training_samples(groups)
             epochs = plan_epochs(len(samples), stage.minibatch_size, f"{seed}/{step}", stage.inner_epochs)
             samples = policy.place(samples, epochs[0])
-            # A round's only update computes the policy's log-probs anyway, and compares them before it changes anything.
-            samples = with_logprobs(samples, policy if stage.updates_per_rollout > 1 else None, reference)
+            # A round's only update computes the policy's log-probs anyway, and compares them before it changes anything; where both
+            # models' weights fit, the reference goes through its micro-batches with it.
+            is_alone = stage.updates_per_rollout == 1
+            rider = reference if is_alone and reference is not None and reference.fits_beside() else None
+            if not is_alone:
+                samples = with_logprobs(samples, policy, reference)
+            elif reference is not None and rider is None:
+                minibatch = [samples[i] for i in epochs[0][0]]  # in its order, so that it is packed as the update packs it
+                fill_logprobs(minibatch, "ref_logprobs", reference.logprobs(minibatch))
         parity = ParityGate(rollout, sampled_by=groups[0].weights_version, trainer=policy.updates)
-        if stage.updates_per_rollout > 1:
+        if not is_alone:
             parity.check(samples, policy.reports)
         with run.timer("train"):
             stats = []
             for numbers in epochs:
                 samples = policy.place(samples, numbers)
-                stats += [update_policy(stage, policy, [samples[i] for i in batch], parity) for batch in numbers]
+                stats += [update_policy(stage, policy, [samples[i] for i in batch], parity, rider) for batch in numbers]
         with run.timer("sync"):
             policy.check_weights()
             policy.offload()
@@ -106,22 +113,35 @@ def train_grpo(
         del own, groups, samples, batches  # or they would take their memory until the next round's are there
 
 
-def update_policy(stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSample], parity: ParityGate) -> Stats:
+def update_policy(
+    stage: GrpoConfig, policy: Policy, minibatch: list[TrainingSample], parity: ParityGate, rider: Reference | None = None
+) -> Stats:
     """One update on the minibatch, which is left out if something in it is not finite, which every rank sees alike.
 
     Samples without the policy's log-probs get those of the update's own forward pass, which must pass the gate before the update.
+
+    Args:
+        rider: the reference, if samples have neither the policy's log-probs nor its own: they get them in the same walk.
     """
 
-    def look(logprobs: list[torch.Tensor | None]) -> None:
-        fill_old_logprobs(minibatch, logprobs)
+    def look(found: Found) -> str | None:
+        problem = None
+        if rider is not None:
+            fill_logprobs(minibatch, "ref_logprobs", found["ref_logprobs"])
+            problem = find_nonfinite(minibatch, policy.reports)
+        fill_logprobs(minibatch, "old_logprobs", found["old_logprobs"])
         parity.check(minibatch, policy.reports)
+        return problem
 
     gate = look if minibatch[0].old_logprobs is None else None
     problem = find_nonfinite(minibatch, policy.reports)
     if problem is None:
-        return policy.train_step(minibatch, loss_of(stage, minibatch), gate)
-    if gate is not None:
-        gate(policy.logprobs(minibatch))
+        return policy.train_step(minibatch, loss_of(stage, minibatch), gate, rider)
+    if rider is not None:
+        policys, references = rider.logprobs_of_both(minibatch)
+        look({"old_logprobs": policys, "ref_logprobs": references})
+    elif gate is not None:
+        gate({"old_logprobs": policy.logprobs(minibatch)})
     return policy.skip_update(problem)
 
 

@@ -51,8 +51,10 @@ class Stats(Protocol):
 LossFn = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, Metric[torch.Tensor]]]]
 
 
-#: Is given what `Policy.logprobs` gives, on every rank.
-Gate = Callable[[list[torch.Tensor | None]], None]
+#: Field of a training sample -> what `Policy.logprobs` gives.
+Found = dict[str, list[torch.Tensor | None]]
+#: Is given the log-probs that an update's own walk found, on every rank; returns why the update is to be left out, if it is.
+Gate = Callable[[Found], str | None]
 
 
 class Policy(Protocol):
@@ -68,12 +70,14 @@ class Policy(Protocol):
     def place(self, samples: list[TrainingSample], batches: Sequence[Sequence[int]]) -> list[TrainingSample]:
         """The samples, each with its arrays on the ranks that train on it in these minibatches, and there alone."""
 
-    def train_step(self, samples: list[TrainingSample], loss_fn: LossFn, gate: Gate | None = None) -> Stats:
+    def train_step(self, samples: list[TrainingSample], loss_fn: LossFn, gate: Gate | None = None, reference: Any = None) -> Stats:
         """One policy update.
 
         Args:
             gate: called with the log-probs that the update's own forward pass found, before anything is changed. What it raises
-                ends the update.
+                ends the update; a problem that it returns leaves it out.
+            reference: this policy's `Reference`, which gives the loss the log-probs of each micro-batch as it comes, and the gate
+                those of all; None: samples have them, or there is none.
         """
 
     def skip_update(self, problem: str) -> Stats:
@@ -100,6 +104,12 @@ class Reference(Protocol):
 
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor | None]:
         """See `Policy.logprobs`."""
+
+    def fits_beside(self) -> bool:
+        """Whether the policy's next update can take the reference along, see `Policy.train_step`. Collective."""
+
+    def logprobs_of_both(self, samples: list[TrainingSample]) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+        """Log-probs of the policy, and of the reference."""
 
     def refresh(self) -> None:
         """pi_ref <- pi_theta."""

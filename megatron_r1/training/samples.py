@@ -13,7 +13,7 @@ import torch
 
 from megatron_r1.runtime.distributed import gather_objects, rank
 from megatron_r1.runtime.exchange import gather_numbers
-from megatron_r1.training.protocols import Policy, Reference
+from megatron_r1.training.protocols import Found, Policy, Reference
 from megatron_r1.types import LOGPROBS, RolloutGroup, TrainingSample, filled, hollow
 
 Sample = TypeVar("Sample")
@@ -52,8 +52,12 @@ def with_logprobs(samples: list[TrainingSample], policy: Policy | None, referenc
     Args:
         policy: None: its log-probs will be those of the update's own forward pass.
     """
-    found = {} if policy is None else {"old_logprobs": policy.logprobs(samples)}
-    if reference:
+    found: Found = {}
+    if policy is not None and reference is not None:
+        found["old_logprobs"], found["ref_logprobs"] = reference.logprobs_of_both(samples)
+    elif policy is not None:
+        found["old_logprobs"] = policy.logprobs(samples)
+    elif reference is not None:
         found["ref_logprobs"] = reference.logprobs(samples)
 
     def add(number: int, sample: TrainingSample) -> TrainingSample:
@@ -63,10 +67,10 @@ def with_logprobs(samples: list[TrainingSample], policy: Policy | None, referenc
     return [add(number, sample) for number, sample in enumerate(samples)]
 
 
-def fill_old_logprobs(samples: list[TrainingSample], logprobs: list[torch.Tensor | None]) -> None:
-    """Give samples what `Policy.logprobs` or an update's own forward pass found."""
+def fill_logprobs(samples: list[TrainingSample], name: str, logprobs: list[torch.Tensor | None]) -> None:
+    """Give samples what `Policy.logprobs` or an update's own walk found, as their field `name`."""
     for sample, of_sample in zip(samples, logprobs, strict=True):
-        sample.old_logprobs = _as_array(of_sample, sample)
+        setattr(sample, name, _as_array(of_sample, sample))
 
 
 def _as_array(logprobs: torch.Tensor | None, sample: TrainingSample) -> np.ndarray:

@@ -91,7 +91,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
         policy.generation = with_end_of_turn(policy.generation, config.data, tokenizer)
         from megatron_r1.mcore.policy import ReferencePolicy
 
-        reference = ReferencePolicy(policy) if stage.has_reference else None
+        reference = ReferencePolicy(policy, stage.reference_resident) if stage.has_reference else None
         state = resume_run(run, policy, reference)
         if state:
             prompts.load_state_dict(state["prompts"])

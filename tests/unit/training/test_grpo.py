@@ -147,7 +147,7 @@ class Trainer:
     def logprobs(self, samples: list[TrainingSample]) -> list[torch.Tensor]:
         return [torch.zeros(sample.num_targets) for sample in samples]
 
-    def train_step(self, samples: list[TrainingSample], loss_fn: Any, gate: Any) -> SimpleNamespace:
+    def train_step(self, samples: list[TrainingSample], loss_fn: Any, gate: Any, reference: Any) -> SimpleNamespace:
         self.updates += 1
         self.events.append("train")
         return SimpleNamespace(loss=0.0, grad_norm=0.0, lr=0.0, metrics={}, tokens=1, flops=1.0, applied=True, skipped=None)
