@@ -17,7 +17,7 @@ require_active()
 
 from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy as Pieces
 
-from megatron_r1.mcore.activation_bytes import WIDE_LOGITS
+from megatron_r1.mcore.activation_bytes import WIDE_LOGITS, WIDE_LOGITS_ON_CPU
 
 
 def vocab_parallel_cross_entropy(
@@ -73,7 +73,8 @@ def _wide(logits: torch.Tensor) -> torch.dtype:
 
 
 def _parts(rows: torch.Tensor) -> list[slice]:
-    step = max(1, WIDE_LOGITS // rows.shape[1])
+    most = min(WIDE_LOGITS, WIDE_LOGITS_ON_CPU) if rows.is_cpu else WIDE_LOGITS
+    step = max(1, most // rows.shape[1])
     return [slice(start, start + step) for start in range(0, rows.shape[0], step)]
 
 
