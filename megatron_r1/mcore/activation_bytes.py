@@ -14,8 +14,8 @@ from megatron_r1.model.architecture import Architecture
 
 #: Logits that are float32 at the same time in the cross entropy, of one rank: 256 MiB. It bounds memory and changes no number.
 WIDE_LOGITS = 2**26
-#: The same on a CPU, where many small steps cost nothing: 16 MiB, which the heap keeps from one step to the next (`runtime.heap`).
-WIDE_LOGITS_ON_CPU = 2**22
+#: The same on a CPU, where many small steps cost nothing: 4 MiB, which the heap keeps from one step to the next (`runtime.heap`).
+WIDE_LOGITS_ON_CPU = 2**20
 
 
 @dataclass(frozen=True)
