@@ -22,13 +22,13 @@ def goes_beside(choice: Literal["auto", "always", "never"], layout: Layout, swit
     Raises:
         ConfigError: "always", where it cannot.
     """
-    refusal = _refusal(layout, switches)
+    refusal = _why_apart(layout, switches)
     if choice == "always" and refusal is not None:
         raise ConfigError(f"grpo.reference_resident=always: {refusal}; set it to auto or never")
     return choice != "never" and refusal is None
 
 
-def _refusal(layout: Layout, switches: Switches) -> str | None:
+def _why_apart(layout: Layout, switches: Switches) -> str | None:
     if layout.pp > 1:
         return "a pipeline sends the hidden states of one model from stage to stage"
     if switches.transformer.get("fp8"):
