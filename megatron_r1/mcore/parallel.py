@@ -16,6 +16,7 @@ from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.mcore.packing import local_token_indices
 from megatron_r1.mcore.shares import Place
 from megatron_r1.runtime.distributed import collective_timeout
+from megatron_r1.runtime.gloo import sharing_the_worlds_thread
 from megatron_r1.types import MicroBatch
 
 require_active()
@@ -56,7 +57,7 @@ def build_process_groups(layout: Layout, seed: int) -> None:
     if not parallel_state.model_parallel_is_initialized() or _built != (layout, dist.group.WORLD):
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
-        with _one_timeout():
+        with _one_timeout(), sharing_the_worlds_thread():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=layout.tp,
                 pipeline_model_parallel_size=layout.pp,
