@@ -145,7 +145,7 @@ class MegatronModel:
     def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig) -> None:
         config = self.modules[0].config
         self.chunks = list(wrap_for_training(self.chunks, config, self.switches))
-        self.optimizer = build_optimizer(optimizer, runtime, self.chunks, self.switches)
+        self.optimizer = build_optimizer(self.arch, optimizer, runtime, self.chunks, self.switches)
         self._kinds = GradientKinds(self.modules, self.optimizer)
         self._state = TrainingOffload(self.offloaded, self.optimizer, self.chunks, self.device)
 
