@@ -7,6 +7,7 @@ A fix is applied to its module right after that module was executed, so later `f
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.mcore.packing import packed_positions
-from megatron_r1.mcore.rotate import rotate_packed
+from megatron_r1.mcore.rotate import rotate_packed, rotate_rows
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,35 @@ def _uneven_reduce_scatter(module: ModuleType) -> None:
     module._reduce_scatter_along_first_dim = reduce_scatter
 
 
+def _rope_of_rows(module: ModuleType) -> None:
+    by_formula = module._apply_rotary_pos_emb_bshd
+
+    @functools.wraps(by_formula)
+    def apply_rows(
+        t: torch.Tensor, freqs: torch.Tensor, rotary_interleaved: bool = False, multi_latent_attention: bool = False,
+        mscale: float = 1.0,
+    ) -> torch.Tensor:  # fmt: skip
+        if rotary_interleaved:
+            return by_formula(t, freqs, rotary_interleaved, multi_latent_attention, mscale)
+        return rotate_rows(t, freqs, pairs=multi_latent_attention, scale=mscale)
+
+    module._apply_rotary_pos_emb_bshd = apply_rows
+
+
+def _leave_out_groups_of_one(module: ModuleType) -> None:
+    def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(collective)
+        def call(output: torch.Tensor, input_: torch.Tensor, *settings: Any, group: Any, **more: Any) -> Any:
+            if group.size() == 1 and output.data_ptr() == input_.data_ptr():
+                return None
+            return collective(output, input_, *settings, group=group, **more)
+
+        return call
+
+    module.dist_all_gather_func = unless_alone(module.dist_all_gather_func)
+    module.dist_reduce_scatter_func = unless_alone(module.dist_reduce_scatter_func)
+
+
 def _rope_by_position(module: ModuleType) -> None:
     by_formula = module._apply_rotary_pos_emb_bshd
 
@@ -191,6 +221,18 @@ FIXES: tuple[HostFix, ...] = (
         "09ac896729369d2d24a34ad36cdbb1d8841d21c21a9547a9536ce48d29d1a52f", "without_cuda",
         "gloo's reduce_scatter needs equal sizes",
         _uneven_reduce_scatter,
+    ),
+    HostFix(
+        "reduction alone", "megatron.core.distributed.param_and_grad_buffer", "_ParamAndGradBucketGroup.start_grad_sync",
+        "66adbe07814a48817cb5c37fa098cd61b89e6dfa3e285492222610b2167df1dc", "without_cuda",
+        "in a group of one gloo copies all gradients and all weights onto themselves, a twelfth of a step at hidden size 512",
+        _leave_out_groups_of_one,
+    ),
+    HostFix(
+        "rope of rows", "megatron.core.models.common.embeddings.rope_utils", "_apply_rotary_pos_emb_bshd",
+        "0ef4824d5242495481112ebfd89cbc91d5d022fceb5ea0ca62937e5d9b212b9e", "without_cuda",
+        "its formula goes through the numbers of each head nine times, and back as often",
+        _rope_of_rows,
     ),
     HostFix(
         "packed rope", "megatron.core.models.common.embeddings.rope_utils", "_apply_rotary_pos_emb_thd",

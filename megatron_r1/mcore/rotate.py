@@ -1,4 +1,4 @@
-"""RoPE of packed tokens in a third of the passes over memory that Megatron-Core's formula takes. Pure: no Megatron-Core."""
+"""RoPE in a third of the passes over memory that Megatron-Core's formula takes. Pure: no Megatron-Core."""
 
 from __future__ import annotations
 
@@ -27,7 +27,17 @@ def rotate_packed(
     positions = packed_positions(cu_seqlens, t.shape[0], cp_size, cp_rank)
     # Of every position, not of every token: there are fewer.
     cos, sin = ((turn(freqs) * scale).to(t.dtype).squeeze(1)[positions] for turn in (torch.cos, torch.sin))
-    width = freqs.shape[-1]
+    return _rotate(t, cos, sin, pairs)
+
+
+def rotate_rows(t: torch.Tensor, freqs: torch.Tensor, *, pairs: bool, scale: float) -> torch.Tensor:
+    """As `rotate_packed`, of rows: t [s, b, heads, d] and freqs [s, 1, 1, r]."""
+    cos, sin = ((turn(freqs) * scale).to(t.dtype) for turn in (torch.cos, torch.sin))
+    return _rotate(t, cos, sin, pairs)
+
+
+def _rotate(t: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pairs: bool) -> torch.Tensor:
+    width = cos.shape[-1]
     if width == t.shape[-1]:
         return _Rotate.apply(t, cos, sin, pairs)
     return torch.cat((_Rotate.apply(t[..., :width], cos, sin, pairs), t[..., width:]), dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import logging
 import shutil
 import subprocess
@@ -222,6 +223,46 @@ def check_uneven_reduce_scatter(module: ModuleType) -> None:
     assert module._reduce_scatter_along_first_dim(x, ONE_RANK, [3]) is x
 
 
+def check_reduction_alone(module: ModuleType) -> None:
+    """In place a group of one calls nothing; else the collective is called as ever."""
+    one_rank_world()
+    group, buffer, other, called = torch.distributed.group.WORLD, torch.arange(4.0), torch.empty(4), []
+    fix = next(fix for fix in FIXES if fix.name == "reduction alone")
+    fake = SimpleNamespace(dist_all_gather_func=lambda *tensors, group, **_: called.append((tensors, group)))
+    fake.dist_reduce_scatter_func = fake.dist_all_gather_func
+    fix.apply(fake)
+    two_ranks = SimpleNamespace(size=lambda: 2)
+    for collective in (fake.dist_all_gather_func, fake.dist_reduce_scatter_func):
+        assert collective(buffer, buffer[:4], group=group, async_op=False) is None and not called
+        collective(other, buffer, group=group, async_op=True)
+        collective(buffer, buffer[:2], group=two_ranks)
+        assert [(tensors[0] is other, of) for tensors, of in called] == [(True, group), (False, two_ranks)]
+        called.clear()
+    with torch.distributed._coalescing_manager(group, async_ops=True) as manager:  # that has nothing to do
+        module.dist_all_gather_func(buffer, buffer, group=group, async_op=True)
+    manager.wait()
+    module.dist_all_gather_func(other, buffer, group=group)
+    assert torch.equal(other, torch.arange(4.0)) and torch.equal(buffer, other)
+
+
+def check_rope_of_rows(module: ModuleType) -> None:
+    """Bit by bit the stock formula and its gradient."""
+    stock_formula = inspect.unwrap(module._apply_rotary_pos_emb_bshd)
+    assert stock_formula is not module._apply_rotary_pos_emb_bshd
+    for width, latent, interleaved, dtype in (
+        (8, True, False, torch.float32), (8, False, False, torch.float32), (12, False, False, torch.float32),
+        (8, True, False, torch.bfloat16), (12, False, True, torch.float32), (8, False, False, torch.bfloat16),
+    ):  # fmt: skip
+        freqs = torch.randn(5, 1, 1, 8)
+        x, upstream = (torch.randn(5, 2, 3, width, dtype=dtype) for _ in range(2))
+        stock, ours = (x.clone().requires_grad_() for _ in range(2))
+        for formula, t in ((stock_formula, stock), (module._apply_rotary_pos_emb_bshd, ours)):
+            t.rotated = formula(t, freqs, rotary_interleaved=interleaved, multi_latent_attention=latent, mscale=1.5)
+            t.rotated.backward(upstream)
+        assert torch.equal(ours.rotated, stock.rotated), (width, latent, interleaved)
+        assert torch.equal(ours.grad, stock.grad), (width, latent, interleaved)
+
+
 def check_packed_rope(module: ModuleType) -> None:
     """Bit by bit the stock formula of one sequence after the other, and its gradient."""
     lengths = [5, 1, 7]
@@ -233,9 +274,9 @@ def check_packed_rope(module: ModuleType) -> None:
         freqs = torch.randn(max(lengths), 1, 1, 8)
         x, upstream = (torch.randn(sum(lengths), 3, width, dtype=dtype) for _ in range(2))
         stock, ours = (x.clone().requires_grad_() for _ in range(2))
+        formula = inspect.unwrap(module._apply_rotary_pos_emb_bshd)
         one_by_one = [
-            module._apply_rotary_pos_emb_bshd(part.unsqueeze(1), freqs[: len(part)], interleaved, latent, 1.5).squeeze(1)
-            for part in stock.split(lengths)
+            formula(part.unsqueeze(1), freqs[: len(part)], interleaved, latent, 1.5).squeeze(1) for part in stock.split(lengths)
         ]
         packed = module._apply_rotary_pos_emb_thd(ours, bounds, freqs, interleaved, latent, 1.5, ONE_RANK)
         assert torch.equal(packed, torch.cat(one_by_one)), (width, latent, interleaved)
@@ -262,6 +303,8 @@ CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "replicated down-projection": check_replicated_down_projection,
     "uneven gather": check_uneven_gather,
     "uneven reduce-scatter": check_uneven_reduce_scatter,
+    "reduction alone": check_reduction_alone,
+    "rope of rows": check_rope_of_rows,
     "packed rope": check_packed_rope,
     "packed roll": check_packed_roll,
 }
