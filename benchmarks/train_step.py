@@ -1,8 +1,8 @@
 """One optimizer step: MegatronPolicy against transformers' DeepseekV3ForCausalLM with torch's AdamW.
 
 Both start from the same weights and see the same tokens, with the same clipping and the same AdamW settings, in fp32. Before
-anything is timed, loss and gradient norm of the first step must agree. Workloads: `rows`, as in pretraining, and `packed`,
-sequences of different lengths as in GRPO, which ours packs end to end and the peer pads to the longest.
+anything is timed, loss and gradient norm of the first step must agree. The batch is sequences of different lengths as in GRPO,
+which ours packs end to end and the peer pads to the longest. Equal rows, as in pretraining, are `pretrain_step`'s.
 
     python -m benchmarks.train_step --out train_step.json
 """
@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.measure import (
     Comparison,
-    Disagreement,
     compare,
     describe_machine,
     parser_of,
@@ -29,26 +27,20 @@ from benchmarks.measure import (
     run,
     write_results,
 )
-from benchmarks.peer import describe_peer, load_peer
+from benchmarks.peer import OPTIMIZER, Step, check_agreement, describe_peer, load_peer, peer_step
 from megatron_r1.config.model import ModelConfig
-from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
+from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy
 from megatron_r1.pipeline.session import Session, open_session
 from megatron_r1.training.pretrain import loss_over
-from megatron_r1.types import MicroBatch, TrainingSample
+from megatron_r1.types import TrainingSample
 
 if TYPE_CHECKING:
-    from transformers import DeepseekV3ForCausalLM
-
     from megatron_r1.mcore.policy import MegatronPolicy
 
-LOSS_TOLERANCE = 1e-4  #: absolute, nats
-GRAD_NORM_TOLERANCE = 1e-3  #: relative
-OPTIMIZER = OptimizerConfig(lr=1e-4)
-ROWS, ROW_TOKENS = 16, 64
 SHORTEST, LONGEST = 20, 50  #: targets of a packed sequence, 35 on average
 
 
@@ -58,18 +50,13 @@ class Batch:
 
     token_ids: torch.Tensor  #: [B, T] int64, right-padded
     labels: torch.Tensor  #: [B, T] int64, -100 on padding
-    attention_mask: torch.Tensor | None  #: [B, T] int64; None where nothing is padded
+    attention_mask: torch.Tensor  #: [B, T] int64
     samples: list[TrainingSample]
 
     @property
     def num_targets(self) -> int:
         """Trained tokens."""
         return sum(sample.num_trained for sample in self.samples)
-
-    def rows(self) -> MicroBatch:
-        """Ours, of a batch without padding."""
-        positions = torch.arange(self.token_ids.shape[1]).expand_as(self.token_ids).contiguous()
-        return MicroBatch(self.token_ids, self.labels, torch.ones(self.token_ids.shape), positions)
 
 
 def make_batch(arch: Architecture, lengths: list[int], seed: int) -> Batch:
@@ -81,56 +68,20 @@ def make_batch(arch: Architecture, lengths: list[int], seed: int) -> Batch:
     return Batch(
         pad([ids[:-1] for ids in sequences], batch_first=True),
         pad([ids[1:] for ids in sequences], batch_first=True, padding_value=-100),
-        None if len(set(lengths)) == 1 else mask,
+        mask,
         [TrainingSample(ids.tolist(), [1] * (len(ids) - 1)) for ids in sequences],
     )
 
 
-def our_step(policy: MegatronPolicy, batch: Batch, packed: bool) -> Callable[[], tuple[float, float]]:
+def our_step(policy: MegatronPolicy, batch: Batch) -> Step:
     """One update of the policy; returns loss and gradient norm."""
     loss_fn = loss_over(batch.num_targets)
-    rows = None if packed else batch.rows()
 
     def step() -> tuple[float, float]:
-        stats = policy.train_step(batch.samples, loss_fn) if packed else policy.train_on_micro_batches([rows], loss_fn)
+        stats = policy.train_step(batch.samples, loss_fn)
         return stats.loss, stats.grad_norm
 
     return step
-
-
-def peer_step(model: DeepseekV3ForCausalLM, batch: Batch, device: torch.device) -> Callable[[], tuple[float, float]]:
-    """One update as a plain loop over transformers' model makes it; returns loss and gradient norm."""
-    # Megatron-Core decays no vectors either.
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": OPTIMIZER.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps)
-    inputs = {"input_ids": batch.token_ids, "attention_mask": batch.attention_mask}
-    inputs = {name: value.to(device) for name, value in inputs.items() if value is not None}
-    labels = batch.labels.to(device)
-    model.train()
-
-    def step() -> tuple[float, float]:
-        optimizer.zero_grad()
-        logits = model(**inputs, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_grad)
-        optimizer.step()
-        return loss.item(), grad_norm.item()
-
-    return step
-
-
-def check_agreement(workload: str, ours: tuple[float, float], peer: tuple[float, float]) -> None:
-    """Raises Disagreement where the first step's loss or gradient norm differ, else prints them."""
-    loss_difference = abs(ours[0] - peer[0])
-    norm_difference = abs(ours[1] - peer[1]) / peer[1]
-    figures = f"loss {ours[0]:.6f} and {peer[0]:.6f}, gradient norm {ours[1]:.5f} and {peer[1]:.5f}"
-    if not (loss_difference <= LOSS_TOLERANCE and norm_difference <= GRAD_NORM_TOLERANCE):
-        raise Disagreement(f"{workload}: the first step of ours and of transformers differ: {figures}")
-    print(f"{workload}: the first steps agree: {figures} (ours, transformers)", flush=True)
 
 
 def scaled_config(hidden: int, device: str, seed: int) -> Config:
@@ -144,15 +95,12 @@ def scaled_config(hidden: int, device: str, seed: int) -> Config:
     return Config(seed=seed, model=ModelConfig(preset="tiny", overrides=overrides), runtime=RuntimeConfig(device=device))
 
 
-def measure(session: Session, hidden: int, workload: str, arguments: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
+def measure(session: Session, hidden: int, arguments: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     """Build both sides, check that they agree, and time them."""
     config = scaled_config(hidden, arguments.device, arguments.seed)
     arch = build_architecture(config.model)
-    packed = workload == "packed"
-    lengths = [ROW_TOKENS] * ROWS
-    if packed:
-        generator = torch.Generator().manual_seed(arguments.seed)
-        lengths = torch.randint(SHORTEST, LONGEST + 1, (arguments.sequences,), generator=generator).tolist()
+    generator = torch.Generator().manual_seed(arguments.seed)
+    lengths = torch.randint(SHORTEST, LONGEST + 1, (arguments.sequences,), generator=generator).tolist()
     batch = make_batch(arch, lengths, arguments.seed)
     policy = build_policy(
         config,
@@ -162,15 +110,16 @@ def measure(session: Session, hidden: int, workload: str, arguments: argparse.Na
         moe=MoeTrainingConfig(),
         total_updates=1,
         micro_batch_tokens=batch.num_targets,  # one forward pass, as the peer's
-        packed=packed,
+        packed=True,
     )
-    model = load_peer(policy, session.device.torch_device, arguments.experts)
-    ours, peer = our_step(policy, batch, packed), peer_step(model, batch, session.device.torch_device)
-    shape = f"{len(lengths)} sequences of {SHORTEST} to {LONGEST}" if packed else f"{ROWS} x {ROW_TOKENS}"
-    name = f"hidden {hidden}, {workload}: {shape} tokens"
+    device = session.device.torch_device
+    model = load_peer(policy, device, arguments.experts)
+    inputs = {"input_ids": batch.token_ids.to(device), "attention_mask": batch.attention_mask.to(device)}
+    ours, peer = our_step(policy, batch), peer_step(model, inputs, batch.labels.to(device))
+    name = f"hidden {hidden}, packed: {len(lengths)} sequences of {SHORTEST} to {LONGEST} tokens"
     check_agreement(name, ours(), peer())
 
-    def timed(step: Callable[[], tuple[float, float]]) -> Callable[[], int]:
+    def timed(step: Step) -> Callable[[], int]:
         def work() -> int:
             step()
             session.device.synchronize()
@@ -190,7 +139,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """Measure every size and workload, print a table, write the JSON file."""
     runtime = RuntimeConfig(device=arguments.device, threads=1)
     with open_session(runtime) as session:
-        measured = [measure(session, hidden, name, arguments) for hidden in arguments.hidden for name in arguments.workloads]
+        measured = [measure(session, hidden, arguments) for hidden in arguments.hidden]
         machine = describe_machine(arguments.device)
     rows = [
         [
@@ -214,10 +163,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hidden", type=positive, nargs="+", default=[128, 512], help="hidden sizes, multiples of 32; 128 is the tiny preset"
     )
-    parser.add_argument(
-        "--workloads", nargs="+", choices=("rows", "packed"), default=["rows", "packed"], help="what is in the batch"
-    )
-    parser.add_argument("--sequences", type=positive, default=256, help="sequences of the packed workload")
+    parser.add_argument("--sequences", type=positive, default=256, help="in the batch")
     parser.add_argument("--experts", choices=("eager", "grouped_mm"), help="transformers' experts; default: what it chooses")
     return parser.parse_args(argv)
 

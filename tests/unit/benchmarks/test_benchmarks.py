@@ -36,14 +36,14 @@ def test_help(module: str) -> None:
     assert "--repeats" in result.stdout and "--out FILE.json" in result.stdout
 
 
-def test_train_step_compares_both_workloads(tmp_path: Path) -> None:
+def test_train_step_compares_both_sides(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     result = run("train_step", "--hidden", "32", "--sequences", "8", "--repeats", "1", "--out", str(out))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("the first steps agree") == 2
+    assert result.stdout.count("the first steps agree") == 1
     content = json.loads(out.read_text())
     assert content["machine"]["threads"] == 1
-    assert [len(c["ours"]["wall_seconds"]) for c in content["train_step"]] == [1, 1]
+    assert [len(c["ours"]["wall_seconds"]) for c in content["train_step"]] == [1]
     assert list(tmp_path.iterdir()) == [out]
 
 
