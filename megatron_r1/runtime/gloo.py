@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroupGloo, distributed_c10d
+
+_TORCH: Any = distributed_c10d
+_GLOO: Any = ProcessGroupGloo  # torch's stubs have other names of its options
 
 
 @contextmanager
@@ -25,20 +29,23 @@ def sharing_the_worlds_thread() -> Iterator[None]:
 
     class Sharing(ProcessGroupGloo):
         def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
-            options = ProcessGroupGloo._Options()
+            options = _GLOO._Options()
             options._timeout, options._devices, options._threads = timeout, devices, 2 * len(devices)  # torch's own numbers
             super().__init__(store, rank, size, options)
 
-    distributed_c10d.ProcessGroupGloo = Sharing
+    _TORCH.ProcessGroupGloo = Sharing
     try:
         yield
     finally:
-        distributed_c10d.ProcessGroupGloo = ProcessGroupGloo
+        _TORCH.ProcessGroupGloo = ProcessGroupGloo
 
 
-def _devices_of_world() -> list[ProcessGroupGloo.Device]:
+def _devices_of_world() -> list[Any]:
     world = dist.group.WORLD
     if world is None or torch.device("cpu") not in world._device_types:
         return []
     backend = world._get_backend(torch.device("cpu"))
-    return list(backend.options._devices) if isinstance(backend, ProcessGroupGloo) else []
+    if not isinstance(backend, ProcessGroupGloo):
+        return []
+    options: Any = backend.options
+    return list(options._devices)

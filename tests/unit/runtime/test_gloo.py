@@ -13,23 +13,28 @@ import torch, torch.distributed as dist
 from torch.distributed import ProcessGroupGloo, distributed_c10d
 from megatron_r1.runtime.gloo import sharing_the_worlds_thread
 
-def loops():
-    return sum(open(f"/proc/self/task/{task}/comm").read() == "gloo_tcp_loop\\n" for task in os.listdir("/proc/self/task"))
+def threads():
+    return len(os.listdir("/proc/self/task"))
 
 with sharing_the_worlds_thread():  # before there is a world
     assert distributed_c10d.ProcessGroupGloo is ProcessGroupGloo
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-assert loops() == 1
+before = threads()
+own = dist.new_group([0])  # as torch makes it: with a thread that listens beside those that work
+working = threads() - before - 1
+before = threads()
 with sharing_the_worlds_thread():
     groups = [dist.new_group([0], timeout=datetime.timedelta(seconds=77), backend="gloo") for _ in range(5)]
-assert loops() == 1 and distributed_c10d.ProcessGroupGloo is ProcessGroupGloo
+assert working > 0 and threads() - before == 5 * working, (before, working, threads())
+assert distributed_c10d.ProcessGroupGloo is ProcessGroupGloo
 for group in groups:
     total = torch.ones(3)
     dist.all_reduce(total, group=group)
     assert total.sum() == 3 and dist.get_backend(group) == "gloo"
     assert group._get_backend(torch.device("cpu")).options._timeout == datetime.timedelta(seconds=77)
-own = dist.new_group([0])  # outside of the block as ever
-assert loops() == 2
+before = threads()
+own = dist.new_group([0])
+assert threads() - before == working + 1  # outside of the block as ever
 try:
     with sharing_the_worlds_thread():
         raise ValueError
