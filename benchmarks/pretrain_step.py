@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.measure import Disagreement, describe_machine, parser_of, positive, print_table, run, write_results
 from benchmarks.processes import ROOT, CommandFailed
 from megatron_r1.config.runtime import RuntimeConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.launch import child_environment
 
 LEAST_RATIO = 1.0  #: of our tokens per second to transformers'
@@ -78,7 +79,10 @@ def _median_speed(side: dict[str, list[float]]) -> str:
 def benchmark(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Start a job for each number of processes, print its tables and write the JSON file. Raises Disagreement below the bar."""
     cases, waiting, machine = [], [], describe_machine(arguments.device)
-    with tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-", dir=arguments.dir) as name:
+    if arguments.dir is not None and not arguments.dir.is_dir():
+        raise ConfigError(f"--dir {arguments.dir}: there is no such folder")
+    folder = None if arguments.dir is None else arguments.dir.resolve()  # the jobs start in the project's root
+    with tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-", dir=folder) as name:
         for processes in arguments.processes:
             result = Path(name, f"{processes}.json")
             command = worker_command(processes, [*argv, "--worker", str(result), "--dir", name])

@@ -74,6 +74,12 @@ def test_it_ends_with_0_only_where_the_bar_holds(monkeypatch, tmp_path, capsys):
     assert len(json.loads((tmp_path / "result.json").read_text())["pretrain_step"]) == 2  # written all the same
 
 
+def test_a_missing_folder_is_told_before_a_job_starts(tmp_path, capsys):
+    assert pretrain_step.main(["--dir", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "there is no such folder" in error
+
+
 def test_a_job_that_fails_ends_it(monkeypatch, tmp_path, capsys):
     code, commands = run_with(monkeypatch, tmp_path, 3, {})
     assert code == 1 and len(commands) == 1 and "the job of 1 processes ended with code 3" in capsys.readouterr().err
