@@ -32,8 +32,9 @@ from megatron_r1.evaluation.models import EndpointModel, Pass
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline.talk.model import find_model
-from megatron_r1.pipeline.talk.serve import CACHE
+from megatron_r1.pipeline.talk.serve import CACHE, SERVED_PREFIX
 from megatron_r1.rewards.judge.preference import Judge
+from megatron_r1.runtime.temporary import remove_left
 from megatron_r1.types import Sampling
 from tests.paths import ROOT
 from tests.patience import patient, wait_until
@@ -72,12 +73,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         children = _processes_below(server.pid)
         assert len(children) >= 2  # vLLM's server and its engine
         assert len(list((parent / CACHE).iterdir())) == 1
+        given = [argument.decode() for child in children for argument in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")]
+        own = Path(given[given.index("--model") + 1])
+        assert own.name.startswith(SERVED_PREFIX) and own.is_dir()
         yield Served(f"http://127.0.0.1:{port}/v1", key, folder)
     finally:
         if server.poll() is None:  # or an error of its start would be hidden by one of this line
             server.send_signal(signal.SIGKILL)
         server.wait()
     wait_until(lambda: not [pid for pid in children if _runs(pid)], 20, "end of the server's processes")
+    assert own.is_dir()
+    remove_left(SERVED_PREFIX)  # as the next start does
+    assert not own.exists()
 
 
 def find_port() -> int:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,10 @@ from megatron_r1.pipeline.talk.model import TalkModel
 from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.runtime.cores import usable_cores
 from megatron_r1.runtime.launch import child_environment
+from megatron_r1.runtime.temporary import temporary_folder
 from megatron_r1.weights.generation import GENERATION_CONFIG, read_generation
 
+SERVED_PREFIX = "megatron_r1-serve-"  #: of the folder that vLLM reads, in the temporary directory
 CACHE = "served"  #: folder in a run, or beside a checkpoint, with its exported models
 _PROGRAM = "megatron_r1.rollout.vllm.api_server"
 _WORKER = "megatron_r1.rollout.vllm.served_worker.ServedWorker"
@@ -99,6 +100,8 @@ def serve_arguments(model: TalkModel, options: EngineOptions, folder: Path, addr
     }  # fmt: skip
     if options.kv_cache_bytes is not None:
         arguments["--kv-cache-memory-bytes"] = options.kv_cache_bytes
+    if options.block_tokens is not None:
+        arguments["--block-size"] = options.block_tokens
     if model.config.data.template_arguments:
         arguments["--default-chat-template-kwargs"] = json.dumps(model.config.data.template_arguments)
     flags = []
@@ -128,10 +131,9 @@ def served_folder(model: TalkModel, weights: Path, ends: Sequence[int]) -> Itera
     """A folder for vLLM: links to the weights, and the tokenizer with the chat template that the model was trained with.
 
     Nothing is written into the folder of the weights: its manifest covers every file. generation_config.json names every end of
-    sequence and how the run sampled, which are the server's defaults.
+    sequence and how the run sampled, which are the server's defaults. What a server that was killed left is removed first.
     """
-    with tempfile.TemporaryDirectory(prefix="megatron_r1-serve-") as name:
-        folder = Path(name)
+    with temporary_folder(SERVED_PREFIX) as folder:
         template = chat_jinja(model)
         (model.tokenizer if template is None else model.tokenizer.with_chat_template(template)).save(folder)
         said = read_generation(weights, model.arch.vocab_size).settings
