@@ -37,6 +37,7 @@ def choose_cache(
     workers: int,
     free_bytes: int,
     share: float,
+    most_bytes: int | None = None,
 ) -> CacheSize:
     """The KV cache of one worker of an engine on a CPU.
 
@@ -46,16 +47,18 @@ def choose_cache(
         workers: of this engine, which share heads.
         free_bytes: of memory, for this worker.
         share: of `free_bytes` that may be taken.
+        most_bytes: beside the room for one sequence, however much memory there is.
     """
     each, spare = (sequence_bytes(arch, dtype, max_model_len, workers, blocks) for blocks in (None, 1))  # vLLM keeps one block
     needed, limit = max_num_seqs * each + spare, int(free_bytes * share)
+    bound = f"{share:g} (rollout.gpu_memory_utilization) of the free memory"
+    if most_bytes is not None and most_bytes < limit:
+        limit, bound = most_bytes, f"{most_bytes / 1e9:,.3f} GB"
     if needed <= limit:
         return CacheSize(needed, max_num_seqs, f"rollout.max_num_seqs={max_num_seqs:,} of up to {max_model_len:,} tokens need it")
     fitting = max(1, (limit - spare) // each)  # with less than one sequence vLLM would not start
     of_all = f"{needed / 1e9:,.3f} GB for rollout.max_num_seqs={max_num_seqs:,} of up to {max_model_len:,} tokens"
-    return CacheSize(
-        fitting * each + spare, fitting, f"{of_all} are more than {share:g} (rollout.gpu_memory_utilization) of the free memory"
-    )
+    return CacheSize(fitting * each + spare, fitting, f"{of_all} are more than {bound}")
 
 
 def sequence_bytes(

@@ -16,9 +16,12 @@ from megatron_r1.data.tokenizer_folder import VOCABULARY
 from megatron_r1.errors import CheckpointError, ConfigError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.pipeline.artifact import MANIFEST, Artifact
+from megatron_r1.pipeline.builders.engines import engine_dtype
 from megatron_r1.pipeline.builders.models import build_architecture, build_tokenizer
+from megatron_r1.rollout.cache_size import choose_cache
 from megatron_r1.runtime.checkpoints import COMPLETE, complete_checkpoints, step_of
 from megatron_r1.runtime.device import Device, resolve_device
+from megatron_r1.runtime.memory import free_memory, memory_nodes
 from megatron_r1.runtime.run_folder import CHECKPOINTS
 from megatron_r1.weights.generation import read_generation
 from megatron_r1.weights.hf import CONFIG
@@ -28,8 +31,7 @@ SETTINGS = ("data", "runtime", "rollout")  #: sections that these commands read
 MOST_CONTEXT = {"cpu": 8192, "cuda": 32768}
 _OPTIONS = {"data.max_prompt_tokens": "--context", "rollout.max_response_tokens": "--max-tokens"}
 _EXPORTED, _RUN_CONFIG = "hf", "config.yaml"
-_LEAST_CACHE, _MOST_CACHE = 64 << 20, 4 << 30  # bytes
-_BLOCK = 128  # tokens, at least as many as a block of vLLM's cache
+_MOST_CACHE = 4 << 30  # bytes of a worker beside the room for one context: others use this machine, too
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,19 @@ def find_model(
     tokens = context or min(limit, MOST_CONTEXT[device.kind])
     changes: dict[str, Any] = {"data.max_prompt_tokens": tokens - 1, "rollout.max_response_tokens": 1}
     if config.rollout.kv_cache_bytes is None and device.kind == "cpu":
-        changes["rollout.kv_cache_bytes"] = cache_bytes(arch, config.runtime.dtype, tokens, sequences)
+        changes["rollout.kv_cache_bytes"] = choose_cache(
+            arch,
+            engine_dtype(config),
+            max_model_len=tokens,
+            max_num_seqs=min(sequences, config.rollout.max_num_seqs),
+            workers=config.rollout.tensor_parallel_size,
+            free_bytes=free_memory() // max(config.rollout.tensor_parallel_size, memory_nodes()),
+            share=config.rollout.gpu_memory_utilization,
+            most_bytes=_MOST_CACHE,
+        ).bytes
     most = tokens // 2 if before is None else min(before.rollout.max_response_tokens, tokens // 2)
     config = load_config(None, (), config.model_dump() | changes)
     return TalkModel(folder, run, config, arch, tokenizer, device, tokens, most)
-
-
-def cache_bytes(arch: Architecture, dtype: str, tokens: int, sequences: int) -> int:
-    """Bytes of a KV cache with room for one sequence of `tokens`, and for as many of `sequences` as go into 4 GiB.
-
-    DeepSeek-V3 in bf16 keeps 61 x 576 x 2 = 70 KB a token.
-    """
-    blocks = -(-tokens // _BLOCK) + 1
-    one = arch.num_hidden_layers * arch.cached_width * (2 if dtype == "bf16" else 4) * blocks * _BLOCK
-    return max(_LEAST_CACHE, one, min(one * sequences, _MOST_CACHE))
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

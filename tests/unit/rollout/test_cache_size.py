@@ -46,7 +46,12 @@ def test_memory_bounds_it_down_to_one_sequence(arch):
     assert "are more than 0.5 (rollout.gpu_memory_utilization) of the free memory" in chosen.describe()
     assert choose(arch, free_bytes=each * 21, share=1.0).sequences == 20
     assert choose(arch, free_bytes=0).sequences == 1 and choose(arch, free_bytes=0).bytes > each
+    bounded = choose(arch, most_bytes=each * 10 + each // 2)
+    assert bounded == choose(arch, free_bytes=each * 21) or bounded.sequences == 10 and bounded.bytes <= each * 10 + each // 2
+    assert "of up to 80 tokens are more than 0.0" in bounded.describe() and "free memory" not in bounded.describe()
+    assert choose(arch, most_bytes=0).sequences == 1
     enough = choose(arch).bytes
+    assert choose(arch, most_bytes=enough) == choose(arch)
     assert choose(arch, free_bytes=2 * enough).bytes == enough > choose(arch, free_bytes=2 * enough - 2).bytes
 
 

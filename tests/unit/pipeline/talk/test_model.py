@@ -10,7 +10,8 @@ from megatron_r1.config.load import load_config, save_config
 from megatron_r1.data.tokenizer import train_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError
 from megatron_r1.model.presets import PRESETS
-from megatron_r1.pipeline.talk.model import cache_bytes, find_model
+from megatron_r1.pipeline.talk.model import find_model
+from megatron_r1.rollout.cache_size import sequence_bytes
 from tests.random_weights import write_random_model
 
 CPU = ["runtime.device=cpu"]
@@ -96,9 +97,17 @@ def test_a_reward_model_is_refused(run):
         find_model(run, None, CPU)
 
 
-def test_a_cache_holds_one_whole_context_and_at_most_four_gibibytes_more():
-    arch = PRESETS["tiny"]
-    a_token = arch.num_hidden_layers * (arch.kv_lora_rank + arch.qk_rope_head_dim) * 2
-    assert cache_bytes(arch, "bf16", 10, 1) == 64 << 20
-    assert cache_bytes(arch, "bf16", 1 << 20, 1) == a_token * ((1 << 20) + 128) == cache_bytes(arch, "fp32", 1 << 20, 1) // 2
-    assert cache_bytes(arch, "bf16", 1 << 14, 10**6) == 4 << 30
+def test_the_cache_has_room_for_the_sequences_that_are_asked_at_a_time_within_four_gibibytes(folder, monkeypatch):
+    monkeypatch.setattr("megatron_r1.pipeline.talk.model.free_memory", lambda: 1 << 40)
+    each = sequence_bytes(PRESETS["tiny"], "float32", 64)
+    block = each // 4
+
+    def size(sequences, *settings):
+        return find_model(folder, None, [*CPU, *settings], 64, sequences).config.rollout.kv_cache_bytes
+
+    assert size(1) == each + block and size(16) == 16 * each + block
+    assert size(16, "rollout.max_num_seqs=2") == 2 * each + block, "the engine computes no more at a time"
+    assert size(16, "runtime.dtype=bf16") * 2 == size(16) and size(16, "rollout.kv_cache_bytes=77") == 77
+    assert (4 << 30) - each <= size(10**9, f"rollout.max_num_seqs={10**9}") <= 4 << 30
+    monkeypatch.setattr("megatron_r1.pipeline.talk.model.free_memory", lambda: 0)
+    assert size(16) == each + block, "one context always"

@@ -102,6 +102,7 @@ def test_the_server_starts_as_an_engine_does(folder):
         "--max-num-seqs": "5",
         "--port": "81",
     }
+    assert pairs["--block-size"] == str(options.block_tokens) == "16"
     assert expected.items() <= pairs.items() and pairs["--attention-backend"] == "CPU_MLA" and "--enforce-eager" in arguments
 
 
