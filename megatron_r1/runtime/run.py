@@ -155,31 +155,38 @@ class Run:
         finally:
             self.close()
 
-    def steps(self, total: int, description: str) -> Iterator[int]:
+    def steps(self, total: int, description: str, *, end: int | None = None) -> Iterator[int]:
         """The steps that are left, from `self.step + 1` to `total`, behind a progress bar.
+
+        Args:
+            end: the last step of the run, if `total` is that of a part of it: the bar and `status` count to it, through all parts.
 
         Raises StopRequested, on every rank, after the step that was saved because a signal asked for it; ConfigError if the run
         is past `total`.
         """
         if self.step > total:
             raise ConfigError(f"{self.folder} is at step {self.step} already, and is to end at step {total}: let it end later")
-        progress = self._progress = Progress(total, description, initial=min(self.step, total), enabled=is_rank_zero())
+        end = max(total, end or 0)
+        progress = self._progress
+        if progress is None or (progress.total, progress.done, progress.description) != (end, self.step, description):
+            progress = self._progress = Progress(end, description, initial=self.step, enabled=is_rank_zero())
         self._step_started = time.perf_counter()
         self._last_step = total
         for step in range(self.step + 1, total + 1):
-            self._heartbeat.begin("step", step, total)
+            self._heartbeat.begin("step", step, end)
             self._at = step
             yield step
             progress.advance()
             if self._stopping and step < total:
                 raise StopRequested(
-                    f"{interrupt.forget()}: stopped after step {step} of {total}, which is saved; the same command resumes"
+                    f"{interrupt.forget()}: stopped after step {step} of {end}, which is saved; the same command resumes"
                 )
             if self._pending is not None:
                 with self.timer("checkpoint"):
                     if self._pending.is_written():
                         self._seal_pending()
-        progress.close()
+        if total == end:
+            progress.close()
 
     def go_on(self) -> None:
         """Let what follows begin from the newest checkpoint, the one at the end of a part of the run. All ranks call this.

@@ -62,7 +62,7 @@ def train_base(
     """
     totals = count_steps(stage, phase.last_update, gated=gate is not None)
     for total in [total for total in totals if total >= run.step] or totals[-1:]:
-        for step in run.steps(total, "pretraining"):
+        for step in run.steps(total, "pretraining", end=plan.total_updates):
             update = plan.update(step)
             with run.timer("data"):
                 own = own_rows(update.rows, phase.micro_batch_size, *data_parallel)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from megatron_r1 import cli
@@ -36,6 +37,7 @@ SETTINGS: dict[str, Any] = {
         "global_batch_size": 4,
         "micro_batch_size": 2,
         "checkpoint_interval": 1,
+        "ema_decay": 0.5,
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "moe": {"bias_update_rate": 1e-3, "aux_loss_coeff": 1e-4, "mtp_loss_scale": 0.3},
         "phases": [
@@ -96,11 +98,37 @@ def check_weight_decay(model: Any) -> None:
     assert any("norm" in name for name in names.values()) and any("router.weight" in name for name in names.values())
 
 
+class Averages:
+    """What the average of the weights must be, made anew from the weights of every update, whichever phase's model they are of."""
+
+    def __init__(self) -> None:
+        from megatron_r1.mcore.ema import HostAverage
+
+        self._after_update = HostAverage.after_update
+        self.forget()
+
+    def forget(self) -> None:
+        """Another run begins, or goes on."""
+        self.updates, self.expected = 0, []
+
+    def take(self, average: Any) -> None:
+        """In place of `HostAverage.after_update`."""
+        average.settle()
+        self.expected = self.expected or [tensor.clone() for tensor in average.average]
+        self._after_update(average)
+        average.settle()
+        weights = average._weights
+        self.expected = [torch.lerp(tensor, new.detach(), 0.5) for tensor, new in zip(self.expected, weights, strict=True)]
+        assert all(map(torch.equal, self.expected, average.average)) and not torch.equal(self.expected[0], weights[0])
+        self.updates += 1
+
+
 def test_a_run_in_phases_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     from megatron_r1.mcore import host
 
     host.activate("cpu")
     from megatron_r1.mcore import megatron_model
+    from megatron_r1.mcore.ema import HostAverage
 
     models: list[weakref.ref] = []
     build = megatron_model.MegatronModel.__init__
@@ -122,10 +150,16 @@ def test_a_run_in_phases_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pyte
         assert all(group["lr"] == found[0] for group in groups)
         rates.append(found)
 
+    averages = Averages()
+    monkeypatch.setattr(HostAverage, "after_update", lambda self: averages.take(self))
     monkeypatch.setattr(megatron_model.MegatronModel, "__init__", build_and_look)
     monkeypatch.setattr(megatron_model.MegatronModel, "_take_rates", take_and_look)
     whole = tmp_path / "whole"
     assert pretrain(whole, monkeypatch) == 0
+    told = capfd.readouterr().err
+    assert "pretraining: 7/7, " in told and "pretraining: 4/4, " not in told, "it counts to the end of the run, not of a phase"
+    assert averages.updates == 7
+    average = averages.expected
     lines = lines_of(whole)
     assert [line["phase"] for line in lines] == [0, 0, 0, 0, 1, 1, 2] and len(models) == 3
     assert [line["consumed_tokens"] for line in lines] == [32, 64, 128, 192, 320, 448, 576]
@@ -142,11 +176,13 @@ def test_a_run_in_phases_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pyte
     weights = next(whole.glob("hf/*.safetensors")).read_bytes()
     for step in (3, 4, 5):  # before, at and in the second phase; then through the rest
         models.clear()
+        averages.forget()
         again = killed_after(whole, step, tmp_path / f"again_{step}")
         assert pretrain(again, monkeypatch) == 0
         assert f"resuming {again} after step {step}" in capfd.readouterr().err
         assert lines_of(again) == lines and next(again.glob("hf/*.safetensors")).read_bytes() == weights
         assert len(models) == (3 if step == 3 else 2), "what was trained already is not built"
+        assert averages.updates == 7 - step and all(map(torch.equal, averages.expected, average)), "to the last bit"
 
     before = (whole / "metrics.jsonl").read_bytes()
     phases = [dict(phase) for phase in SETTINGS["pretrain"]["phases"]]

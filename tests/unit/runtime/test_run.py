@@ -135,6 +135,25 @@ def test_a_finished_run_has_no_steps_left(tmp_path):
         assert list(run.steps(3, "grpo")) == []
 
 
+def test_parts_of_a_run_count_to_its_end(tmp_path, capsys):
+    ends, shown = [], set()
+    with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
+        for total in (2, 3, 5):
+            for step in run.steps(total, "grpo", end=4):
+                sign = run._heartbeat._sign  # what `status` reads
+                ends.append((sign.step, sign.total))
+                shown.add(id(run._progress))
+                run.record(step, {"loss": 1.0})
+                if run.checkpoint_due(step, total):
+                    run.checkpoint(step, write_weights, {})
+            run.go_on()
+            assert run.step == total
+    assert ends == [(1, 4), (2, 4), (3, 4), (4, 5), (5, 5)], "rounds behind the end have an end of their own"
+    assert len(shown) == 2, "one bar goes through all parts"
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("grpo: ")]
+    assert told == ["grpo: 5/5"]
+
+
 def test_a_number_that_is_not_finite_keeps_the_file_readable(tmp_path):
     with Run.open(tmp_path / "run", CONFIG, "grpo") as run:
         run.record(1, {"loss": float("nan"), "tokens": 3})
