@@ -12,6 +12,7 @@ import numpy as np
 from megatron_r1.config.data import DataConfig
 from megatron_r1.data.documents import load_documents
 from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
+from megatron_r1.data.tokenizer import Tokenizer
 
 CODES = {"uint16": 8, "int32": 4}
 
@@ -30,12 +31,22 @@ def write_source(prefix: Path, documents: Sequence[Sequence[int]], dtype: str = 
     return str(prefix)
 
 
-def tally_blend(folder: Path, documents: int = 200) -> list[str]:
+def with_tokens(*names: str) -> Tokenizer:
+    """The tally's tokenizer with further tokens."""
+    tree = json.loads(train_tally_tokenizer().tokenizer_json)
+    free = max(token["id"] for token in tree["added_tokens"]) + max(tree["model"]["vocab"].values())
+    for number, name in enumerate(names):
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        tree["added_tokens"].append({"id": free + number, "content": name, "special": True, **flags})
+    return Tokenizer(json.dumps(tree), "<bos>", "<eos>", "<pad>")
+
+
+def tally_blend(folder: Path, documents: int = 200, tokenizer: Tokenizer | None = None) -> list[str]:
     """Two sources of the tally with the tokenizer that made them, as `megatron-r1 preprocess` leaves them, and what names them.
 
     The settings blend them three to one and hold a fifth of each back.
     """
-    tokenizer, config = train_tally_tokenizer(), DataConfig()
+    tokenizer, config = tokenizer or train_tally_tokenizer(), DataConfig()
     tokenizer.save(folder / "tokenizer")
     source = load_documents(config)
     for name, seed in (("many", 1), ("few", 2)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from megatron_r1.config.section import MAY_CHANGE, Section
 
@@ -16,6 +16,15 @@ class BlendSource(Section):
         description="Path of a .bin and its .idx without the ending, made by `megatron-r1 preprocess` or Megatron-LM."
     )
     weight: float = Field(1.0, gt=0, description="Share of the rows that come from this source, relative to the others.")
+
+
+def _accept_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
+    return value
+
+
+Blend = Annotated[list[BlendSource], BeforeValidator(_accept_paths)]  #: of an entry that is a path alone, the weight is 1
 
 
 class DataConfig(Section):
@@ -52,7 +61,7 @@ class DataConfig(Section):
         description="File of problems to evaluate on, in place of the share in data.heldout_fraction. Questions that stand in both "
         "files are not trained on. null: see data.heldout_fraction.",
     )
-    blend: list[BlendSource] = Field(
+    blend: Blend = Field(
         [],
         description="Tokenised documents to pretrain on, in place of data.source: a list of paths, or of {path, weight}. The order "
         "of rows follows from them and the seed alone.",
@@ -127,13 +136,6 @@ class DataConfig(Section):
         description="Share of the problems that is kept for evaluation and never trained on, chosen by a hash of the question. "
         "0: none is kept, see data.evaluation_source and evaluate.problems. The paper does not state it.",
     )
-
-    @field_validator("blend", mode="before")
-    @classmethod
-    def _accept_paths(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
-        return value
 
     @field_validator("split")
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from megatron_r1.config.data import Blend
 from megatron_r1.config.optimizer import OptimizerConfig, PretrainMoeConfig
 from megatron_r1.config.section import MAY_CHANGE, Section
 
@@ -42,7 +43,7 @@ class ValuePart(Section):
 
 
 class PretrainPhase(Section):
-    """A part of pretraining that differs from the others in length of sequences, RoPE, batch or rates."""
+    """A part of pretraining that differs from the others in data, length of sequences, RoPE, batch or rates."""
 
     tokens: int | None = Field(
         None, gt=0, description="Tokens of the phase, which ends with the update that reaches them. Give these or `updates`."
@@ -62,6 +63,11 @@ class PretrainPhase(Section):
         None,
         description="RoPE's scaling in this phase, as in config.json; none: unscaled. null: the model's. V3 section 4.3: YaRN with "
         "factor 40 for 32K and 128K tokens.",
+    )
+    blend: Blend = Field(
+        [],
+        description="Tokenised documents of this phase, in place of data.blend, which must be set: paths, or {path, weight}. A "
+        "source that phases before it had, in rows of the same length, goes on where they left it. []: data.blend.",
     )
     learning_rate: list[LearningRatePart] = Field(
         [],
@@ -129,7 +135,7 @@ class PretrainConfig(Section):
         ge=0,
         le=1,
         description="Share of documents whose middle stands at their end: prefix, suffix, middle, behind tokens of the tokenizer "
-        "that say so. V3 section 4.2 states 0.1.",
+        "that say so. V3 section 4.1 states 0.1.",
     )
     checkpoint_interval: int = Field(
         100,

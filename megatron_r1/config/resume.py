@@ -14,7 +14,7 @@ A setting in none of these lists stays, too; tests/unit/test_floors.py lets no s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from megatron_r1.config.grpo import GrpoConfig
@@ -49,6 +49,7 @@ INPUTS = frozenset(
 #: sections that no run with checkpoints reads: curation, evaluation and the recipe compare what they keep themselves
 NOT_OF_A_RUN = ("curation", "recipe", "evaluate.benchmarks")
 _LISTS = ("data.blend", "sft.sources")  # of inputs with weights
+_PHASES = "pretrain.phases"
 GENERATED = ("tally", "tally_chat")  #: values of `data.source` and `data.general_source` that are no path
 
 #: why they must stay -> settings; `*` stands for every training stage
@@ -203,9 +204,14 @@ def _check_length(before: Config, now: Config, command: str, where: str, updates
 
 
 def _differs(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    if key == "pretrain.phases" and key in new:
-        return [phase | {"cp": None} for phase in old[key]] != [phase | {"cp": None} for phase in new[key]]  # part of the layout
+    if key == _PHASES and key in new:
+        return list(map(_defined_by, old[key])) != list(map(_defined_by, new[key]))
     return key not in new or old[key] != new[key]
+
+
+def _defined_by(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """A phase without its part of the layout, and without the paths of its sources, whose content counts."""
+    return {**phase, "cp": None, "blend": [source | {"path": ""} for source in phase["blend"]]}
 
 
 def _changes_its_input(key: str, before: Any, now: Any) -> bool:
@@ -220,15 +226,24 @@ def _changes_its_input(key: str, before: Any, now: Any) -> bool:
 def _inputs(config: Config, command: str) -> Iterator[tuple[str, str | None]]:
     sections = READ_BY.get(command, tuple(Config.model_fields))
     for key, value in flatten_config(config).items():
-        if key not in INPUTS or not is_within(key, sections):
+        if not is_within(key, sections):
+            continue
+        if key == _PHASES:
+            for number, phase in enumerate(value):
+                yield from _token_files(f"{key}.{number}.blend", phase["blend"])
+        if key not in INPUTS:
             continue
         if key == "sft.sources":
             yield from ((f"{key}.{number}", source["path"]) for number, source in enumerate(value))
         elif key == "data.blend":
             if command == "pretrain":
-                yield from ((f"{key}.{i}{end}", source["path"] + end) for i, source in enumerate(value) for end in (".idx", ".bin"))
+                yield from _token_files(key, value)
         elif not (key == "data.source" and command == "sft" and config.sft.sources):
             yield key, value
+
+
+def _token_files(key: str, blend: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    return ((f"{key}.{i}{end}", source["path"] + end) for i, source in enumerate(blend) for end in (".idx", ".bin"))
 
 
 def _is_generated(key: str, value: str) -> bool:

@@ -53,6 +53,7 @@ class BlendedRows:
         mask_documents: keeps attention inside a document; V3 pretraining packs without it (section 4.1).
         first_row: of the phase, if it goes on with the rows of the one before.
         reads: see above.
+        order: what the rows of all phases follow from, if others than this one have rows of other sources.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class BlendedRows:
         mask_documents: bool = False,
         first_row: int = 0,
         reads: bool = True,
+        order: str | None = None,
     ) -> None:
         self._rows, self._eos_id, self._vocab_size = rows, eos_id, vocab_size
         self._mask_documents, self._first_row = mask_documents, first_row
-        self.reads = reads
+        self.reads, self._order = reads, order or rows.fingerprint
 
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
         """The rows of these numbers, with loss on every target.
@@ -125,11 +127,11 @@ class BlendedRows:
 
     def state_dict(self) -> dict[str, Any]:
         """What the order follows from: the same in all phases, and whatever was read, on whichever rank."""
-        return {"blend": self._rows.fingerprint}
+        return {"blend": self._order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rows come by number, so there is nothing to take up. Raises DataError if the order is not that of the saved run."""
-        if state.get("blend") != self._rows.fingerprint:
+        if state.get("blend") != self._order:
             raise DataError(
                 "data.blend: sources, weights, data.split or seed are not those this run began with, so its rows are others; "
                 "restore them, or start a new run_dir"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+import numpy as np
+
 from megatron_r1.data.blend import TokenRow
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.source_rows import (
@@ -21,12 +23,13 @@ from megatron_r1.mcore.source_rows import (
     building,
     checksum_of,
     dataset_config,
-    index_bytes,
 )
 
 require_active()
 
 from megatron.core.datasets.blended_dataset import BlendedDataset
+
+_PIECE = 1 << 20  # rows that are looked at together
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class WeightedPart:
     name: str  #: for messages
     part: SourcePart
     weight: float  #: of its rows, relative to the others'
+    first_row: int = 0  #: of the source's rows; those before it were taken elsewhere
 
 
 class BlendRows:
@@ -55,10 +59,12 @@ class BlendRows:
         total = sum(weighted.weight for weighted in parts)
         self._weights, self._rows, self._cache = [weighted.weight / total for weighted in parts], rows, cache
         self._parts = [
-            SourceRows(weighted.part, sequence_length, seed, share, cache)
+            SourceRows(weighted.part, sequence_length, seed, weighted.first_row + share, cache)
             for weighted, share in zip(parts, self._shares(), strict=True)
         ]
-        self.fingerprint = checksum_of([part.data for part in self._parts], self._weights)
+        self._firsts = [weighted.first_row for weighted in parts]
+        begun = [self._firsts] if any(self._firsts) else []
+        self.fingerprint = checksum_of([part.data for part in self._parts], self._weights, *begun)
         self._folder = cache / f"blend-{checksum_of([part.order for part in self._parts], self._weights, rows)}"
         self._blend: BlendedDataset | None = None
 
@@ -96,16 +102,43 @@ class BlendRows:
         source, place = 0, number
         if self._blend is not None:
             source, place = int(self._blend.dataset_index[number]), int(self._blend.dataset_sample_index[number])
-        tokens, documents, starts = self._parts[source].read(place)
+        tokens, documents, starts = self._parts[source].read(self._firsts[source] + place)
         return TokenRow(tokens, source, documents, starts)
+
+    def ends(self) -> dict[str, int]:
+        """What the order of each source follows from -> the number of its first row behind those of this blend.
+
+        It looks at the last rows, until each source was among them.
+        """
+        if self._blend is None:
+            return {self._parts[0].order: self._firsts[0] + self._rows}
+        ends, missing = list(self._firsts), set(range(len(self._parts)))
+        for stop in range(self._rows, 0, -_PIECE):
+            start = max(0, stop - _PIECE)
+            sources = self._blend.dataset_index[start:stop]
+            for source in list(missing):
+                places = np.flatnonzero(sources == source)
+                if len(places):
+                    ends[source] += int(self._blend.dataset_sample_index[start + int(places[-1])]) + 1
+                    missing.remove(source)
+            if not missing:
+                break
+        found: dict[str, int] = {}
+        for part, end in zip(self._parts, ends, strict=True):
+            found[part.order] = max(end, found.get(part.order, 0))
+        return found
+
+    def index_sizes(self) -> dict[str, int]:
+        """Name of each index -> its size on disk: those of its sources, and 10 bytes a row to say which source it comes from."""
+        sizes = {name: size for part in self._parts for name, size in part.index_sizes().items()}
+        return sizes | ({self._folder.name: 10 * self._rows} if len(self._parts) > 1 else {})
 
     def _map(self, folder: Path, *, is_new: bool) -> BlendedDataset:
         config = dataset_config(self.sequence_length, 0, folder, is_new=is_new)
         return BlendedDataset(self._parts, self._weights, self._rows, config)
 
 
-def blend_index_bytes(parts: Sequence[WeightedPart], sequence_length: int, rows: int) -> int:
-    """Size on disk of all indices of a blend: those of its sources, and 10 bytes a row to say which source it comes from."""
-    total = sum(weighted.weight for weighted in parts)
-    own = (index_bytes(len(w.part.documents), w.part.tokens, sequence_length, ceil(w.weight / total * rows) + 1) for w in parts)
-    return sum(own) + (10 * rows if len(parts) > 1 else 0)
+def blend_index_bytes(blends: Sequence[BlendRows]) -> int:
+    """Size on disk of all indices of some blends, which share those of a source in rows of the same length."""
+    sizes = {name: size for blend in blends for name, size in blend.index_sizes().items()}
+    return sum(sizes.values())

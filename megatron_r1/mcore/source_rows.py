@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_r1.data.fill_in_middle import ADDED, FilledDocuments, FillInMiddle, chosen_of
 from megatron_r1.data.token_files import TokenFile
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.mcore.active import require_active
@@ -39,17 +40,51 @@ _LABEL = "source"  # in place of the path, which Megatron's names of files would
 
 
 @dataclass(frozen=True)
+class Filling:
+    """Fill in the middle for a part of a source."""
+
+    fill: FillInMiddle
+    start_ids: tuple[int, ...]  #: that documents may begin with
+    eos_id: int  #: that they may end with
+    chosen: int  #: documents of the part to which it is done, see `count_chosen`
+
+    @property
+    def identity(self) -> str:
+        """What it decides, with the seed and the source."""
+        fill = self.fill
+        return f"fill in the middle {fill.rate} {fill.begin} {fill.hole} {fill.end} {self.start_ids} {self.eos_id}"
+
+
+@dataclass(frozen=True)
 class SourcePart:
     """Some of a source's documents."""
 
     file: TokenFile
     identity: str  #: what `TokenFile.identify` says of it
     documents: range
+    filling: Filling | None = None  #: None: they stay as they are
 
     @property
     def tokens(self) -> int:
         """Of all its documents."""
-        return self.file.tokens_of(self.documents)
+        return self.file.tokens_of(self.documents) + (ADDED * self.filling.chosen if self.filling else 0)
+
+    def follows_from(self, seed: int) -> str:
+        """What the order of its rows follows from, beside their length."""
+        filling = "" if self.filling is None else f" {self.filling.identity}"
+        return f"{self.identity} {self.documents} {seed}{filling}"
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """[n] tokens of some documents, by their numbers [n]."""
+        lengths = self.file.lengths[documents]
+        if self.filling is None:
+            return lengths
+        return lengths + ADDED * chosen_of(self.filling.fill, lengths, documents, len(self.filling.start_ids))
+
+
+def order_of(part: SourcePart, sequence_length: int, seed: int) -> str:
+    """Changes with anything that decides which tokens of a source are in which row, but for the tokens themselves."""
+    return f"{part.follows_from(seed)} {sequence_length}"
 
 
 @dataclass(frozen=True)
@@ -79,13 +114,12 @@ def epoch_groups(tokens: int, sequence_length: int, rows: int) -> list[EpochGrou
     raise AssertionError("unreachable")
 
 
-def index_bytes(documents: int, tokens: int, sequence_length: int, rows: int) -> int:
-    """Size on disk of the index of a source: 4 bytes a document and 12 a row of each epoch, for the groups of `rows` rows.
+def _index_bytes(documents: int, group: EpochGroup) -> int:
+    """Size on disk of the index of a group: 4 bytes a document and 12 a row of each epoch.
 
-    Its making holds about twice as much in memory, a group at a time; a rank that reads maps it.
+    Its making holds about twice as much in memory, and 4 bytes a document more with fill in the middle; a rank that reads maps it.
     """
-    groups = epoch_groups(tokens, sequence_length, rows)
-    return sum(4 * documents * group.epochs + 12 * group.rows + 8 for group in groups)
+    return 4 * documents * group.epochs + 12 * group.rows + 8
 
 
 class SourceRows:
@@ -102,8 +136,8 @@ class SourceRows:
     def __init__(self, part: SourcePart, sequence_length: int, seed: int, rows: int, cache: Path) -> None:
         self._part, self._sequence_length, self._cache = part, sequence_length, cache
         self._groups = epoch_groups(part.tokens, sequence_length, rows)
-        self.data = f"{part.identity} {part.documents} {seed}"  #: what the order follows from, beside the length of a row
-        self._order = f"{self.data} {sequence_length}"
+        self.data = part.follows_from(seed)
+        self._order = order_of(part, sequence_length, seed)
         self._firsts = [group.first_row for group in self._groups]
         self._file = IndexedDataset(part.file.prefix)
         self._datasets: dict[int, GPTDataset] = {}
@@ -116,13 +150,18 @@ class SourceRows:
 
     @property
     def order(self) -> str:
-        """Changes with anything that decides which tokens are in which row, but for the tokens themselves."""
+        """See `order_of`."""
         return self._order
 
     @property
     def is_built(self) -> bool:
         """Whether all its indices are there."""
         return all(self._folder(group).is_dir() for group in self._groups)
+
+    def index_sizes(self) -> dict[str, int]:
+        """Name of each index -> its size on disk."""
+        documents = len(self._part.documents)
+        return {self._folder(group).name: _index_bytes(documents, group) for group in self._groups}
 
     def build(self) -> None:
         """Make the indices that are not there yet. One process does it. Raises OSError if they cannot be written."""
@@ -145,7 +184,7 @@ class SourceRows:
         dataset, place = self._datasets[group.number], number - group.first_row
         tokens, documents = dataset._query_document_sample_shuffle_indices(place)
         skipped = int(dataset.sample_index[dataset.shuffle_index[place]][1])
-        ends = np.cumsum(self._part.file.lengths[documents], dtype=np.int64) - skipped
+        ends = np.cumsum(self._part.lengths_of(documents), dtype=np.int64) - skipped
         return tokens, documents, np.concatenate([[0], ends[:-1]])
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
@@ -160,7 +199,10 @@ class SourceRows:
         config = dataset_config(self._sequence_length, seed, folder, is_new=is_new)
         # A rank that reads needs no list of documents, which takes memory for each.
         documents = np.arange(self._part.documents.start, self._part.documents.stop, dtype=np.int32) if is_new else None
-        return GPTDataset(self._file, _LABEL, documents, group.rows, Split.train, config)
+        filling, file = self._part.filling, self._file
+        if filling is not None:
+            file = FilledDocuments(file, filling.fill, group.number, filling.start_ids, filling.eos_id)
+        return GPTDataset(file, _LABEL, documents, group.rows, Split.train, config)
 
 
 class _NoTokenizer:

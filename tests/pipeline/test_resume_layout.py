@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from megatron_r1.cli import main
-from tests.token_sources import tally_blend
+from megatron_r1.data.fill_in_middle import MARKS
+from tests.token_sources import tally_blend, with_tokens
 
 
 def test_two_expert_parallel_processes_then_one(runs, tmp_path: Path, capsys) -> None:
     # Two data-parallel ranks, and from step 5 on two that share a sequence, where there is one sequence less than ranks.
     yarn = "rope_scaling: {type: yarn, factor: 4.0, original_max_position_embeddings: 64}"
-    longer = "updates: 4, sequence_length: 128, global_batch_size: 1, " + yarn
+    sources = f"[{tmp_path / 'few'}, {{path: {tmp_path / 'many'}, weight: 1}}]"  # the other way round, and equal weights
+    longer = f"updates: 4, sequence_length: 128, global_batch_size: 1, blend: {sources}, {yarn}"
     phases = [f"pretrain.phases=[{{updates: 4}}, {{{longer}, cp: {cp}}}]" for cp in ("2", "null")]
     settings = ["pretrain.checkpoint_interval=3", "pretrain.micro_batch_size=8", "pretrain.mask_documents=false"]
-    settings += [*tally_blend(tmp_path), "pretrain.validation.interval=4", "pretrain.validation.batches=1"]
+    settings += [*tally_blend(tmp_path, tokenizer=with_tokens(*MARKS[0])), "pretrain.fill_in_middle_rate=0.3"]
+    settings += ["pretrain.validation.interval=4", "pretrain.validation.batches=1"]
     first, then, log = tmp_path / "first", tmp_path / "then", tmp_path / "log.txt"
     assert main(runs.command("build-index", first, *settings, phases[0])[3:]) == 0
     assert f"{first / 'index'}: 64 rows of 64 tokens, 4 rows of 128 tokens, " in capsys.readouterr().out
@@ -50,5 +54,8 @@ def test_two_expert_parallel_processes_then_one(runs, tmp_path: Path, capsys) ->
     assert shown.count(f"{tmp_path / 'many'}, document ") > shown.count(f"{tmp_path / 'few'}, document ") > 0
     assert "A conversation between User and Assistant." in shown
     assert main(["show-samples", str(then), "8"]) == 0
-    assert capsys.readouterr().out.count("--- row 3, token 0: ") == 1
+    shown_last = capsys.readouterr().out
+    assert shown_last.count("--- row 3, token 0: ") == 1 and all(mark in shown + shown_last for mark in MARKS[0])
+    noted = json.loads((first / "hf" / "artifact.json").read_text())
+    assert "pretrain.phases.1.blend.0.idx" in json.dumps(noted)
     assert main(["show-samples", str(then), "9"]) == 2

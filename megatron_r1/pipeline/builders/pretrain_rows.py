@@ -6,18 +6,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_r1.config.data import BlendSource, DataConfig
+from megatron_r1.config.data import BlendSource
 from megatron_r1.config.schema import Config
 from megatron_r1.data.blend import BlendedRows
 from megatron_r1.data.documents import DocumentStream, load_documents
-from megatron_r1.data.fill_in_middle import FillInMiddle
+from megatron_r1.data.fill_in_middle import FillInMiddle, count_chosen
 from megatron_r1.data.prefetch import RowsAhead, Update
 from megatron_r1.data.token_files import TokenFile, open_token_file
 from megatron_r1.data.tokenizer import Tokenizer
@@ -31,99 +32,134 @@ from megatron_r1.training.validation import ValidationRows
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.blend_rows import BlendRows, WeightedPart
+    from megatron_r1.mcore.source_rows import Filling
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A source whose files were looked at."""
+    """A pair of files that was looked at."""
 
-    source: BlendSource
     file: TokenFile
     identity: str
+    filling: Filling | None  #: of the documents to train on
 
 
 class BlendOpener:
-    """The sources of `data.blend`, or of a phase that has others: looked at once, opened as often as rows of them are needed.
+    """The sources of all blends of a run: looked at once, opened as often as rows of them are needed.
 
     All ranks make one and call its methods together; rank 0 looks and builds, the others wait for it.
 
+    Args:
+        paths: of the sources, without ending.
+
     Raises:
-        DataError: a file that is missing, cut off, damaged or of another tokenizer.
+        DataError: a file that is missing, cut off, damaged or of another tokenizer; one of sentences, for fill in the middle.
+        ConfigError: fill in the middle with a tokenizer without its tokens.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, sources: Sequence[BlendSource] | None = None) -> None:
+    def __init__(self, config: Config, tokenizer: Tokenizer, paths: Sequence[str]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self.cache = Path(config.data.index_cache or Path(config.run_dir) / "index")
-        sources = config.data.blend if sources is None else sources
         with failing_together():
-            files = [open_token_file(source.path) for source in sources]
-        identities: list[str] = []
+            files = [open_token_file(path) for path in paths]
+        found: list[tuple[str, Filling | None]] = []
         with failing_together(is_long=True):
             if is_rank_zero():
-                identities = [self._look_at(file) for file in files]
-        identities = broadcast_object(identities)
-        self._sources = [_Source(*looked_at) for looked_at in zip(sources, files, identities, strict=True)]
+                found = [self._look_at(file) for file in files]
+        found = broadcast_object(found)
+        self._sources = {path: _Source(file, *of_file) for path, file, of_file in zip(paths, files, found, strict=True)}
 
-    def _look_at(self, file: TokenFile) -> str:
+    def _look_at(self, file: TokenFile) -> tuple[str, Filling | None]:
         note = file.check(self._tokenizer, give_sign)
         if note is not None:
             print(note, file=sys.stderr, flush=True)
-        return file.identify(give_sign)
+        identity = file.identify(give_sign)
+        return identity, self._fill(file, identity) if self._config.pretrain.fill_in_middle_rate else None
 
-    def training(self, sequence_length: int, rows: int, *, mask_documents: bool, seed: int, first_row: int = 0) -> BlendedRows:
+    def _fill(self, file: TokenFile, identity: str) -> Filling:
+        from megatron_r1.mcore.source_rows import Filling
+
+        rate, tokenizer = self._config.pretrain.fill_in_middle_rate, self._tokenizer
+        if file.documents != file.written_documents:
+            raise DataError(
+                f"{file.prefix}: has {file.documents} sequences of {file.written_documents} documents, and "
+                f"pretrain.fill_in_middle_rate={rate} is for whole documents: preprocess them without --split-sentences"
+            )
+        fill, starts = FillInMiddle(tokenizer, rate, self._config.seed, identity), tuple(tokenizer.start_ids)
+        chosen = count_chosen(fill, file.lengths, self._trained_on(file), len(starts), give_sign)
+        return Filling(fill, starts, tokenizer.eos_id, chosen)
+
+    def same(self, one: Sequence[BlendSource], other: Sequence[BlendSource]) -> bool:
+        """Whether two blends have the same content and weights, wherever they stand."""
+        return self._content(one) == self._content(other)
+
+    def _content(self, blend: Sequence[BlendSource]) -> list[tuple[str, float]]:
+        total = sum(source.weight for source in blend)
+        return [(self._sources[source.path].identity, source.weight / total) for source in blend]
+
+    def training(
+        self, blend: Sequence[BlendSource], sequence_length: int, rows: int, seed: int, taken: Mapping[str, int]
+    ) -> BlendRows:
         """Rows to train on.
 
         Args:
             sequence_length: tokens of a row.
             rows: that are needed.
-            mask_documents: see `BlendedRows`.
             seed: of the order.
-            first_row: the number in the blend of the first.
+            taken: `SourceRows.order` -> rows of it that other blends have taken already.
 
         Raises:
             DataError: a source that has not enough tokens for one row.
             ConfigError: the index cannot be written.
         """
-        blend = self._open(self._parts(sequence_length, of_validation=False), sequence_length, first_row + rows, seed)
-        return self._rows(blend, mask_documents, first_row)
+        from megatron_r1.mcore.source_rows import order_of
 
-    def validation(self, sequence_length: int, rows: int, *, mask_documents: bool, seed: int) -> dict[str, ValidationRows]:
-        """Short name of each source -> rows of its part for validation: at most so many, and each once. See `training`."""
+        parts = self._parts(blend, sequence_length, of_validation=False)
+        begun = [replace(each, first_row=taken.get(order_of(each.part, sequence_length, seed), 0)) for each in parts]
+        return self._open(begun, sequence_length, rows, seed)
+
+    def validation(
+        self, blend: Sequence[BlendSource], sequence_length: int, rows: int, *, mask_documents: bool, seed: int
+    ) -> dict[str, ValidationRows]:
+        """Short name of each source -> rows of its part for validation: at most so many, and each once. See `training`.
+
+        There is no fill in the middle: the losses of runs with and without it are of the same rows.
+        """
         found = {}
-        for name, weighted in zip(self._short_names(), self._parts(sequence_length, of_validation=True), strict=True):
+        for name, weighted in zip(_short_names(blend), self._parts(blend, sequence_length, of_validation=True), strict=True):
             held = min(rows, (weighted.part.tokens - 1) // sequence_length)
-            blend = self._open([weighted], sequence_length, held, seed)
-            found[name] = ValidationRows(self._rows(blend, mask_documents, 0), held, sequence_length)
+            opened = self._open([weighted], sequence_length, held, seed)
+            found[name] = ValidationRows(self.blended(opened, mask_documents=mask_documents), held, sequence_length)
         return found
 
-    def _short_names(self) -> list[str]:
-        """The last names of their paths; with the place in the blend where two are alike."""
-        names = [Path(looked_at.source.path).name for looked_at in self._sources]
-        return [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
+    def blended(self, rows: BlendRows, *, mask_documents: bool, first_row: int = 0, order: str | None = None) -> BlendedRows:
+        """The rows as the trainer asks for them; see `BlendedRows` for the arguments."""
+        eos, size = self._tokenizer.eos_id, self._tokenizer.vocab_size
+        return BlendedRows(rows, eos_id=eos, vocab_size=size, mask_documents=mask_documents, first_row=first_row, order=order)
 
-    def index_bytes(self, sequence_length: int, rows: int) -> int:
-        """Size on disk of the index of so many rows to train on."""
-        from megatron_r1.mcore.blend_rows import blend_index_bytes
+    def _trained_on(self, file: TokenFile) -> range:
+        trained, validated = self._config.data.split
+        return range(round(trained / (trained + validated) * file.documents))
 
-        return blend_index_bytes(self._parts(sequence_length, of_validation=False), sequence_length, rows)
-
-    def _parts(self, sequence_length: int, *, of_validation: bool) -> list[WeightedPart]:
+    def _parts(self, blend: Sequence[BlendSource], sequence_length: int, *, of_validation: bool) -> list[WeightedPart]:
         from megatron_r1.mcore.blend_rows import WeightedPart
         from megatron_r1.mcore.source_rows import SourcePart
 
         parts = []
-        for looked_at in self._sources:
-            count = looked_at.file.documents
-            trained, validated = self._config.data.split
-            bound = round(trained / (trained + validated) * count)
-            part = SourcePart(looked_at.file, looked_at.identity, range(bound, count) if of_validation else range(bound))
+        for source in blend:
+            found = self._sources[source.path]
+            documents = self._trained_on(found.file)
+            if of_validation:
+                part = SourcePart(found.file, found.identity, range(documents.stop, found.file.documents))
+            else:
+                part = SourcePart(found.file, found.identity, documents, found.filling)
             if part.tokens <= sequence_length:
                 raise DataError(
                     f"data.split={self._config.data.split} leaves {len(part.documents)} documents of {part.tokens} tokens of "
-                    f"{looked_at.source.path} {'to validate with' if of_validation else 'to train on'}: a row is {sequence_length} "
+                    f"{source.path} {'to validate with' if of_validation else 'to train on'}: a row is {sequence_length} "
                     "tokens and one more"
                 )
-            parts.append(WeightedPart(looked_at.source.path, part, looked_at.source.weight))
+            parts.append(WeightedPart(source.path, part, source.weight))
         return parts
 
     def _open(self, parts: Sequence[WeightedPart], sequence_length: int, rows: int, seed: int) -> BlendRows:
@@ -137,42 +173,72 @@ class BlendOpener:
             blend.open()
         return blend
 
-    def _rows(self, blend: BlendRows, mask_documents: bool, first_row: int) -> BlendedRows:
-        return BlendedRows(
-            blend,
-            eos_id=self._tokenizer.eos_id,
-            vocab_size=self._tokenizer.vocab_size,
-            mask_documents=mask_documents,
-            first_row=first_row,
-        )
+
+def _short_names(blend: Sequence[BlendSource]) -> list[str]:
+    """The last names of the sources' paths; with the place in the blend where two are alike."""
+    names = [Path(source.path).name for source in blend]
+    return [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Phases with rows of one length from one blend, between which no phase has rows of this length from another."""
+
+    blend: list[BlendSource]
+    phases: list[Phase]
 
 
 class PretrainData:
-    """What every phase of a run trains on and validates with: rows of `data.blend`, else of `data.source`. Ranks make one together.
+    """What every phase of a run trains on and validates with: rows of `data.blend` or its own blend, else of `data.source`.
 
-    Phases with rows of the same length go on in the same order. Raises DataError and ConfigError, see `BlendOpener`.
+    Ranks make one together. Phases with rows of the same length go on in the same order; in another blend each source goes on
+    where the phases before left it. Raises DataError and ConfigError, see `BlendOpener`.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, plan: PretrainPlan) -> None:
         self._config, self._tokenizer, self._plan = config, tokenizer, plan
         self._fill_in_middle = FillInMiddle(tokenizer, config.pretrain.fill_in_middle_rate, config.seed)
         if config.data.blend:
-            self._opener = BlendOpener(config, tokenizer)
-            self._blends = {phase.number: self._open(phase) for phase in plan.phases}
+            self._open_blends()
         else:
             self._source = load_documents(config.data)
 
-    def _open(self, phase: Phase) -> tuple[BlendedRows, dict[str, ValidationRows]]:
-        stage, seed = self._config.pretrain, self._config.seed
-        length, mask = phase.sequence_length, stage.mask_documents
-        alike = [other for other in self._plan.phases if other.sequence_length == length]
-        counts = [count_rows(stage, self._plan, other) for other in alike]
-        first = sum(counts[: alike.index(phase)])
-        training = self._opener.training(length, sum(counts) - first, mask_documents=mask, seed=seed, first_row=first)
-        if not stage.validation.interval:
-            return training, {}
-        most = stage.validation.batches * stage.global_batch_size
-        return training, self._opener.validation(length, most, mask_documents=mask, seed=seed)
+    def _open_blends(self) -> None:
+        config, stage = self._config, self._config.pretrain
+        blends = [phase.settings.blend or config.data.blend for phase in self._plan.phases]
+        self._opener = BlendOpener(config, self._tokenizer, list(dict.fromkeys(s.path for blend in blends for s in blend)))
+        self._stretches: list[tuple[_Stretch, BlendRows]] = []
+        taken: dict[str, int] = {}
+        for stretch in self._find_stretches(blends):
+            count, length = sum(map(self._count, stretch.phases)), stretch.phases[0].sequence_length
+            opened = self._opener.training(stretch.blend, length, count, config.seed, taken)
+            taken |= opened.ends()
+            self._stretches.append((stretch, opened))
+        order = order_of_run([opened.fingerprint for _, opened in self._stretches])
+        self._blends: dict[int, tuple[BlendedRows, dict[str, ValidationRows]]] = {}
+        mask, most = stage.mask_documents, stage.validation.batches * stage.global_batch_size
+        for stretch, opened in self._stretches:
+            held_out, first, length = {}, 0, opened.sequence_length
+            if stage.validation.interval:
+                held_out = self._opener.validation(stretch.blend, length, most, mask_documents=mask, seed=config.seed)
+            for phase in stretch.phases:
+                rows = self._opener.blended(opened, mask_documents=mask, first_row=first, order=order)
+                self._blends[phase.number] = rows, held_out
+                first += self._count(phase)
+
+    def _find_stretches(self, blends: Sequence[list[BlendSource]]) -> list[_Stretch]:
+        found: list[_Stretch] = []
+        last: dict[int, _Stretch] = {}  # length of a row -> the one that goes on
+        for phase, blend in zip(self._plan.phases, blends, strict=True):
+            stretch = last.get(phase.sequence_length)
+            if stretch is None or not self._opener.same(stretch.blend, blend):
+                stretch = last[phase.sequence_length] = _Stretch(blend, [])
+                found.append(stretch)
+            stretch.phases.append(phase)
+        return found
+
+    def _count(self, phase: Phase) -> int:
+        return count_rows(self._config.pretrain, self._plan, phase)
 
     def of_phase(self, phase: Phase, *, reads: bool = True) -> tuple[PretrainRows, dict[str, ValidationRows]]:
         """The rows to train on, and short name of each source -> rows to validate with.
@@ -192,13 +258,20 @@ class PretrainData:
 
     def describe_index(self) -> str:
         """Where the index of a blend is, and how large."""
-        lengths = {phase.sequence_length for phase in self._plan.phases}
-        counts = {length: 0 for length in sorted(lengths)}
+        from megatron_r1.mcore.blend_rows import blend_index_bytes
+
+        counts: dict[int, int] = {}
         for phase in self._plan.phases:
-            counts[phase.sequence_length] += count_rows(self._config.pretrain, self._plan, phase)
-        size = sum(self._opener.index_bytes(length, rows) for length, rows in counts.items())
-        rows = ", ".join(f"{rows:,} rows of {length:,} tokens" for length, rows in counts.items())
+            counts[phase.sequence_length] = counts.get(phase.sequence_length, 0) + self._count(phase)
+        size = blend_index_bytes([opened for _, opened in self._stretches])
+        rows = ", ".join(f"{rows:,} rows of {length:,} tokens" for length, rows in sorted(counts.items()))
         return f"{self._opener.cache}: {rows}, {size / 1e6:,.1f} MB of indices"
+
+
+def order_of_run(fingerprints: Sequence[str]) -> str:
+    """What the rows of all phases follow from: of a run with one blend the blend's own fingerprint."""
+    different = list(dict.fromkeys(fingerprints))
+    return different[0] if len(different) == 1 else hashlib.sha256(" ".join(different).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -217,6 +290,8 @@ def ahead_of_training(rows: PretrainRows, plan: Iterable[Update], updates: int) 
         yield ahead
 
 
-def blend_indices(data: DataConfig) -> dict[str, str]:
-    """Setting -> path of what an artifact notes of `data.blend`: its .idx files, of which hashes can be made in time."""
-    return {f"data.blend.{number}.idx": f"{source.path}.idx" for number, source in enumerate(data.blend)}
+def blend_indices(config: Config) -> dict[str, str]:
+    """Setting -> path of what an artifact notes of all blends: their .idx files, of which hashes can be made in time."""
+    blends = {"data.blend": config.data.blend}
+    blends |= {f"pretrain.phases.{number}.blend": phase.blend for number, phase in enumerate(config.pretrain.phases)}
+    return {f"{key}.{i}.idx": f"{source.path}.idx" for key, blend in blends.items() for i, source in enumerate(blend)}

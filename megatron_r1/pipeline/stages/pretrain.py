@@ -43,10 +43,11 @@ def check_pretrain(config: Config) -> PretrainPlan:
             bool(config.data.blend) and config.data.split[1] > 0,
             "pretrain.validation.interval needs documents to validate with: set data.blend and data.split, such as [99, 1]",
         )
-    require_setting(
-        not (config.data.blend and config.pretrain.fill_in_middle_rate),
-        "pretrain.fill_in_middle_rate works on documents of data.source; those of data.blend are tokenised already: set it to 0",
-    )
+    for number, phase in enumerate(config.pretrain.phases):
+        require_setting(
+            bool(config.data.blend) or not phase.blend,
+            f"pretrain.phases.{number}.blend is set and data.blend is not: name in data.blend what the other phases train on",
+        )
     return PretrainPlan(config.pretrain)
 
 
@@ -152,7 +153,7 @@ def run_pretrain(config: Config, session: Session) -> Artifact:
                 del policy  # its memory is free before the next one is built
                 session.device.release_memory()
                 run.go_on()
-        return finish_stage(config, "pretrain", policy, tokenizer, blend_indices(config.data))
+        return finish_stage(config, "pretrain", policy, tokenizer, blend_indices(config))
 
 
 def _train_phase(

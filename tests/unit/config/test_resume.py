@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megatron_r1.config.help import explain
@@ -126,12 +128,34 @@ def test_tokenised_sources_may_move_but_not_change_their_weights():
     assert input_paths(load_config(None, before), "grpo") == {}
 
 
+def test_the_sources_of_a_phase_may_move_but_not_change():
+    def settings(*sources: str, **phase: object) -> list[str]:
+        return [
+            "data.blend=[a]",
+            f"pretrain.phases={json.dumps([{'updates': 1}, {'updates': 2, 'blend': list(sources), **phase}])}",
+        ]
+
+    before = settings("a", "b")
+    assert check("pretrain", before, settings("/x/a", "/y/b", cp=2)) is False
+    moved = {"path": "/x/b", "weight": 2.0}
+    for other in (settings("a"), settings("b", "a", "c"), settings(), settings("a", moved)):
+        with pytest.raises(ConfigError, match=r"pretrain\.phases="):
+            check("pretrain", before, other)
+    places = {"data.blend.0": "a", "pretrain.phases.1.blend.0": "a", "pretrain.phases.1.blend.1": "b"}
+    files = {f"{key}{end}": f"{name}{end}" for key, name in places.items() for end in (".idx", ".bin")}
+    assert input_paths(load_config(None, before), "pretrain") == files
+    assert input_paths(load_config(None, before), "sft") == {}
+    given = load_config(None, before).pretrain.phases
+    assert [[(source.path, source.weight) for source in phase.blend] for phase in given] == [[], [("a", 1.0), ("b", 1.0)]]
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
         ("data.blend=[{path: a, weight: -1}]", "'data.blend.0.weight' on the command line is -1, expected greater than 0"),
         ("data.blend=[{path: a, weight: 0}]", "greater than 0"),
         ("data.blend=[{weight: 1}]", "'data.blend.0.path'"),
+        ("pretrain.phases=[{updates: 1, blend: [{path: a, weight: 0}]}]", "'pretrain.phases.0.blend.0.weight'"),
         ("data.blend=[{path: a, wieght: 1}]", "'data.blend.0.wieght'"),
         ("data.split=[1]", "'data.split'"),
         ("data.split=[1, 2, 3]", "'data.split'"),

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch.distributed as dist
 
+from megatron_r1.data.fill_in_middle import MARKS, FilledDocuments, FillInMiddle, count_chosen
 from megatron_r1.data.token_files import open_token_file
 from megatron_r1.errors import DataError
 from megatron_r1.mcore import host
-from tests.token_sources import numbered_documents, write_source
+from tests.token_sources import numbered_documents, with_tokens, write_source
 
 host.activate("cpu")
 
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
 from megatron_r1.mcore.blend_rows import BlendRows, WeightedPart, blend_index_bytes
-from megatron_r1.mcore.source_rows import SourcePart, epoch_groups
+from megatron_r1.mcore.source_rows import Filling, SourcePart, epoch_groups, order_of
 
 LENGTH = 16
 
@@ -126,6 +130,55 @@ def test_parts_of_a_source_have_no_document_in_common(sources, tmp_path):
     assert not seen[0] & seen[1] and seen[1] == set(range(48, 60))
 
 
+def test_a_later_blend_goes_on_where_each_source_was_left(sources, tmp_path):
+    first = open_rows(sources, tmp_path, 37)
+    ends = [first.ends()[order_of(weighted.part, LENGTH, 1)] for weighted in sources]
+    rows = take(first, range(37))
+    assert ends == [sum(source == number for source, _ in rows) for number in range(2)]
+    begun = [replace(weighted, weight=w, first_row=n) for weighted, w, n in zip(sources, (1.0, 1.0), ends, strict=True)]
+    then = open_rows(begun, tmp_path, 20)
+    for number, weighted in enumerate(sources):
+        alone = take(open_rows([replace(weighted, weight=1.0)], tmp_path, 60), range(60))
+        found = [tokens for source, tokens in [*rows, *take(then, range(20))] if source == number]
+        assert found == [tokens for _, tokens in alone[: len(found)]], "each source's rows one after the other, none twice"
+    assert then.fingerprint != open_rows([replace(b, first_row=0) for b in begun], tmp_path, 20).fingerprint
+    single = open_rows([replace(sources[0], first_row=5)], tmp_path, 9)
+    assert single.ends() == {order_of(sources[0].part, LENGTH, 1): 14}
+    assert take(single, range(9)) == take(open_rows(sources[:1], tmp_path, 14), range(5, 14))
+
+
+def test_documents_with_their_middle_at_the_end_are_whole_in_rows_of_the_same_length(sources, tmp_path):
+    tokenizer = with_tokens(*MARKS[0])
+    fill = FillInMiddle(tokenizer, 0.4, 1, "one")
+    fill.begin, fill.hole, fill.end = 20_001, 20_002, 20_003  # which no document holds
+    part = sources[0].part
+    count = count_chosen(fill, part.file.lengths, part.documents, 0, lambda: None)
+    assert 15 < count < 35
+    filled = replace(part, filling=Filling(fill, (), 2, count))
+    assert filled.tokens == part.tokens + 3 * count
+    weighted = [replace(sources[0], part=filled)]
+    per_epoch = (filled.tokens - 1) // LENGTH
+    blend = open_rows(weighted, tmp_path, 2 * per_epoch)
+    documents = FilledDocuments(IndexedDataset(part.file.prefix), fill, 0, (), 2)
+    seen = []
+    for number in range(per_epoch):
+        row = blend.read(number)
+        assert len(row.tokens) == LENGTH + 1
+        bounds = [*row.starts.tolist(), LENGTH + 1]
+        for place, (document, (start, end)) in enumerate(zip(row.documents, itertools.pairwise(bounds), strict=True)):
+            whole, tokens = documents.get(document).tolist(), row.tokens[start:end].tolist()
+            assert tokens == whole[0 if place else whole.index(tokens[0]) :][: len(tokens)]
+        seen += row.tokens[:-1].tolist()
+    marks = [seen.count(mark) for mark in (fill.begin, fill.hole, fill.end)]
+    assert all(count - 4 <= found <= count for found in marks), "but for what is left behind the last row"
+    unique, counts = np.unique([token for token in seen if token not in (2, fill.begin, fill.hole, fill.end)], return_counts=True)
+    assert counts.max() == 1 and len(unique) >= part.tokens - 60 - LENGTH, "nothing of a document is lost or twice"
+    assert take(blend, range(9)) == take(open_rows(weighted, tmp_path / "b", 9), range(9))
+    index = set(tmp_path.glob("rows-*"))
+    plain = open_rows(sources[:1], tmp_path, 9)
+    assert plain.fingerprint != blend.fingerprint and len({*tmp_path.glob("rows-*")} - index) == 1
+
+
 def test_a_small_source_that_is_used_often_has_few_files():
     groups = epoch_groups(tokens=100, sequence_length=10, rows=10**6)
     assert len(groups) < 20 and groups[-1].first_row + groups[-1].rows >= 10**6
@@ -138,7 +191,8 @@ def test_the_index_of_fifteen_trillion_tokens_fits_a_disk(sources, tmp_path):
     open_rows(sources, tmp_path, 10)
     headers = 128 * len(list(tmp_path.rglob("*.npy")))
     on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) - headers
-    assert on_disk == blend_index_bytes(sources, LENGTH, 10)
+    opened = BlendRows(sources, LENGTH, 1, 10, tmp_path)
+    assert on_disk == blend_index_bytes([opened]) == blend_index_bytes([opened, opened]), "what they share counts once"
 
 
 def test_what_a_killed_process_left_is_not_taken_for_an_index(sources, tmp_path):
