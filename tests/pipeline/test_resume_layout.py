@@ -20,7 +20,11 @@ def test_two_expert_parallel_processes_then_one(runs, tmp_path: Path, capsys) ->
     longer = f"updates: 4, sequence_length: 128, global_batch_size: 1, blend: {sources}, {yarn}"
     phases = [f"pretrain.phases=[{{updates: 4}}, {{{longer}, cp: {cp}}}]" for cp in ("2", "null")]
     settings = ["pretrain.checkpoint_interval=3", "pretrain.micro_batch_size=8", "pretrain.mask_documents=false"]
-    settings += [*tally_blend(tmp_path, tokenizer=with_tokens(*MARKS[0])), "pretrain.fill_in_middle_rate=0.3"]
+    settings += [
+        *tally_blend(tmp_path, tokenizer=with_tokens(*MARKS[0])),
+        "pretrain.fill_in_middle_rate=0.3",
+        "model.overrides.vocab_size=452",
+    ]
     settings += ["pretrain.validation.interval=4", "pretrain.validation.batches=1"]
     first, then, log = tmp_path / "first", tmp_path / "then", tmp_path / "log.txt"
     assert main(runs.command("build-index", first, *settings, phases[0])[3:]) == 0

@@ -157,6 +157,7 @@ def test_a_signal_ends_the_server_and_all_that_it_started(folder, tmp_path, monk
     thread.start()
     serve(find(folder), address(api_key_file=str(key)))
     thread.join()
+    monkeypatch.setattr(module.subprocess, "Popen", real)  # `wait_until` starts a process, too
     server, child, told = started.read_text().split()
     assert told == "hush" and not is_running(server)
     wait_until(lambda: not is_running(child), 5, "end of a process that was killed")
