@@ -1,5 +1,5 @@
-# `make quickstart`, `make r1`, `make real-model`, `make test`, `make test-fast`, `make lint`. Each sets up .venv first; a second
-# one installs nothing.
+# `make quickstart`, `make r1`, `make real-model`, `make pretrain-demo`, `make test`, `make test-fast`, `make lint`. Each sets up .venv
+# first; a second one installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 # Tests share the cores with their own child processes: one thread each.
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart r1 real-model test test-fast setup lint clean system-packages
+.PHONY: quickstart r1 real-model pretrain-demo test test-fast setup lint clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
@@ -26,6 +26,13 @@ WEIGHTS ?=
 real-model: setup
 	@echo "== A public model, SmolLM2-135M-Instruct: cold start, GRPO, before and after (run folder: runs/smollm2)"
 	$(BIN)/python examples/smollm2/real_model.py $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+# A folder of .txt and .md files; empty: the Debian Reference in English and Chinese, from Debian packages.
+TEXT ?=
+
+pretrain-demo: setup
+	@echo "== A tiny V3 and a dense model of equal FLOPs a token, pretrained on real text (run folder: runs/pretrain_demo)"
+	$(BIN)/python examples/pretrain_demo/pretrain_demo.py $(if $(TEXT),--text '$(TEXT)')
 
 test: setup
 	@sh tools/install_system_packages.sh test

@@ -9,26 +9,22 @@ checkpoint. `steps.json` in the folder has what each attempt at a step took; one
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from megatron_r1.errors import R1Error
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from examples.step_runner import cost_table, environment, run_example, run_steps
 from megatron_r1.report.plots import seconds_by_part, write_curves_png
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.markdown_table import align_table
 from megatron_r1.runtime.metrics import read_metrics
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-STEPS, RESULT, CURVES = "steps.json", "result.md", "curves.png"
+RESULT, CURVES = "result.md", "curves.png"
 
 
 def plan_steps(out: Path, weights: Path | None, overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -66,86 +62,27 @@ def plan_steps(out: Path, weights: Path | None, overrides: Sequence[str]) -> dic
     }
 
 
-def run_steps(steps: dict[str, list[str]], out: Path) -> int:
-    """Run what is not done yet. Returns the exit code of the step that failed, or 0."""
-    attempts = read_attempts(out)
-    done = {tuple(attempt["command"]) for attempt in attempts if attempt["code"] == 0}
-    for name, command in steps.items():
-        if tuple(command) in done:
-            print(f"== {name}: done already", flush=True)
-            continue
-        print(f"== {name}: {' '.join(command)}", flush=True)
-        before, began, code = _children_seconds(), time.monotonic(), None
-        try:
-            code = _run(command)
-        finally:
-            taken = {"seconds": time.monotonic() - began, "cpu_seconds": _children_seconds() - before}
-            attempts.append({"step": name, "command": command, "code": code, **taken})
-            write_atomically(out / STEPS, json.dumps(attempts, indent=1) + "\n")
-        if code:
-            print(f"real_model.py: {name} ended with code {code}; the same command goes on", file=sys.stderr, flush=True)
-            return code
-    return 0
-
-
-def read_attempts(out: Path) -> list[dict[str, Any]]:
-    """What was kept of earlier attempts at steps."""
-    return json.loads((out / STEPS).read_text(encoding="utf-8")) if (out / STEPS).exists() else []
-
-
-def write_result(steps: dict[str, list[str]], out: Path) -> str:
+def write_result(steps: Iterable[str], out: Path) -> str:
     """Write result.md and curves.png; returns the text."""
     names = [name.removeprefix("measure ") for name in steps if name.startswith("measure ")]
     runs = [f"{name}={out / 'measured' / name}" for name in names]
     command = [sys.executable, "-m", "megatron_r1.cli", "evaluate", "--table", *runs]
-    table = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=_environment()).stdout
-    text = f"{table.strip()}\n\n{cost_table(steps, out)}\n"
+    table = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment()).stdout
+    text = f"{table.strip()}\n\n{cost_table(list(steps), out)}\n\n{_parts_table(out)}\n"
     write_atomically(out / RESULT, text)
     write_curves_png(out / "grpo", out / CURVES)
-    return text
+    return f"{text}\nresult: {out / RESULT}\ncurves: {out / CURVES}"
 
 
-def cost_table(steps: dict[str, list[str]], out: Path) -> str:
-    """Seconds by the clock and processor hours of every step, all its attempts together; and where the seconds of GRPO went."""
-    attempts = [attempt for attempt in read_attempts(out) if attempt["step"] in steps]
-    rows = [["step", "seconds", "CPU hours", "attempts"]]
-    for name in [*steps, "all"]:
-        own = [attempt for attempt in attempts if name in (attempt["step"], "all")]
-        seconds, hours = sum(a["seconds"] for a in own), sum(a["cpu_seconds"] for a in own) / 3600
-        rows.append([name, f"{seconds:.0f}", f"{hours:.3f}", str(len(own))])
+def _parts_table(out: Path) -> str:
+    """Where the seconds of GRPO went."""
     parts = {
         run: {part: sum(values) for part, values in seconds_by_part(read_metrics(out / run / "metrics.jsonl")).items()}
         for run in ("grpo", "shuffled")
     }
     shown = [["part of the seconds", *parts]]
     shown += [[part, *(f"{values.get(part, 0.0):.0f}" for values in parts.values())] for part in parts["grpo"]]
-    return f"{align_table(rows, numbers=True)}\n\n{align_table(shown, numbers=True)}"
-
-
-def _run(command: list[str]) -> int:
-    """Run a command to its end, which it also comes to if this process is asked to end: stages save and stop then."""
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment())
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-
-
-def _environment() -> dict[str, str]:
-    """Scoring processes find examples/smollm2/lenient.py from the root of the repository."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}
-
-
-def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _end(number: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + number)
+    return align_table(shown, numbers=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -157,18 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.weights and not (arguments.weights / "config.json").is_file():
         parser.error(f"{arguments.weights} has no config.json: give a Hugging Face folder")
-    signal.signal(signal.SIGTERM, _end)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     steps = plan_steps(out, arguments.weights and arguments.weights.resolve(), arguments.overrides)
-    if code := run_steps(steps, out):
-        return code
-    try:
-        print(f"\n{write_result(steps, out)}\nresult: {out / RESULT}\ncurves: {out / CURVES}", flush=True)
-    except R1Error as error:
-        print(f"real_model.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_example(lambda: run_steps(steps, out), lambda: write_result(steps, out))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "distill_qwen/zero_qwen_32b": (("grpo",), 64),
     "gsm8k/grpo": (("grpo",), None),
     "smollm2/arithmetic": (("sft", "grpo"), None),
+    "pretrain_demo/v3": (("pretrain",), None),
+    "pretrain_demo/dense": (("pretrain",), None),
     "one_node/gsm8k": (("grpo",), 8),
     "one_node/math": (("grpo",), 8),
     "reward_model/pretrain": (("pretrain",), None),
