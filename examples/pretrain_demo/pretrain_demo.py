@@ -43,6 +43,7 @@ from megatron_r1.training.pretrain_plan import PretrainPlan
 RESULT, CURVES = "result.md", "curves.png"
 MODELS = {"v3": "V3", "dense": "dense"}  #: name of the YAML -> in tables and curves
 SEEDS = 3
+TOKENS_OF = "tokens of "
 
 
 def plan_data(out: Path, text: Path | None) -> dict[str, list[str]]:
@@ -51,7 +52,7 @@ def plan_data(out: Path, text: Path | None) -> dict[str, list[str]]:
     prepare = [sys.executable, str(HERE / "prepare_text.py"), "--out", str(data)]
     steps = {"text": [*prepare, *(["--text", str(text)] if text else [])]}
     for name in find_sources(text) if text else PACKAGES:
-        steps[f"tokens of {name}"] = [
+        steps[TOKENS_OF + name] = [
             sys.executable, "-m", "megatron_r1.cli", "preprocess", "--input", str(data / f"documents/{name}.jsonl"),
             "--output-prefix", str(data / name), "--tokenizer", str(data / "tokenizer"), "--append-eod", "--workers", "2",
         ]  # fmt: skip
@@ -231,11 +232,9 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         made = plan_data(out, text)
         planned.update(made)
-        sources.extend(name.removeprefix("tokens of ") for name in made if name.startswith("tokens of "))
-        whole = [name for name in sources if token_file(out / "data", name).with_suffix(".idx").exists()]
-        if code := run_steps(
-            {name: command for name, command in made.items() if name.removeprefix("tokens of ") not in whole}, out
-        ):
+        sources.extend(name.removeprefix(TOKENS_OF) for name in made if name.startswith(TOKENS_OF))
+        whole = {TOKENS_OF + name for name in sources if token_file(out / "data", name).with_suffix(".idx").exists()}
+        if code := run_steps({name: command for name, command in made.items() if name not in whole}, out):
             return code
         runs = plan_runs(out, tokens_of(out / "data", sources), seeds, arguments.overrides)
         planned.update(runs)

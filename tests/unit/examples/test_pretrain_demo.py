@@ -17,6 +17,7 @@ from tests.paths import ROOT
 
 RECIPE = ROOT / "examples/v3_671b/pretrain.yaml"
 TOKENS = 6e-8  #: of the recipe's that the demonstration trains on
+BIAS_SPEED = 10  #: times the recipe's: a thousandth of the updates
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,12 @@ def test_the_recipe_is_scaled_down(found: dict[str, tuple[Any, Any]]) -> None:
     assert (ours.optimizer.beta1, ours.optimizer.beta2, ours.optimizer.weight_decay, ours.optimizer.clip_grad) == (
         published.optimizer.beta1, published.optimizer.beta2, published.optimizer.weight_decay, published.optimizer.clip_grad,
     )  # fmt: skip
-    assert ours.moe == published.moe and ours.mask_documents == published.mask_documents
+    faster = {"bias_update_rate": BIAS_SPEED * published.moe.bias_update_rate}
+    assert ours.moe == published.moe.model_copy(update=faster) and ours.mask_documents == published.mask_documents
+    assert [part.value for part in ours.phases[0].bias_update_rate] == [
+        BIAS_SPEED * part.value for part in published.phases[0].bias_update_rate
+    ]
+    assert [part.value for part in ours.phases[0].mtp_loss_scale] == [part.value for part in published.phases[0].mtp_loss_scale]
     assert ours.sequence_length * 32 == published.sequence_length
     first, theirs = ours.phases[0], published.phases[0]
     assert first.tokens == pytest.approx(theirs.tokens * TOKENS)
