@@ -172,7 +172,9 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
         micro_batches = list(plain._pack(SAMPLES))
         sequences = count_minibatch(micro_batches, plain.device, plain.groups.dp).sequences
         plain._balance.begin(tokens=1, sequences=1)
-        results = plain._run(micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False)
+        results = plain._run(
+            micro_batches, loss_over(12), sum(m.num_tokens for m in micro_batches), forward_only=False, beside=None
+        )
         plain._take_rates()
         plain.updates += 1
         plain._kinds.measure()  # a sum that is ours
