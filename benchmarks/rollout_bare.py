@@ -41,6 +41,8 @@ _MATRIX_SECONDS = 1.0
 
 _BARE_BLOCK = 128  #: tokens of a block of bare vLLM's cache on a CPU, the larger of the two sides'
 
+_BARE_STEP = 4096  #: tokens of a step of bare vLLM's, unless prompts need more
+
 #: How bare vLLM runs its model: "compiled" is its default. Ours never compiles on a CPU, since weights are written into its layers.
 HOW = ("compiled", "eager")
 
@@ -226,6 +228,8 @@ def bare_job(
     }
     if options.attention == "latent":  # vLLM's CPU operator rotates the queries of latent attention wrongly, see rollout/vllm
         engine |= {"attention_backend": "CPU_MLA", "compilation_config": {"custom_ops": ["-rotary_embedding"]}}
+    else:  # at a seeded prompt that two steps share bare vLLM ends on a CPU: all prompts go into one
+        engine["max_num_batched_tokens"] = max(_BARE_STEP, sampling.n * sum(len(prompt.token_ids) for prompt in prompts))
     seeds = [[response_seed(seed, at, sample) for sample in range(sampling.n)] for at in range(len(prompts))]
     return {
         "engine": engine,

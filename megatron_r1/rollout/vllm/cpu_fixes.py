@@ -9,9 +9,13 @@ from typing import Any
 import torch
 import vllm
 from vllm.model_executor.layers import utils as linear_utils
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.v1.attention.backends.mla.prefill.cpu_sdpa import CPUSDPAMLAPrefillBackend
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from megatron_r1.errors import DeviceError
+from megatron_r1.rollout.vllm import cpu_latent, cpu_sampler
 from megatron_r1.rollout.vllm.packed_linear import choose_linear
 
 VLLM_VERSION = "0.32.0"
@@ -55,12 +59,11 @@ def _take_back_draws() -> None:
     sample, bookkeep = GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync
 
     def sample_and_take_back(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
-        batch = self.input_batch
-        unfinished = self.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
-        before = {index: batch.generators[index].get_state() for index in unfinished if index in batch.generators}
         output = sample(self, *args, **kwargs)
-        for index, state in before.items():
-            batch.generators[index].set_state(state)
+        batch = self.input_batch
+        for index in self.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist():
+            if index in batch.generators:
+                cpu_sampler.draws.take_back(batch.generators[index])
         return output
 
     def bookkeep_without_generators(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
@@ -71,6 +74,33 @@ def _take_back_draws() -> None:
             self.input_batch.generators = generators
 
     GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync = sample_and_take_back, bookkeep_without_generators
+
+
+def _draw_ahead() -> None:
+    def forward(self: TopKTopPSampler, *args: Any, **kwargs: Any) -> Any:
+        assert not self.use_fp64_gumbel, "not among the engine's settings, and it draws otherwise"
+        return cpu_sampler.draw_tokens(self, *args, **kwargs)
+
+    TopKTopPSampler.forward_cpu = forward
+
+
+def _attend_together() -> None:
+    attend = CPUSDPAMLAPrefillBackend._ragged_sdpa
+
+    def ragged(self: CPUSDPAMLAPrefillBackend, *args: Any, **kwargs: Any) -> Any:
+        return cpu_latent.attend(attend, self, *args, **kwargs)
+
+    CPUSDPAMLAPrefillBackend._ragged_sdpa = ragged
+
+
+def _rotate_in_place_of_copies() -> None:
+    own = RotaryEmbedding.forward_static
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        rotated = cpu_latent.rotate(*args, **kwargs)
+        return own(*args, **kwargs) if rotated is None else rotated
+
+    RotaryEmbedding.forward_static = staticmethod(forward)
 
 
 _APPLIED: set[str] = set()
@@ -88,4 +118,11 @@ FIXES = (
         "offset of the generator, which those of a CPU do not have: RuntimeError",
         _take_back_draws,
     ),
+    Fix(
+        "draw ahead",
+        "vLLM asks torch for the draw of each token of each sequence",
+        _draw_ahead,
+    ),
+    Fix("attend together", "vLLM computes the prompts of a group one after the other in Python", _attend_together),
+    Fix("rotate without copies", "vLLM copies rotated queries and keys twice more than it needs to", _rotate_in_place_of_copies),
 )

@@ -42,6 +42,10 @@ def test_bare_vllm_is_asked_for_the_same_responses(workload, tmp_path: Path) -> 
     assert engine["enforce_eager"] is False
     assert bare_job(tmp_path, options, prompts, Sampling(2, 1.0, 1.0, 32), 3, "eager")["engine"]["enforce_eager"] is True
     assert ("attention_backend" in engine) == (workload is TINY)
+    assert engine.get("max_num_batched_tokens") == (None if workload is TINY else 4096), "bare vLLM's own"
+    many = bare_job(tmp_path, options, prompts, Sampling(64, 1.0, 1.0, workload.tokens), 3, "compiled")["engine"]
+    if workload is SMOLLM2:
+        assert many["max_num_batched_tokens"] == 64 * sum(len(ids) for ids in job["prompts"]) > 4096
     assert job["prompts"] == [list(prompt.token_ids) for prompt in prompts] and job["tokens"] == workload.tokens
     assert job["seeds"] == [[response_seed(3, at, 0), response_seed(3, at, 1)] for at in range(4)]
     assert all(PROMPT_TOKENS // 2 <= len(ids) <= PROMPT_TOKENS for ids in job["prompts"])
