@@ -106,15 +106,20 @@ def read_attempts(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / STEPS).read_text(encoding="utf-8")) if (out / STEPS).exists() else []
 
 
-def cost_table(names: Collection[str], out: Path) -> str:
-    """Seconds by the clock and processor hours of every step, all its attempts together."""
+def cost_rows(names: Collection[str], out: Path) -> list[list[str]]:
+    """Seconds by the clock and processor hours of every step, all its attempts together; the first row is the head."""
     attempts = [attempt for attempt in read_attempts(out) if attempt["step"] in names]
     rows = [["step", "seconds", "CPU hours", "attempts"]]
     for name in [*names, "all"]:
         own = [attempt for attempt in attempts if name in (attempt["step"], "all")]
         seconds, hours = sum(a["seconds"] for a in own), sum(a["cpu_seconds"] for a in own) / 3600
         rows.append([name, f"{seconds:.0f}", f"{hours:.3f}", str(len(own))])
-    return align_table(rows, numbers=True)
+    return rows
+
+
+def cost_table(names: Collection[str], out: Path) -> str:
+    """`cost_rows` as a Markdown table."""
+    return align_table(cost_rows(names, out), numbers=True)
 
 
 def run_example(run: Callable[[], int], show: Callable[[], str]) -> int:

@@ -29,6 +29,7 @@ from megatron_r1.runtime.files import write_atomically
 
 PACKAGES = {"english": "debian-reference-en", "chinese": "debian-reference-zh-cn"}
 DOCUMENT_BYTES = 4000
+VOCABULARY = 1024  #: of the tokenizer, which the models' YAML files have
 MOST_SOURCES = 8  #: each is validated with, and has a curve
 _TEXTS = re.compile(r"\.(txt|md)(\.gz|\.zst)?$")
 
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--text", type=Path, help="folder of .txt and .md files; default: the Debian Reference")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="upper bound, added tokens included (2048)")
+    parser.add_argument("--vocab-size", type=int, default=VOCABULARY, help=f"upper bound, added tokens included ({VOCABULARY})")
     options = parser.parse_args(argv)
     out: Path = options.out
     try:

@@ -17,7 +17,7 @@ from megatron_r1.report.runs import RunRecord, find_runs
 from megatron_r1.runtime.files import write_atomically
 
 _FOLDER = Path(__file__).parent
-PAGE = """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -50,17 +50,28 @@ def write_report(folder: Path, choice: Choice | None = None) -> Path:
     parts = [_summary_table(folder / "summary.json")] if (folder / "summary.json").exists() else []
     browser, script = _browser(runs, choice or Choice())  # before what takes a second: a file may be broken
     parts += [_run_section(run) for run in runs]
-    allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
     path = folder / "report.html"
-    page = PAGE.format(
-        # The curves have styles of their own; nothing that a model wrote becomes an element or an attribute.
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'",
-        title=html.escape(f"megatron_r1: {folder.name}"),
-        style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
-        body="\n".join([*parts, browser]),
-    )
+    page = fill_page(f"megatron_r1: {folder.name}", "\n".join([*parts, browser]), script)
     write_atomically(path, page)
     return path
+
+
+def fill_page(title: str, body: str, script: str = "") -> str:
+    """A whole page in the report's style.
+
+    Args:
+        title: text.
+        body: HTML.
+        script: the one script in the body that may run.
+    """
+    allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
+    return _PAGE.format(
+        # The curves have styles of their own; nothing that a model wrote becomes an element or an attribute.
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'",
+        title=html.escape(title),
+        style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
+        body=body,
+    )
 
 
 def _browser(runs: Sequence[RunRecord], choice: Choice) -> tuple[str, str]:
