@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_r1.config.curation import DecontaminationConfig
 from megatron_r1.curation.records import Conversation
 from megatron_r1.curation.words import hash_ngrams, words_of
@@ -28,17 +30,18 @@ class Match:
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """The n-grams of all evaluation sets, by their hashes of 64 bits."""
+    """The n-grams of all evaluation sets, by their hashes of 64 bits: 8 bytes for each in every process that looks for them."""
 
     ngram: int
-    sets: dict[str, frozenset[int]] = field(default_factory=dict)  #: name -> hashes
+    sets: dict[str, np.ndarray] = field(default_factory=dict)  #: name -> hashes in order, [n-grams] uint64
     short: dict[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)  #: name -> questions shorter than an n-gram
 
     @classmethod
     def of(cls, questions: Mapping[str, Sequence[str]], ngram: int) -> EvaluationSets:
         """From the questions of each set."""
         words = {name: [words_of(question) for question in texts] for name, texts in questions.items()}
-        hashes = {name: frozenset(h for w in rows for h in hash_ngrams(w, ngram).tolist()) for name, rows in words.items()}
+        none = np.empty(0, np.uint64)
+        hashes = {name: np.unique(np.concatenate([none, *(hash_ngrams(w, ngram) for w in rows)])) for name, rows in words.items()}
         short = {name: frozenset(tuple(w) for w in rows if 0 < len(w) < ngram) for name, rows in words.items()}
         return cls(ngram, hashes, short)
 
@@ -51,10 +54,10 @@ class EvaluationSets:
         if not self.sets:
             return None
         words = words_of(text)
-        hashes = hash_ngrams(words, self.ngram).tolist()
+        hashes = hash_ngrams(words, self.ngram)
         for name, known in self.sets.items():
-            if not known.isdisjoint(hashes):
-                at = next(index for index, value in enumerate(hashes) if value in known)
+            if known.size and (found := known[np.searchsorted(known[:-1], hashes)] == hashes).any():
+                at = int(found.argmax())
                 return Match(name, " ".join(words[at : at + self.ngram]))
         asked = tuple(words_of(prompt)[: self.ngram])
         return next((Match(name, " ".join(asked)) for name, known in self.short.items() if asked in known), None)

@@ -15,6 +15,7 @@ import xxhash
 
 _CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
+_LONGEST_KEPT = 64  # characters
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -29,7 +30,9 @@ def hash_ngrams(words: Sequence[str], n: int) -> np.ndarray:
     count = len(words) - n + 1
     if count <= 0:
         return np.empty(0, np.uint64)
-    hashes = np.fromiter(map(_hash_word, words), np.uint64, len(words))
+    # What is kept for the next text must not grow with the text: a word may be a file in base64.
+    hash_word = _hash_word if max(map(len, words)) <= _LONGEST_KEPT else _hash_word.__wrapped__
+    hashes = np.fromiter(map(hash_word, words), np.uint64, len(words))
     ngrams = hashes[:count].copy()
     for offset in range(1, n):  # a polynomial in the multiplier, modulo 2^64
         ngrams *= _MULTIPLIER

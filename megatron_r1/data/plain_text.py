@@ -21,10 +21,16 @@ _PREFIX = "add_prefix_space"
 class PlainText:
     """Encodes with the vocabulary alone."""
 
-    def __init__(self, state: dict[str, Any], control: Iterable[str]):
-        """Args: a tokenizer.json as `without_limits` gives it, and the texts that are control tokens."""
-        plain = {**state, "added_tokens": []}
-        self._first, self._inner = begin_and_middle(plain)
+    def __init__(self, first: tokenizers.Tokenizer, inner: tokenizers.Tokenizer, state: dict[str, Any], control: Iterable[str]):
+        """
+        Args:
+            first: with `inner`, what `begin_and_middle` gives.
+            inner: see `first`.
+            state: what they were made of.
+            control: the texts that are control tokens.
+        """
+        self._first = _without_added(first)
+        self._inner = self._first if inner is first else _without_added(inner)
         added = {token["content"]: token["special"] for token in state["added_tokens"]}
         in_model = self._first.get_vocab(with_added_tokens=False)
         bytes_ = [text for text in in_model if _BYTE.fullmatch(text)] if state["model"].get("byte_fallback") else []
@@ -93,6 +99,15 @@ def begin_and_middle(state: dict[str, Any]) -> tuple[tokenizers.Tokenizer, token
     first = tokenizers.Tokenizer.from_str(json.dumps(state))
     middle = {**state, **{part: _without_prefix(state.get(part)) for part in ("normalizer", "pre_tokenizer")}}
     return first, first if middle == state else tokenizers.Tokenizer.from_str(json.dumps(middle))
+
+
+def _without_added(whole: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same encoder without its added tokens. Both have one vocabulary in memory, of 128,000 tokens some 60 MB."""
+    plain = tokenizers.Tokenizer(whole.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if (given := getattr(whole, part)) is not None:
+            setattr(plain, part, given)
+    return plain
 
 
 def _without_prefix(part: Any) -> Any:

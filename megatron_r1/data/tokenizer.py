@@ -74,7 +74,7 @@ class Tokenizer:
             self._whole, self._whole_middle = begin_and_middle(state)
             self._added = self._whole.get_added_tokens_decoder()
             self._pieces = self._read_pieces(state, control)
-            self._plain = self._pieces or PlainText(state, control)
+            self._plain = self._pieces or PlainText(self._whole, self._whole_middle, state, control)
         except DataError:
             raise
         except Exception as error:  # the library raises bare Exception
