@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from megatron_r1.errors import ConfigError, R1Error
 from megatron_r1.runtime.files import write_atomically
 
@@ -141,6 +139,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def describe_machine(device: str) -> dict[str, Any]:
     """Hardware, threads, load and versions; nothing that names the machine."""
+    import torch  # not above: the processes of `preprocess` import what their benchmark does, and have no use for it
+
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),

@@ -4,8 +4,10 @@
    process and in several. Both start their processes and load the tokenizer; the bar is 0.8 by the wall clock.
 2. The command as a user starts it, in one process, in two, and in two ranks of mpirun: .bin, .idx and the note must be the same
    bytes. Megatron's own IndexedDataset opens them, and random documents must be what the tokenizer gives.
-3. The command on an input of --gigabytes: the memory of all its processes together (PSS), measured four times a second, must stay
-   below 500 MB. Its words are looked up in a table, since memory is the question here and merging pairs would take most of an hour.
+3. The command on an input of --gigabytes. Its words are looked up in a table, since memory is the question here and merging pairs
+   would take most of an hour.
+
+In 2 and 3 the memory of all processes of a command together (PSS), measured four times a second, must stay below 500 MB.
 
 The input is made from the text files that are given, by repetition in random order.
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import shutil
@@ -24,10 +27,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import tokenizers
@@ -36,7 +40,6 @@ from tokenizers import models, pre_tokenizers
 from benchmarks.measure import Disagreement, compare, describe_machine, parser_of, positive, print_table, run, write_results
 from benchmarks.processes import ROOT, CommandFailed, with_descendants
 from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
-from megatron_r1.mcore import host
 from megatron_r1.preprocess.crew import Alone, Crew, Pool
 from megatron_r1.preprocess.encode import encode_lot
 from megatron_r1.preprocess.job import PreprocessJob, TokenOptions
@@ -44,7 +47,7 @@ from megatron_r1.preprocess.lots import deal_lots
 from megatron_r1.preprocess.sources import find_sources
 from megatron_r1.runtime.launch import child_environment, set_environment
 
-LEAST_RATIO, MOST_MEMORY = 0.8, 500 << 20
+LEAST_RATIO, MOST_MEMORY = 0.8, 500 * 10**6
 _BATCH = 1000  # texts that the bare tokenizer gets at once
 _PART_BYTES = 1 << 20
 _CHECKED = 200  # documents
@@ -98,6 +101,14 @@ def bare(folder: str, files: Sequence[str], texts: int) -> int:
     return texts
 
 
+def with_cpu(work: Callable[[], int], seconds: list[float]) -> int:
+    """Do it and add its CPU seconds, those of the processes that it started and ended included."""
+    before = sum(os.times()[:4])
+    amount = work()
+    seconds.append(sum(os.times()[:4]) - before)
+    return amount
+
+
 def commands(source: Path, tokenizer: Path, out: Path, processes: int) -> Iterator[tuple[str, Path, list[str]]]:
     """The three ways to start it: name, prefix, command."""
     script = [sys.executable, "tools/preprocess_data.py", "--input", str(source), "--tokenizer", str(tokenizer), "--append-eod"]
@@ -132,6 +143,9 @@ def _proportional_bytes(pid: int) -> int:
 
 def check_files(prefix: Path, tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> None:
     """Open them as Megatron does. Raises Disagreement."""
+    from megatron_r1.mcore import host
+
+    host.activate("cpu")
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(str(prefix))
@@ -153,11 +167,14 @@ def compare_encoding(folder: Path, texts: Sequence[str], arguments: argparse.Nam
         for number, file in enumerate(files):
             Path(file).write_bytes(pickle.dumps(texts[number::processes]))
         crew = Alone() if processes == 1 else Pool(processes)
-        peer = partial(bare, str(arguments.tokenizer), files, len(texts))
-        found = compare(f"{processes} processes", partial(ours, crew, job, len(texts)), peer, arguments.repeats)
+        cpu: tuple[list[float], list[float]] = [], []
+        own = partial(ours, crew, job, len(texts)), cpu[0]
+        peer = partial(bare, str(arguments.tokenizer), files, len(texts)), cpu[1]
+        found = compare(f"{processes} processes", partial(with_cpu, *own), partial(with_cpu, *peer), arguments.repeats)
         speeds = [f"{side.per_second:.0f}" for side in (found.ours, found.peer)]
-        rows.append([found.workload, *speeds, f"{found.speed_ratio:.2f}", f"{found.cpu_ratio:.2f}" if processes == 1 else ""])
-        results[found.workload] = {"ratio": found.speed_ratio, "cpu_ratio": found.cpu_ratio, **asdict(found)}
+        cpu_ratio = median(theirs / mine for mine, theirs in list(zip(*cpu, strict=True))[1:])  # the first run is not timed
+        rows.append([found.workload, *speeds, f"{found.speed_ratio:.2f}", f"{cpu_ratio:.2f}"])
+        results[found.workload] = {"ratio": found.speed_ratio, "cpu_ratio": cpu_ratio, "cpu_seconds": cpu, **asdict(found)}
     print_table(["encoding", "ours, documents/s", "encode_batch", "ours / encode_batch", "the same by CPU time"], rows)
     return results
 
@@ -179,15 +196,13 @@ def compare_starts(folder: Path, texts: Sequence[str], arguments: argparse.Names
 
 
 def measure_memory(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Part 3. Raises Disagreement above the bar."""
+    """Part 3."""
     make_input(arguments.text, int(arguments.gigabytes * 1e9), folder / "large.jsonl", arguments.seed)
     words_tokenizer(arguments.text, folder / "words")
     (folder / "large").mkdir()
     _, _, command = next(commands(folder / "large.jsonl", folder / "words", folder / "large", 1))
     seconds, peak = watch(command)
     print_table(["input, GB", "seconds", "peak memory, MB"], [[str(arguments.gigabytes), f"{seconds:.0f}", f"{peak / 1e6:.0f}"]])
-    if peak >= MOST_MEMORY:
-        raise Disagreement(f"{peak / 1e6:.0f} MB of memory, the bar is {MOST_MEMORY / 1e6:.0f}")
     return {"gigabytes": arguments.gigabytes, "seconds": seconds, "peak_bytes": peak}
 
 
@@ -195,7 +210,6 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """All three parts, in a folder that is removed at the end."""
     machine = describe_machine("cpu")
     set_environment({"TOKENIZERS_PARALLELISM": "false"})
-    host.activate("cpu")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=arguments.dir) as name:
         folder = Path(name)
@@ -215,6 +229,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
     ratios = [found["ratio"] for found in results.get("encoding", {}).values()]
     if ratios and min(ratios) < LEAST_RATIO:
         raise Disagreement(f"ours / encode_batch is {min(ratios):.2f}, the bar is {LEAST_RATIO}")
+    peaks = [found["peak_bytes"] for found in (*results.get("commands", {}).values(), results.get("memory")) if found]
+    if peaks and max(peaks) >= MOST_MEMORY:
+        raise Disagreement(f"{max(peaks) / 1e6:.0f} MB of memory, the bar is {MOST_MEMORY / 1e6:.0f}")
 
 
 def main() -> int:
