@@ -49,12 +49,13 @@ class RawLine(NamedTuple):
     raw: bytes
 
 
-def read_records(path: Path, split: str | None = "train") -> Iterator[Record]:
+def read_records(path: Path, split: str | None = "train", most_cell: int = sys.maxsize) -> Iterator[Record]:
     """Every record with where it stands ("file.jsonl:3", "file.json item 3", "file.parquet row 3"), in the order of the files.
 
     Args:
         path: see above.
         split: of a folder that holds several; None: all files of a folder, and a folder of several saved datasets is an error.
+        most_cell: characters of a cell of CSV, which is in memory whole: a quote that nobody closes makes one cell of a file.
 
     Raises:
         DataError: one line with file and line of what is missing, corrupt or empty, or no table at all.
@@ -62,9 +63,9 @@ def read_records(path: Path, split: str | None = "train") -> Iterator[Record]:
     if path.is_dir() and _is_saved_dataset(path):
         records = _read_saved_dataset(path, split)
     elif path.is_dir():
-        records = (record for file in table_files(path, split) for record in _read_file(file))
+        records = (record for file in table_files(path, split) for record in _read_file(file, most_cell))
     else:
-        records = _read_file(path)
+        records = _read_file(path, most_cell)
     empty = True
     for record in records:
         empty = False
@@ -197,14 +198,14 @@ def _form_of(path: Path) -> str:
     return ".jsonl" if not form and is_piped(path) else form
 
 
-def _read_file(path: Path) -> Iterator[Record]:
+def _read_file(path: Path, most_cell: int) -> Iterator[Record]:
     form = _form_of(path)
     if form == ".jsonl":
         return ((line.where, parse_object(line.raw, line.where)) for line in stream_lines(path))
     if form == ".json":
         return _read_json_file(path)
     if form == ".csv":
-        return _read_csv(path)
+        return _read_csv(path, most_cell)
     if path.suffix == ".parquet":
         return _read_parquet(path)
     raise DataError(f"{path}: expected {', '.join(SUFFIXES)} or a folder")
@@ -249,8 +250,8 @@ def _check_object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)
+def _read_csv(path: Path, most_cell: int) -> Iterator[Record]:
+    csv.field_size_limit(most_cell)
     try:
         with open_unpacked(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -258,6 +259,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 if None in record or None in record.values():
                     raise DataError(f"{path}:{reader.line_num}: {'more' if None in record else 'fewer'} cells than the header has")
                 yield f"{path}:{reader.line_num}", record
+                csv.field_size_limit(most_cell)  # it is the process's: another file may have been read meanwhile
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:

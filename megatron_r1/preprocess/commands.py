@@ -21,7 +21,7 @@ from megatron_r1.preprocess.merge import left_out_path, merge_parts
 from megatron_r1.preprocess.near_duplicates import find_repeats, is_signed, sign_lot
 from megatron_r1.preprocess.note import TokenNote
 from megatron_r1.preprocess.parts import read_part
-from megatron_r1.preprocess.plan import plan_job
+from megatron_r1.preprocess.plan import plan_job, release_parts
 from megatron_r1.runtime.launch import read_ranks, set_environment
 from megatron_r1.runtime.progress import Progress
 
@@ -43,7 +43,7 @@ def run_preprocess(arguments: argparse.Namespace) -> int:
             _preprocess(*planned, crew)
     finally:
         for lock in held:
-            lock.close()
+            release_parts(lock)
     return 0
 
 

@@ -80,8 +80,10 @@ class LotWork:
             for empty in range(self._next, final + 1, self._lot.readers):
                 self._make_empty(empty, empty == last, make)
         except OSError as error:
+            raise job.unwritten(error) from None
+        except MemoryError:
             raise DataError(
-                f"{job.folder}: cannot be written ({error.strerror}); what is finished is kept: make room and start again"
+                f"{source.path}: memory ran out; take fewer processes or a smaller --most-document-mb; finished parts are kept"
             ) from None
         finally:
             if self._maker is not None:

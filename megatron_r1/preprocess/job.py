@@ -14,6 +14,7 @@ from megatron_r1.config.curation import DecontaminationConfig, DedupConfig
 from megatron_r1.curation.decontaminate import EvaluationSets, load_evaluation_sets
 from megatron_r1.curation.dedup import Signer
 from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import DataError, one_line
 from megatron_r1.preprocess.note import token_dtype
 from megatron_r1.preprocess.readers import ReadOptions
 from megatron_r1.preprocess.sources import Source
@@ -53,6 +54,11 @@ class PreprocessJob:
     def folder(self) -> Path:
         """Of the parts."""
         return Path(f"{self.output}.parts")
+
+    def unwritten(self, error: OSError) -> DataError:
+        """What is said where the disk is full, or cannot be written any more."""
+        reason = error.strerror or one_line(error)
+        return DataError(f"{self.output}: cannot be written ({reason}); what is finished is kept: make room and start again")
 
     @property
     def dtype(self) -> np.dtype:

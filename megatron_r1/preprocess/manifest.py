@@ -58,11 +58,14 @@ def compare_manifest(job: PreprocessJob, tokenizer: str) -> None:
         "tokenizer": tokenizer,
         "options": job.options.noted(),
         "part_bytes": job.part_bytes,
-        "evaluation_sets": {name: file_checksum(Path(file)) for name, file in sorted(job.options.decontaminate.items())},
+        "evaluation_sets": {name: _set_checksum(file) for name, file in sorted(job.options.decontaminate.items())},
         "sources": [source.content for source in job.sources],
     }
     if not path.exists():
-        write_atomically(path, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(path, json.dumps(now, indent=1) + "\n")
+        except OSError as error:
+            raise job.unwritten(error) from None
         return
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -71,6 +74,13 @@ def compare_manifest(job: PreprocessJob, tokenizer: str) -> None:
         raise DataError(f"{path}: is damaged ({error}): remove {job.folder} to begin anew") from None
     if difference:
         raise DataError(f"{difference}; restore it, or remove {job.folder} to begin anew")
+
+
+def _set_checksum(file: str) -> str:
+    try:
+        return file_checksum(Path(file))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _changed_input(before: dict[str, Any], now: dict[str, Any]) -> str | None:

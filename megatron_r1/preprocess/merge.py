@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_r1.errors import DataError
-from megatron_r1.mcore import active, host
 from megatron_r1.preprocess.crew import Crew, crew_for
 from megatron_r1.preprocess.job import Bench, PreprocessJob, Report
 from megatron_r1.preprocess.note import TokenNote, token_paths
-from megatron_r1.preprocess.parts import TokenPart, read_left_out, read_lengths, read_part
+from megatron_r1.preprocess.parts import TokenPart, read_left_out, read_lengths, read_part, remove_parts
 from megatron_r1.preprocess.readers import place_of
 from megatron_r1.runtime.files import write_buffer, written_atomically
 
@@ -93,7 +92,7 @@ def copy_tokens(bench: Bench, copy: _Copy, report: Report) -> None:
                 report(len(piece), 0)
             os.fsync(target.fileno())
     except OSError as error:
-        raise _unwritten(job, error) from None
+        raise job.unwritten(error) from None
 
 
 def _check_unchanged(job: PreprocessJob) -> None:
@@ -112,7 +111,7 @@ def _counted(job: PreprocessJob, parts: list[TokenPart], note: TokenNote) -> Tok
         left_out.update(part.left_out)
     documents, sequences, tokens = (sum(getattr(part, name) for part in parts) for name in ("documents", "sequences", "tokens"))
     if not documents:
-        shutil.rmtree(job.folder, ignore_errors=True)
+        remove_parts(job)
         raise DataError(f"{job.sources[0].path}: no document is left of {sum(left_out.values())}; nothing is written")
     return replace(note, documents=documents, sequences=sequences, tokens=tokens, left_out=dict(sorted(left_out.items())))
 
@@ -131,10 +130,13 @@ def _make_room(job: PreprocessJob, note: TokenNote) -> None:
         with path.open("wb") as file:
             file.truncate(note.tokens * job.dtype.itemsize)
     except OSError as error:
-        raise _unwritten(job, error) from None
+        raise job.unwritten(error) from None
 
 
 def _make_whole(job: PreprocessJob, parts: list[TokenPart], note: TokenNote) -> None:
+    # Not above: torch is twice as large as all else here, and no other process needs it, nor this one any earlier.
+    from megatron_r1.mcore import active, host
+
     if active.prepared_device() is None:
         host.activate("cpu")
     with warnings.catch_warnings():
@@ -162,9 +164,9 @@ def _make_whole(job: PreprocessJob, parts: list[TokenPart], note: TokenNote) -> 
             file.write(note.as_text())
         for path, name in zip(made[:2], named):
             _give_name(path, name)
-        shutil.rmtree(job.folder)
+        remove_parts(job)
     except OSError as error:
-        raise _unwritten(job, error) from None
+        raise job.unwritten(error) from None
 
 
 def _give_name(path: Path, name: Path) -> None:
@@ -201,7 +203,3 @@ def left_out_path(job: PreprocessJob) -> Path:
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _unwritten(job: PreprocessJob, error: OSError) -> DataError:
-    return DataError(f"{job.output}: cannot be written ({error.strerror}); what is finished is kept: make room and start again")

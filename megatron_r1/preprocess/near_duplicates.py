@@ -1,6 +1,6 @@
 """Near-duplicates, found before anything is encoded: signatures by all processes, comparisons by one, in their order.
 
-The comparison keeps about 4 KB for each document that is not left out (`NearDuplicates`): what it needs grows with the input.
+What the comparison keeps (`dedup_memory`) grows with the documents that stay: some 4 KB for each at a similarity of 0.8.
 """
 
 from __future__ import annotations
@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from megatron_r1.curation.dedup import NearDuplicates
-from megatron_r1.errors import DataError
+from megatron_r1.curation.dedup import NearDuplicates, dedup_memory
+from megatron_r1.errors import DataError, one_line
 from megatron_r1.preprocess.documents import Document, LotWork, Reporter
 from megatron_r1.preprocess.job import Bench, PreprocessJob, Report, dedup_config
 from megatron_r1.preprocess.lots import Lot
 from megatron_r1.preprocess.parts import REPEATS, part_path
 from megatron_r1.preprocess.readers import place_of
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
+from megatron_r1.runtime.memory import free_memory
 
 _SIGNATURES, _COUNTS = ".signatures", ".signed"
 _NUMBER = np.dtype(np.int64)
@@ -39,8 +42,8 @@ def sign_lot(bench: Bench, lot: Lot, report: Report) -> None:
 
 def is_signed(job: PreprocessJob, source: int, number: int) -> bool | None:
     """Whether a part, which has its signatures, is the last one of its source; None if it has none."""
-    path = part_path(job.folder, source, number, _COUNTS)
-    return json.loads(path.read_text())["is_last"] if path.is_file() else None
+    counts = _read_counts(job, source, number)
+    return None if counts is None else counts["is_last"]
 
 
 def find_repeats(job: PreprocessJob) -> None:
@@ -49,7 +52,15 @@ def find_repeats(job: PreprocessJob) -> None:
     Raises:
         DataError: signatures are damaged.
     """
-    known = NearDuplicates(dedup_config(job.options))
+    config = dedup_config(job.options)
+    texts = sum(counts["documents"] for source in range(len(job.sources)) for _, counts in _signed_parts(job, source))
+    needed, free = dedup_memory(config, texts), free_memory()
+    if needed > free:  # an upper bound: what is left out takes nothing
+        print(
+            f"--dedup: {texts:,} documents may take {needed >> 20:,} MB of memory in this process, {free >> 20:,} MB are free",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    known = NearDuplicates(config)
     kept: tuple[array, array] = array("i"), array("q")  # source and line or row of the documents by their index
     for source in range(len(job.sources)):
         lines = 0
@@ -62,8 +73,15 @@ def find_repeats(job: PreprocessJob) -> None:
                 if (found := known.find(len(kept[0]) - 1, signature)) is not None:
                     place = place_of(job.sources[kept[0][found[0]]], kept[1][found[0]])
                     repeats[ordinal] = f"similar to {place} ({found[1]:.2f})"
-            write_atomically(part_path(job.folder, source, number, REPEATS), json.dumps(repeats, ensure_ascii=False), durable=False)
+            _write_repeats(job, source, number, repeats)
             lines += counts["lines"]
+
+
+def _write_repeats(job: PreprocessJob, source: int, number: int, repeats: dict[int, str]) -> None:
+    try:
+        write_atomically(part_path(job.folder, source, number, REPEATS), json.dumps(repeats), durable=False)
+    except OSError as error:
+        raise job.unwritten(error) from None
 
 
 class _Signing:
@@ -105,16 +123,29 @@ class _Signing:
 def _signed_parts(job: PreprocessJob, source: int) -> Iterator[tuple[int, dict]]:
     number, is_last = 0, False
     while not is_last:
-        counts = json.loads(part_path(job.folder, source, number, _COUNTS).read_text())
+        counts = _read_counts(job, source, number)
+        if counts is None:
+            raise DataError(f"{job.folder}: part {number} of {job.sources[source].path} has no signatures; start again")
         yield number, counts
         is_last = counts["is_last"]
         number += 1
 
 
+def _read_counts(job: PreprocessJob, source: int, number: int) -> dict[str, Any] | None:
+    path = part_path(job.folder, source, number, _COUNTS)
+    try:
+        counts = json.loads(path.read_text())
+        return {"lines": int(counts["lines"]), "documents": int(counts["documents"]), "is_last": bool(counts["is_last"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({one_line(error)}): remove {job.folder} and start again") from None
+
+
 def _read_signatures(job: PreprocessJob, source: int, number: int, counts: dict) -> tuple[np.ndarray, np.ndarray]:
     path: Path = part_path(job.folder, source, number, _SIGNATURES)
     width, documents = dedup_config(job.options).permutations, counts["documents"]
-    if path.stat().st_size != documents * (width * 4 + _NUMBER.itemsize):
+    if not path.is_file() or path.stat().st_size != documents * (width * 4 + _NUMBER.itemsize):
         raise DataError(f"{path}: is damaged: remove {job.folder} and start again")
     signatures = np.fromfile(path, np.uint32, documents * width).reshape(documents, width)
     return np.fromfile(path, _NUMBER, documents, offset=documents * width * 4), signatures

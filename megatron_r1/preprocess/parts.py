@@ -4,6 +4,7 @@ PREFIX.parts/manifest.json            what the parts are made from
 PREFIX.parts/00003-000017.part        tokens, lengths of sequences; in the sentence layout, sequences of documents
 PREFIX.parts/00003-000017.left        a JSON object for each document that was left out
 PREFIX.parts/00003-000017.json        counts; written last: a part without it is none
+PREFIX.parts/.lock                    locked while somebody writes here
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megatron_r1.errors import DataError
+from megatron_r1.preprocess.job import PreprocessJob
 from megatron_r1.runtime.files import TEMPORARY, write_atomically
 
 _TOKENS, _LEFT, _COUNTS = ".part", ".left", ".json"
+LOCK = ".lock"  #: the file in the folder that who writes there has locked
+_REMOVED = ".nfs"  # begins the names of what is removed and still open somewhere on NFS
 REPEATS = ".repeats"  #: suffix of the documents that are left out as near-duplicates
 _LENGTH = np.dtype(np.int32)
 
@@ -107,7 +111,7 @@ class PartWriter:
         self._left_out[reason] += 1
         if self._left is None:
             self._left = self._open(_LEFT)
-        self._left.write(json.dumps([number, reason, detail], ensure_ascii=False).encode() + b"\n")
+        self._left.write(json.dumps([number, reason, detail]).encode() + b"\n")
 
     def finish(self, lines: int, is_last: bool) -> TokenPart:
         """Make the part whole."""
@@ -184,3 +188,17 @@ def read_repeats(folder: Path, source: int, number: int) -> dict[int, str]:
         return {int(ordinal): where for ordinal, where in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: is damaged ({error}): remove {folder} and start again") from None
+
+
+def remove_parts(job: PreprocessJob) -> None:
+    """Remove everything from the folder of parts but the lock.
+
+    Raises:
+        DataError: it cannot be removed.
+    """
+    try:
+        for path in job.folder.iterdir():
+            if path.name != LOCK and not path.name.startswith(_REMOVED):
+                path.unlink()
+    except OSError as error:
+        raise DataError(f"{job.folder}: cannot be removed ({error.strerror})") from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError, FolderBusy
 from megatron_r1.preprocess.job import PreprocessJob, TokenOptions
 from megatron_r1.preprocess.note import TokenNote, token_dtype, token_paths
+from megatron_r1.preprocess.parts import LOCK, remove_parts
 from megatron_r1.preprocess.readers import ReadOptions
 from megatron_r1.preprocess.sources import find_sources, part_size
 from megatron_r1.runtime.file_locks import lock_file
@@ -53,13 +54,17 @@ def plan_job(arguments: argparse.Namespace, held: list[IO[str]]) -> tuple[Prepro
     size = sum(source.size for source in sources)
     print(f"{output}: {len(sources):,} files, {size / 1e6:,.1f} MB, {note.dtype}", file=sys.stderr, flush=True)
     if aside:
-        print(f"left aside in the folders: {len(aside):,} files that are no data, first {aside[0]}", file=sys.stderr, flush=True)
+        print(
+            f"left aside in the folders: {len(aside):,} files and hidden folders that are no data, first {aside[0]}",
+            file=sys.stderr,
+            flush=True,
+        )
     return job, note
 
 
 def _complete_before(job: PreprocessJob) -> None:
     """The .idx gets its name last: only parts are left over. Another .idx would have been refused before there were parts."""
-    shutil.rmtree(job.folder)
+    remove_parts(job)
     print(f"{job.output}: was whole already; what was left of its parts is removed", flush=True)
 
 
@@ -81,6 +86,8 @@ def _options(arguments: argparse.Namespace, tokenizer: Tokenizer) -> TokenOption
 def _output(arguments: argparse.Namespace) -> str:
     """As Megatron-LM names it, so that its scripts find it."""
     prefix: Path = arguments.output_prefix
+    if any("\ud800" <= character <= "\udfff" for character in str(prefix)):
+        raise ConfigError(f"--output-prefix {prefix}: is not UTF-8, so that no config could name it; choose another name")
     if prefix.is_dir() or prefix.name in ("", ".", ".."):
         raise ConfigError(f"--output-prefix {prefix}: is a folder; add the beginning of a file's name")
     if not prefix.parent.is_dir():
@@ -90,24 +97,54 @@ def _output(arguments: argparse.Namespace) -> str:
 
 
 def _lock(folder: Path) -> IO[str]:
+    path = folder / LOCK
     try:
         folder.mkdir(exist_ok=True)
-        lock = (folder / ".lock").open("a+", encoding="utf-8")
+        lock = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
+        _take(lock, path)
+    except FolderBusy:
+        lock.close()
+        raise
+    except DataError:
+        release_parts(lock)
+        raise
+    return lock
+
+
+def _take(lock: IO[str], path: Path) -> None:
+    folder = path.parent
+    try:
         lock_file(lock, str(folder))
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            raise FolderBusy(f"{folder}: another process has just finished it; see what it made, or start again")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
     except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
-        lock.close()
         raise FolderBusy(f"{folder}: is being written by {holder}; wait for it, or choose another --output-prefix") from None
+    except FolderBusy:
+        raise
     except ConfigError:
         print(f"{folder}: on a file system without locks; see that no other process writes there", file=sys.stderr, flush=True)
     except OSError as error:
-        lock.close()
         raise DataError(f"{folder}: cannot be locked ({error.strerror})") from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
-    return lock
+
+
+def release_parts(lock: IO[str]) -> None:
+    """Give the folder of parts back, and remove it if nothing is in it.
+
+    The lock goes last and by itself: on NFS a file that is open still stands in its folder under another name when it was removed.
+    """
+    path = Path(lock.name)
+    with suppress(OSError):
+        if [entry.name for entry in path.parent.iterdir()] == [LOCK]:
+            path.unlink()  # while it is locked: who waits for it sees that it is gone
+    with suppress(OSError):  # no room for what it would say
+        lock.close()
+    with suppress(OSError):
+        path.parent.rmdir()  # not if there are parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,9 +183,14 @@ def _raw_lines(file: BinaryIO, is_plain: bool, start: int, most: int) -> Iterato
             if not (line := file.readline(most + 1)):
                 break
             size += len(line)
-        is_blank = not isinstance(raw, TooLong) and raw.isspace()
+        is_blank = not isinstance(raw, TooLong) and _is_blank(raw)
         yield Unit(position, number, None if is_blank else raw, position + size if is_plain else packed_position(file))
         position += size
+
+
+def _is_blank(line: bytes) -> bool:
+    """Whether there is nothing but space in a line, or a byte order mark, which may begin a file and stands for nothing."""
+    return line.isspace() or (line.startswith(BOM_UTF8) and not line.removeprefix(BOM_UTF8).strip())
 
 
 def _passages(file: BinaryIO, most: int, whole: bool) -> Iterator[Unit]:
@@ -192,7 +198,7 @@ def _passages(file: BinaryIO, most: int, whole: bool) -> Iterator[Unit]:
     kept: list[bytes] = []
     size = begin = first = 0
     for unit in _every_line(file, most):
-        is_blank = not isinstance(unit.raw, TooLong) and unit.raw.isspace()
+        is_blank = not isinstance(unit.raw, TooLong) and _is_blank(unit.raw)
         if is_blank and not whole and size:
             yield Unit(begin, first, b"".join(kept) if size <= most else TooLong(most), unit.done)
             kept, size = [], 0
@@ -222,7 +228,7 @@ def _every_line(file: BinaryIO, most: int) -> Iterator[Unit]:
 
 def _csv_rows(source: Source, options: ReadOptions) -> Iterator[Unit]:
     position = 0
-    for where, record in read_records(Path(source.path)):
+    for where, record in read_records(Path(source.path), most_cell=_ESCAPED * options.most_bytes):
         text = record.get(options.text_field)
         yield Unit(position, int(where.rpartition(":")[2]), record, min(position, source.size))
         position += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
@@ -240,11 +246,13 @@ def _parquet_rows(source: Source, options: ReadOptions) -> Iterator[Unit]:
         with pyarrow.parquet.ParquetFile(source.path, buffer_size=_PARQUET_BUFFER) as table:
             if field not in (names := table.schema_arrow.names):
                 raise DataError(f"{source.path}: field {field!r} is missing; the file has {', '.join(map(repr, names))}")
+            if names.count(field) > 1:
+                raise DataError(f"{source.path}: field {field!r} is there {names.count(field)} times; rename what is no text")
             total = max(1, table.metadata.num_rows)
             column_bytes = sum(_column_bytes(table.metadata.row_group(group), field) for group in range(table.num_row_groups))
             rows = max(1, min(_ROWS, _ROWS_BYTES * total // max(1, column_bytes)))
             for batch in table.iter_batches(batch_size=rows, columns=[field]):
-                column = batch.column(0)
+                column = batch.column(field)  # a column a.b is not the b in a column a, which is read with it
                 sizes = np.zeros(len(column), np.int64)
                 if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
                     sizes += pyarrow.compute.fill_null(pyarrow.compute.binary_length(column), 0).to_numpy()

@@ -7,6 +7,8 @@ can be sought in a plain file of lines (`seekable`); all others are read from th
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ _SAVED = ("state.json", "dataset_dict.json")  # of datasets' save_to_disk
 _BESIDE_NAMES = {*_SAVED, "dataset_info.json", "dataset_infos.json"}
 _BESIDE_STEMS = ("readme", "license", "licence", "notice", "changelog", "citation", "contributing")
 _LEAST_PART = 16 << 20  # bytes
-_MOST_PARTS = 2048  # of all sources together, and one more for each source
+_MOST_PARTS = 1 << 16  # of all sources together, and one more for each source
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class Source:
 
 
 def part_size(sources: Sequence[Source]) -> int:
-    """Bytes of a part: 16 MiB, or as many as leave at most 2,048 parts of all sources and one more of each."""
+    """Bytes of a part: 16 MiB, or as many as leave at most 65,536 parts of all sources and one more of each.
+
+    A part is what a killed process loses, and its lengths are in memory (4 bytes a sequence). Of 15T tokens, some 60 TB, one has
+    1 GB, ten minutes of a process.
+    """
     size = _LEAST_PART
     while size * _MOST_PARTS < sum(source.size for source in sources):
         size *= 2
@@ -80,21 +86,56 @@ def find_sources(paths: Sequence[Path]) -> tuple[list[Source], list[Path]]:
             continue
         if saved := next((name for name in _SAVED if (path / name).is_file()), None):
             raise DataError(f"{path}: was made by datasets' save_to_disk ({saved}); write it with Dataset.to_parquet and name that")
-        below = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        named = [file for file in below if _kind_of(file) and not file.name.startswith(".")]
-        chosen = [file for file in named if file.name not in _BESIDE_NAMES and not file.stem.lower().startswith(_BESIDE_STEMS)]
+        below = _files_below(path)
+        chosen = [file for file in below if _is_data(file)]
         if not chosen:
             raise DataError(
                 f"{path}: the folder holds no file to read ({', '.join(_KIND_OF)}; but for Parquet also with .gz, .zst)"
             )
         files += chosen
-        aside += [file for file in below if file not in set(chosen)]
-    known: set[Path] = set()
+        taken = set(chosen)
+        aside += [file for file in below if file not in taken]
+    known: dict[Path, Path] = {}
     for file in files:
-        if (place := file.resolve()) in known:
-            raise DataError(f"{file}: is named twice; its documents would stand there twice")
-        known.add(place)
+        if (other := known.setdefault(file.resolve(), file)) is not file:
+            also = "" if str(other) == str(file) else f", also as {other}"
+            raise DataError(f"{file}: is named twice{also}; its documents would stand there twice")
     return [_look_at_source(file) for file in files], aside
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder, of those below it and of those that links there lead to, in order; hidden folders stand for theirs.
+
+    Raises:
+        DataError: a folder that cannot be read, or one that is below itself: what is in it would be missing, or there twice.
+    """
+    found: list[Path] = []
+    above = {folder: {folder.resolve()}}  # of each folder it and those that it is below
+    try:
+        for name, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+            here = Path(name)
+            inner = [here / inner for inner in folders if not inner.startswith(".")]
+            for below in inner:
+                if (place := below.resolve()) in above[here]:
+                    raise DataError(f"{below}: is a link to a folder above it; remove it, or name the files")
+                above[below] = {*above[here], place}
+            found += [here / hidden for hidden in folders if hidden.startswith(".")]
+            found += [here / file for file in files]
+            folders[:] = [below.name for below in inner]
+    except OSError as error:
+        raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from None
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_data(file: Path) -> bool:
+    """Whether the name of a file in a folder says that it is read. A broken link or a pipe with such a name is an error later."""
+    if file.name.startswith(".") or not _kind_of(file):
+        return False
+    return file.name not in _BESIDE_NAMES and not file.stem.lower().startswith(_BESIDE_STEMS)
 
 
 def _look_at_source(path: Path) -> Source:
@@ -103,6 +144,8 @@ def _look_at_source(path: Path) -> Source:
     kind = _kind_of(path)
     try:
         stat = path.stat()
+        with path.open("rb") as file:  # told now, and not after hours
+            file.read(1)
         if kind is None:
             raise DataError(f"{path}: expected a folder, or {_FORMS}")
         if not stat.st_size:
@@ -110,8 +153,8 @@ def _look_at_source(path: Path) -> Source:
         if Path(_unpacked_name(path)).suffix == ".json":
             _check_object_lines(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: {'is a link to nothing' if path.is_symlink() else 'no such file'}") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)})") from None
     return Source(str(path), kind, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
