@@ -15,7 +15,7 @@ from megatron_r1.curation.words import hash_ngrams, words_of
 
 _RECALL = 0.95  # probability that two texts as similar as the threshold are compared
 _PIECE = 4096  # n-grams hashed at once, which bounds the memory
-_ENTRY, _KEY = 240, 190  # bytes of Python's objects and tables: of a kept text, and of its key in a band, measured
+_ENTRY, _KEY = 240, 140  # bytes of Python's objects and tables: of a kept text, and of its key in a band, measured
 _BUCKET = 8  # texts with which a new one is compared per band: bounds the time if many texts are somewhat alike
 
 
@@ -76,7 +76,7 @@ class NearDuplicates:
 def dedup_memory(config: DedupConfig, texts: int) -> int:
     """Bytes that `NearDuplicates` takes for so many kept texts: a signature, and in each band a key in a table of Python.
 
-    At 128 permutations some 4 KB a text from a similarity of 0.8, 9 KB from 0.5. A billion texts need a machine of 4 TB, or shards
+    At 128 permutations some 4 KB a text from a similarity of 0.8, 7 KB from 0.5. A billion texts need a machine of 4 TB, or shards
     that are compared each by itself.
     """
     bands = config.permutations // (rows := _rows_per_band(config.permutations, config.threshold))

@@ -14,7 +14,7 @@ from megatron_r1.curation.words import _hash_word, hash_ngrams
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
 def test_memory_grows_with_kept_texts_as_is_told(threshold):
-    config, texts = DedupConfig(threshold=threshold), 3000
+    config, texts = DedupConfig(threshold=threshold), 1400
     signatures = np.random.default_rng(0).integers(0, 2**32, (texts, config.permutations), dtype=np.uint32)
     tracemalloc.start()
     known = NearDuplicates(config)
@@ -22,7 +22,7 @@ def test_memory_grows_with_kept_texts_as_is_told(threshold):
         assert known.find(number, signature.copy()) is None
     measured = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert 0.6 < measured / dedup_memory(config, texts) < 1.0
+    assert 0.75 < measured / dedup_memory(config, texts) < 1.0
 
 
 def test_a_long_word_is_not_kept_for_the_next_text():
