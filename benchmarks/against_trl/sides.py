@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -62,6 +63,7 @@ class RunningSide:
         os.close(theirs_in)
         os.close(theirs_out)
         self._cpu, self._waits = 0.0, False
+        self._resident = 0  # at the end of the last turn
 
     def started(self) -> Turn:
         """Wait until it is ready for its first turn."""
@@ -70,7 +72,8 @@ class RunningSide:
     def turn(self, command: str = "go") -> Turn:
         """Give it a turn and wait until it is ready for the next."""
         self._waits = False
-        os.write(self._commands, f"{command}\n".encode())
+        with suppress(BrokenPipeError):  # it ended while it waited, which is said below
+            os.write(self._commands, f"{command}\n".encode())
         return self._until_ready()
 
     def _until_ready(self) -> Turn:
@@ -79,7 +82,7 @@ class RunningSide:
             if select.select([self._reports], [], [], _POLL_SECONDS)[0]:
                 read = os.read(self._reports, 1 << 20)
                 if not read:
-                    raise CommandFailed(f"{self.name} ended early: {self._why_it_ended(peak)}")
+                    raise CommandFailed(f"{self.name} ended early: {self._why_it_ended(peak or self._resident)}")
                 self._seen += read
             if b"\n" not in self._seen:
                 peak = max(peak, sum(map(resident_bytes, with_descendants(self._process.pid))))
@@ -89,7 +92,8 @@ class RunningSide:
         line, _, self._seen = self._seen.partition(b"\n")
         used = sum(map(cpu_seconds, tree))
         before, self._cpu = self._cpu, used
-        return Turn(wall, used - before, max(peak, sum(map(resident_bytes, tree))), json.loads(line))
+        self._resident = sum(map(resident_bytes, tree))
+        return Turn(wall, used - before, max(peak, self._resident), json.loads(line))
 
     def _why_it_ended(self, peak: int) -> str:
         """Its last error; one that was killed has none."""

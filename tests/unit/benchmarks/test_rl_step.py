@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,16 @@ def test_a_side_that_breaks_is_told_in_its_own_words(tmp_path: Path) -> None:
         running.started()
         with pytest.raises(CommandFailed, match=r"^a side ended early: ValueError: no such thing$"):
             running.turn("die")
+
+
+def test_a_side_that_was_killed_while_it_waited_is_told(tmp_path: Path) -> None:
+    with side(tmp_path) as running:
+        running.started()
+        running.turn()
+        os.kill(running._process.pid, signal.SIGKILL)
+        running._process.wait()
+        with pytest.raises(CommandFailed, match=r"^a side ended early: killed, with 0\.[1-9] GB in use: did the machine run out"):
+            running.turn()
 
 
 def test_a_side_that_is_killed_is_told_with_its_memory(tmp_path: Path) -> None:
