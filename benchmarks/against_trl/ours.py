@@ -27,8 +27,8 @@ def take_turns(gate: Gate, check: Path, minibatch_size: int, seed: int) -> None:
     steps, save_rollouts = Run.steps, Run.save_rollouts
     lengths: list[int] = []
 
-    def gated_steps(self: Run, total: int, description: str) -> Iterator[int]:
-        for step in steps(self, total, description):
+    def gated_steps(self: Run, total: int, description: str, *, end: int | None = None) -> Iterator[int]:
+        for step in steps(self, total, description, end=end):
             report = {"lengths": list(lengths)}
             lengths.clear()
             if gate.wait(report) == "end":
