@@ -118,6 +118,12 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) * _TICK_SECONDS
 
 
+def parent_of(pid: int) -> int:
+    """Of a process; 0 if it has ended."""
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
 def resident_bytes(pid: int) -> int:
     """Memory of a process, libraries included; 0 if it has ended."""
     return _number_after("VmRSS:", pid, "status") << 10

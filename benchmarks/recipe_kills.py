@@ -12,8 +12,6 @@ model's answers line by line, whatever their order. A file that differs ends the
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import random
 import re
@@ -25,6 +23,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from benchmarks.kills import differing, hashes, last_line, start_command, wait_until_dead
 from benchmarks.measure import Disagreement, describe_machine, positive, run, write_results
 from benchmarks.processes import ROOT, CommandFailed, serve_rules
 from benchmarks.small_recipe import write_small_recipe
@@ -32,21 +31,12 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.runtime.launch import child_environment
 
 RUN = Path("runs/r1")  # as the example has it, so that both runs write the same paths into their artifacts
-NOT_COMPARED = ("checkpoints", "tensorboard", "health")  # folders: working state, and times
-TIMED = ("metrics.jsonl", "run.json", "report.html")  # files that hold times
-BY_ARRIVAL = ("answers.jsonl",)  # files whose lines stand in the order in which a served model answered
 _STARTUP_SECONDS = 8.0  # of a stage's model and engine, in which there is nothing to lose
-_DEAD_SECONDS = 60.0  # until nothing of a killed command may run any more
 
 
 def start_pipeline(folder: Path, log: Path) -> subprocess.Popen:
-    """The command as a user starts it, in a process group of its own."""
-    command = [sys.executable, "-m", "megatron_r1.cli", "pipeline", "r1", "--config", "r1.yaml"]
-    environment = child_environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    """The command as a user starts it."""
+    return start_command([sys.executable, "-m", "megatron_r1.cli", "pipeline", "r1", "--config", "r1.yaml"], folder, log)
 
 
 def run_undisturbed(folder: Path, log: Path) -> dict[str, float]:
@@ -58,7 +48,7 @@ def run_undisturbed(folder: Path, log: Path) -> dict[str, float]:
                 began.setdefault(stage, time.perf_counter() - start)
             time.sleep(0.1)
     if process.returncode != 0:
-        raise CommandFailed(f"the undisturbed pipeline ended with code {process.returncode}: {_last_line(log)}")
+        raise CommandFailed(f"the undisturbed pipeline ended with code {process.returncode}: {last_line(log)}")
     return began | {"end": time.perf_counter() - start}
 
 
@@ -101,69 +91,21 @@ def run_with_kills(folder: Path, log: Path, moments: list[tuple[str, float]]) ->
             process.wait(wait)
         except subprocess.TimeoutExpired:
             kill(process, folder, whole_group=number % 2 == 1)
-            hit.append(f"{wait:.0f} s after the begin of {stage}: {_last_line(log)[:80]}")
+            hit.append(f"{wait:.0f} s after the begin of {stage}: {last_line(log)[:80]}")
             print(f"kill {number + 1} of {len(moments)}, {hit[-1]}", flush=True)
             continue
         if process.returncode == 0:
             print(f"all was done before kill {number + 1}", flush=True)
             return hit
-        raise CommandFailed(f"try {number + 1} ended with code {process.returncode}: {_last_line(log)}")
+        raise CommandFailed(f"try {number + 1} ended with code {process.returncode}: {last_line(log)}")
     run_undisturbed(folder, log)
     return hit
 
 
 def kill(process: subprocess.Popen, folder: Path, *, whole_group: bool) -> None:
-    """SIGKILL, to the command or its group; then wait until nothing works in its folder any more.
-
-    Raises:
-        CommandFailed: something outlives the command.
-    """
+    """SIGKILL, to the command or its group. Raises CommandFailed, see `wait_until_dead`."""
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    process.wait()
-    end = time.monotonic() + _DEAD_SECONDS
-    while left := _working_in(folder):
-        if time.monotonic() > end:
-            raise CommandFailed(f"{_DEAD_SECONDS:.0f} s after the command was killed its processes {left} still run")
-        time.sleep(0.2)
-
-
-def _working_in(folder: Path) -> list[int]:
-    """Processes whose current folder it is; those of a command are told by it whatever group they have put themselves in."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if Path(os.readlink(entry / "cwd")) == folder:
-                    found.append(int(entry.name))
-            except OSError:
-                continue  # ended meanwhile, or a zombie
-    return found
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Of all files that may not depend on when the run was killed."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        compared = path.is_file() and path.suffix in (".json", ".jsonl", ".safetensors", ".md") and path.name not in TIMED
-        if compared and not set(NOT_COMPARED) & set(name.parts):
-            content = path.read_bytes()
-            if path.name in BY_ARRIVAL:
-                content = b"".join(sorted(content.splitlines(keepends=True)))
-            if path.name == "store.json":  # says when its sources were written, in ns
-                content = re.sub(rb"\b1[0-9]{18}\b", b"", content)
-            if path.name == "inputs.json":
-                content = _without_times(content)
-            found[str(name)] = hashlib.sha256(content).hexdigest()
-    return found
-
-
-def _without_times(inputs: bytes) -> bytes:
-    """`inputs.json` with paths, sizes and checksums alone: the rest says when the files were written."""
-    notes = json.loads(inputs)
-    for note in notes.values():
-        note["files"] = {name: [size, checksum] for name, (size, _, _, checksum) in note["files"].items()}
-    return json.dumps(notes, sort_keys=True).encode()
+    wait_until_dead(process, folder)
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
@@ -186,16 +128,16 @@ def benchmark(arguments: argparse.Namespace) -> None:
             moments = choose_moments(timeline, arguments.kills + arguments.kills // 4, random.Random(arguments.seed))
             hit = run_with_kills(folder, logs["killed"], moments)
             killed = hashes(folder / RUN)
-    differing = sorted(path for path in undisturbed.keys() | killed.keys() if undisturbed.get(path) != killed.get(path))
+    different = differing(undisturbed, killed)
     artifacts = sum(path.endswith("artifact.json") for path in undisturbed)
-    print(f"{len(undisturbed)} files compared, {artifacts} artifacts among them, {len(hit)} kills: {len(differing)} differ")
+    print(f"{len(undisturbed)} files compared, {artifacts} artifacts among them, {len(hit)} kills: {len(different)} differ")
     if arguments.out is not None:
-        results = {"timeline": timeline, "killed": hit, "hashes": undisturbed, "differing": differing}
+        results = {"timeline": timeline, "killed": hit, "hashes": undisturbed, "differing": different}
         write_results(arguments.out, arguments, results, machine)
     if len(hit) < arguments.kills:
         raise CommandFailed(f"all was done after {len(hit)} of {arguments.kills} kills: choose another --seed")
-    if differing:
-        raise Disagreement(f"after {len(hit)} kills these differ: {', '.join(differing[:20])}")
+    if different:
+        raise Disagreement(f"after {len(hit)} kills these differ: {', '.join(different[:20])}")
 
 
 def start_over(folder: Path, log: Path) -> None:
@@ -208,11 +150,6 @@ def start_over(folder: Path, log: Path) -> None:
 def _stages_told(reader: TextIO) -> list[str]:
     """Stages whose begin has been printed since the last call."""
     return re.findall(r"^== (\w+):", reader.read(), re.MULTILINE)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.kills import differences
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import QUICK, Jobs, read_metrics
 
@@ -79,15 +80,3 @@ class Campaign:
     def ranks(self, node: str | None = None) -> list[int]:
         """Processes of the trainers' ranks."""
         return self.jobs.ranks("grpo", node)
-
-
-def differences(wanted: list[dict[str, float]], found: list[dict[str, float]], close: float) -> Iterator[str]:
-    """What is not the same in the metrics of two runs."""
-    if [line["step"] for line in wanted] != [line["step"] for line in found]:
-        yield f"steps {[line['step'] for line in found]} instead of {[line['step'] for line in wanted]}"
-        return
-    for before, after in zip(wanted, found, strict=True):
-        for name in before.keys() | after.keys():
-            a, b = before.get(name), after.get(name)
-            if a != b and not (None not in (a, b) and abs(a - b) <= close * max(1.0, abs(a), abs(b))):
-                yield f"step {before['step']} {name}: {b} instead of {a}"

@@ -20,8 +20,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.kills import differences
 from benchmarks.processes import serve_rules
-from benchmarks.slurm_campaign import TIMEOUT, Campaign, Failed, differences
+from benchmarks.slurm_campaign import TIMEOUT, Campaign, Failed
 from benchmarks.small_recipe import write_small_recipe
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.jobs import ROOT, last_step, python_path, read_metrics
