@@ -5,7 +5,7 @@ Every setting is of one kind:
     free      it does not change the result: the field is marked with `section.MAY_CHANGE`
     moves     the path of data or of a model: its content counts, not where it stands (`INPUTS`)
     longer    how long training goes on (`LENGTHS`), and what follows from that
-    onward    what is sampled from the next round on (`ONWARD`); a finished run has no next round
+    onward    what is done from the next round or update on (`ONWARD`); a finished run has none
     stays     it defines the result; `STAYS` says how
 
 A setting in none of these lists stays, too; tests/unit/test_floors.py lets no setting be forgotten.
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from megatron_r1.config.grpo import GrpoConfig
 from megatron_r1.config.keys import is_within, keys_that_may_change, known_keys
 from megatron_r1.config.load import flatten_config
+from megatron_r1.config.phases import are_longer, follow_schedule
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
 
@@ -40,8 +41,9 @@ LENGTHS: Mapping[str, tuple[str, str]] = {
     "reward-model": ("reward_model.epochs", "reward_model.optimizer"),
     "grpo": ("grpo.rollouts", "grpo.optimizer"),
 }
-LONGER = frozenset({*(length for length, _ in LENGTHS.values()), "grpo.general_updates", "*.optimizer.decay_updates"})
-ONWARD = frozenset({"rollout.max_response_tokens", "grpo.length_schedule"})
+_PHASES = "pretrain.phases"
+LONGER = frozenset({*(length for length, _ in LENGTHS.values()), _PHASES, "grpo.general_updates", "*.optimizer.decay_updates"})
+ONWARD = frozenset({"rollout.max_response_tokens", "grpo.length_schedule", "*.optimizer.skip_grad_norm"})
 INPUTS = frozenset(
     {"model.weights", "data.source", "data.tokenizer", "data.general_source", "data.evaluation_source", "data.blend", "sft.sources",
      "reward.helpful_model", "reward.safety_model"}
@@ -49,7 +51,6 @@ INPUTS = frozenset(
 #: sections that no run with checkpoints reads: curation, evaluation and the recipe compare what they keep themselves
 NOT_OF_A_RUN = ("curation", "recipe", "evaluate.benchmarks")
 _LISTS = ("data.blend", "sft.sources")  # of inputs with weights
-_PHASES = "pretrain.phases"
 GENERATED = ("tally", "tally_chat")  #: values of `data.source` and `data.general_source` that are no path
 
 #: why they must stay -> settings; `*` stands for every training stage
@@ -66,7 +67,7 @@ STAYS: Mapping[str, str] = {
         sft.validation_fraction reward_model.kind reward_model.max_tokens
     """,
     "it says what an update does": """
-        pretrain.global_batch_size pretrain.phases sft.batch_size reward_model.batch_size grpo.prompts_per_rollout grpo.group_size
+        pretrain.global_batch_size sft.batch_size reward_model.batch_size grpo.prompts_per_rollout grpo.group_size
         grpo.minibatch_size grpo.inner_epochs grpo.loss grpo.clip_eps grpo.kl_coef grpo.normalization grpo.advantage_std
         grpo.importance_cap grpo.reference_update_interval grpo.freeze_router grpo.shuffle_rewards
         *.optimizer.lr *.optimizer.min_lr_ratio *.optimizer.warmup_steps *.optimizer.schedule *.optimizer.beta1 *.optimizer.beta2
@@ -104,9 +105,10 @@ def kind_on_resume(key: str) -> Kind:
         return "free"
     if key in INPUTS:
         return "moves"
-    if key in ONWARD:
+    names = {key, _of_every_stage(key)}
+    if names & ONWARD:
         return "onward"
-    return "longer" if key in LONGER or _of_every_stage(key) in LONGER else "stays"
+    return "longer" if names & LONGER else "stays"
 
 
 def reason_to_stay(key: str) -> str:
@@ -119,7 +121,8 @@ def unsorted_keys() -> list[str]:
 
     def places(key: str) -> int:
         names = {key, _of_every_stage(key)}
-        return sum((key in keys_that_may_change(), key in INPUTS, key in ONWARD, bool(names & LONGER), bool(reason_to_stay(key))))
+        lists = (INPUTS, ONWARD, LONGER)
+        return sum((key in keys_that_may_change(), *(bool(names & entries) for entries in lists), bool(reason_to_stay(key))))
 
     return [key for key in known_keys() if not is_within(key, NOT_OF_A_RUN) and places(key) != 1]
 
@@ -147,8 +150,9 @@ def check_settings(
     """
     sections = READ_BY.get(command, tuple(Config.model_fields))
     old, new = flatten_config(before), flatten_config(now)
-    changed = [key for key in old if is_within(key, sections) and _differs(key, old, new)]
-    is_other_length = command in LENGTHS and LENGTHS[command][0] in changed
+    changed = [key for key in old if is_within(key, sections) and (key not in new or old[key] != new[key])]
+    other_length = _changed_length(before, now, command, where, changed)
+    is_other_length = other_length is not None
     fixed = ("stays", "onward") if finished and not is_other_length else ("stays",)
     stays = [key for key in changed if kind_on_resume(key) in fixed or _changes_its_input(key, old[key], new[key])]
     if stays:
@@ -159,13 +163,15 @@ def check_settings(
         raise ConfigError(f"{where} {told}{more}: {f'{reason}; ' if reason else ''}keep the {kept}, or choose another run_dir")
     if command not in LENGTHS:
         return False
-    _check_length(before, now, command, where, updates_per_epoch)
+    _check_length(before, now, command, where, updates_per_epoch, other_length)
     return is_other_length
 
 
 def require_longer(before: Config, now: Config, command: str, where: str) -> None:
     """Raises ConfigError if a run of this command is to be shorter than it was."""
     length, _ = LENGTHS[command]
+    if _has_phases(before, now, command):
+        return  # `are_longer` has looked
     old, new = flatten_config(before)[length], flatten_config(now)[length]
     if new < old:
         raise ConfigError(f"{where} {length}={old}, now it is {new}: keep the value, raise it, or choose another run_dir")
@@ -176,21 +182,41 @@ def first_general_rollout(stage: GrpoConfig) -> int:
     return max(0, stage.rollouts - math.ceil(stage.general_updates / stage.updates_per_rollout))
 
 
-def _check_length(before: Config, now: Config, command: str, where: str, updates_per_epoch: float | None) -> None:
+def _has_phases(before: Config, now: Config, command: str) -> bool:
+    return command == "pretrain" and bool(before.pretrain.phases or now.pretrain.phases)
+
+
+def _changed_length(before: Config, now: Config, command: str, where: str, changed: Sequence[str]) -> str | None:
+    """The setting that says how long training goes on, if it is another now. Raises ConfigError for other phases."""
+    if _has_phases(before, now, command):
+        return _PHASES if are_longer(before.pretrain, now.pretrain, where) else None
+    length = LENGTHS[command][0] if command in LENGTHS else ""
+    return length if length in changed else None
+
+
+def _check_length(
+    before: Config, now: Config, command: str, where: str, updates_per_epoch: float | None, other_length: str | None
+) -> None:
+    """Args: `other_length`: see `_changed_length`."""
     length, optimizer = LENGTHS[command]
     old, new = flatten_config(before), flatten_config(now)
     decay = f"{optimizer}.decay_updates"
-    if old[length] == new[length]:
+    scheduled = new[f"{optimizer}.schedule"] != "constant" and (command != "pretrain" or follow_schedule(now.pretrain))
+    if other_length is None:
         if old[decay] != new[decay]:
+            length = _PHASES if _has_phases(before, now, command) else length
             raise ConfigError(
                 f"{where} {decay}={old[decay]}, now it is {new[decay]}: it changes only together with {length}; keep the value, or "
                 "choose another run_dir"
             )
-    elif new[f"{optimizer}.schedule"] != "constant" and new[decay] is None:
-        updates = {"grpo": now.grpo.updates_per_rollout, "pretrain": 1}.get(command, updates_per_epoch)
-        ends = [f"={round(tree[length] * updates)}" if updates else "" for tree in (old, new)]
+    elif scheduled and new[decay] is None:
+        told, ends = f"{_PHASES} that now are longer", ["", ""]
+        if other_length != _PHASES:
+            updates = {"grpo": now.grpo.updates_per_rollout, "pretrain": 1}.get(command, updates_per_epoch)
+            told = f"{length}={old[length]}, now it is {new[length]}"
+            ends = [f"={round(tree[length] * updates)}" if updates else "" for tree in (old, new)]
         raise ConfigError(
-            f"{where} {length}={old[length]}, now it is {new[length]}, and a {new[f'{optimizer}.schedule']} schedule must be told "
+            f"{where} {told}, and a {new[f'{optimizer}.schedule']} schedule must be told "
             f"how to go on: set {decay}{ends[0] or ' to the updates it fell over'} to keep the rate that it fell to, or "
             f"{decay}{ends[1] or ' to those of the whole run'} to let it fall over the whole run"
         )
@@ -201,17 +227,6 @@ def _check_length(before: Config, now: Config, command: str, where: str, updates
                 f"{where} grpo.rollouts={before.grpo.rollouts} and general prompts from round {first + 1} on, which would now "
                 f"begin elsewhere: set grpo.general_updates={(now.grpo.rollouts - first) * now.grpo.updates_per_rollout}"
             )
-
-
-def _differs(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    if key == _PHASES and key in new:
-        return list(map(_defined_by, old[key])) != list(map(_defined_by, new[key]))
-    return key not in new or old[key] != new[key]
-
-
-def _defined_by(phase: Mapping[str, Any]) -> dict[str, Any]:
-    """A phase without its part of the layout, and without the paths of its sources, whose content counts."""
-    return {**phase, "cp": None, "blend": [source | {"path": ""} for source in phase["blend"]]}
 
 
 def _changes_its_input(key: str, before: Any, now: Any) -> bool:

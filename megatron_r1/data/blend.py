@@ -7,7 +7,7 @@ how many at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class BlendedRows:
         first_row: of the phase, if it goes on with the rows of the one before.
         reads: see above.
         order: what the rows of all phases follow from, if others than this one have rows of other sources.
+        shorter: likewise, of the runs that this one can have been before phases were added.
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class BlendedRows:
         first_row: int = 0,
         reads: bool = True,
         order: str | None = None,
+        shorter: Collection[str] = (),
     ) -> None:
         self._rows, self._eos_id, self._vocab_size = rows, eos_id, vocab_size
         self._mask_documents, self._first_row = mask_documents, first_row
-        self.reads, self._order = reads, order or rows.fingerprint
+        self.reads, self._order, self._shorter = reads, order or rows.fingerprint, shorter
 
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
         """The rows of these numbers, with loss on every target.
@@ -131,7 +133,7 @@ class BlendedRows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rows come by number, so there is nothing to take up. Raises DataError if the order is not that of the saved run."""
-        if state.get("blend") != self._order:
+        if state.get("blend") not in (self._order, *self._shorter):
             raise DataError(
                 "data.blend: sources, weights, data.split or seed are not those this run began with, so its rows are others; "
                 "restore them, or start a new run_dir"

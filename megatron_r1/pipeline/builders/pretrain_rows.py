@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,10 +132,26 @@ class BlendOpener:
             found[name] = ValidationRows(self.blended(opened, mask_documents=mask_documents), held, sequence_length)
         return found
 
-    def blended(self, rows: BlendRows, *, mask_documents: bool, first_row: int = 0, order: str | None = None) -> BlendedRows:
+    def blended(
+        self,
+        rows: BlendRows,
+        *,
+        mask_documents: bool,
+        first_row: int = 0,
+        order: str | None = None,
+        shorter: Collection[str] = (),
+    ) -> BlendedRows:
         """The rows as the trainer asks for them; see `BlendedRows` for the arguments."""
         eos, size = self._tokenizer.eos_id, self._tokenizer.vocab_size
-        return BlendedRows(rows, eos_id=eos, vocab_size=size, mask_documents=mask_documents, first_row=first_row, order=order)
+        return BlendedRows(
+            rows,
+            eos_id=eos,
+            vocab_size=size,
+            mask_documents=mask_documents,
+            first_row=first_row,
+            order=order,
+            shorter=shorter,
+        )
 
     def _trained_on(self, file: TokenFile) -> range:
         trained, validated = self._config.data.split
@@ -214,7 +230,10 @@ class PretrainData:
             opened = self._opener.training(stretch.blend, length, count, config.seed, taken)
             taken |= opened.ends()
             self._stretches.append((stretch, opened))
-        order = order_of_run([opened.fingerprint for _, opened in self._stretches])
+        # Those of the first stretch, of the first two, ..., of all. A run to which phases were added began with one of them.
+        prints = [opened.fingerprint for _, opened in self._stretches]
+        orders = [order_of_run(prints[:count]) for count in range(1, len(prints) + 1)]
+        begins = [stretch.phases[0].number for stretch, _ in self._stretches]
         self._blends: dict[int, tuple[BlendedRows, dict[str, ValidationRows]]] = {}
         mask, most = stage.mask_documents, stage.validation.batches * stage.global_batch_size
         for stretch, opened in self._stretches:
@@ -222,7 +241,9 @@ class PretrainData:
             if stage.validation.interval:
                 held_out = self._opener.validation(stretch.blend, length, most, mask_documents=mask, seed=config.seed)
             for phase in stretch.phases:
-                rows = self._opener.blended(opened, mask_documents=mask, first_row=first, order=order)
+                trained = sum(begin < phase.number for begin in begins)
+                shorter = orders[max(trained - 1, 0) : -1]
+                rows = self._opener.blended(opened, mask_documents=mask, first_row=first, order=orders[-1], shorter=shorter)
                 self._blends[phase.number] = rows, held_out
                 first += self._count(phase)
 

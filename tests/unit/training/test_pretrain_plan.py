@@ -155,6 +155,33 @@ def test_a_longer_phase_fits_fewer_sequences_into_a_forward_pass() -> None:
     assert [phase.micro_batch_size for phase in plan.phases] == [8, 2, 1]
 
 
+@pytest.mark.parametrize("unit", ["tokens", "updates"])
+@pytest.mark.parametrize("more", [1, 7, 300])
+@pytest.mark.parametrize(
+    "last",
+    [
+        {},
+        {"batch_ramp": {"start": 1, "increment": 1, "tokens": 500}, "bias_update_rate": [{"tokens": 40, "value": 0.5}]},
+        {
+            "sequence_length": 24,
+            "learning_rate": [{"tokens": 99, "lr": 0.1, "shape": "cosine"}],
+            "mtp_loss_scale": [{"value": 1.0}],
+        },
+        {"learning_rate": [{"tokens": 500, "lr": 0.1, "shape": "linear"}, {"lr": 0.3}]},
+    ],
+)
+def test_a_longer_last_phase_and_others_behind_it_leave_all_updates_before_as_they_were(last, more: int, unit: str) -> None:
+    def plan(length: int, *behind: dict[str, Any]) -> PretrainPlan:
+        return make([{"updates": 3, "learning_rate": [{"lr": 0.5}]}, {unit: length, **last}, *behind])
+
+    short, longer = plan(11), plan(11 + more, {"updates": 2, "sequence_length": 32, "global_batch_size": 1})
+    assert longer.total_updates > short.total_updates
+    for step in range(1, short.total_updates + 1):
+        was, found = short.update(step), longer.update(step)
+        assert (was.rows, was.first_token, was.rates) == (found.rows, found.first_token, found.rates)
+        assert (was.phase.number, was.phase.sequence_length) == (found.phase.number, found.phase.sequence_length)
+
+
 @pytest.mark.parametrize(
     ("phases", "told"),
     [

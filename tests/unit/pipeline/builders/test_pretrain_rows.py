@@ -84,7 +84,7 @@ def test_each_phase_has_its_blend_and_no_row_of_a_source_comes_twice(folder, tok
         for other, _ in again:
             other.load_state_dict(training.state_dict())  # also that of the phase before
     with pytest.raises(DataError, match="are not those this run began with"):
-        found[0][0].load_state_dict(alone[0][0].state_dict())
+        found[3][0].load_state_dict(alone[0][0].state_dict())
     assert "48 rows of 16 tokens, " in data.describe_index()
 
 
@@ -96,6 +96,33 @@ def test_one_blend_in_all_phases_is_the_order_of_one_phase(folder, tokenizer):
     order = [row for number in (0, 1, 3) for row in tokens_of(found[number][0])]
     assert order[:12] == tokens_of(rows) and len({tuple(row) for row in order}) == 36
     assert all(training.state_dict() == rows.state_dict() for training, _ in found), "as before there were blends of phases"
+
+
+def test_a_run_goes_on_with_phases_that_were_added_and_with_no_other_order(folder, tokenizer):
+    def phases(count: int) -> list[dict]:
+        of_all = [{}, {"blend": [source("c"), source("a", 3)]}, {"sequence_length": 8}, {"blend": [source("b")]}]
+        return of_all[:count]
+
+    saved = [opened(folder, tokenizer, phases(count))[1][-1][0] for count in range(1, 5)]
+    rows = [tokens_of(training) for training in saved]
+    for count in range(1, 5):
+        _, found = opened(folder, tokenizer, phases(count))
+        assert [tokens_of(training) for training, _ in found] == rows[:count], "no row of the phases before is another"
+        for ended in range(1, count + 1):
+            state = saved[ended - 1].state_dict()
+            for training, _ in found[ended - 1 : ended + 1]:  # it stopped in its last phase, or at the end of it
+                training.load_state_dict(state)
+    _, found = opened(folder, tokenizer, phases(4))
+    with pytest.raises(DataError, match="are not those"):
+        found[2][0].load_state_dict(saved[0].state_dict())  # whose second phase is missing
+    _, found = opened(folder, tokenizer, [{}, {"blend": [source("b")]}, {}])
+    with pytest.raises(DataError, match="are not those"):
+        found[2][0].load_state_dict(saved[1].state_dict())
+    _, found = opened(folder, tokenizer, phases(4), "seed=1")
+    for training, _ in found:
+        for before in saved:
+            with pytest.raises(DataError, match="are not those"):
+                training.load_state_dict(before.state_dict())
 
 
 def test_the_middle_of_a_share_of_the_documents_stands_at_the_end_in_training_alone(folder, tokenizer):
