@@ -16,6 +16,7 @@ from megatron_r1.report.rollouts import Choice, choose_shown, to_script
 from megatron_r1.report.runs import RunRecord, find_runs
 from megatron_r1.runtime.files import write_atomically
 
+REPORT = "report.html"  #: in a run folder
 _FOLDER = Path(__file__).parent
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -50,7 +51,7 @@ def write_report(folder: Path, choice: Choice | None = None) -> Path:
     parts = [_summary_table(folder / "summary.json")] if (folder / "summary.json").exists() else []
     browser, script = _browser(runs, choice or Choice())  # before what takes a second: a file may be broken
     parts += [_run_section(run) for run in runs]
-    path = folder / "report.html"
+    path = folder / REPORT
     page = fill_page(f"megatron_r1: {folder.name}", "\n".join([*parts, browser]), script)
     write_atomically(path, page)
     return path

@@ -184,6 +184,23 @@ def test_a_run_in_phases_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pyte
         assert len(models) == (3 if step == 3 else 2), "what was trained already is not built"
         assert averages.updates == 7 - step and all(map(torch.equal, averages.expected, average)), "to the last bit"
 
+    phases = [dict(phase) for phase in SETTINGS["pretrain"]["phases"]]
+    phases[2]["updates"] = 2
+    phases.append({"updates": 1, "sequence_length": 64, "global_batch_size": 2, "rope_scaling": YARN | {"factor": 4}})
+    longer = f"pretrain.phases={json.dumps(phases)}"
+    models.clear()
+    assert pretrain(again, monkeypatch, longer) == 0, "a finished run, too"
+    assert f"resuming {again} after step 7" in capfd.readouterr().err and len(models) == 2
+    (again / "report.html").unlink()
+    assert pretrain(again, monkeypatch, longer) == 0, "as a kill behind the artifact would leave it"
+    assert (again / "report.html").is_file() and "is finished" in capfd.readouterr().out and len(models) == 2
+    models.clear()
+    averages.forget()
+    assert pretrain(tmp_path / "longer", monkeypatch, longer) == 0
+    assert lines_of(again) == lines_of(tmp_path / "longer") and lines_of(again)[:7] == lines and len(lines_of(again)) == 9
+    at_once, added = (next(run.glob("hf/*.safetensors")).read_bytes() for run in (tmp_path / "longer", again))
+    assert at_once == added != weights
+
     before = (whole / "metrics.jsonl").read_bytes()
     phases = [dict(phase) for phase in SETTINGS["pretrain"]["phases"]]
     phases[1]["updates"] = 3

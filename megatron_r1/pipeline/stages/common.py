@@ -5,6 +5,7 @@ Every stage writes `<run_dir>/hf`, a sealed artifact; a stage whose artifact is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -18,7 +19,7 @@ from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.pipeline.artifact import Artifact, hash_files
 from megatron_r1.pipeline.builders.export import describe_policy, export_policy
 from megatron_r1.pipeline.session import Session
-from megatron_r1.report.html import write_report
+from megatron_r1.report.html import REPORT, write_report
 from megatron_r1.runtime.checkpoints import complete_checkpoints
 from megatron_r1.runtime.distributed import broadcast_object, on_rank_zero
 from megatron_r1.runtime.inputs import NOTES, compare_inputs
@@ -46,10 +47,17 @@ def unless_finished(run: RunStage) -> RunStage:
         if not broadcast_object(artifact.exists) or _is_to_go_on(config, artifact):
             return run(config, session)
         on_rank_zero(artifact.verify)
+        on_rank_zero(lambda: _write_missing_report(Path(config.run_dir)))
         on_rank_zero(lambda: print(f"{artifact.folder} is finished; remove {artifact.folder.parent} to make it again", flush=True))
         return artifact
 
     return run_or_skip
+
+
+def _write_missing_report(folder: Path) -> None:
+    """What a stage that was killed behind its artifact has not done."""
+    if not (folder / REPORT).exists() and os.access(folder, os.W_OK):
+        write_report(folder)
 
 
 def _is_to_go_on(config: Config, artifact: Artifact) -> bool:
@@ -138,6 +146,9 @@ def finish_stage(
     paths |= inputs or {}
 
     def seal() -> None:
+        (Path(config.run_dir) / REPORT).unlink(
+            missing_ok=True
+        )  # of the run before it was longer: a kill may come before the new one
         artifact.seal(stage, config.model_dump(), {name: Path(path) for name, path in paths.items() if path})
         write_report(Path(config.run_dir))
 
