@@ -6,10 +6,12 @@ loss stays finite and the gradient is NaN. It stands in the data of one step.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +81,7 @@ class Outcome:
     error: str
     weights: list[torch.Tensor]
     updates: int
+    told: str  #: on stderr
 
 
 def run_case(case: Case, folder: Path, skip: int, world_size: int = 1) -> Outcome:
@@ -101,9 +104,9 @@ def run_case(case: Case, folder: Path, skip: int, world_size: int = 1) -> Outcom
         device=torch.device("cpu"), micro_batch_tokens=64,
     )  # fmt: skip
     heat(model)
-    error = ""
+    error, told = "", io.StringIO()
     try:
-        with Run.open(folder, config, case.stage) as run:
+        with redirect_stderr(told), Run.open(folder, config, case.stage) as run:
             if run.resumed_from is not None:
                 load_policy(model, run.resumed_from)
             _LOOPS[case.stage](case, model, run, lambda target: plan_policy(model, target))
@@ -120,7 +123,8 @@ def run_case(case: Case, folder: Path, skip: int, world_size: int = 1) -> Outcom
         pass
     metrics = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return Outcome([line for line in lines if line["step"]], error, [t.clone() for t in model.local_state()], model.updates)
+    weights = [tensor.clone() for tensor in model.local_state()]
+    return Outcome([line for line in lines if line["step"]], error, weights, model.updates, told.getvalue())
 
 
 def heat(model: Any) -> None:
@@ -299,6 +303,8 @@ def check_stage(case: Case, folder: Path, world_size: int = 1, thorough: bool = 
     assert [line["loss"] is None for line in skipped.lines] == [False, True, False, False]
     assert [line["grad_norm"] is None for line in skipped.lines] == [False, True, False, False]
     assert all(weight.isfinite().all() for weight in skipped.weights)
+    if case.stage == "pretrain" and dist.get_rank() == 0:
+        assert f"document 6\nmegatron-r1 show-samples {folder / 'stops'} 2  # what was left out\n" in skipped.told
     moved = [not torch.equal(a, b) for a, b in zip(skipped.weights, stopped.weights, strict=True)]
     assert any(moved), "training went on"
     if not thorough:
@@ -335,9 +341,12 @@ def check_fault_of_one_rank(model: Any, weight: str) -> None:
             (gradient,) = (p.main_grad for m in model.modules for name, p in m.named_parameters() if name == weight)
             gradient.view(-1)[0] = math.nan
 
-    model.modules[0].config.finalize_model_grads_func = finalize
     before = [tensor.clone() for tensor in model.local_state()]
     samples = [TrainingSample(tokens(n, False), [1] * 8, name=f"sample {n}") for n in range(2)]
+    spike = model.train_step(samples, loss_over(16))
+    assert (spike.applied, model.left_out.spikes) == (False, 1) and math.isfinite(spike.loss + spike.grad_norm)
+    assert all(torch.equal(a, b) for a, b in zip(model.local_state(), before, strict=True))
+    model.modules[0].config.finalize_model_grads_func = finalize
     try:
         model.train_step(samples, loss_over(16))
     except NonFiniteUpdate as caught:
@@ -360,8 +369,8 @@ def check_faults(world_size: int) -> None:
         layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=True)
         parallel.build_process_groups(layout, seed=1)
         model = MegatronPolicy(
-            arch, layout, RuntimeConfig(device="cpu", dtype=dtype), MOE, optimizer=OPTIMIZER, total_updates=4, seed=7,
-            device=torch.device("cpu"), micro_batch_tokens=64,
+            arch, layout, RuntimeConfig(device="cpu", dtype=dtype), MOE, total_updates=4, seed=7, device=torch.device("cpu"),
+            optimizer=OPTIMIZER.model_copy(update={"skip_grad_norm": 1e-9}), micro_batch_tokens=64,
         )  # fmt: skip
         check_fault_of_one_rank(model, weight)
 

@@ -99,7 +99,7 @@ def _describe_resume(key: str) -> str:
         "free": "may change",
         "moves": "may be another path; its content must stay as it was",
         "longer": "may change to train longer",
-        "onward": "may change for the rounds that follow",
+        "onward": "may change for the rounds or updates that follow",
         "stays": f"must stay as it was{f': {reason}' if reason else ''}",
     }[kind_on_resume(key)]
 

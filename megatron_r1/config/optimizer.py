@@ -86,6 +86,13 @@ class OptimizerConfig(Section):
         description="Largest norm of the gradient over all parameters; a longer gradient is scaled down to it. 0: off. V3 section "
         "4.2 states 1.0 for pretraining.",
     )
+    skip_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Norm of the gradient, before clipping, above which an update is left out as a spike: nothing of the model or "
+        "the optimizer changes. Each is reported with samples and counted (updates/skipped). null: none is. It may change for the "
+        "updates that follow. Ours: the paper reports no spike that could not be undone.",
+    )
 
 
 class MoeTrainingConfig(Section):

@@ -47,7 +47,8 @@ def plan_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
     parts = [plan_folder(_policy_state(policy), folder, _POLICY)]
     if reference is not None:
         parts.append(plan_folder(_reference_state(policy, reference), folder, _REFERENCE))
-    progress = json.dumps({"updates": policy.updates, "skipped": policy.skipped, "layout": asdict(policy.layout)})
+    left_out = {"skipped": policy.left_out.total, "spikes": policy.left_out.spikes}
+    progress = json.dumps({"updates": policy.updates, **left_out, "layout": asdict(policy.layout)})
     on_rank_zero(lambda: (folder / _PROGRESS).write_text(progress))
     return join(parts)
 
@@ -82,10 +83,11 @@ def load_policy(policy: MegatronModel, folder: Path, reference: ReferencePolicy 
         state["rng"] = _rng_state()
     loaded = _load(policy, state, folder / _POLICY)
     _take_weights(policy, loaded)
-    policy.updates, policy.skipped = progress["updates"], progress["skipped"]
+    policy.updates = progress["updates"]
+    policy.left_out.total, policy.left_out.spikes = progress["skipped"], progress["spikes"]
     policy.check_finite(folder)
     if policy.optimizer is not None:
-        finish_loading(policy.optimizer, loaded.get("optimizer", {}), policy.updates - policy.skipped)
+        finish_loading(policy.optimizer, loaded.get("optimizer", {}), policy.updates - policy.left_out.total)
     if policy.average is not None:
         policy.average.check_loaded(loaded.get("average", {}))
     if same_layout:
@@ -231,8 +233,8 @@ def _restore_rng(states: dict[str, Any], folder: Path) -> None:
 def _read_progress(path: Path) -> dict[str, Any]:
     try:
         progress = json.loads(path.read_text())
-        skipped = int(progress.get("skipped", 0))  # earlier versions left no updates out
-        return {"updates": int(progress["updates"]), "skipped": skipped, "layout": progress["layout"]}
+        left_out = {name: int(progress.get(name, 0)) for name in ("skipped", "spikes")}  # earlier versions left none out
+        return {"updates": int(progress["updates"]), **left_out, "layout": progress["layout"]}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -6,7 +6,6 @@ It knows no algorithm and no data: its caller brings micro-batches and a loss ca
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.rates import RatesOf, constant_but_lr
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.errors import CheckpointError, NonFiniteUpdate
+from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore import nonfinite, parallel, provider
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.counts import count_minibatch
@@ -28,7 +27,7 @@ from megatron_r1.mcore.replicas import check_replicas
 from megatron_r1.mcore.switches import SwitchContext, resolve_switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.flops import Work, update_flops
-from megatron_r1.runtime.distributed import failing_together, is_rank_zero
+from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.types import Metric, MicroBatch
 from megatron_r1.weights.finite import first_nonfinite
 from megatron_r1.weights.gather import GatheredWeights
@@ -44,6 +43,7 @@ from megatron_r1.mcore.balance import Balance
 from megatron_r1.mcore.build_optimizer import build_optimizer
 from megatron_r1.mcore.ema import HostAverage
 from megatron_r1.mcore.gradient_kinds import GradientKinds
+from megatron_r1.mcore.left_out import LeftOut
 from megatron_r1.mcore.offload import TrainingOffload
 from megatron_r1.mcore.overlap import LateWeights, wrap_for_training
 from megatron_r1.mcore.routing import packed_sequences
@@ -71,7 +71,7 @@ class MegatronModel:
 
     Attributes:
         updates: number of updates so far, those left out included: the rates go by it.
-        skipped: of these, how many were left out because they were not finite.
+        left_out: of these, those that were not made.
         shares: which rank computes which samples, and who speaks for them.
         offloaded: what `runtime.offload` names.
 
@@ -114,8 +114,8 @@ class MegatronModel:
         self.micro_batch_tokens = micro_batch_tokens
         self._mtp_trains_trunk = moe.mtp_trains_trunk
         self.trains_mtp = arch.mtp_depth > 0 and moe.mtp_loss_scale > 0
-        self.updates = self.skipped = 0
-        self._skip_limit, self.offloaded = runtime.skip_nonfinite_updates, frozenset(runtime.offload)
+        self.updates, self.offloaded = 0, frozenset(runtime.offload)
+        self.left_out = LeftOut(runtime.skip_nonfinite_updates, optimizer and optimizer.skip_grad_norm)
         self.generation = Generation()  #: what the folder of its weights says of generation, which goes where the model goes
         self.groups = parallel.groups()
         self.shares = Shares(parallel.find_share())
@@ -198,12 +198,17 @@ class MegatronModel:
         if (seen := look()) is not None:
             return self.skip_update(seen)
         self.updates += 1
+        lr = self._rates(self.updates).lr
         norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
         if not math.isfinite(norm):
             problem = watch.explain(micro_batches, name_of, self.modules)
             if problem.cause is nonfinite.Cause.GRADIENT:
                 problem = replace(problem, behind=self._trace_gradient(micro_batches, loss_fn, total_tokens, name_of))
             return self._leave_out(problem.describe(self._OUTPUT), total_tokens, mends=problem.cause is not nonfinite.Cause.WEIGHT)
+        if self.left_out.is_spike(norm):
+            self.left_out.count_spike(self.updates, norm, watch.describe_largest(micro_batches, name_of))
+            loss = reduce_metrics(results, self.groups)["loss"].value
+            return StepStats(loss, norm, lr, {}, total_tokens, applied=False, skipped=self.left_out.reported)
         if self.average is not None:
             self.average.before_update()
         of_kinds = self._kinds.measure()
@@ -219,8 +224,7 @@ class MegatronModel:
         )
         self._balance.move_biases()
         loss = metrics.pop("loss").value
-        lr = self._rates(self.updates).lr
-        return StepStats(loss, norm, lr, metrics, total_tokens, self._flops(counts.work), skipped=self._reported_skips())
+        return StepStats(loss, norm, lr, metrics, total_tokens, self._flops(counts.work), skipped=self.left_out.reported)
 
     def _trace_gradient(
         self, micro_batches: list[MicroBatch], loss_fn: LossFn, total_tokens: int, name_of: nonfinite.NameSample
@@ -256,23 +260,10 @@ class MegatronModel:
         nonfinite.require_finite(self.modules, self.updates)
 
     def _leave_out(self, problem: str, tokens: int, mends: bool = True) -> StepStats:
-        """Count an update that is not made, or end the run. `mends`: whether the next update may be better."""
-        if self.skipped >= self._skip_limit or not mends:
-            way_on = "start from a model whose weights are all finite"
-            if mends:
-                way_on = f"runtime.skip_nonfinite_updates={self._skip_limit} allows no more" if self.skipped else (
-                    "look at the sample and the learning rate, or let runtime.skip_nonfinite_updates leave such updates out"
-                )  # fmt: skip
-            raise NonFiniteUpdate(f"update {self.updates} is not finite: {problem}; no weight was changed; {way_on}")
-        self.skipped += 1
-        if is_rank_zero():
-            allowed = f"{self.skipped} of runtime.skip_nonfinite_updates={self._skip_limit}"
-            print(f"update {self.updates} is left out ({allowed}): {problem}", file=sys.stderr, flush=True)
+        """See `LeftOut.count_nonfinite`."""
+        self.left_out.count_nonfinite(self.updates, problem, mends)
         lr = self._rates(self.updates).lr
-        return StepStats(math.nan, math.nan, lr, {}, tokens, applied=False, skipped=self._reported_skips())
-
-    def _reported_skips(self) -> int | None:
-        return self.skipped if self._skip_limit else None
+        return StepStats(math.nan, math.nan, lr, {}, tokens, applied=False, skipped=self.left_out.reported)
 
     def evaluate(
         self, micro_batches: Sequence[MicroBatch], unpack: Unpack, beside: Beside | None = None

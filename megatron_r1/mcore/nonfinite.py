@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NameSample = Callable[[MicroBatch, int, int], str]
 
 _SHOWN = 3  # samples in a line
+_LOOKED_AT = 16  # tokens with the lowest outputs, whose samples are named
 
 
 class Cause(IntEnum):
@@ -111,6 +112,20 @@ class UpdateWatch:
         cause = min((problem.cause for problem in found if problem.cause is not None), default=None)
         where = dict.fromkeys(name for problem in found if problem.cause == cause for name in problem.where)
         return NonFinite(cause, tuple(where) if cause not in (Cause.WEIGHT, Cause.GRADIENT) else tuple(where)[:1])
+
+    def describe_largest(self, micro_batches: Sequence[MicroBatch], name_of: NameSample) -> str:
+        """The samples with the lowest outputs in the micro-batch, of all ranks, with the largest part of the loss. Collective."""
+        found: list[tuple[float, list[str]]] = []
+        if self._seen:
+            losses = [seen.loss.float().item() for seen in self._seen]
+            number = losses.index(max(losses))
+            micro_batch, outputs = micro_batches[number], self._seen[number].outputs.float().cpu()
+            trained = micro_batch.loss_mask.flatten().nonzero()[:, 0]
+            lowest = trained[outputs.flatten()[trained].argsort()[:_LOOKED_AT]].tolist()
+            names = [name_of(micro_batch, *divmod(place, outputs.shape[1])) for place in lowest]
+            found.append((losses[number], list(dict.fromkeys(names))[:_SHOWN]))
+        largest = max((of_rank for all_of in gather_objects(found) for of_rank in all_of), key=lambda pair: pair[0])
+        return f"the largest part of its loss is of {', '.join(largest[1])}"
 
     def _find(self, micro_batches: Sequence[MicroBatch], name_of: NameSample, modules: Sequence[torch.nn.Module]) -> NonFinite:
         weight = first_nonfinite(named_state(modules))

@@ -22,8 +22,8 @@ class StepStats:
     metrics: dict[str, Metric[float]]  #: the loss callable's, over the whole minibatch, and those of `moe`, if it has an effect
     tokens: int  #: positions computed, padding included
     flops: float = 0.0  #: of the whole minibatch, see `model.flops`; 0: it was not applied
-    applied: bool = True  #: False: it was not finite and weights are as before; loss and norm are NaN, and there are no metrics
-    skipped: int | None = None  #: updates of the run that were not applied so far; None: `runtime.skip_nonfinite_updates` is 0
+    applied: bool = True  #: False: weights are as before, and there are no metrics; if it was not finite, loss and norm are NaN
+    skipped: int | None = None  #: updates of the run that were not applied so far; None: none may be left out, see `LeftOut`
 
 
 def mtp_metric(

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from megatron_r1.report.runs import RunRecord, find_runs
@@ -61,6 +62,7 @@ def _describe_run(folder: Path, run: RunRecord, now: float) -> list[str]:
             left = (total - step) * rate
             lines.append(f"  ends        about {_duration(left)} from its last step on, at {_clock(now + left)} if it runs now")
     lines += _describe_experts(last)
+    lines += _describe_left_out(folder, run.command, steps)
     values = [f"{name} {last[name]:.4g}" for name in _SHOWN if isinstance(last.get(name), int | float)]
     if values:
         lines.append(f"  values      {', '.join(values)}")
@@ -88,6 +90,17 @@ def _describe_experts(last: dict[str, float]) -> list[str]:
     worst = max(loads, key=lambda layer: loads[layer])
     line = f"  experts     load up to {loads[worst]:.3g} of the mean (layer {worst})"
     return [line + (f", biases {last['moe/bias_spread']:.3g} apart" if "moe/bias_spread" in last else "")]
+
+
+def _describe_left_out(folder: Path, command: str, steps: list[dict[str, float]]) -> list[str]:
+    """The newest steps with updates that were left out."""
+    counts = [0, *(record.get("updates/skipped") or 0 for record in steps)]
+    found = [int(record["step"]) for record, (before, now) in zip(steps, pairwise(counts), strict=True) if now > before]
+    if not found:
+        return []
+    shown = f"{'..., ' * (len(found) > _NAMED)}{', '.join(map(str, found[-_NAMED:]))}"
+    look = f"; megatron-r1 show-samples {folder} {found[-1]}" if command == "pretrain" else ""
+    return [f"  left out    {counts[-1]} updates, in steps {shown}{look}"]
 
 
 def _state(folder: Path, signs: list[Sign], now: float) -> str:

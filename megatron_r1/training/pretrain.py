@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from megatron_r1.algorithms.losses.contract import Metrics
 from megatron_r1.algorithms.losses.sft import cross_entropy_loss
 from megatron_r1.config.pretrain import PretrainConfig
 from megatron_r1.errors import R1Error
+from megatron_r1.runtime.distributed import is_rank_zero
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.saving import Write
 from megatron_r1.training.metrics import loss_metrics, update_metrics
@@ -69,6 +71,8 @@ def train_base(
                 micro_batches = [rows.micro_batch(numbers) for numbers in own]
             with run.timer("train"):
                 stats = policy.train_on_micro_batches(micro_batches, loss_over(update.tokens), rows.name_of)
+            if not stats.applied and is_rank_zero():
+                print(f"megatron-r1 show-samples {run.folder} {step}  # what was left out", file=sys.stderr, flush=True)
             run.count_tokens("train", update.tokens)
             run.count_flops(stats.flops)
             metrics = update_metrics(stats) | loss_metrics([stats], tokens=update.tokens, samples=len(update.rows))

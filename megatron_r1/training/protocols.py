@@ -39,7 +39,7 @@ class Stats(Protocol):
 
     @property
     def applied(self) -> bool:
-        """False: the update was not finite and is left out. Loss and norm are NaN then, and there are no metrics."""
+        """False: it was left out, and there are no metrics. If it was not finite, loss and norm are NaN."""
 
     @property
     def skipped(self) -> int | None:

@@ -39,7 +39,7 @@ def session():
         yield opened
 
 
-def make_policy(skip: int = 0, clip_grad: float = 1.0, dtype: str = "fp32"):
+def make_policy(skip: int = 0, clip_grad: float = 1.0, dtype: str = "fp32", longest: float | None = None):
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.policy import MegatronPolicy
 
@@ -47,8 +47,8 @@ def make_policy(skip: int = 0, clip_grad: float = 1.0, dtype: str = "fp32"):
     parallel.build_process_groups(layout, seed=1)
     return MegatronPolicy(
         ARCHITECTURE, layout, RuntimeConfig(device="cpu", dtype=dtype, skip_nonfinite_updates=skip), MOE,
-        optimizer=OPTIMIZER.model_copy(update={"clip_grad": clip_grad}), total_updates=4, seed=7, device=torch.device("cpu"),
-        micro_batch_tokens=4,
+        optimizer=OPTIMIZER.model_copy(update={"clip_grad": clip_grad, "skip_grad_norm": longest}), total_updates=4, seed=7,
+        device=torch.device("cpu"), micro_batch_tokens=4,
     )  # fmt: skip
 
 
@@ -271,11 +271,41 @@ def test_the_updates_left_out_are_counted_apart_from_adams(session, tmp_path: Pa
     save_policy(policy, tmp_path)
     again = make_policy(skip=3)
     load_policy(again, tmp_path)
-    assert (again.updates, again.skipped) == (4, 2)
+    assert (again.updates, again.left_out.total) == (4, 2)
     counts = {int(s["step"]) for part in again.optimizer.chained_optimizers for s in part.optimizer.state.values()}
     assert counts == {2}
     assert again.train_step(SAMPLES, loss_over(12)) == policy.train_step(SAMPLES, loss_over(12))
     assert all(torch.equal(a, b) for a, b in zip(again.local_state(), policy.local_state(), strict=True))
+
+
+def test_a_spike_is_left_out_with_its_samples_told_and_counted_apart(session, tmp_path: Path, capfd) -> None:
+    from megatron_r1.mcore.checkpoint import load_policy, save_policy
+
+    def spiked(logprobs, micro_batch):
+        loss, metrics = loss_over(12)(logprobs, micro_batch)
+        return loss * (1000 if 1 in micro_batch.sample_ids else 1), metrics
+
+    plain = make_policy()
+    norm = plain.train_step(SAMPLES, loss_over(12)).grad_norm
+    policy = make_policy(skip=1, longest=2 * norm)
+    before = copy_of(policy)
+    stats = policy.train_step(SAMPLES, spiked)
+    assert not stats.applied and stats.skipped == 1 and stats.grad_norm > 2 * norm and math.isfinite(stats.loss)
+    assert all(torch.equal(a, b) for a, b in zip(policy.local_state(), before, strict=True)), "router biases included"
+    told = capfd.readouterr().err
+    assert f"update 1 is left out (spike 1): the norm of its gradient, {stats.grad_norm:.4g}, is above" in told
+    assert told.strip().endswith("; the largest part of its loss is of sample 1") and told.count("\n") == 1
+    save_policy(policy, tmp_path)
+    again = make_policy(skip=1, longest=2 * norm)
+    load_policy(again, tmp_path)
+    assert (again.updates, again.left_out.total, again.left_out.spikes) == (1, 1, 1)
+    for model in (policy, again):
+        stats = model.train_step(SAMPLES, loss_over(12))
+        assert stats.applied and stats.skipped == 1 and stats.grad_norm == norm
+        assert all(torch.equal(a, b) for a, b in zip(model.local_state(), plain.local_state(), strict=True)), "Adam's first update"
+        assert model.skip_update("a first one").skipped == 2, "a spike is none of those that may be left out as not finite"
+        with pytest.raises(NonFiniteUpdate, match="skip_nonfinite_updates=1 allows no more"):
+            model.skip_update("a second one")
 
 
 def test_a_ratio_beyond_float32_breaks_an_update_only_if_its_gradient_does(session) -> None:

@@ -127,10 +127,10 @@ def test_a_gate_that_fails_leaves_everything_as_it_was(session) -> None:
     policy, samples = make_policy(session), make_samples()
     policy.train_step(samples, loss_of(STAGE, samples))
     state = [tensor.clone() for tensor in (*policy.local_state(), *moments_of(policy))]
-    counted = (policy.updates, policy.skipped)
+    counted = (policy.updates, policy.left_out.total)
     with pytest.raises(WeightSyncError, match="update 1 sampled, the trainer is at 1"):
         update_policy(STAGE, policy, samples, ParityGate(RolloutConfig(), sampled_by=1, trainer=1))
-    assert (policy.updates, policy.skipped) == counted
+    assert (policy.updates, policy.left_out.total) == counted
     assert all(torch.equal(a, b) for a, b in zip(state, (*policy.local_state(), *moments_of(policy)), strict=True))
     gate = ParityGate(RolloutConfig(max_logprob_diff_mean=9.0, max_logprob_diff_max=90.0), sampled_by=1, trainer=1)
     samples = [replace(sample, old_logprobs=None) for sample in samples]

@@ -120,7 +120,7 @@ def test_a_reference_that_is_not_finite_leaves_out_the_update_that_it_rides_in(s
         skipped: list[str] = []
         policy.skip_update = lambda problem, skip=policy.skip_update, seen=skipped: (seen.append(problem), skip(problem))[1]
         stats = update_policy(STAGE, policy, samples, ParityGate(BOUNDS, sampled_by=0, trainer=0), rider)
-        assert (stats.applied, policy.updates, policy.skipped) == (False, 1, 1)
+        assert (stats.applied, policy.updates, policy.left_out.total) == (False, 1, 1)
         assert all(torch.equal(a, b) for a, b in zip(own, policy.local_state(), strict=True))
         assert all(sample.old_logprobs is not None and sample.ref_logprobs is not None for sample in samples)
         messages.append(skipped)

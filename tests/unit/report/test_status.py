@@ -79,6 +79,20 @@ def test_steps_beyond_the_total_and_an_end_beyond_the_calendar(run):
     assert "ends" not in describe_status(run, NOW)
 
 
+def test_steps_that_were_left_out_are_named_with_how_to_look_at_them(run):
+    counts = [None, 0, 1, 1, 3]
+    lines = [{"step": step} | ({} if count is None else {"updates/skipped": count}) for step, count in enumerate(counts, 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "  left out    3 updates, in steps 3, 5\n" in describe_status(run, NOW)
+    (run / "run.json").write_text(json.dumps({"command": "pretrain", "started": "2026-01-01T00:00:00+00:00"}))
+    assert f"in steps 3, 5; megatron-r1 show-samples {run} 5\n" in describe_status(run, NOW)
+    lines = [{"step": step, "updates/skipped": step} for step in range(1, 13)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "  left out    12 updates, in steps ..., 5, 6, 7, 8, 9, 10, 11, 12; " in describe_status(run, NOW)
+    (run / "metrics.jsonl").write_text('{"step": 1, "updates/skipped": 0}\n')
+    assert "left out" not in describe_status(run, NOW)
+
+
 def test_speed_and_experts_of_the_last_step(run):
     record = {
         "step": 1, "seconds/step": 2.0, "tokens_per_second/device": 1500.0, "flops_per_second/step": 3.5e14,
