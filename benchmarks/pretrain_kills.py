@@ -50,7 +50,7 @@ Kind = Literal["start", "step", "save", "phase", "export"]
 
 CLOSE = 1e-4  #: of losses on another layout, which adds up in another order
 METRICS, CHECKPOINTS = RUN / "metrics.jsonl", RUN / "checkpoints"
-_LOOK = 0.002  # seconds between two looks at the run
+_LOOK = 0.01  # seconds between two looks at the run
 _STARTING = 6.0  # seconds of a start in which a kill may come
 _BUILDING = 0.6  # of a change of phase
 _EXPORTING = 0.3  # of an export
