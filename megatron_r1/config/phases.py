@@ -34,7 +34,7 @@ def are_longer(before: PretrainConfig, now: PretrainConfig, where: str) -> bool:
     if len(new) < len(old):
         raise _other(where, f"{len(old)} entries in pretrain.phases", f"{len(new)}")
     for number, (was, is_now) in enumerate(zip(old, new, strict=False)):
-        _compare_phase(where, f"pretrain.phases.{number}", _defined_by(was), _defined_by(is_now), is_last=number == len(old) - 1)
+        _compare_phase(where, f"pretrain.phases.{number}", was, is_now, is_last=number == len(old) - 1)
     if not _grow(old, new):
         return False
     if before.gate_accuracy and before.gate_extra_steps:
@@ -55,12 +55,14 @@ def _grow(old: list[PretrainPhase], new: list[PretrainPhase]) -> bool:
     return len(new) > len(old) or any(getattr(old[-1], unit) != getattr(last, unit) for unit in _UNITS)
 
 
-def _compare_phase(where: str, key: str, was: dict[str, Any], is_now: dict[str, Any], *, is_last: bool) -> None:
-    for name, value in was.items():
-        found = is_now[name]
+def _compare_phase(where: str, key: str, was: PretrainPhase, is_now: PretrainPhase, *, is_last: bool) -> None:
+    after = _defined_by(is_now)
+    for name, value in _defined_by(was).items():
+        found = after[name]
         grows = is_last and name in _UNITS and None not in (value, found) and found > value
         if found != value and not grows:
-            raise _other(where, f"{key}.{name}={value!s:.200}", f"{found!s:.200}")
+            shown = [phase.model_dump()[name] for phase in (was, is_now)]
+            raise _other(where, f"{key}.{name}={shown[0]!s:.200}", f"{shown[1]!s:.200}")
 
 
 def _defined_by(phase: PretrainPhase) -> dict[str, Any]:

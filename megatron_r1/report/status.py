@@ -94,13 +94,13 @@ def _describe_experts(last: dict[str, float]) -> list[str]:
 
 def _describe_left_out(folder: Path, command: str, steps: list[dict[str, float]]) -> list[str]:
     """The newest steps with updates that were left out."""
-    counts = [0, *(record.get("updates/skipped") or 0 for record in steps)]
-    found = [int(record["step"]) for record, (before, now) in zip(steps, pairwise(counts), strict=True) if now > before]
+    told = [(0, 0), *((int(record["step"]), record["updates/skipped"]) for record in steps if "updates/skipped" in record)]
+    found = [step for (_, before), (step, now) in pairwise(told) if now > before]
     if not found:
         return []
     shown = f"{'..., ' * (len(found) > _NAMED)}{', '.join(map(str, found[-_NAMED:]))}"
     look = f"; megatron-r1 show-samples {folder} {found[-1]}" if command == "pretrain" else ""
-    return [f"  left out    {counts[-1]} updates, in steps {shown}{look}"]
+    return [f"  left out    {told[-1][1]} updates, in steps {shown}{look}"]
 
 
 def _state(folder: Path, signs: list[Sign], now: float) -> str:
