@@ -22,6 +22,7 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.report.html import REPORT, write_report
 from megatron_r1.runtime.checkpoints import complete_checkpoints
 from megatron_r1.runtime.distributed import broadcast_object, on_rank_zero
+from megatron_r1.runtime.files import TEMPORARY
 from megatron_r1.runtime.inputs import NOTES, compare_inputs
 from megatron_r1.runtime.run import Run
 from megatron_r1.runtime.run_folder import CHECKPOINTS, updates_per_epoch
@@ -56,8 +57,11 @@ def unless_finished(run: RunStage) -> RunStage:
 
 def _write_missing_report(folder: Path) -> None:
     """What a stage that was killed behind its artifact has not done."""
-    if not (folder / REPORT).exists() and os.access(folder, os.W_OK):
-        write_report(folder)
+    if (folder / REPORT).exists() or not os.access(folder, os.W_OK):
+        return
+    for path in folder.glob(f"{REPORT}{TEMPORARY}*"):
+        path.unlink()
+    write_report(folder)
 
 
 def _is_to_go_on(config: Config, artifact: Artifact) -> bool:
