@@ -25,6 +25,7 @@ from tests.random_weights import llama_architecture
 
 host.activate("cpu")
 
+from megatron_r1.mcore.left_out import LeftOut
 from megatron_r1.mcore.policy import MegatronPolicy, ReferencePolicy
 
 STAGE = GrpoConfig(kl_coef=0.04)
@@ -112,7 +113,7 @@ def test_a_reference_that_is_not_finite_leaves_out_the_update_that_it_rides_in(s
     messages = []
     for resident in ("never", "always"):
         policy, reference = open_pair(session, "llama", "never", resident)
-        policy._skip_limit = 1
+        policy.left_out = LeftOut(1, None)
         reference.state[-1].fill_(torch.nan)
         rider = reference if reference.fits_beside() else None
         samples = with_logprobs(make_samples(), None, None if rider else reference)
