@@ -24,6 +24,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,7 @@ from benchmarks.measure import Disagreement, describe_machine, positive, run, wr
 from benchmarks.pretrain_settings import LAYOUTS, RUN, SOURCES, phase_ends, write_settings, write_texts
 from benchmarks.processes import CommandFailed, parent_of, python_command, with_descendants
 from megatron_r1.errors import ConfigError
-from megatron_r1.runtime.checkpoints import complete_checkpoints, step_of
+from megatron_r1.runtime.checkpoints import MANIFEST, complete_checkpoints, step_of
 from megatron_r1.runtime.files import TEMPORARY
 from megatron_r1.runtime.metrics import read_metrics
 from tests.timed import TIMES
@@ -50,6 +51,7 @@ Kind = Literal["start", "step", "save", "phase", "export"]
 
 CLOSE = 1e-4  #: of losses on another layout, which adds up in another order
 METRICS, CHECKPOINTS = RUN / "metrics.jsonl", RUN / "checkpoints"
+_RANDOM_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOOK = 0.01  # seconds between two looks at the run
 _STARTING = 6.0  # seconds of a start in which a kill may come
 _BUILDING = 0.6  # of a change of phase
@@ -268,7 +270,8 @@ def look(folder: Path, log: Path) -> Made:
     names = {name for name in names if name.parts[0] not in (*NOT_COMPARED, "ranks.jsonl")}
     saved = {}
     for path in complete_checkpoints(folder / CHECKPOINTS):
-        saved[step_of(path)] = json.loads((path / "manifest.json").read_text())["files"]
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        saved[step_of(path)] = files | {name: _without_id(path / name) for name in files if name.endswith(".metadata")}
     records = read_metrics(run_dir / "metrics.jsonl")
     metrics = [{name: value for name, value in record.items() if not name.startswith(TIMES)} for record in records]
     out = folder / "samples.json"
@@ -277,6 +280,11 @@ def look(folder: Path, log: Path) -> Made:
         raise CommandFailed(f"show-samples failed: {last_line(log)}")
     samples = json.loads(out.read_text())
     return Made(hashes(run_dir), set(map(str, names)), saved, metrics, samples)
+
+
+def _without_id(path: Path) -> str:
+    """Checksum of a file of torch's that names its save by a random number."""
+    return hashlib.sha256(_RANDOM_ID.sub(b"", path.read_bytes())).hexdigest()
 
 
 def compare(found: Made, whole: Made, changed: Made, at: int) -> list[str]:
@@ -339,8 +347,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
         problems = compare(found, whole, look(folder, log), killed.changed_at)
         if arguments.keep:
             shutil.copytree(folder, arguments.keep, dirs_exist_ok=True)
-    steps, saved = len(found.metrics), len(found.checkpoints)
-    print(f"{steps} steps, {saved} checkpoints and {len(found.files)} files compared: {len(problems)} differences")
+    left_out, saved = found.metrics[-1]["updates/skipped"], len(found.checkpoints)
+    told = f"{len(found.metrics)} steps, {left_out} of them left out as spikes, {saved} checkpoints and {len(found.files)} files"
+    print(f"{told} compared: {len(problems)} differences", flush=True)
     if arguments.out is not None:
         results = {"layout": layout, "changed_at": killed.changed_at, "kills": killed.hits, "problems": problems}
         write_results(arguments.out, arguments, results, machine)

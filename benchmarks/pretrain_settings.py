@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
         "checkpoint_interval": 3,
         "ema_decay": 0.9,
         "validation": {"interval": 7, "batches": 1},
-        "optimizer": {"lr": 1e-3, "warmup_steps": 4},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 4, "skip_grad_norm": 2.25},  # which some updates are above
         "moe": {"bias_update_rate": 1e-3, "aux_loss_coeff": 1e-4, "mtp_loss_scale": 0.3},
         "phases": [
             {
