@@ -36,7 +36,7 @@ class LeftOut:
     def count_spike(self, update: int, norm: float, samples: str) -> None:
         """Args: `samples`: those behind it, in words."""
         self.spikes += 1
-        longest = f"*.optimizer.skip_grad_norm={self._longest:g}"
+        longest = f"optimizer.skip_grad_norm={self._longest:g}"
         self._count(update, f"spike {self.spikes}", f"the norm of its gradient, {norm:.4g}, is above {longest}; {samples}")
 
     def count_nonfinite(self, update: int, problem: str, mends: bool) -> None:
