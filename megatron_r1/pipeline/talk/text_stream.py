@@ -23,7 +23,8 @@ class TokenText:
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._start = self._told = 0  # the tokens before `_start` stand in no decoding, those before `_told` were given
+        self._told = 0  # the first of them, which were given and are decoded before what comes
+        self._anchor = 1  # the first of these, which stay before a run of tokens without text
 
     def add(self, token_ids: Sequence[int], is_last: bool = False) -> str:
         """What is new; a character whose bytes are not all there waits for them.
@@ -32,11 +33,23 @@ class TokenText:
             is_last: nothing follows.
         """
         self._ids += token_ids
-        before, now = self._decode(self._ids[self._start : self._told]), self._decode(self._ids[self._start :])
+        before, now = self._decode(self._ids[: self._told]), self._decode(self._ids)
         if now.endswith(_CUT) and not is_last and len(self._ids) - self._told < _MOST_HELD:
             return ""
-        self._start, self._told = self._told, len(self._ids)
+        self._forget()
         return now[len(before) :]
+
+    def _forget(self) -> None:
+        """Leave only what the next tokens must be decoded after.
+
+        SentencePiece drops spaces at the beginning of a text: tokens that alone would be dropped are no beginning to decode from.
+        """
+        if self._decode(self._ids[self._told :]):
+            self._ids = self._ids[self._told :]
+            self._anchor = len(self._ids)
+        elif len(self._ids) > self._anchor + _MOST_HELD:
+            self._ids = self._ids[: self._anchor]
+        self._told = len(self._ids)
 
 
 class ReasoningShade:

@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from megatron_r1.data.tokenizer import train_tokenizer
+from megatron_r1.data.tokenizer import Tokenizer, train_tokenizer
 from megatron_r1.pipeline.talk.text_stream import ReasoningShade, TokenText, show_safely
+from tests.sentence_pieces import KINDS as SENTENCE_PIECES
+from tests.sentence_pieces import train
 
 TEXTS = ["", "plain", "12 + 30 = 42", "日本語 и ещё 👩‍👩‍👧 \ufffd end", "é" * 40, "<think>\na</think>b", "\x1b[31m \r\n"]
 
@@ -25,6 +27,21 @@ def test_the_pieces_are_the_whole(text, most):
     pieces.append(stream.add([], is_last=True))
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@pytest.mark.parametrize("kind", SENTENCE_PIECES)
+def test_spaces_and_bytes_of_sentence_pieces_come_as_in_the_whole(kind, tmp_path):
+    """A model that joins spaces drops those before a text, and none inside of it."""
+    (tmp_path / "own.model").write_bytes(train(**SENTENCE_PIECES[kind]))
+    tokenizer, dice = Tokenizer.load(tmp_path / "own.model"), random.Random(kind)
+    names = ["\u2581", "\u2581\u2581", "<0xE6>", "<0x97>", "<0xA5>", "<0x20>", "</s>", "<think>"]
+    chosen = [id for name in names if (id := tokenizer.find_token(name)) is not None]
+    for number in range(200):
+        ids = [dice.choice(chosen) if dice.random() < 0.6 else dice.randrange(tokenizer.vocab_size) for _ in range(12)]
+        ids = [chosen[0]] * 60 + ids if number == 0 else ids[:6] + [chosen[0]] * 60 + ids if number == 1 else ids
+        stream = TokenText(tokenizer.decode)
+        pieces = [stream.add([id]) for id in ids]
+        assert "".join(pieces) + stream.add([], is_last=True) == tokenizer.decode(ids)
 
 
 def test_bytes_that_are_no_character_do_not_hold_back_the_rest():
