@@ -21,8 +21,10 @@ from megatron_r1.mcore.source_rows import (
     broken_index,
     build_folder,
     building,
+    check_index,
     checksum_of,
     dataset_config,
+    writing_into,
 )
 
 require_active()
@@ -78,8 +80,9 @@ class BlendRows:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        if all(part.is_built for part in self._parts) and (len(self._parts) == 1 or self._folder.is_dir()):
-            return
+        with writing_into(self._cache):
+            if all(part.is_built for part in self._parts) and (len(self._parts) == 1 or self._folder.is_dir()):
+                return
         with building(self._cache):
             for part in self._parts:
                 part.build()
@@ -91,6 +94,7 @@ class BlendRows:
         for part in self._parts:
             part.open()
         if len(self._parts) > 1:
+            check_index(self._folder, {"dataset_index": (self._rows,), "dataset_sample_index": (self._rows,)})
             try:
                 self._blend = self._map(self._folder, is_new=False)
             except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ import numpy as np
 
 from megatron_r1.data.fill_in_middle import ADDED, FilledDocuments, FillInMiddle, chosen_of
 from megatron_r1.data.token_files import TokenFile
-from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.errors import ConfigError, DataError, one_line
 from megatron_r1.mcore.active import require_active
 from megatron_r1.runtime.file_locks import lock_file
 from megatron_r1.runtime.files import TEMPORARY
@@ -172,7 +172,13 @@ class SourceRows:
     def open(self) -> None:
         """Map the indices. Raises DataError if one is not there."""
         for group in self._groups:
-            folder = self._folder(group)
+            folder, documents = self._folder(group), len(self._part.documents)
+            shapes = {
+                "document_index": (documents * group.epochs,),
+                "sample_index": (group.rows + 1, 2),
+                "shuffle_index": (group.rows,),
+            }
+            check_index(folder, shapes)
             try:
                 self._datasets[group.number] = self._open(group, folder, is_new=False)
             except (OSError, ValueError) as error:
@@ -250,7 +256,7 @@ def building(cache: Path) -> Iterator[None]:
     Raises:
         ConfigError: the folder cannot be written, or its file system has no locks.
     """
-    try:
+    with writing_into(cache):
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / ".lock").open("a") as file:
             while True:
@@ -263,14 +269,42 @@ def building(cache: Path) -> Iterator[None]:
             for left in cache.glob(f"*{TEMPORARY}*"):
                 shutil.rmtree(left, ignore_errors=True)
             yield
+
+
+@contextmanager
+def writing_into(cache: Path) -> Iterator[None]:
+    """Raises ConfigError where the block cannot look into the folder, or write into it."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"data.index_cache {cache} cannot be written ({error.strerror}): name a folder that this process can write into"
         ) from None
 
 
+def check_index(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Whether an index holds the arrays that it must, before Megatron-Core loads them: it takes pickles, which run code, too.
+
+    Args:
+        shapes: what a file's name ends in, before .npy -> shape of its numbers.
+
+    Raises:
+        DataError: it does not.
+    """
+    for ending, shape in shapes.items():
+        try:
+            paths = list(folder.glob(f"*-{ending}.npy"))
+            if len(paths) != 1:
+                raise ValueError(f"{len(paths)} files *-{ending}.npy")
+            found = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+            if found.shape != shape or found.dtype.kind not in "iu":
+                raise ValueError(f"{paths[0].name} has {found.dtype.name} {found.shape}, not whole numbers {shape}")
+        except (OSError, ValueError, EOFError) as error:
+            raise broken_index(folder, error) from None
+
+
 def broken_index(folder: Path, error: Exception) -> DataError:
     """The error for an index that cannot be mapped."""
     if not folder.is_dir():
         return DataError(f"{folder}: is not there on this node: data.index_cache must be a folder that all nodes see")
-    return DataError(f"{folder}: the index cannot be read ({error}): remove the folder, and it is made again")
+    return DataError(f"{folder}: the index cannot be read ({one_line(error)}): remove the folder, and it is made again")

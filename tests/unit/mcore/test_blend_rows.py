@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from megatron_r1.data.fill_in_middle import MARKS, FilledDocuments, FillInMiddle, count_chosen
 from megatron_r1.data.token_files import open_token_file
-from megatron_r1.errors import DataError
+from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.mcore import host
 from tests.token_sources import numbered_documents, with_tokens, write_source
 
@@ -207,6 +208,44 @@ def test_what_a_killed_process_left_is_not_taken_for_an_index(sources, tmp_path)
         path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(DataError, match="the index cannot be read"):
         blend.open()
+
+
+class _Runs:
+    """What a pickle of it does where it is loaded."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a file of the index was run",)
+
+
+@pytest.mark.parametrize("of", ["rows-*/*-document_index.npy", "rows-*/*-sample_index.npy", "blend-*/*-dataset_sample_index.npy"])
+def test_an_index_that_somebody_else_spoilt_is_told_and_not_run(sources, tmp_path, of):
+    blend = open_rows(sources, tmp_path, 20)
+    path = next(tmp_path.glob(of))
+    whole = path.read_bytes()
+    for spoil in (
+        lambda: path.write_bytes(b""),
+        lambda: path.write_bytes(pickle.dumps(_Runs())),
+        lambda: np.save(path, np.array([_Runs()], dtype=object), allow_pickle=True),
+        lambda: np.save(path, np.load(path)[:-1]),
+        lambda: np.save(path, np.load(path).astype(np.float32)),
+        lambda: path.with_name(f"a-{path.name}").write_bytes(whole),
+        path.unlink,
+    ):
+        path.write_bytes(whole)
+        spoil()
+        with pytest.raises(DataError, match="the index cannot be read .*: remove the folder") as caught:
+            blend.open()
+        assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value)
+        path.with_name(f"a-{path.name}").unlink(missing_ok=True)
+    path.write_bytes(whole)
+    blend.open()
+
+
+def test_a_folder_of_indices_that_cannot_be_written_is_told(sources, tmp_path):
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file", tmp_path / "file/more", Path("/proc/nowhere"), tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError, match=r"^data\.index_cache .* cannot be written \("):
+            BlendRows(sources, LENGTH, 1, 20, cache).build()
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
