@@ -11,6 +11,7 @@ GPTDataset, and so everything here, calls a sequence a document: for text they a
 from __future__ import annotations
 
 import json
+import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,15 +171,17 @@ def open_token_file(prefix: str) -> TokenFile:
     Raises:
         DataError: one of them is missing, cut off, no file of Megatron's, or does not belong to the other.
     """
-    if Path(prefix).suffix in (".bin", ".idx") and not Path(f"{prefix}.idx").exists():
-        raise DataError(f"{prefix}: leave out the ending: {prefix[:-4]} stands for the .bin and the .idx together")
     index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     try:
-        index_size, tokens_size = index.stat().st_size, tokens.stat().st_size
-        with index.open("rb") as file:
+        if not index.exists():
+            _refuse_other_names(prefix)
+        index_size, tokens_size = _size_of_file(index), _size_of_file(tokens)
+        with index.open("rb") as file, tokens.open("rb"):
             header = file.read(_HEADER.size)
     except OSError as error:
         raise DataError(f"{error.filename or prefix}: cannot be read ({error.strerror}): see `megatron-r1 preprocess`") from None
+    except ValueError as error:  # of a path that is none
+        raise DataError(f"{prefix!r}: cannot be read ({error})") from None
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         raise DataError(f"{index}: is no index of tokenised documents (.idx as Megatron writes it)")
     _, version, code, sequences, bounds = _HEADER.unpack(header)
@@ -195,6 +198,7 @@ def open_token_file(prefix: str) -> TokenFile:
         raise DataError(f"{index}: is cut off or damaged: it has {index_size} bytes, and its header says {wanted}")
     lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sequences,))
     places = np.memmap(index, np.int64, "r", _HEADER.size + 4 * sequences, (sequences,))
+    firsts = np.memmap(index, np.int64, "r", _HEADER.size + 12 * sequences, (bounds,))
     dtype = np.dtype(_NUMBERS[code])
     end = int(places[-1]) + int(lengths[-1]) * dtype.itemsize
     if tokens_size < end:
@@ -203,4 +207,23 @@ def open_token_file(prefix: str) -> TokenFile:
         )
     if tokens_size > end:
         raise DataError(f"{tokens}: has {tokens_size} bytes, and {index.name} says {end}: they do not belong together")
+    if firsts[0] != 0 or firsts[-1] != sequences:  # Megatron-Core asserts it
+        raise DataError(
+            f"{index}: is damaged: its {bounds - 1} documents are of sequences {firsts[0]} to {firsts[-1]}, and it has {sequences}"
+        )
     return TokenFile(prefix, dtype, int(sequences), int(bounds) - 1, lengths, places)
+
+
+def _refuse_other_names(prefix: str) -> None:
+    """Raises DataError for what somebody may have named in the place of a prefix."""
+    if Path(prefix).suffix in (".bin", ".idx"):
+        raise DataError(f"{prefix}: leave out the ending: {prefix[:-4]} stands for the .bin and the .idx together")
+    if Path(prefix).is_dir():
+        raise DataError(f"{prefix}: is a folder: name a .bin and its .idx in it, without the ending")
+
+
+def _size_of_file(path: Path) -> int:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: is no file")
+    return found.st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def put(path: Path, place: int, content: bytes) -> None:
         (".idx", lambda p: put(p, 34 + 4 * 3, struct.pack("<i", 1)), "document 5 does not begin where the one before it ends"),
         (".idx", lambda p: put(p, 34 + 4 * 3, struct.pack("<i", 0)), "document 4 is empty"),
         (".idx", lambda p: put(p, 34 + 4 * 3, struct.pack("<i", -5)), "document 4 is empty"),
+        (".bin", lambda p: cut(p, 0), "is cut off: it has 0 bytes"),
+        (".idx", lambda p: cut(p, 0), "is no index of tokenised documents"),
+        (".idx", lambda p: put(p, 18, struct.pack("<Q", 1 << 60)), "is cut off or damaged"),
+        (".idx", lambda p: put(p, 26, struct.pack("<Q", 22)), "is cut off or damaged"),
+        (".idx", lambda p: put(p, 18, struct.pack("<QQ", 18, 24)), "text.bin: "),  # as many bytes as its header says
+        (".idx", lambda p: put(p, 18, struct.pack("<QQ", 22, 18)), "text.bin: "),
+        (
+            ".idx",
+            lambda p: put(p, 34 + 12 * 20 + 8 * 20, struct.pack("<q", 19)),
+            "documents are of sequences 0 to 19, and it has 20",
+        ),
+        (".idx", lambda p: put(p, 34 + 12 * 20, struct.pack("<q", 1)), "documents are of sequences 1 to 20, and it has 20"),
+        (".idx", lambda p: put(p, 17, b"\x04"), "text.bin: is cut off"),  # two bytes a token, called four
+        (".bin", lambda p: (p.unlink(), p.mkdir()), "text.bin: is no file"),
+        (".idx", lambda p: (p.unlink(), os.mkfifo(p)), "text.idx: is no file"),
+        (".bin", lambda p: (p.unlink(), p.symlink_to(p)), "text.bin: cannot be read (Too many levels of symbolic links)"),
+        (".idx", lambda p: (p.unlink(), p.symlink_to(p)), "text.idx: cannot be read (Too many levels of symbolic links)"),
     ],
 )
 def test_damage_is_told(ending, damage, told, prefix, tokenizer):
@@ -105,8 +123,13 @@ def test_damage_is_told(ending, damage, told, prefix, tokenizer):
     assert told in problem(prefix, tokenizer)
 
 
-def test_a_prefix_with_its_ending_is_told(prefix, tokenizer):
+def test_another_name_than_a_prefix_is_told(prefix, tokenizer):
     assert "leave out the ending" in problem(Path(f"{prefix}.bin"), tokenizer)
+    assert "leave out the ending" in problem(Path(f"{prefix}.idx"), tokenizer)
+    assert "is a folder: name a .bin and its .idx in it" in problem(prefix.parent, tokenizer)
+    assert "cannot be read (File name too long)" in problem(Path(f"{prefix}{'x' * 300}"), tokenizer)
+    assert "cannot be read (Not a directory)" in problem(Path(f"{prefix}.bin/more"), tokenizer)
+    assert "cannot be read (embedded null byte)" in problem(Path(f"{prefix}\0"), tokenizer)
 
 
 def test_tokens_of_another_vocabulary_are_told(tmp_path, tokenizer):
