@@ -154,8 +154,7 @@ class BlendOpener:
         )
 
     def _trained_on(self, file: TokenFile) -> range:
-        trained, validated = self._config.data.split
-        return range(round(trained / (trained + validated) * file.documents))
+        return split_documents(file, self._config.data.split)[0]
 
     def _parts(self, blend: Sequence[BlendSource], sequence_length: int, *, of_validation: bool) -> list[WeightedPart]:
         from megatron_r1.mcore.blend_rows import WeightedPart
@@ -164,17 +163,9 @@ class BlendOpener:
         parts = []
         for source in blend:
             found = self._sources[source.path]
-            documents = self._trained_on(found.file)
-            if of_validation:
-                part = SourcePart(found.file, found.identity, range(documents.stop, found.file.documents))
-            else:
-                part = SourcePart(found.file, found.identity, documents, found.filling)
-            if part.tokens <= sequence_length:
-                raise DataError(
-                    f"data.split={self._config.data.split} leaves {len(part.documents)} documents of {part.tokens} tokens of "
-                    f"{source.path} {'to validate with' if of_validation else 'to train on'}: a row is {sequence_length} "
-                    "tokens and one more"
-                )
+            documents = split_documents(found.file, self._config.data.split)[of_validation]
+            part = SourcePart(found.file, found.identity, documents, None if of_validation else found.filling)
+            require_row(source.path, len(documents), part.tokens, sequence_length, self._config.data.split, of_validation)
             parts.append(WeightedPart(source.path, part, source.weight))
         return parts
 
@@ -188,6 +179,22 @@ class BlendOpener:
         with failing_together():
             blend.open()
         return blend
+
+
+def split_documents(file: TokenFile, split: Sequence[float]) -> tuple[range, range]:
+    """The documents of a source to train on, and to validate with. Args: `split`: data.split."""
+    trained, validated = split
+    border = round(trained / (trained + validated) * file.documents)
+    return range(border), range(border, file.documents)
+
+
+def require_row(path: str, documents: int, tokens: int, length: int, split: Sequence[float], of_validation: bool) -> None:
+    """Raises DataError if a part of a source has not enough tokens for one row of `length`."""
+    if tokens <= length:
+        raise DataError(
+            f"data.split={list(split)} leaves {documents} documents of {tokens} tokens of {path} "
+            f"{'to validate with' if of_validation else 'to train on'}: a row is {length} tokens and one more"
+        )
 
 
 def _short_names(blend: Sequence[BlendSource]) -> list[str]:

@@ -36,7 +36,7 @@ def plan_training(command: str, config: Config, job: Job) -> str:
     Raises:
         ConfigError: one line, if something does not fit; nothing is written then.
         CheckpointError: `model.weights` is here and cannot be read.
-        DataError: the table cannot be written.
+        DataError: the table cannot be written, or a source of a blend that is here cannot be trained on.
     """
     PLANNED[command].check(config)
     arch, shape_from = shape_of_model(config.model)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from megatron_r1.config.lengths import for_longest_response, length_phases
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.schema import Config
+from megatron_r1.data.fill_in_middle import ADDED
 from megatron_r1.data.sft import token_limit
+from megatron_r1.data.token_files import open_token_file
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.pipeline.builders.models import require_language_model, resolve_policy_layout, reward_architecture
+from megatron_r1.pipeline.builders.pretrain_rows import require_row, split_documents
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards
 from megatron_r1.pipeline.dry_run.batches import idle_share, pack_lengths
 from megatron_r1.pipeline.dry_run.found import Found, Rows
@@ -20,6 +24,7 @@ from megatron_r1.pipeline.stages.grpo import check_grpo
 from megatron_r1.pipeline.stages.pretrain import check_phase, check_pretrain, phase_architecture, phase_layout
 from megatron_r1.pipeline.stages.reward_model import check_reward_model
 from megatron_r1.pipeline.stages.sft import check_sft
+from megatron_r1.training.pretrain_plan import PretrainPlan
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,27 @@ def _pretrain_batches(found: Found) -> Rows:
             rows.append((label, f"{sequences}: {on_ranks}{_idle(idle_share(count, layout))}"))
     if config.pretrain.phases:
         rows.append(("in all", f"{plan.total_tokens:,} tokens in {plan.total_updates:,} updates"))
+    return [*rows, *_describe_blends(config, plan)]
+
+
+def _describe_blends(config: Config, plan: PretrainPlan) -> Rows:
+    """The sources of all blends. Raises DataError if one that is here is not whole, or too short for a row."""
+    stage, rows, files = config.pretrain, [], {}
+    blends = [(phase.settings.blend or config.data.blend, phase.sequence_length) for phase in plan.phases]
+    for path in dict.fromkeys(source.path for blend in (config.data.blend, *(b for b, _ in blends)) for source in blend):
+        if any(os.path.lexists(f"{path}{ending}") for ending in (".idx", ".bin", "")):
+            files[path] = open_token_file(path)
+            found = f"{files[path].documents:,} documents, {files[path].tokens:,} tokens"
+        else:
+            found = "is not here"
+        rows.append(("" if rows else "blend", f"{path}: {found}"))
+    for blend, length in blends:
+        for path in (source.path for source in blend if source.path in files):
+            parts = split_documents(files[path], config.data.split)
+            for of_validation, documents in enumerate(parts if stage.validation.interval else parts[:1]):
+                filled = 0 if of_validation or not stage.fill_in_middle_rate else ADDED * len(documents)  # at most
+                tokens = files[path].tokens_of(documents) + filled
+                require_row(path, len(documents), tokens, length, config.data.split, bool(of_validation))
     return rows
 
 

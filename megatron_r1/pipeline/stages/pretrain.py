@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_r1.config.data import BlendSource
 from megatron_r1.config.schema import Config
 from megatron_r1.data.prompts import PromptWriter, force_thinking, heldout_prompts
 from megatron_r1.data.tokenizer import Tokenizer
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
     from megatron_r1.mcore.policy import MegatronPolicy
 
 
+_MOST_SOURCES = 32_766  # BlendedDataset numbers them in 16 bits
+_LEAST_SHARE = 1e-15  # a row of V3's 14.8T tokens has a larger one
+
+
 def check_pretrain(config: Config) -> PretrainPlan:
     """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
     if config.pretrain.validation.interval:
@@ -43,12 +49,33 @@ def check_pretrain(config: Config) -> PretrainPlan:
             bool(config.data.blend) and config.data.split[1] > 0,
             "pretrain.validation.interval needs documents to validate with: set data.blend and data.split, such as [99, 1]",
         )
+    _check_blend("data.blend", config.data.blend)
     for number, phase in enumerate(config.pretrain.phases):
         require_setting(
             bool(config.data.blend) or not phase.blend,
             f"pretrain.phases.{number}.blend is set and data.blend is not: name in data.blend what the other phases train on",
         )
+        _check_blend(f"pretrain.phases.{number}.blend", phase.blend)
     return PretrainPlan(config.pretrain)
+
+
+def _check_blend(key: str, blend: Sequence[BlendSource]) -> None:
+    """Raises ConfigError for sources of which Megatron-Core makes no blend, or whose rows would come twice."""
+    require_setting(len(blend) <= _MOST_SOURCES, f"{key} has {len(blend):,} sources; {_MOST_SOURCES:,} is the most")
+    named: dict[str, str] = {}
+    for source in blend:
+        real = os.path.realpath(source.path)
+        same = f"and {named.get(real)}, which is the same" if named.get(real) != source.path else "twice"
+        require_setting(
+            real not in named, f"{key} names {source.path} {same}: its rows would come twice; name it once, with the whole weight"
+        )
+        named[real] = source.path
+    total = sum(source.weight for source in blend)
+    for source in blend:
+        require_setting(
+            total < math.inf and source.weight / total >= _LEAST_SHARE,
+            f"{key}: weight={source.weight} of {source.path} is too small a share of {total}, or all are too large together",
+        )
 
 
 def check_phase(config: Config, phase: Phase, arch: Architecture, layout: Layout) -> list[int]:

@@ -14,6 +14,7 @@ from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline.dry_run.found import Job
 from megatron_r1.pipeline.dry_run.plan import plan_training
 from tests.paths import ROOT
+from tests.token_sources import numbered_documents, write_source
 
 EXAMPLES = ROOT / "examples"
 #: file -> the commands that take it, and the ranks they are asked about (None: as few as the layout needs)
@@ -155,6 +156,30 @@ def test_what_does_not_fit_is_one_line(arguments, told, capsys):
     assert cli.main([*arguments, "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_sources_of_a_blend_that_are_here_are_looked_at(tmp_path, capsys):
+    here = write_source(tmp_path / "here", numbered_documents(30, 5))
+    command = ["pretrain", "--dry-run", "--config", LITE, f"run_dir={tmp_path / 'run'}", "pretrain.sequence_length=64"]
+    assert cli.main([*command, f"data.blend=[{here}, /nowhere/text]"]) == 0
+    out = capsys.readouterr().out
+    assert f"{here}: 30 documents, {sum(map(len, numbered_documents(30, 5)))} tokens" in out and "/nowhere/text: is not here" in out
+    short = ["data.split=[29, 1]", "pretrain.validation.interval=1"]
+    phases = [f"pretrain.phases=[{{updates: 1}}, {{updates: 1, sequence_length: 1024, blend: [{here}]}}]"]
+    for settings, told in (
+        ([f"data.blend=[{here}, {here}]"], f"names {here} twice"),
+        ([f"data.blend=[{here}.bin]"], "leave out the ending"),
+        ([f"data.blend=[{tmp_path}]"], "is a folder"),
+        ([f"data.blend=[{here}]", *short], "leaves 1 documents of"),
+        (["data.blend=[/nowhere/text]", *phases], "leaves 30 documents of"),
+        (["data.blend=[{path: x, weight: -1}]"], "data.blend.0.weight"),
+    ):
+        assert cli.main([*command, *settings]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1, error
+    (tmp_path / "here.bin").write_bytes(b"")
+    assert cli.main([*command, f"data.blend=[{here}]"]) == 2
+    assert "here.bin: is cut off" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
