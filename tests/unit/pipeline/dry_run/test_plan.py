@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_one_line(arguments, told, capsys):
 
 def test_sources_of_a_blend_that_are_here_are_looked_at(tmp_path, capsys):
     here = write_source(tmp_path / "here", numbered_documents(30, 5))
-    command = ["pretrain", "--dry-run", "--config", LITE, f"run_dir={tmp_path / 'run'}", "pretrain.sequence_length=64"]
+    command = ["pretrain", "--dry-run", "--config", str(EXAMPLES / "tiny_cpu/r1_zero.yaml"), f"run_dir={tmp_path / 'run'}"]
     assert cli.main([*command, f"data.blend=[{here}, /nowhere/text]"]) == 0
     out = capsys.readouterr().out
     assert f"{here}: 30 documents, {sum(map(len, numbered_documents(30, 5)))} tokens" in out and "/nowhere/text: is not here" in out
