@@ -13,7 +13,7 @@ class BlendSource(Section):
     """Tokenised documents to pretrain on. On the command line a path alone will do."""
 
     path: str = Field(
-        description="Path of a .bin and its .idx without the ending, made by `megatron-r1 preprocess` or Megatron-LM."
+        min_length=1, description="Path of a .bin and its .idx without the ending, made by `megatron-r1 preprocess` or Megatron-LM."
     )
     weight: float = Field(1.0, gt=0, description="Share of the rows that come from this source, relative to the others.")
 
