@@ -299,7 +299,7 @@ def check_index(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             found = np.lib.format.open_memmap(paths[0], mode="r")
             if found.shape != shape or found.dtype.kind not in "iu":
                 raise ValueError(f"{paths[0].name} has {found.dtype.name} {found.shape}, not whole numbers {shape}")
-        except Exception as error:  # of a header of rubbish numpy raises what parsing it raised
+        except Exception as error:  # noqa: BLE001 - of a header of rubbish numpy raises what its parsing raised
             raise broken_index(folder, error) from None
 
 
