@@ -155,7 +155,7 @@ def _describe_problem(error: ValidationError, sources: Mapping[str, str]) -> str
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     source = next((source for known, source in sources.items() if key == known or key.startswith(f"{known}.")), COMMAND_LINE)
-    expected = first["msg"].removeprefix("Input should be ")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"'{key}' {source} is {_shown(first['input'])}, expected {expected}"
 
 

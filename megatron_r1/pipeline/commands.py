@@ -26,7 +26,7 @@ from megatron_r1.pipeline.builders.rewards import check_custom_rewards, open_rew
 from megatron_r1.pipeline.evaluate import evaluate_benchmarks
 from megatron_r1.pipeline.recipe.plan import run_recipe
 from megatron_r1.pipeline.session import open_session
-from megatron_r1.pipeline.stages.pretrain import check_pretrain
+from megatron_r1.pipeline.stages.pretrain import check_length, check_pretrain, phase_architecture
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import write_atomically
 from megatron_r1.runtime.run_folder import command_of_run
@@ -44,9 +44,11 @@ def run_build_index(config: Config) -> None:
     """Make the indices of `data.blend` that pretraining with these settings reads, so that no job waits for them."""
     if not config.data.blend:
         raise ConfigError("data.blend is empty: only tokenised documents have an index")
-    plan = check_pretrain(config)
+    plan, arch = check_pretrain(config), build_architecture(config.model)
+    for phase in plan.phases:
+        check_length(phase, phase_architecture(arch, phase))
     with open_session(config.runtime):
-        tokenizer = build_tokenizer(config.data, config.model, build_architecture(config.model))
+        tokenizer = build_tokenizer(config.data, config.model, arch)
         data = PretrainData(config, tokenizer, plan)
         on_rank_zero(lambda: print(data.describe_index(), flush=True))
 

@@ -97,6 +97,11 @@ class BlendOpener:
         total = sum(source.weight for source in blend)
         return [(self._sources[source.path].identity, source.weight / total) for source in blend]
 
+    def check(self, blend: Sequence[BlendSource], sequence_length: int) -> None:
+        """Raises DataError if a source of a blend has not enough tokens for a row to train on, or to validate with."""
+        for of_validation in (False, True) if self._config.pretrain.validation.interval else (False,):
+            self._parts(blend, sequence_length, of_validation=of_validation)
+
     def training(
         self, blend: Sequence[BlendSource], sequence_length: int, rows: int, seed: int, taken: Mapping[str, int]
     ) -> BlendRows:
@@ -232,6 +237,8 @@ class PretrainData:
         self._opener = BlendOpener(config, self._tokenizer, list(dict.fromkeys(s.path for blend in blends for s in blend)))
         self._stretches: list[tuple[_Stretch, BlendRows]] = []
         taken: dict[str, int] = {}
+        for phase, blend in zip(self._plan.phases, blends, strict=True):  # before an index is made
+            self._opener.check(blend, phase.sequence_length)
         for stretch in self._find_stretches(blends):
             count, length = sum(map(self._count, stretch.phases)), stretch.phases[0].sequence_length
             opened = self._opener.training(stretch.blend, length, count, config.seed, taken)

@@ -91,6 +91,17 @@ def check_phase(config: Config, phase: Phase, arch: Architecture, layout: Layout
     Raises:
         ConfigError: it does not; one line that names the setting.
     """
+    named = check_length(phase, arch)
+    _check_rows(named, phase, layout, config.pretrain.mask_documents)
+    return [_count_micro_batches(phase, level.rows, layout) for level in phase.levels]
+
+
+def check_length(phase: Phase, arch: Architecture) -> str:
+    """Whether the model has the positions of a phase. Args: `arch`: of the phase. Returns how the length is set.
+
+    Raises:
+        ConfigError: it has not, or its RoPE does not reach.
+    """
     length, limit = phase.sequence_length, arch.max_position_embeddings
     named = f"{phase.key if phase.settings.sequence_length else 'pretrain'}.sequence_length={length}"
     require_setting(length <= limit, f"{named} is more than the model's {limit} positions (max_position_embeddings)")
@@ -98,8 +109,7 @@ def check_phase(config: Config, phase: Phase, arch: Architecture, layout: Layout
     if phase.settings.rope_scaling is not None and scaling is not None:
         reach = int(scaling.factor * scaling.original_max_position_embeddings)
         require_setting(length <= reach, f"{named} is more than the {reach} tokens that {phase.key}.rope_scaling reaches")
-    _check_rows(named, phase, layout, config.pretrain.mask_documents)
-    return [_count_micro_batches(phase, level.rows, layout) for level in phase.levels]
+    return named
 
 
 def _check_rows(named: str, phase: Phase, layout: Layout, masked: bool) -> None:
