@@ -143,6 +143,14 @@ def test_what_does_not_fit_is_one_line(folder, tokenizer, tmp_path):
         opened(folder, tokenizer, [{}, {"blend": [source("a")]}], "data.blend=[]")
     with pytest.raises(DataError, match="none.idx: cannot be read"):
         opened(folder, tokenizer, [{}, {"blend": [source("none")]}])
+    index, short = [f"data.index_cache={tmp_path / 'index'}"], write_source(tmp_path / "short", numbered_documents(2, 5))
+    with pytest.raises(
+        DataError, match=r"leaves 2 documents of \d+ tokens of .*short to train on: a row is 16 tokens and one more"
+    ):
+        opened(folder, tokenizer, [{}, {"blend": [{"path": short}]}], *index)
+    with pytest.raises(DataError, match="leaves 0 documents of 0 tokens of .* to validate with"):
+        opened(folder, tokenizer, [{}], *index, "data.split=[1, 0.00001]", "pretrain.validation.interval=1")
+    assert not (tmp_path / "index").exists(), "all is looked at before anything is made"
     sentences = write_source(tmp_path / "sentences", numbered_documents(20, 5))
     index = tmp_path / "sentences.idx"
     content = bytearray(index.read_bytes()[: -8 * 21])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_r1 import cli
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.stages.pretrain import check_pretrain
@@ -46,3 +47,21 @@ def test_a_link_is_what_it_leads_to(tmp_path):
     with pytest.raises(ConfigError, match="which is the same"):
         check_pretrain(load_config(None, [f"data.blend=[{tmp_path}/real/a, {tmp_path}/link/a]"]))
     check_pretrain(load_config(None, [f"data.blend=[{tmp_path}/real/a, {tmp_path}/link/b]"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["pretrain.sequence_length=2048"], "pretrain.sequence_length=2048 is more than the model's 1024 positions"),
+        (
+            ["pretrain.phases=[{updates: 1}, {updates: 1, sequence_length: 4096}]"],
+            "pretrain.phases.1.sequence_length=4096 is more than the model's 1024 positions",
+        ),
+        (["data.split=[0, 1]"], "'data.split' on the command line is [0, 1], expected two shares of which"),
+    ],
+)
+def test_no_index_is_made_for_a_run_that_cannot_be(settings, told, tmp_path, capsys):
+    given = ["model.preset=tiny", f"run_dir={tmp_path / 'run'}", "data.blend=[/nowhere/text]", "runtime.device=cpu"]
+    assert cli.main(["build-index", *given, *settings]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
