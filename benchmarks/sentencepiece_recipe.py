@@ -55,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bpe": {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
     "no-bos": {"model_type": "bpe", "bos_id": -1, "eos_id": 1, "pad_id": 2},
 }
-_SMALL = ["runtime.device=cpu", "runtime.threads=1", "runtime.dtype=fp32", "model.preset=tiny"]
+_SMALL = ["runtime.device=cpu", "runtime.threads=1", "runtime.dtype=fp32"]
 
 
 @dataclass
@@ -79,9 +79,8 @@ class Subject:
         return self.folder / "exported"
 
     def settings(self, stage: str, *others: str) -> list[str]:
-        """A training command as a user writes it."""
-        given = [f"run_dir={self.folder / stage}", f"model.overrides.vocab_size={self.library.vocab_size()}", *_SMALL]
-        return [stage, *given, f"data.tokenizer={self.model}", *others]
+        """A training command as a user writes it; behind pretraining the tokenizer is that of the weights."""
+        return [stage, f"run_dir={self.folder / stage}", *_SMALL, *others]
 
     def begun(self, ids: list[int]) -> list[int]:
         """With the beginning of sequence, if the model has one."""
@@ -177,7 +176,8 @@ def check_pretrain(subject: Subject) -> str:
     """Training on these files."""
     blend = f"data.blend=[{subject.folder / 'tokens_text_document'}]"
     steps = ["pretrain.steps=20", "pretrain.global_batch_size=8", "pretrain.micro_batch_size=8", "pretrain.sequence_length=64"]
-    _run(*subject.settings("pretrain", blend, "data.split=[99,1]", "pretrain.validation.interval=20", *steps))
+    model = ["model.preset=tiny", f"model.overrides.vocab_size={subject.library.vocab_size()}", f"data.tokenizer={subject.model}"]
+    _run(*subject.settings("pretrain", *model, blend, "data.split=[99,1]", "pretrain.validation.interval=20", *steps))
     losses = _metrics(subject, "pretrain", "loss")
     expect(losses[-1] < losses[0], f"pretrain: the loss went from {losses[0]} to {losses[-1]}")
     return f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
