@@ -36,7 +36,7 @@ def test_a_blend_that_does_not_work(blend, told):
 
 @pytest.mark.parametrize("weight", ["0", "-1", ".nan", ".inf", "-0.0", "x", "null", "[1]"])
 def test_a_weight_is_a_number_above_zero(weight):
-    with pytest.raises(ConfigError, match=r"^data\.blend\.0\.weight") as caught:
+    with pytest.raises(ConfigError, match=r"^'data\.blend\.0\.weight' on the command line is") as caught:
         load_config(None, [f"data.blend=[{{path: a, weight: {weight}}}]"])
     assert "\n" not in str(caught.value)
 
