@@ -106,7 +106,8 @@ def _pretrain_batches(found: Found) -> Rows:
 
 def _describe_blends(config: Config, plan: PretrainPlan) -> Rows:
     """The sources of all blends. Raises DataError if one that is here is not whole, or too short for a row."""
-    stage, rows, files = config.pretrain, [], {}
+    stage, files = config.pretrain, {}
+    rows: Rows = []
     blends = [(phase.settings.blend or config.data.blend, phase.sequence_length) for phase in plan.phases]
     for path in dict.fromkeys(source.path for blend in (config.data.blend, *(b for b, _ in blends)) for source in blend):
         if any(os.path.lexists(f"{path}{ending}") for ending in (".idx", ".bin", "")):
