@@ -85,18 +85,22 @@ class PlainText:
         return self._pieces[token] in (normalizer.normalize_str(text) if normalizer else text)
 
 
-def without_limits(tokenizer_json: str) -> dict[str, Any]:
-    """The state in a tokenizer.json without what some programs leave in it: truncation, padding, random merges."""
+def without_limits(tokenizer_json: str) -> tuple[dict[str, Any], str]:
+    """The state in a tokenizer.json without what some programs leave in it: truncation, padding, random merges. And its text."""
     state = json.loads(tokenizer_json)
     model = state["model"]
     if "dropout" in model:
         model = {**model, "dropout": None}
-    return {**state, "truncation": None, "padding": None, "model": model}
+    free = {**state, "truncation": None, "padding": None, "model": model}
+    return free, tokenizer_json if free == state else json.dumps(free)
 
 
-def begin_and_middle(state: dict[str, Any]) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
-    """Two encoders: for text at the beginning of a sequence, and for text that goes on; the same where no space is put before."""
-    first = tokenizers.Tokenizer.from_str(json.dumps(state))
+def begin_and_middle(state: dict[str, Any], text: str) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    """Two encoders: for text at the beginning of a sequence, and for text that goes on; the same where no space is put before.
+
+    Args: what `without_limits` gives.
+    """
+    first = tokenizers.Tokenizer.from_str(text)
     middle = {**state, **{part: _without_prefix(state.get(part)) for part in ("normalizer", "pre_tokenizer")}}
     return first, first if middle == state else tokenizers.Tokenizer.from_str(json.dumps(middle))
 

@@ -70,8 +70,8 @@ class Tokenizer:
         self._arguments = (tokenizer_json, bos, eos, pad, chat_template, adds_bos, folder)
         control = [token for token in (bos, eos, pad) if token]
         try:
-            state = without_limits(tokenizer_json)
-            self._whole, self._whole_middle = begin_and_middle(state)
+            state, text = without_limits(tokenizer_json)
+            self._whole, self._whole_middle = begin_and_middle(state, text)
             self._added = self._whole.get_added_tokens_decoder()
             self._pieces = self._read_pieces(state, control)
             self._plain = self._pieces or PlainText(self._whole, self._whole_middle, state, control)

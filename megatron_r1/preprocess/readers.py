@@ -190,7 +190,7 @@ def _raw_lines(file: BinaryIO, is_plain: bool, start: int, most: int) -> Iterato
 
 def _is_blank(line: bytes) -> bool:
     """Whether there is nothing but space in a line, or a byte order mark, which may begin a file and stands for nothing."""
-    return line.isspace() or (line.startswith(BOM_UTF8) and not line.removeprefix(BOM_UTF8).strip())
+    return line.isspace() or (line[:3] == BOM_UTF8 and not line[3:].strip())
 
 
 def _passages(file: BinaryIO, most: int, whole: bool) -> Iterator[Unit]:

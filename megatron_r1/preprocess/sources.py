@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class Source:
     changed: int  #: nanoseconds, of its entry: nothing but a clock can set it back
     checksum: str = ""
 
-    @property
+    @cached_property
     def seekable(self) -> bool:
         """Whether reading can begin at any line."""
         return self.kind == "lines" and Path(self.path).suffix not in PACKED
