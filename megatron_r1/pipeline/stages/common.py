@@ -57,8 +57,8 @@ def unless_finished(run: RunStage) -> RunStage:
 
 def _write_missing_report(folder: Path) -> None:
     """What a stage that was killed behind its artifact has not done."""
-    if (folder / REPORT).exists() or not os.access(folder, os.W_OK):
-        return
+    if (folder / REPORT).exists() or not (folder / "run.json").is_file() or not os.access(folder, os.W_OK):
+        return  # it was written, or the folder holds the model alone, or is another user's
     for path in folder.glob(f"{REPORT}{TEMPORARY}*"):
         path.unlink()
     write_report(folder)
