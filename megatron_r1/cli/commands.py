@@ -181,7 +181,8 @@ def handle_doctor(arguments: argparse.Namespace) -> int:
 
     def switches_of(device: str) -> list[tuple[str, str]]:
         from megatron_r1.mcore.active import transformer_engine_problem
-        from megatron_r1.mcore.switches import Machine, describe_defaults, find_machine
+        from megatron_r1.mcore.switch_rules import Machine, find_machine
+        from megatron_r1.mcore.switches import describe_defaults
         from megatron_r1.runtime.device import compute_capability
         from megatron_r1.runtime.doctor import installed_version
 

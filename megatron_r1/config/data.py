@@ -82,7 +82,7 @@ class DataConfig(Section):
     read_ahead: int = Field(
         1,
         ge=0,
-        description="Updates whose rows of data.blend wait in memory before they are trained on, 36 bytes a token. "
+        description="Updates of pretraining whose rows wait in memory before they are trained on, 36 bytes a token. "
         "0: rows are read when the update needs them.",
         json_schema_extra=MAY_CHANGE,
     )

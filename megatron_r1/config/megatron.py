@@ -117,14 +117,48 @@ class MegatronConfig(Section):
         description="What shares a scale in FP8. blockwise: tiles of 1 x 128 activations and 128 x 128 weights, as V3 section "
         "3.3.2; it needs Transformer Engine 2.3 and a Hopper GPU. mxfp8: 32 values, on Blackwell.",
     )
-    cuda_graph_impl: Literal["none", "local"] = Field(
-        "none",
-        description="Whether the parts of layers in megatron.cuda_graph_scope are captured as CUDA graphs, by Megatron-Core "
-        "itself. Needs CUDA, and micro-batches of one shape: pretraining without pretrain.mask_documents.",
+    use_precision_aware_optimizer: bool = Field(
+        False,
+        description="Whether Adam updates the weights itself, from fp32 master weights that it holds, and may keep its moments in "
+        "bf16 (megatron.exp_avg_dtype, megatron.exp_avg_sq_dtype), as V3 section 3.3.2 does. Needs Transformer Engine 2.4 and "
+        "runtime.dtype=bf16.",
         json_schema_extra=MAY_CHANGE,
     )
-    cuda_graph_scope: list[Literal["attn", "mlp", "moe_router"]] = Field(
-        ["attn"],
-        description="Parts of a layer that megatron.cuda_graph_impl captures. Experts cannot be: their numbers of tokens vary.",
+    exp_avg_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format of Adam's first moment. bf16 needs megatron.use_precision_aware_optimizer."
+    )
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format of Adam's second moment. bf16 needs megatron.use_precision_aware_optimizer."
+    )
+    optimizer_cpu_offload: bool = Field(
+        False,
+        description="Whether Adam's state stays on the host, where the update is made: gradients travel there in every update, "
+        "and weights back. Needs CUDA, runtime.dtype=bf16, moments in fp32, and no optimizer in runtime.offload.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    optimizer_offload_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a rank's parameters that megatron.optimizer_cpu_offload is for; the device updates the others.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    overlap_cpu_optimizer_d2h_h2d: bool = Field(
+        False,
+        description="Whether the host updates one tensor while gradients and weights of others travel. Needs "
+        "megatron.optimizer_cpu_offload.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    cuda_graph_impl: Literal["none", "local", "transformer_engine"] = Field(
+        "none",
+        description="Who captures layers as CUDA graphs. transformer_engine: Transformer Engine 2.10 the parts of layers in "
+        "megatron.cuda_graph_scope, after three updates without; local: Megatron-Core whole layers of a model without experts. "
+        "Both need micro-batches of one shape: pretraining without pretrain.mask_documents.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    cuda_graph_scope: list[Literal["attn", "mlp", "moe_router"]] | None = Field(
+        None,
+        description="Parts of a layer that megatron.cuda_graph_impl=transformer_engine captures: attention, and mlp of layers "
+        "without experts. Experts cannot be: their numbers of tokens vary; moe_router neither. null: attn.",
         json_schema_extra=MAY_CHANGE,
     )

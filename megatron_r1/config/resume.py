@@ -73,6 +73,7 @@ STAYS: Mapping[str, str] = {
         *.optimizer.lr *.optimizer.min_lr_ratio *.optimizer.warmup_steps *.optimizer.schedule *.optimizer.beta1 *.optimizer.beta2
         *.optimizer.wsd_decay_updates *.optimizer.wsd_decay_shape
         *.optimizer.eps *.optimizer.weight_decay *.optimizer.clip_grad
+        megatron.exp_avg_dtype megatron.exp_avg_sq_dtype
         *.moe.bias_update_rate *.moe.aux_loss_coeff *.moe.mtp_loss_scale *.moe.mtp_trains_trunk
     """,
     "the average is part of every checkpoint, or of none": "pretrain.ema_decay",

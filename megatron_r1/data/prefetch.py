@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -17,12 +18,18 @@ Update = Sequence[Sequence[int]]  #: of one rank: the rows of each of its micro-
 
 
 class Readable(Protocol):
-    """Rows that may be read in a thread: what `state_dict` says does not depend on which were read. See `PretrainRows`."""
+    """Rows that may be read in a thread. See `PretrainRows`."""
 
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch: ...
     def name_of(self, micro_batch: MicroBatch, row: int, position: int) -> str: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class _ReadUpdate:
+    micro_batches: list[tuple[list[int], MicroBatch]]  #: with the numbers of their rows
+    state: dict[str, Any]  #: of the rows behind them
 
 
 class RowsAhead:
@@ -38,8 +45,9 @@ class RowsAhead:
 
     def __init__(self, rows: Readable, plan: Iterable[Update], updates: int = 1) -> None:
         self._rows, self._plan = rows, plan
-        self._read: queue.Queue[list[tuple[list[int], MicroBatch]] | BaseException | None] = queue.Queue(maxsize=updates)
+        self._read: queue.Queue[_ReadUpdate | BaseException | None] = queue.Queue(maxsize=updates)
         self._current: list[tuple[list[int], MicroBatch]] = []
+        self._state: dict[str, Any] = {}  # of the rows behind the update that is being used
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="rows ahead", daemon=True)
         self._is_started = False
@@ -47,7 +55,7 @@ class RowsAhead:
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
         """The rows, which are the next ones of the plan. What the thread raised is raised here, when its turn comes."""
         if not self._is_started:
-            self._is_started = True
+            self._is_started, self._state = True, self._rows.state_dict()
             self._thread.start()
         while not self._current:
             read = self._read.get()
@@ -55,7 +63,7 @@ class RowsAhead:
                 self._read.put(read)  # whoever asks again hears it again
                 raise read
             assert read is not None, "more rows are asked for than were planned"
-            self._current = read
+            self._current, self._state = list(read.micro_batches), read.state
         planned, micro_batch = self._current.pop(0)
         assert planned == list(indices), f"rows {planned} were planned next, rows {list(indices)} are asked for"
         return micro_batch
@@ -65,8 +73,9 @@ class RowsAhead:
         return self._rows.name_of(micro_batch, row, position)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `PretrainRows`."""
-        return self._rows.state_dict()
+        """See `PretrainRows`: behind the rows that were asked for, whatever was read. Between two updates."""
+        assert not self._current, "some rows of an update were not asked for"
+        return self._state if self._is_started else self._rows.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `PretrainRows`. Before the first rows are asked for."""
@@ -98,7 +107,7 @@ class RowsAhead:
                     if self._stopped.is_set():
                         return
                     read.append((list(indices), self._rows.micro_batch(indices)))
-                self._read.put(read)
+                self._read.put(_ReadUpdate(read, self._rows.state_dict()))
         except BaseException as error:  # noqa: BLE001 - raised again in the step
             last = error
         if not self._stopped.is_set():

@@ -17,10 +17,11 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
-from megatron_r1.mcore.optimizer_state import create_moments, distributed_optimizers
+from megatron_r1.mcore.adam_state import create_moments, distributed_optimizers
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.size import count_parameters
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: parameters of a model from which on Adam makes one pass over memory on a CPU, of which the rounding is another. It is the same on
 #: every layout, so that layouts stay comparable.
 FUSED_FROM = 2**22
@@ -45,6 +46,7 @@ def build_optimizer(
             overlap_param_gather=switches.ddp["overlap_param_gather"],
             bf16=is_bf16,
             params_dtype=torch.bfloat16 if is_bf16 else torch.float32,
+            **{name: _DTYPES.get(value, value) for name, value in switches.optimizer.items()},
         ),
         chunks,
     )

@@ -26,7 +26,6 @@ require_active()
 
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_r1.mcore.checkpoint_reading import read_checkpoint, read_shapes
@@ -214,7 +213,7 @@ def _reference_state(policy: MegatronModel, reference: ReferencePolicy) -> dict[
 
 
 def _rng_state() -> ShardedObject:
-    states = {"torch": torch.get_rng_state(), "megatron": get_cuda_rng_tracker().get_states()}
+    states = {"torch": torch.get_rng_state(), "megatron": parallel.generator_states()}
     if require_active() == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()
     return ShardedObject("rng", states, (world_size(),), (rank(),))
@@ -223,7 +222,7 @@ def _rng_state() -> ShardedObject:
 def _restore_rng(states: dict[str, Any], folder: Path) -> None:
     try:
         torch.set_rng_state(states["torch"])
-        get_cuda_rng_tracker().set_states(states["megatron"])
+        parallel.set_generator_states(states["megatron"])
         if "cuda" in states and require_active() == "cuda":  # a run may go on without a GPU
             torch.cuda.set_rng_state(states["cuda"])
     except (RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.adam_state import distributed_optimizers
 from megatron_r1.mcore.offload import host_memory
-from megatron_r1.mcore.optimizer_state import distributed_optimizers, held_boxes, master_weights
+from megatron_r1.mcore.optimizer_state import held_boxes, master_weights
 
 require_active()
 

@@ -8,12 +8,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.mcore.active import require_active
-from megatron_r1.mcore.optimizer_state import distributed_optimizers
+from megatron_r1.mcore.adam_state import distributed_optimizers, holds_master_weights, updated_tensor
 from megatron_r1.types import Metric
 
 require_active()
 
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 #: part of a parameter's name in Megatron-Core -> kind; the first that fits counts
@@ -36,9 +35,9 @@ class GradientKinds:
         self._optimizer = optimizer
         kinds = {id(parameter): kind_of(name) for module in modules for name, parameter in module.named_parameters()}
         self._kind = {
-            id(held): _NAMES.index(kinds[id(parameter)])
+            id(updated_tensor(part, parameter)): _NAMES.index(kinds[id(parameter)])
             for part in distributed_optimizers(optimizer)
-            for parameter, held in _held_parameters(part)
+            for parameter in part.model_param_group_index_map
         }
         present = torch.zeros(len(_NAMES))
         for kind in set(self._kind.values()):
@@ -57,7 +56,7 @@ class GradientKinds:
         of_kind: list[list[torch.Tensor]] = [[] for _ in _NAMES]
         for part in distributed_optimizers(self._optimizer):
             counted = {gradient.data_ptr() for gradient in part.get_main_grads_for_grad_norm()}
-            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            decoupled = holds_master_weights(part)
             for parameter in part.get_parameters():
                 gradient = parameter.decoupled_grad if decoupled else parameter.grad
                 if gradient is not None and gradient.data_ptr() in counted:
@@ -78,20 +77,6 @@ def kind_of(name: str) -> str:
         if part in name:
             return kind
     raise ValueError(f"parameter {name} is of no kind: see mcore/gradient_kinds.py")
-
-
-def _held_parameters(part: DistributedOptimizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(The model's parameter, what the optimizer updates of it on this rank)."""
-    pairs = (
-        (part.model_float16_groups, part.shard_fp32_from_float16_groups),
-        (part.model_fp32_groups, part.shard_fp32_groups),
-    )
-    return [
-        (parameter, held)
-        for of_model, of_optimizer in pairs
-        for parameters, shards in zip(of_model, of_optimizer, strict=True)
-        for parameter, held in zip(parameters, shards, strict=True)
-    ]
 
 
 def _square(gradients: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -24,7 +24,8 @@ from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.counts import count_minibatch
 from megatron_r1.mcore.reduce_metrics import reduce_metrics
 from megatron_r1.mcore.replicas import check_replicas
-from megatron_r1.mcore.switches import SwitchContext, resolve_switches
+from megatron_r1.mcore.switch_rules import SwitchContext
+from megatron_r1.mcore.switches import resolve_switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.flops import Work, update_flops
 from megatron_r1.runtime.distributed import failing_together
@@ -39,10 +40,12 @@ require_active()
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
+from megatron_r1.mcore.adam_state import take_weights
 from megatron_r1.mcore.balance import Balance
 from megatron_r1.mcore.build_optimizer import build_optimizer
 from megatron_r1.mcore.ema import HostAverage
 from megatron_r1.mcore.gradient_kinds import GradientKinds
+from megatron_r1.mcore.layer_graphs import LayerGraphs
 from megatron_r1.mcore.left_out import LeftOut
 from megatron_r1.mcore.offload import TrainingOffload
 from megatron_r1.mcore.overlap import LateWeights, wrap_for_training
@@ -60,10 +63,6 @@ Beside = Callable[[Callable[[], torch.Tensor], MicroBatch], dict[str, torch.Tens
 
 #: Takes a micro-batch and its [B, N] numbers, and gives those of each sequence under its number.
 Unpack = Callable[[MicroBatch, torch.Tensor], dict[int, torch.Tensor]]
-
-
-def _name_by_place(micro_batch: MicroBatch, row: int, position: int) -> str:
-    return f"row {row} at position {position}"
 
 
 class MegatronModel:
@@ -137,6 +136,7 @@ class MegatronModel:
             self._rates = rates or constant_but_lr(optimizer, moe, total_updates)
             self._add_optimizer(optimizer, runtime)
         self._late = LateWeights(self.chunks)
+        self._graphs = LayerGraphs(self.chunks, self.optimizer, self._late)
         #: of the weights, on the host
         self.average = None if self.optimizer is None or ema_decay is None else HostAverage(self.optimizer, ema_decay, device)
         self._forward_backward = get_forward_backward_func()
@@ -164,7 +164,7 @@ class MegatronModel:
         self,
         micro_batches: list[MicroBatch],
         loss_fn: LossFn,
-        name_of: nonfinite.NameSample = _name_by_place,
+        name_of: nonfinite.NameSample = nonfinite.name_by_place,
         look: Callable[[], str | None] = lambda: None,
         beside: Beside | None = None,
     ) -> StepStats:
@@ -185,6 +185,7 @@ class MegatronModel:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self._graphs.before_passes(micro_batches)
         # Megatron divides gradients by the token count of the whole minibatch (calculate_per_token_loss) and scales its own
         # auxiliary losses to match; ours is already divided, so it is multiplied by the same count first.
         total_tokens = sum(m.num_tokens for m in micro_batches) * self.layout.dp
@@ -282,7 +283,7 @@ class MegatronModel:
             return values.sum() * 0.0, {}
 
         self._late.gather()
-        with torch.no_grad():
+        with torch.no_grad(), self._graphs.aside():
             self._run(micro_batches, keep, total_tokens=1, forward_only=True, beside=beside)
         return found
 
@@ -359,7 +360,7 @@ class MegatronModel:
     def take_loaded_weights(self) -> None:
         """Have the optimizer and the average start from weights that were put into the modules."""
         if self.optimizer is not None:
-            self.optimizer.reload_model_params()
+            take_weights(self.optimizer)
         if self.average is not None:
             self.average.start()
 

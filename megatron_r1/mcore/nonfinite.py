@@ -190,6 +190,11 @@ class GradientTrace:
         return tuple(dict.fromkeys(name for of_rank in gather_objects(tuple(names)) for name in of_rank))
 
 
+def name_by_place(micro_batch: MicroBatch, row: int, position: int) -> str:
+    """A sample's name where nobody gives another."""
+    return f"row {row} at position {position}"
+
+
 def _list_some(names: Sequence[str]) -> str:
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from megatron_r1.mcore.active import require_active
-from megatron_r1.mcore.optimizer_state import distributed_optimizers, state_tensors
+from megatron_r1.mcore.adam_state import distributed_optimizers, state_tensors
 
 require_active()
 

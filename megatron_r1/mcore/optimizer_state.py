@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.adam_state import distributed_optimizers, held_state, set_updates, state_tensors
 
 require_active()
 
@@ -28,8 +29,6 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
-
-STATE_NAMES = ("param", "exp_avg", "exp_avg_sq")  #: master weights and both moments, float32 each
 
 _Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape
 
@@ -68,7 +67,7 @@ def held_boxes(
 def master_weights(part: DistributedOptimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(The model's parameter, fp32 weights of the range that this rank holds of it), which offloading moves by their `data`."""
     for parameter in part.model_param_group_index_map:
-        yield parameter, part._get_main_param_and_optimizer_states(parameter)["param"]
+        yield parameter, held_state(part, parameter)["param"]
 
 
 def _entries(model_state: dict[str, Any]) -> dict[torch.Tensor, Any]:
@@ -87,37 +86,7 @@ def finish_loading(optimizer: ChainedOptimizer, loaded: dict[str, torch.Tensor],
     if not own.issuperset(tensor.untyped_storage().data_ptr() for tensor in loaded.values()):
         raise RuntimeError("megatron-core no longer loads into the tensors it is given: see mcore/optimizer_state.py")
     for part in distributed_optimizers(optimizer):
-        if _counts_per_parameter(part):
-            # torch's AdamW counts in place, so each parameter needs its own tensor.
-            for moments in part.optimizer.state.values():
-                moments["step"] = torch.tensor(float(updates))
-        else:
-            for group in part.optimizer.param_groups:
-                group["step"] = updates
-
-
-def create_moments(optimizer: ChainedOptimizer) -> None:
-    """Make Adam's moments, which are zero before the first update.
-
-    Adam itself makes them in that update, when an engine beside the trainer has taken what memory there was.
-    """
-    for part in distributed_optimizers(optimizer):
-        if not _counts_per_parameter(part):
-            if not part.optimizer.state:
-                part.load_state_dict(part.state_dict())  # with uninitialised tensors
-                for moments in part.optimizer.state.values():
-                    moments["exp_avg"].zero_()
-                    moments["exp_avg_sq"].zero_()
-            continue
-        for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
-            if not part.optimizer.state[parameter]:
-                zeros = torch.zeros_like(parameter.data)
-                part.optimizer.state[parameter].update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
-
-
-def distributed_optimizers(optimizer: ChainedOptimizer) -> Iterator[DistributedOptimizer]:
-    """The distributed optimizers in the chain that have parameters on this rank's model."""
-    return (part for part in optimizer.chained_optimizers if not part.is_stub_optimizer)
+        set_updates(part, updates)
 
 
 def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[_Box]:
@@ -151,16 +120,8 @@ def _in_row(row: int, boxes: Iterator[_Box]) -> Iterator[_Box]:
 def _held_tensors(part: DistributedOptimizer, of_model: dict[torch.Tensor, Any]) -> Iterator[ShardedTensor]:
     for parameter in part.model_param_group_index_map:  # those that this rank holds a range of
         entry, start = of_model[parameter], part._get_model_param_range_map(parameter)["param"].start
-        own = part._get_main_param_and_optimizer_states(parameter)
-        for name in STATE_NAMES:
-            yield from _boxes(entry, f"optimizer.state.{name}.{entry.key}", own[name].detach(), start)
-
-
-def state_tensors(part: DistributedOptimizer) -> Iterator[torch.Tensor]:
-    """Master weights and moments that this rank holds."""
-    for parameter in part.model_param_group_index_map:
-        own = part._get_main_param_and_optimizer_states(parameter)
-        yield from (own[name] for name in STATE_NAMES)
+        for name, values in held_state(part, parameter).items():
+            yield from _boxes(entry, f"optimizer.state.{name}.{entry.key}", values.detach(), start)
 
 
 def _boxes(entry: Any, key: str, values: torch.Tensor, start: int) -> Iterator[ShardedTensor]:
@@ -194,8 +155,3 @@ def _placed_tensors(entry: Any, key: str) -> Iterator[tuple[ShardedTensor, int]]
     for tensor in nested_values(entry.build_fn(key, shape, entry.replica_id, None)):
         assert tensor.key == key and tensor.data.is_contiguous(), f"{tensor} is not a run of the elements of {key}"
         yield replace(tensor, data=None), tensor.data.storage_offset()
-
-
-def _counts_per_parameter(part: DistributedOptimizer) -> bool:
-    """Whether this is torch's AdamW; Transformer Engine's and Apex's Adam count per parameter group."""
-    return isinstance(part.optimizer, torch.optim.AdamW)

@@ -22,7 +22,7 @@ from megatron_r1.types import MicroBatch
 require_active()
 
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 __all__ = [
@@ -71,6 +71,28 @@ def build_process_groups(layout: Layout, seed: int) -> None:
     MoEAuxLossAutoScaler.main_loss_backward_scale = None
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def use_graphable_generators(seed: int) -> None:
+    """Have Megatron-Core's generators be ones whose draws CUDA graphs may hold: it captures no layer without them."""
+    model_parallel_cuda_manual_seed(seed, use_cudagraphable_rng=True, force_reset_rng=True)
+
+
+def generator_states() -> dict[str, torch.Tensor]:
+    """The states of Megatron-Core's generators, as bytes, of whichever kind they are."""
+    states = get_cuda_rng_tracker().get_states()
+    return {name: state.get_state() if isinstance(state, torch.Generator) else state for name, state in states.items()}
+
+
+def set_generator_states(states: dict[str, torch.Tensor]) -> None:
+    """Set what `generator_states` gave, also for generators of the other kind."""
+    own = get_cuda_rng_tracker().get_states()
+    for name, state in states.items():
+        if isinstance(own.get(name), torch.Generator):
+            own[name].set_state(state)  # graphs hold the generator itself
+        else:
+            own[name] = state
+    get_cuda_rng_tracker().set_states(own)
 
 
 @contextmanager

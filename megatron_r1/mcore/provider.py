@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 
 from megatron_r1.mcore.gpt import R1GPTModel
 from megatron_r1.mcore.init_weights import initialize_weights
+from megatron_r1.mcore.parallel import use_graphable_generators
 from megatron_r1.mcore.reward_head import RewardGPTModel
 from megatron_r1.mcore.rope import yarn_frequencies
 from megatron_r1.mcore.specs import block_specs
@@ -44,6 +45,8 @@ def build_model(
         switches: of speed; None: what a model that is only run has by default.
     """
     config = transformer_config(arch, layout, runtime, moe, switches)
+    if config.cuda_graph_impl != "none":
+        use_graphable_generators(seed)
     modules = []
     for stage in range(layout.vpp):
         vp_stage = stage if layout.vpp > 1 else None

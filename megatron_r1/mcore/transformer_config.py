@@ -12,7 +12,8 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError, one_line
 from megatron_r1.mcore.active import on_transformer_engine, require_active
 from megatron_r1.mcore.layout import Layout
-from megatron_r1.mcore.switches import Machine, SwitchContext, Switches, find_machine, resolve_switches
+from megatron_r1.mcore.switch_rules import Machine, SwitchContext, find_machine
+from megatron_r1.mcore.switches import Switches, resolve_switches
 from megatron_r1.model.architecture import Architecture, Experts
 from megatron_r1.runtime.device import compute_capability
 

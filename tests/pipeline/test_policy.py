@@ -90,7 +90,7 @@ def test_first_minibatch_is_on_policy(session) -> None:
 
 
 def moments_of(policy) -> list[torch.Tensor]:
-    from megatron_r1.mcore.optimizer_state import distributed_optimizers, state_tensors
+    from megatron_r1.mcore.adam_state import distributed_optimizers, state_tensors
 
     return [tensor.clone() for part in distributed_optimizers(policy.optimizer) for tensor in state_tensors(part)]
 

@@ -85,7 +85,7 @@ def killed_after(whole: Path, step: int, folder: Path) -> Path:
 
 def check_weight_decay(model: Any) -> None:
     """Matrices have it, embedding and router among them; norms have not, and the router's bias is no parameter."""
-    from megatron_r1.mcore.optimizer_state import distributed_optimizers
+    from megatron_r1.mcore.adam_state import distributed_optimizers
 
     names = {parameter: name for module in model.modules for name, parameter in module.named_parameters()}
     assert not any(name.endswith("expert_bias") for name in names.values())

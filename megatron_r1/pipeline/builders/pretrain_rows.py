@@ -311,14 +311,12 @@ def order_of_run(fingerprints: Sequence[str]) -> str:
 
 @contextmanager
 def ahead_of_training(rows: PretrainRows, plan: Iterable[Update], updates: int) -> Iterator[PretrainRows]:
-    """The rows, for the block: those of a blend read by a thread, so many updates ahead, unless that is 0.
-
-    Documents that are made on demand are not read ahead: what they save must be where training is.
+    """The rows, for the block: read by a thread, so many updates ahead, unless that is 0.
 
     Args:
         plan: this rank's part of every update to come.
     """
-    if not updates or not isinstance(rows, BlendedRows):
+    if not updates:
         yield rows
         return
     with RowsAhead(rows, plan, updates) as ahead:

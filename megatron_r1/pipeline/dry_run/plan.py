@@ -11,7 +11,8 @@ from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import smallest_layout
-from megatron_r1.mcore.switches import SwitchContext, planned_machine, resolve_switches
+from megatron_r1.mcore.switch_rules import SwitchContext, planned_machine
+from megatron_r1.mcore.switches import resolve_switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.pipeline.dry_run.cluster import Cluster, place_engines, place_ranks
 from megatron_r1.pipeline.dry_run.describe import (

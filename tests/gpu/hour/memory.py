@@ -11,7 +11,21 @@ from tests.gpu.hour.training import batch, opened
 
 
 def run(ground: Ground) -> None:
-    """Four layers of the 16B model in bf16, through one update; on the CPU the tiny model."""
+    """Four layers of the 16B model in bf16, through one update; on the CPU the tiny model. On a GPU every kind of Adam that it has."""
+    from megatron_r1.config.megatron import MegatronConfig
+    from megatron_r1.mcore.active import have_transformer_engine
+
+    kinds = {"": MegatronConfig()}
+    if ground.kind == "cuda":
+        kinds["with Adam on the host: "] = MegatronConfig(optimizer_cpu_offload=True)
+        if have_transformer_engine():
+            low = MegatronConfig(use_precision_aware_optimizer=True, exp_avg_dtype="bf16", exp_avg_sq_dtype="bf16")
+            kinds["with moments in bf16: "] = low
+    for name, megatron in kinds.items():
+        _measure(ground, name, megatron)
+
+
+def _measure(ground: Ground, name: str, megatron: Any) -> None:
     from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
     from megatron_r1.config.runtime import RuntimeConfig
     from megatron_r1.config.schema import Config
@@ -23,36 +37,41 @@ def run(ground: Ground) -> None:
 
     arch = ground.pick(("16b", {"num_hidden_layers": 4}), ("tiny", {}))
     arch = resolve_architecture(*arch)
-    config = Config(runtime=RuntimeConfig(device=ground.kind, dtype="bf16"))
+    config = Config(runtime=RuntimeConfig(device=ground.kind, dtype="bf16"), megatron=megatron)
     with opened(ground.kind) as session:
+        if ground.kind == "cuda":
+            session.device.release_memory()
+            torch.cuda.reset_peak_memory_stats()
         at_start = torch.cuda.memory_allocated() if ground.kind == "cuda" else 0
         policy = build_policy(
             config, session, arch, optimizer=OptimizerConfig(lr=1e-4), moe=MoeTrainingConfig(), total_updates=2,
             micro_batch_tokens=ground.pick(8192, 1024), packed=True,
         )  # fmt: skip
         ids, samples = batch()
-        policy.train_step(samples, loss_over(sum(len(row) - 1 for row in ids)))
+        stats = policy.train_step(samples, loss_over(sum(len(row) - 1 for row in ids)))
+        ground.say(f"{name}loss of the first update", stats.loss, "nats")
         parameters = [p for module in policy.modules for p in module.parameters()]
         frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-        predicted = StateBytes.of(sum(p.numel() for p in parameters) - frozen, frozen=frozen, bf16=True)
-        ground.say("parameters by the formula", count_parameters(arch) / 1e6, "million")
-        ground.say("parameters there", sum(p.numel() for p in parameters) / 1e6, "million")
+        predicted = StateBytes.of(
+            sum(p.numel() for p in parameters) - frozen, frozen=frozen, bf16=True, moments=policy.switches.moments,
+            on_host=policy.switches.optimizer_on_host,
+        )  # fmt: skip
+        ground.say(f"{name}parameters by the formula", count_parameters(arch) / 1e6, "million")
+        ground.say(f"{name}parameters there", sum(p.numel() for p in parameters) / 1e6, "million")
         total = predicted.weights + predicted.gradients + predicted.optimizer
-        there = _bytes_there(policy, parameters)
-        ground.say("weights, gradients, optimizer: predicted", total / 1e9, "GB")
-        ground.check("the tensors are as many bytes", abs(there / total - 1) < 0.02, f"{there / total:.4f} of it")
+        there = _bytes_there(policy, parameters, ground.kind)
+        ground.say(f"{name}weights, gradients, optimizer: predicted", total / 1e9, "GB")
+        ground.check(f"{name}the tensors are as many bytes", abs(there / total - 1) < 0.02, f"{there / total:.4f} of it")
         if ground.kind == "cuda":
-            ground.say("allocated after an update", (torch.cuda.memory_allocated() - at_start) / 1e9, "GB")
-            ground.say("peak of an update", (torch.cuda.max_memory_allocated() - at_start) / 1e9, "GB")
-            ground.say("reserved by torch", torch.cuda.memory_reserved() / 1e9, "GB")
+            ground.say(f"{name}allocated after an update", (torch.cuda.memory_allocated() - at_start) / 1e9, "GB")
+            ground.say(f"{name}peak of an update", (torch.cuda.max_memory_allocated() - at_start) / 1e9, "GB")
+            ground.say(f"{name}reserved by torch", torch.cuda.memory_reserved() / 1e9, "GB")
 
 
-def _bytes_there(policy: Any, parameters: list[torch.nn.Parameter]) -> int:
-    """Of all tensors of training state, each once."""
+def _bytes_there(policy: Any, parameters: list[torch.nn.Parameter], kind: str) -> int:
+    """Of all tensors of training state on the device, each once."""
+    from megatron_r1.mcore.adam_state import distributed_optimizers, state_tensors
+
     tensors = [*parameters, *(p.main_grad for p in parameters if hasattr(p, "main_grad"))]
-    for optimizer in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
-        for group in optimizer.optimizer.param_groups:
-            tensors += group["params"]
-        for state in optimizer.optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, torch.Tensor) and value.dim()]
-    return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in tensors}.values())
+    tensors += [tensor for part in distributed_optimizers(policy.optimizer) for tensor in state_tensors(part)]
+    return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in tensors if t.device.type == kind}.values())

@@ -8,7 +8,9 @@ import time
 import pytest
 import torch
 
+from megatron_r1.data.documents import DocumentStream, TextDocuments
 from megatron_r1.data.prefetch import RowsAhead
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import DataError
 from megatron_r1.types import MicroBatch
 
@@ -90,6 +92,32 @@ def test_it_ends_at_once_wherever_it_is(asked):
         raise KeyboardInterrupt
     assert not threads() and time.monotonic() - began < 5
     assert len(rows.read) <= 2 * (asked + 3)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_what_a_stream_saves_is_where_training_is_and_not_where_the_thread_is(mask):
+    """Documents that are encoded on demand go on from their own cursor, on this rank behind its own rows."""
+    source, tokenizer = TextDocuments([f"{n} + {n} = {2 * n}. " * (n % 7 + 1) for n in range(40)]), train_tally_tokenizer()
+
+    def stream():
+        return DocumentStream(source, tokenizer, seed=3, mask_documents=mask, sequence_length=16)
+
+    direct, rows = stream(), stream()
+    with RowsAhead(rows, plan(40), updates=3) as ahead:
+        assert ahead.state_dict() == direct.state_dict()
+        for number, update in enumerate(plan(20), 1):
+            for indices in update:
+                assert torch.equal(ahead.micro_batch(indices).token_ids, direct.micro_batch(indices).token_ids)
+            wait_until(lambda number=number: rows._at >= 64 * min(40, number + 3))
+            assert ahead.state_dict() == direct.state_dict() and rows.state_dict() != direct.state_dict()
+        saved = ahead.state_dict()
+    again = stream()
+    with RowsAhead(again, list(plan(40))[20:]) as ahead:
+        ahead.load_state_dict(saved)
+        for indices in list(plan(21))[20]:
+            read, expected = ahead.micro_batch(indices), direct.micro_batch(indices)
+            assert torch.equal(read.token_ids, expected.token_ids) and torch.equal(read.labels, expected.labels)
+            assert ahead.name_of(read, 0, 5) == direct.name_of(expected, 0, 5)
 
 
 def test_other_rows_than_planned_are_an_error():

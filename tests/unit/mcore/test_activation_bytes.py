@@ -133,10 +133,14 @@ def device_bytes(
         embeddings = (stage == 0) + (stage == layout.pp - 1 and not (arch.tie_word_embeddings and layout.pp == 1))
         dense += embeddings * hidden * arch.vocab_size // layout.tp
         of_experts = layout.world_size // (layout.ep * layout.etp * layout.pp)
-        state = StateBytes.of(dense, experts, data_parallel=layout.dp, expert_data_parallel=of_experts, bf16=True)
+        moments = tuple({"fp32": 4, "bf16": 2}[one] for one in (config.megatron.exp_avg_dtype, config.megatron.exp_avg_sq_dtype))
+        state = StateBytes.of(
+            dense, experts, data_parallel=layout.dp, expert_data_parallel=of_experts, bf16=True, moments=moments
+        )  # fmt: skip
         passed = activation_bytes(arch, layout, recompute=config.runtime.recompute, tokens=tokens, stage=stage)
         logits = 0 if reward_model else passed.logits
-        fullest = max(fullest, state.weights + state.gradients + state.optimizer + passed.kept + passed.recomputed + logits)
+        of_passes = passed.kept + passed.recomputed + logits
+        fullest = max(fullest, state.weights + state.gradients + state.optimizer + max(of_passes, state.update))
     return fullest
 
 

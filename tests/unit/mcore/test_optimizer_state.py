@@ -1,8 +1,6 @@
-"""How a flat range of a tensor is cut into boxes, and that Adam's moments begin at zero."""
+"""How a flat range of a tensor is cut into boxes, and how many bytes an optimizer has."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from megatron_r1.mcore import host
 
 host.activate("cpu")
 
-from megatron_r1.mcore.optimizer_state import boxes_of_range, create_moments
+from megatron_r1.mcore.optimizer_state import boxes_of_range
 from megatron_r1.mcore.state_bytes import StateBytes, optimizer_bytes
 
 
@@ -33,19 +31,7 @@ def test_a_stage_of_671b_has_the_bytes_that_its_presets_state() -> None:
     assert in_gb == [3.2, 6.3, 17.4, 3.2]
     assert round(held.moved(["gradients", "optimizer"]) / 1e9) == 24
     assert optimizer_bytes(176_000_000, data_parallel=4) + optimizer_bytes(1_409_300_000) == held.optimizer
-
-
-def test_moments_are_zero_whatever_the_optimizer() -> None:
-    """Megatron-Core makes those of another Adam than torch's from memory as it was."""
-    weight = torch.nn.Parameter(torch.ones(3))
-    adam = SimpleNamespace(state={}, param_groups=[{"params": [weight]}])
-
-    def load_state_dict(_: object) -> None:
-        adam.state[weight] = {name: torch.full((3,), float("nan")) for name in ("exp_avg", "exp_avg_sq")}
-
-    part = SimpleNamespace(optimizer=adam, is_stub_optimizer=False, state_dict=dict, load_state_dict=load_state_dict)
-    create_moments(SimpleNamespace(chained_optimizers=[part]))
-    assert all(moment.eq(0).all() for moment in adam.state[weight].values()) and len(adam.state[weight]) == 2
-    adam.state[weight]["exp_avg"].fill_(1)
-    create_moments(SimpleNamespace(chained_optimizers=[part]))
-    assert adam.state[weight]["exp_avg"].eq(1).all(), "moments that are there stay"
+    low = StateBytes.of(176_000_000, 1_409_300_000, data_parallel=4, bf16=True, moments=(2, 2))
+    assert (round(low.optimizer / 1e9, 1), round(low.update / 1e9, 1), low.host) == (11.6, 11.6, 0)
+    away = StateBytes.of(176_000_000, 1_409_300_000, data_parallel=4, bf16=True, on_host=1.0)
+    assert (away.optimizer, away.update, round(away.host / 1e9, 1)) == (0, 0, 23.3)

@@ -16,7 +16,8 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import resolve_layout
-from megatron_r1.mcore.switches import OBJECTIONS, Machine, SwitchContext, describe_defaults, find_machine, resolve_switches
+from megatron_r1.mcore.switch_rules import OBJECTIONS, Machine, SwitchContext, find_machine
+from megatron_r1.mcore.switches import describe_defaults, resolve_switches
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.training.pretrain import loss_over
@@ -26,6 +27,7 @@ from tests.random_weights import full_architecture, qwen2_architecture
 host.activate("cpu")
 
 from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_r1.mcore import parallel
@@ -37,6 +39,7 @@ BARE = Machine("cuda")
 MOE = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3, mtp_trains_trunk=True)
 V3 = PRESETS["671b"]
 EVERYWHERE = {"batch_p2p_comm"}
+LOW = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
 
 
 def work_of(
@@ -61,23 +64,39 @@ def test_defaults_are_good_for_cuda_with_transformer_engine_and_off_elsewhere() 
 def test_what_megatron_is_given_by_its_own_names() -> None:
     asked = MegatronConfig(
         moe_grouped_gemm=False, moe_token_dispatcher_type="flex", overlap_moe_expert_parallel_comm=True, batch_p2p_comm=False,
-        cross_entropy_loss_fusion=True, fp8="e4m3", overlap_grad_reduce=False, cuda_graph_impl="local",
+        cross_entropy_loss_fusion=True, fp8="e4m3", overlap_grad_reduce=False, cuda_graph_impl="transformer_engine",
+        cuda_graph_scope=["attn", "mlp"], **LOW,
     )  # fmt: skip
     given = resolve_switches(asked, work_of(ep=8, pp=4, vpp=2), HOPPER)
     assert set(given.transformer) <= {field.name for field in fields(TransformerConfig)}
     assert set(given.ddp) <= {field.name for field in fields(DistributedDataParallelConfig)}
+    assert set(given.optimizer) <= {field.name for field in fields(MegatronOptimizerConfig)}
     assert given.transformer == {
         "bias_activation_fusion": True, "apply_rope_fusion": True, "gradient_accumulation_fusion": True,
         "cross_entropy_loss_fusion": True, "batch_p2p_comm": False, "overlap_p2p_comm": True, "moe_grouped_gemm": False,
         "moe_permute_fusion": True, "moe_router_fusion": True, "moe_shared_expert_overlap": False,
         "moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep", "overlap_moe_expert_parallel_comm": True,
-        "fp8": "e4m3", "fp8_recipe": "blockwise", "cuda_graph_impl": "local", "cuda_graph_scope": ["attn"],
+        "fp8": "e4m3", "fp8_recipe": "blockwise", "cuda_graph_impl": "transformer_engine",
+        "cuda_graph_scope": ["attn", "mlp"],
     }  # fmt: skip
+    low = {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
+    assert given.optimizer == low | {"use_precision_aware_optimizer": True, "store_param_remainders": False}
+    assert (given.moments, given.optimizer_on_host) == ((2, 2), 0.0)
+    assert "use_precision_aware_optimizer (moments bf16, bf16)" in given.on
     assert given.ddp == {"overlap_grad_reduce": False, "overlap_param_gather": False}
     assert not given.fuse_engine_gradients
     without_apex = resolve_switches(MegatronConfig(), work_of(), Machine("cuda", "2.11.0", capability=9))
     assert without_apex.fuse_engine_gradients and not without_apex.transformer["gradient_accumulation_fusion"]
-    assert resolve_switches(MegatronConfig(), work_of(trains=False), HOPPER).ddp == {}
+    untrained = resolve_switches(MegatronConfig(), work_of(trains=False), HOPPER)
+    assert untrained.ddp == untrained.optimizer == {} and untrained.moments == (4, 4)
+    on_host = resolve_switches(MegatronConfig(optimizer_cpu_offload=True, optimizer_offload_fraction=0.5), work_of(), BARE)
+    assert on_host.optimizer == {
+        "use_precision_aware_optimizer": True, "store_param_remainders": False, "exp_avg_dtype": "fp32", "exp_avg_sq_dtype": "fp32",
+        "optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5, "overlap_cpu_optimizer_d2h_h2d": False,
+    }  # fmt: skip
+    assert on_host.optimizer_on_host == 0.5 and "optimizer_cpu_offload (0.5 of the optimizer)" in on_host.on
+    whole = resolve_switches(MegatronConfig(cuda_graph_impl="local"), work_of(PRESETS["qwen2.5_14b"]), BARE)
+    assert whole.transformer["cuda_graph_scope"] == [] and "cuda_graph_impl=local (whole layers)" in whole.on
 
 
 @pytest.mark.parametrize(
@@ -103,8 +122,27 @@ def test_what_megatron_is_given_by_its_own_names() -> None:
         ({"fp8": "e4m3"}, {}, CPU, "needs Transformer Engine 2.3 or newer and a GPU of compute capability 9.0"),
         ({"fp8": "e4m3", "fp8_recipe": "mxfp8"}, {}, HOPPER, "compute capability 10.0"),
         ({"fp8": "e4m3"}, {"runtime": {"dtype": "fp32"}}, HOPPER, "runtime.dtype=fp32, it needs bf16"),
-        ({"cuda_graph_impl": "local"}, {}, CPU, "it needs CUDA"),
-        ({"cuda_graph_impl": "local"}, {"packed": True}, HOPPER, "no two shapes alike"),
+        ({"cuda_graph_impl": "local"}, {"arch": "qwen2.5_14b"}, CPU, "it needs CUDA"),
+        ({"cuda_graph_impl": "local"}, {"arch": "qwen2.5_14b", "packed": True}, HOPPER, "no two shapes alike"),
+        ({"cuda_graph_impl": "local"}, {}, HOPPER, "experts' numbers of tokens vary: transformer_engine captures parts"),
+        ({"cuda_graph_impl": "local", "cuda_graph_scope": ["mlp"]}, {"arch": "qwen2.5_14b"}, HOPPER, "it captures whole layers"),
+        ({"cuda_graph_impl": "transformer_engine"}, {}, Machine("cuda", "2.9", capability=9), "Transformer Engine 2.10 or newer"),
+        ({"cuda_graph_impl": "transformer_engine"}, {"packed": True}, HOPPER, "no two shapes alike"),
+        ({"cuda_graph_impl": "transformer_engine"}, {"runtime": {"dtype": "fp32"}}, HOPPER, "captures bf16 alone"),
+        ({"cuda_graph_impl": "transformer_engine"}, {"runtime": {"recompute": "full"}}, HOPPER, "recompute=full excludes it"),
+        ({"cuda_graph_impl": "transformer_engine"}, {"runtime": {"offload": ["gradients"]}}, HOPPER, "moves the gradients"),
+        ({"cuda_graph_impl": "transformer_engine", "cuda_graph_scope": ["moe_router"]}, {}, HOPPER, "counts its choices outside"),
+        ({"cuda_graph_impl": "transformer_engine"}, {"trains": False}, HOPPER, "nothing is trained"),
+        ({"use_precision_aware_optimizer": True}, {}, CPU, "needs CUDA with Transformer Engine 2.4 or newer"),
+        ({"use_precision_aware_optimizer": True}, {"runtime": {"dtype": "fp32"}}, HOPPER, "are their own master weights"),
+        ({"exp_avg_dtype": "bf16"}, {}, HOPPER, "exp_avg_dtype=bf16 needs megatron.use_precision_aware_optimizer=true"),
+        ({"exp_avg_sq_dtype": "bf16"}, {}, CPU, "exp_avg_sq_dtype=bf16 needs megatron.use_precision_aware_optimizer=true"),
+        ({"optimizer_cpu_offload": True}, {}, CPU, "optimizer_cpu_offload=true does not fit: it needs CUDA"),
+        ({"optimizer_cpu_offload": True}, {"runtime": {"dtype": "fp32"}}, BARE, "are their own master weights"),
+        ({"optimizer_cpu_offload": True}, {"runtime": {"offload": ["optimizer"]}}, HOPPER, "runtime.offload names the optimizer"),
+        (LOW | {"optimizer_cpu_offload": True}, {}, HOPPER, "keeps the moments of an optimizer on the host in fp32"),
+        ({"optimizer_offload_fraction": 0.5}, {}, HOPPER, "optimizer_offload_fraction=0.5 needs megatron.optimizer_cpu_offload"),
+        ({"overlap_cpu_optimizer_d2h_h2d": True}, {}, HOPPER, "=True needs megatron.optimizer_cpu_offload=true"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line(asked: dict, work: dict, machine: Machine, says: str) -> None:
@@ -128,6 +166,11 @@ def test_the_doctor_says_of_each_switch_whether_it_is_on() -> None:
         lines = dict(describe_defaults(machine))
         assert set(OBJECTIONS) < set(lines)
     assert dict(describe_defaults(CPU))["bias_swiglu_fusion"] == "off; megatron.bias_swiglu_fusion=true turns it on"
+    said = [dict(describe_defaults(machine))["use_precision_aware_optimizer"] for machine in (BARE, HOPPER)]
+    assert said[0].startswith("off: it needs") and said[1] == "off; megatron.use_precision_aware_optimizer=true turns it on"
+    graphs = [[line for name, line in describe_defaults(m) if name == "cuda_graph_impl"] for m in (BARE, HOPPER)]
+    assert graphs[0][0].startswith("transformer_engine cannot be had: it needs") and graphs[0][1] == "local can be had"
+    assert graphs[1] == ["transformer_engine can be had", "local can be had"]
     assert dict(describe_defaults(BARE))["apply_rope_fusion"].startswith("off: it needs CUDA with Transformer Engine")
     assert dict(describe_defaults(HOPPER))["apply_rope_fusion"] == "on, where the model and the layout have it"
     assert find_machine("cpu", True, 9) == CPU

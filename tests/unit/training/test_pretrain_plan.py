@@ -31,7 +31,7 @@ def make(phases: list[dict[str, Any]], **settings: Any) -> PretrainPlan:
 
 
 def test_settings_that_hold_for_all_of_v3() -> None:
-    """V3 section 4.2, "Model Hyper-Parameters" and "Training Hyper-Parameters"; 3.2 for the layout."""
+    """V3 section 4.2, "Model Hyper-Parameters" and "Training Hyper-Parameters"; 3.2 for the layout, 3.3.2 for the moments."""
     optimizer, moe, stage = V3.pretrain.optimizer, V3.pretrain.moe, V3.pretrain
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_grad) == (0.9, 0.95, 0.1, 1.0)
     assert (optimizer.lr, optimizer.warmup_steps) == (2.2e-4, 2000)
@@ -41,6 +41,8 @@ def test_settings_that_hold_for_all_of_v3() -> None:
     layout = V3.parallel
     assert (layout.tp, layout.pp, layout.ep, layout.cp) == (1, 16, 64, 1)
     assert V3.runtime.recompute == "full"  # the paper's is less, see the file
+    moments = V3.megatron.exp_avg_dtype, V3.megatron.exp_avg_sq_dtype
+    assert V3.megatron.use_precision_aware_optimizer and moments == ("bf16", "bf16")  # section 3.3.2
 
 
 def test_phases_of_v3(plan) -> None:
