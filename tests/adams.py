@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +57,9 @@ class FusedAdam(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Moments are fp32 while they are computed with; a group has one count."""
         for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1 if group["params"] else group.get("step", 0)
+            if not group["params"]:
+                continue
+            group["step"] = group.get("step", 0) + 1
             (beta1, beta2), step = group["betas"], group["step"]
             for param in group["params"]:
                 state = self.state[param]
@@ -79,8 +82,18 @@ class FusedAdam(torch.optim.Optimizer):
                     param.copy_(weights)
 
 
-class HostTensor(torch.Tensor):
-    """A tensor that counts as one on the host, while all others count as on the device. What is made of it is one, too."""
+def is_on_host(tensor: torch.Tensor) -> bool:
+    """Whether a tensor counts as one on the host, while all others count as on the device."""
+    return getattr(tensor, "counts_as_on_host", False)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.counts_as_on_host = True
+    return tensor
+
+
+def _to_float(tensor: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    return _to_host(tensor.float()) if is_on_host(of) else tensor.float()
 
 
 @contextlib.contextmanager
@@ -88,10 +101,8 @@ def adams_of_a_gpu() -> Iterator[None]:
     """Have a policy that is made in the block believe that it is on a GPU, with `FusedAdam` and a host beside the device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(megatron_model, "this_machine", lambda: HOPPER)
-        hybrid = _load_hybrid()
         for module in (megatron_optimizer, distrib_optimizer, adam_state):
-            patch.setattr(module, "HybridDeviceOptimizer", hybrid)
-        patch.setattr(torch.Tensor, "is_on_device", property(lambda tensor: not isinstance(tensor, HostTensor)), raising=False)
+            patch.setattr(module, "HybridDeviceOptimizer", _load_hybrid())
         build = megatron_model.build_optimizer
 
         def build_with_engine(*arguments: Any) -> Any:
@@ -118,22 +129,20 @@ def _transformer_engine() -> Iterator[None]:
         yield
 
 
+@cache
 def _load_hybrid() -> type:
-    """Megatron-Core's optimizer on host and device, compiled so that `HostTensor` is what it takes for a tensor on the host."""
+    """Megatron-Core's optimizer on host and device, compiled so that it moves tensors to what counts as the host here."""
     source = Path(hybrid_optimizer.__file__).read_text()
     for theirs, ours, times in (
-        (".is_cuda", ".is_on_device", 3),
-        (".cpu().pin_memory()", ".as_subclass(HostTensor)", 1),
+        ("param.is_cuda", "not is_on_host(param)", 3),
+        ("param.detach().clone().cpu().pin_memory()", "to_host(param.detach().clone())", 1),
+        ("param.detach().clone().float()", "to_float(param.detach().clone(), param)", 1),
         ("pin_memory=self.pin_cpu_grads", "pin_memory=False", 1),
     ):
         assert source.count(theirs) == times, theirs
         source = source.replace(theirs, ours)
     tree, _ = host_rewrite.rewrite(source.encode(), hybrid_optimizer.__file__)
-    names: dict[str, Any] = {
-        "HostTensor": HostTensor,
-        host_rewrite.NAMESPACE: host_cuda,
-        host_rewrite.TO_DEVICE: host_cuda.to_device,
-    }
-    names["__name__"] = hybrid_optimizer.__name__
+    names: dict[str, Any] = {"is_on_host": is_on_host, "to_host": _to_host, "to_float": _to_float}
+    names |= {host_rewrite.NAMESPACE: host_cuda, host_rewrite.TO_DEVICE: host_cuda.to_device, "__name__": hybrid_optimizer.__name__}
     exec(compile(tree, hybrid_optimizer.__file__, "exec"), names)  # noqa: S102
     return names["HybridDeviceOptimizer"]
