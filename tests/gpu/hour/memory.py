@@ -11,7 +11,7 @@ from tests.gpu.hour.training import batch, opened
 
 
 def run(ground: Ground) -> None:
-    """Four layers of the 16B model in bf16, through one update, with every kind of Adam that a GPU has; on the CPU the tiny model."""
+    """Four layers of the 16B model in bf16, through one update, with each kind of Adam of a GPU; on the CPU the tiny model."""
     from megatron_r1.config.megatron import MegatronConfig
     from megatron_r1.mcore.active import have_transformer_engine
 
