@@ -1,11 +1,13 @@
 """How many bytes one rank keeps of a forward pass until the backward pass, from shapes alone: for whoever plans memory.
 
 Megatron-Core is not imported. Counted is what its layers, without fused kernels, keep for each position; tensors with one number a
-head or an expert, and copies that a kernel makes while it runs, are not.
+head or an expert, copies that a kernel makes while it runs, and CUDA graphs are not. Of what is recomputed in parts, counted is at
+least what is kept: norms that Transformer Engine fuses with the next product, and all of `core_attn`, count as kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +35,14 @@ class ActivationBytes:
 
 
 def activation_bytes(
-    arch: Architecture, layout: Layout, *, recompute: str, tokens: int, stage: int, width: int = 2, mtp_trained: bool = False
-) -> ActivationBytes:
+    arch: Architecture, layout: Layout, *, recompute: str, tokens: int, stage: int, width: int = 2, mtp_trained: bool = False,
+    modules: Collection[str] = (),
+) -> ActivationBytes:  # fmt: skip
     """What a rank of this stage keeps.
 
     Args:
-        recompute: as `runtime.recompute`. "selective" is counted as "none", which is more.
+        recompute: as `runtime.recompute`.
+        modules: as `runtime.recompute_modules`; of "selective".
         tokens: of a micro-batch.
         stage: of the pipeline, from 0; of virtual stages the ones of a rank are counted together.
         width: bytes of a number.
@@ -48,12 +52,13 @@ def activation_bytes(
     chunks = range(stage, layout.pp * layout.vpp, layout.pp)
     layers = [layer for chunk in chunks for layer in range(sum(count[:chunk]), sum(count[: chunk + 1]))]
     positions = tokens // layout.cp
-    of_layers = [layer_numbers(arch, layer) * positions * width // layout.tp for layer in layers]
+    parts = frozenset(modules) if recompute == "selective" else frozenset()
+    of_layers = [layer_numbers(arch, layer, parts) * positions * width // layout.tp for layer in layers]
     inputs = arch.hidden_size * positions * width // layout.tp
     is_last = stage == layout.pp - 1
     heads = (1 + (arch.mtp_depth if mtp_trained else 0)) if is_last else 0
     if is_last and mtp_trained:
-        of_layers += [layer_numbers(arch, arch.num_hidden_layers - 1) * positions * width // layout.tp] * arch.mtp_depth
+        of_layers += [layer_numbers(arch, arch.num_hidden_layers - 1, parts) * positions * width // layout.tp] * arch.mtp_depth
     in_flight = layout.pp - stage if layout.vpp == 1 else layout.pp  # interleaved: at most, of each chunk
     full = recompute == "full"
     return ActivationBytes(
@@ -68,8 +73,8 @@ def logits_bytes(arch: Architecture, layout: Layout, positions: int, width: int 
     return positions * padded_vocabulary(arch.vocab_size, layout.tp) // layout.tp * width
 
 
-def layer_numbers(arch: Architecture, layer: int) -> int:
-    """Numbers a position that one layer keeps on all tensor-parallel ranks together.
+def layer_numbers(arch: Architecture, layer: int, recomputed: Collection[str] = ()) -> int:
+    """Numbers a position that one layer keeps on all tensor-parallel ranks together, but for modules that are recomputed.
 
     Norms keep what they take and what the next product takes. A SwiGLU keeps both halves of the first product, the first one after
     SiLU, a copy of the second, and their product. Of a mixture of experts, the copies of a position are counted as if all experts
@@ -78,13 +83,19 @@ def layer_numbers(arch: Architecture, layer: int) -> int:
     settings = arch.megatron_settings()
     experts = arch.experts if arch.is_moe_layer(layer) else None
     if experts is None:
-        feed_forward = 5 * arch.intermediate_size
+        feed_forward = 0 if "mlp" in recomputed else 5 * arch.intermediate_size
+    elif "moe" in recomputed:
+        feed_forward = 0
     else:
-        feed_forward = settings["moe_router_topk"] * (5 * experts.width + arch.hidden_size) + 5 * experts.shared_width
-    return 4 * arch.hidden_size + _attention_numbers(arch, settings) + feed_forward
+        of_expert = (2 if "moe_act" in recomputed else 5) * experts.width + arch.hidden_size
+        shared = 0 if "shared_experts" in recomputed else 5 * experts.shared_width
+        feed_forward = settings["moe_router_topk"] * of_expert + shared
+    fused = (arch.ATTENTION == "grouped_query") + (experts is None)  # norms that are a part of the next layer
+    norms = 4 - (2 - fused if "layernorm" in recomputed else 0)
+    return norms * arch.hidden_size + _attention_numbers(arch, settings, recomputed) + feed_forward
 
 
-def _attention_numbers(arch: Architecture, settings: dict[str, Any]) -> int:
+def _attention_numbers(arch: Architecture, settings: dict[str, Any], recomputed: Collection[str]) -> int:
     """Query and key after RoPE with its four sines and cosines, the product that values are a part of, and what comes out."""
     heads = arch.num_attention_heads
     if arch.ATTENTION == "grouped_query":
@@ -92,4 +103,5 @@ def _attention_numbers(arch: Architecture, settings: dict[str, Any]) -> int:
         return width * (heads + groups + 4 + (heads + 2 * groups) + heads)
     plain, turned, value = settings["qk_head_dim"], settings["qk_pos_emb_head_dim"], settings["v_head_dim"]
     compressed = 2 * (settings["q_lora_rank"] or 0) + 2 * settings["kv_lora_rank"] + turned
-    return compressed + 2 * heads * (plain + turned) + 4 * turned + heads * (plain + value) + heads * value
+    made = 0 if "mla_up_proj" in recomputed else 2 * heads * (plain + turned) + heads * (plain + value)
+    return compressed + made + 4 * turned + heads * value

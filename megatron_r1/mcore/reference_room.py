@@ -58,7 +58,7 @@ class ReferenceRoom:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         activations = activation_bytes(
             model.arch, model.layout, recompute=config.recompute_granularity or "none", tokens=model.micro_batch_tokens, stage=0,
-            width=2 if config.bf16 else 4, mtp_trained=model.trains_mtp,
+            width=2 if config.bf16 else 4, mtp_trained=model.trains_mtp, modules=config.recompute_modules or (),
         )  # fmt: skip
         return ReferenceRoom(torch.cuda.mem_get_info(device)[0] + unused, absent, activations.all, reference)
 

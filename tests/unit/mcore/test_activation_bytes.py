@@ -36,7 +36,7 @@ SPARSE = full_architecture().model_copy(
 )  # fmt: skip
 
 
-def kept_bytes(arch: Architecture, recompute: str, tokens: int) -> int:
+def kept_bytes(arch: Architecture, recompute: str, tokens: int, *modules: str) -> int:
     """Bytes that torch keeps for a backward pass in float32 on the CPU, without weights and squares of the sequence."""
     host.activate("cpu")
     from megatron_r1.mcore import parallel, provider
@@ -45,7 +45,8 @@ def kept_bytes(arch: Architecture, recompute: str, tokens: int) -> int:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
     parallel.build_process_groups(layout, seed=1)
-    model = provider.build_model(arch, layout, RuntimeConfig(recompute=recompute), MoeTrainingConfig(), seed=1)[0].train()
+    runtime = RuntimeConfig(recompute=recompute, **({"recompute_modules": modules} if modules else {}))
+    model = provider.build_model(arch, layout, runtime, MoeTrainingConfig(), seed=1)[0].train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -74,6 +75,21 @@ def test_a_forward_pass_keeps_what_the_formula_says(arch: Architecture) -> None:
         want = counted.kept + extra + around + logits_bytes(arch, layout, tokens, 4)
         assert want * 0.93 < kept_bytes(arch, recompute, tokens) < want * 1.07
     assert counted.recomputed == max(layer_numbers(arch, layer) for layer in range(3)) * numbers
+
+
+def test_modules_that_are_recomputed_keep_no_more_than_the_formula_says() -> None:
+    tokens, layout = 512, resolve_layout(ParallelConfig(), SPARSE, 1, mtp=False, packed=True)
+
+    def counted(*modules: str) -> int:
+        recompute = "selective" if modules else "none"
+        return activation_bytes(SPARSE, layout, recompute=recompute, tokens=tokens, stage=0, width=4, modules=modules).kept
+
+    whole = kept_bytes(SPARSE, "none", tokens)
+    for module in ("mlp", "moe", "shared_experts", "layernorm", "mla_up_proj"):
+        saved, planned = whole - kept_bytes(SPARSE, "selective", tokens, module), counted() - counted(module)
+        assert saved > 0.9 * planned > 0, (module, saved, planned)
+    assert counted("core_attn") == counted() and counted("moe_act") < counted()
+    assert layer_numbers(DENSE, 0, ["layernorm"]) == layer_numbers(DENSE, 0), "fused with the next product"
 
 
 _QWEN = {"vocab_size": 152064, "max_position_embeddings": 131072, "model_type": "qwen2"}
@@ -137,7 +153,10 @@ def device_bytes(
         state = StateBytes.of(
             dense, experts, data_parallel=layout.dp, expert_data_parallel=of_experts, bf16=True, moments=moments
         )  # fmt: skip
-        passed = activation_bytes(arch, layout, recompute=config.runtime.recompute, tokens=tokens, stage=stage)
+        runtime = config.runtime
+        passed = activation_bytes(
+            arch, layout, recompute=runtime.recompute, tokens=tokens, stage=stage, modules=runtime.recompute_modules
+        )  # fmt: skip
         logits = 0 if reward_model else passed.logits
         of_passes = passed.kept + passed.recomputed + logits
         fullest = max(fullest, state.weights + state.gradients + state.optimizer + max(of_passes, state.update))
