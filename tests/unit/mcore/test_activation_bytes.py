@@ -194,7 +194,7 @@ def test_an_example_fits_its_devices(name: str) -> None:
 
 def test_v3s_own_recomputation_does_not_fit_without_its_fp8_and_schedule() -> None:
     assert bytes_of("v3_671b/pretrain", recompute="none") > 1000e9
-    assert bytes_of("v3_671b/pretrain") == pytest.approx(69.1e9, rel=0.01)
+    assert bytes_of("v3_671b/pretrain") == pytest.approx(68.4e9, rel=0.01)
 
 
 def test_32k_tokens_of_the_smallest_student_need_recomputation() -> None:
