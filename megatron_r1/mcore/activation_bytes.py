@@ -2,7 +2,8 @@
 
 Megatron-Core is not imported. Counted is what its layers, without fused kernels, keep for each position; tensors with one number a
 head or an expert, copies that a kernel makes while it runs, and CUDA graphs are not. Of what is recomputed in parts, counted is at
-least what is kept: norms that Transformer Engine fuses with the next product, and all of `core_attn`, count as kept.
+least what is kept: norms that Transformer Engine fuses with the next product, `mla_up_proj`, whose results attention may have copied,
+and `core_attn` count as kept.
 """
 
 from __future__ import annotations
@@ -92,10 +93,10 @@ def layer_numbers(arch: Architecture, layer: int, recomputed: Collection[str] = 
         feed_forward = settings["moe_router_topk"] * of_expert + shared
     fused = (arch.ATTENTION == "grouped_query") + (experts is None)  # norms that are a part of the next layer
     norms = 4 - (2 - fused if "layernorm" in recomputed else 0)
-    return norms * arch.hidden_size + _attention_numbers(arch, settings, recomputed) + feed_forward
+    return norms * arch.hidden_size + _attention_numbers(arch, settings) + feed_forward
 
 
-def _attention_numbers(arch: Architecture, settings: dict[str, Any], recomputed: Collection[str]) -> int:
+def _attention_numbers(arch: Architecture, settings: dict[str, Any]) -> int:
     """Query and key after RoPE with its four sines and cosines, the product that values are a part of, and what comes out."""
     heads = arch.num_attention_heads
     if arch.ATTENTION == "grouped_query":
@@ -103,5 +104,4 @@ def _attention_numbers(arch: Architecture, settings: dict[str, Any], recomputed:
         return width * (heads + groups + 4 + (heads + 2 * groups) + heads)
     plain, turned, value = settings["qk_head_dim"], settings["qk_pos_emb_head_dim"], settings["v_head_dim"]
     compressed = 2 * (settings["q_lora_rank"] or 0) + 2 * settings["kv_lora_rank"] + turned
-    made = 0 if "mla_up_proj" in recomputed else 2 * heads * (plain + turned) + heads * (plain + value)
-    return compressed + made + 4 * turned + heads * value
+    return compressed + 2 * heads * (plain + turned) + 4 * turned + heads * (plain + value) + heads * value
