@@ -2,8 +2,8 @@
 
 Megatron-Core is not imported. Counted is what its layers, without fused kernels, keep for each position; tensors with one number a
 head or an expert, copies that a kernel makes while it runs, and CUDA graphs are not. Of what is recomputed in parts, counted is at
-least what is kept: norms that Transformer Engine fuses with the next product, `mla_up_proj`, whose results attention may have copied,
-and `core_attn` count as kept.
+least what is kept: norms that Transformer Engine fuses with the next product, `mla_up_proj`, whose results attention may copy, and
+`core_attn` count as kept.
 """
 
 from __future__ import annotations
