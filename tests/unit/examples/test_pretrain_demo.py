@@ -94,7 +94,7 @@ def test_the_steps_of_a_folder_of_texts(tmp_path: Path) -> None:
     assert list(steps) == ["text", "tokens of a_b", "tokens of novels"] and steps["text"][-2:] == ["--text", str(tmp_path)]
     assert list(plan.plan_data(Path("/out"), None)) == ["text", "tokens of english", "tokens of chinese"]
     runs = plan.plan_runs(
-        Path("/out"), {"a_b": 30, "novels": 70}, [0, 1], {"v3": 6e-4, "dense": 6e-3}, ["pretrain.micro_batch_size=4"]
+        Path("/out"), {"a_b": 30, "novels": 70}, [0, 1], {"v3": 1.2e-3, "dense": 1.2e-2}, ["pretrain.micro_batch_size=4"]
     )
     assert list(runs) == ["v3 0", "v3 1", "dense 0", "dense 1"]
     for name, command in runs.items():
@@ -105,7 +105,7 @@ def test_the_steps_of_a_folder_of_texts(tmp_path: Path) -> None:
         parts = [part for phase in config.pretrain.phases for part in phase.learning_rate]
         written = [part for phase in whole.phases for part in phase.learning_rate]
         rate, factor = config.pretrain.optimizer.lr, {"v3": 0.1, "dense": 1.0}[model]
-        assert rate == pytest.approx(6e-3 * factor) and [part.lr for part in parts] == pytest.approx(
+        assert rate == pytest.approx(1.2e-2 * factor) and [part.lr for part in parts] == pytest.approx(
             [part.lr * factor for part in written]
         )
         assert [phase.model_dump(exclude={"learning_rate"}) for phase in config.pretrain.phases] == [
@@ -241,17 +241,17 @@ def demonstrate(tmp_path: Path, found: dict[str, tuple[Any, Any]], monkeypatch: 
 def test_rates_are_searched_for_and_the_result_is_tables_curves_and_a_page(
     tmp_path: Path, found: dict[str, tuple[Any, Any]], demonstrate: Any, capsys: pytest.CaptureFixture
 ) -> None:
-    code, runs = demonstrate({"v3": 6e-3, "dense": 1.2e-2}, [4.0, 4.125], [4.25, 4.4], "--seeds", "2")
+    code, runs = demonstrate({"v3": 1.2e-2, "dense": 2.4e-2}, [4.0, 4.125], [4.25, 4.4], "--seeds", "2")
     told = capsys.readouterr()
     assert code == 0 and not told.err
-    assert {rate for _, rate in runs.searched} == {3e-3, 6e-3, 1.2e-2, 2.4e-2}  # one beyond the best of the dense model
-    assert runs.rates == {"v3": "0.006", "dense": "0.012"}
+    assert {rate for _, rate in runs.searched} == {6e-3, 1.2e-2, 2.4e-2, 4.8e-2}  # one beyond the best of the dense model
+    assert runs.rates == {"v3": "0.012", "dense": "0.024"}
     of_v3, out = PretrainPlan(found["v3"][0].pretrain), tmp_path / "out"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.out.splitlines()]
     assert ["en, rows of 128", "4.062 [4.000, 4.125]", "4.325 [4.250, 4.400]", "-0.263", "[-0.421, -0.104]", "2 of 2"] in cells
     assert "zh, rows of 4,096" in [row[0] for row in cells if row]
-    assert ["all", "4,000,000", "3,800,000"] in cells and ["highest learning rate", "0.006", "0.012"] in cells
-    assert ["V3", "0.006 *", "4.000", "4.000", "4.000"] in cells and ["dense", "0.006", "4.693", "4.693", "4.693"] in cells
+    assert ["all", "4,000,000", "3,800,000"] in cells and ["highest learning rate", "0.012", "0.024"] in cells
+    assert ["V3", "0.012 *", "4.000", "4.000", "4.000"] in cells and ["dense", "0.012", "4.693", "4.693", "4.693"] in cells
     assert ["read with rows of 128", f"{of_v3.phases[0].tokens:,}", f"{of_v3.phases[0].tokens / 3_800_000:.2f} times"] in cells
     assert told.out.index("MFLOPs a token to train") < told.out.index("Held-out loss at the end is lower for V3")
     page = (out / "report.html").read_text()
