@@ -244,7 +244,7 @@ def test_rates_are_searched_for_and_the_result_is_tables_curves_and_a_page(
     code, runs = demonstrate({"v3": 1.2e-2, "dense": 2.4e-2}, [4.0, 4.125], [4.25, 4.4], "--seeds", "2")
     told = capsys.readouterr()
     assert code == 0 and not told.err
-    assert {rate for _, rate in runs.searched} == {6e-3, 1.2e-2, 2.4e-2, 4.8e-2}  # one beyond the best of the dense model
+    assert {rate for _, rate in runs.searched} == {3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2}  # one beyond the best of the dense model
     assert runs.rates == {"v3": "0.012", "dense": "0.024"}
     of_v3, out = PretrainPlan(found["v3"][0].pretrain), tmp_path / "out"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.out.splitlines()]
