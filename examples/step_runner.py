@@ -129,7 +129,7 @@ def run_example(run: Callable[[], int], show: Callable[[], str]) -> int:
         run: all steps; returns an exit code, and nothing is shown unless it is 0.
         show: writes the result; returns the text to print.
     """
-    signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         if code := run():
             return code
@@ -137,6 +137,8 @@ def run_example(run: Callable[[], int], show: Callable[[], str]) -> int:
     except R1Error as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from examples import step_runner
+from megatron_r1.errors import ConfigError
 from tests.paths import ROOT
 from tests.patience import patient
 
@@ -68,3 +69,14 @@ def test_a_request_to_end_goes_on_to_the_step_and_is_kept(tmp_path: Path) -> Non
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=patient(60)) == 128 + signal.SIGTERM
     assert [(a["step"], a["code"]) for a in step_runner.read_attempts(tmp_path)] == [("waits", None)]
+
+
+def test_the_handler_of_before_is_back_however_it_ends(capsys) -> None:
+    def fails() -> int:
+        raise ConfigError("no such text")
+
+    before = signal.getsignal(signal.SIGTERM)
+    for run, code in ((lambda: 0, 0), (lambda: 7, 7), (fails, 2)):
+        assert step_runner.run_example(run, lambda: "the result") == code
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().out == "\nthe result\n", "of the one that ended well"
