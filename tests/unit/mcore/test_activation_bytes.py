@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_r1.config.load import load_config
 from megatron_r1.config.model import ParallelConfig
@@ -21,6 +20,7 @@ from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline.stages.pretrain import phase_config
 from megatron_r1.training.pretrain_plan import PretrainPlan
+from tests.one_rank import one_rank_world
 from tests.paths import ROOT
 from tests.random_weights import full_architecture, qwen2_architecture
 
@@ -41,8 +41,7 @@ def kept_bytes(arch: Architecture, recompute: str, tokens: int, *modules: str) -
     host.activate("cpu")
     from megatron_r1.mcore import parallel, provider
 
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
     parallel.build_process_groups(layout, seed=1)
     runtime = RuntimeConfig(recompute=recompute, **({"recompute_modules": modules} if modules else {}))

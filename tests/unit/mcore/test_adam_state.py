@@ -18,11 +18,11 @@ from megatron_r1.mcore.state_bytes import StateBytes, optimizer_bytes
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch
 from tests.adams import PLAIN, FusedAdam, adams_of_a_gpu, is_on_host
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture
 
 host.activate("cpu")
 
-import torch.distributed as dist
 
 from megatron_r1.mcore import adam_state, parallel
 from megatron_r1.mcore.adam_state import create_moments, distributed_optimizers, held_state, state_tensors
@@ -45,8 +45,7 @@ ROWS = [
 
 
 def make(kind: str, seed: int = 7) -> MegatronPolicy:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     parallel.build_process_groups(parallel.Layout(), seed=1)
     return MegatronPolicy(
         ARCH, parallel.Layout(), RuntimeConfig(dtype="bf16"), MOE, optimizer=OptimizerConfig(lr=0.1, eps=1.0), total_updates=9,

@@ -9,7 +9,6 @@ from functools import cache
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig
@@ -17,6 +16,7 @@ from megatron_r1.data.packing import pack_samples
 from megatron_r1.mcore import host
 from megatron_r1.types import TrainingSample
 from tests.balance_cases import BALANCED, LENGTHS, build_model, compare, one_update
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture
 
 host.activate("cpu")
@@ -33,8 +33,7 @@ EXPERTS, CHOSEN, GROUPS, GROUPS_CHOSEN = 8, 4, 4, 2  # of `full_architecture`
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank() -> None:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
 
 
 def router_of(moe: MoeTrainingConfig) -> Router:

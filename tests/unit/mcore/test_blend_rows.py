@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from megatron_r1.data.fill_in_middle import MARKS, FilledDocuments, FillInMiddle, count_chosen
 from megatron_r1.data.token_files import open_token_file
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.mcore import host
+from tests.one_rank import one_rank_world
 from tests.token_sources import numbered_documents, with_tokens, write_source
 
 host.activate("cpu")
@@ -29,8 +29,7 @@ LENGTH = 16
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
 
 
 def part_of(prefix: str, share: tuple[float, float] = (0, 1)) -> SourcePart:

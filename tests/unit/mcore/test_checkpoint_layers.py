@@ -24,6 +24,7 @@ from megatron_r1.runtime.checkpoints import manifest_entry, seal
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import TrainingSample
 from megatron_r1.weights.mapping import checkpoint_names
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture, further_families, llama_architecture, qwen2_architecture, write_random_model
 
 host.activate("cpu")
@@ -49,8 +50,7 @@ def fresh_group() -> Iterator[None]:
 
 def make(arch: Architecture, layers: str, seed: int = 1, trains: bool = False) -> MegatronPolicy:
     """The whole model on this process."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
     parallel.build_process_groups(layout, seed=1)
     with LAYERS[layers]():

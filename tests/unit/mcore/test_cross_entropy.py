@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from megatron_r1.mcore import host
 from tests.cross_entropy_cases import check_temperatures, draw, run
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture, qwen2_architecture
 
 host.activate("cpu")
@@ -25,8 +26,7 @@ from megatron_r1.mcore import cross_entropy, parallel, provider
 
 @pytest.fixture(scope="module")
 def group() -> dist.ProcessGroup:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     layout = parallel.resolve_layout(ParallelConfig(), full_architecture(), 1, mtp=False, packed=True)
     parallel.build_process_groups(layout, seed=1)
     return parallel.groups().tp

@@ -19,6 +19,7 @@ from megatron_r1.runtime.checkpoints import manifest_entry, seal
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch
 from megatron_r1.weights.hf import CONFIG, HfFolder
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture
 
 host.activate("cpu")
@@ -32,8 +33,7 @@ ARCHITECTURE = full_architecture(mtp=1)
 
 
 def build(dtype: str = "fp32", decay: float | None = DECAY, seed: int = 7) -> MegatronPolicy:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     parallel.build_process_groups(parallel.Layout(), seed=1)
     moe = MoeTrainingConfig(bias_update_rate=1e-3)  # multi-token prediction is not trained, and has no average
     return MegatronPolicy(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch.distributed as dist
 
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.registry import families
 from megatron_r1.weights.mapping import model_entries
 from tests.balance_cases import build_model, one_update
+from tests.one_rank import one_rank_world
 
 host.activate("cpu")
 
@@ -23,8 +23,7 @@ def squares(got: dict) -> float:
 
 
 def test_the_squares_of_a_model_with_everything_add_up() -> None:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     got = one_update("sft", build_model("sft", micro_batch_tokens=200))
     assert {name.partition("/")[2] for name in got if name.startswith("grad_norm/")} == set(KINDS.values())
     mtp = got["grad_norm/mtp"]  # it trains its head alone here, and is no part of the whole norm

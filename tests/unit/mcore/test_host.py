@@ -20,6 +20,7 @@ from megatron_r1.mcore import host
 from megatron_r1.mcore.active import have_transformer_engine, require_active
 from megatron_r1.mcore.host_fixes import FIXES, HostFix
 from megatron_r1.mcore.host_rewrite import EXPECTED_HITS, RULES, count_hits, rewrite
+from tests.one_rank import one_rank_world
 from tests.patience import patient
 
 host.activate("cpu")
@@ -308,12 +309,6 @@ CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "packed rope": check_packed_rope,
     "packed roll": check_packed_roll,
 }
-
-
-def one_rank_world() -> None:
-    """A process group of this process alone."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 @pytest.mark.parametrize("fix", FIXES, ids=lambda fix: fix.name)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig
@@ -16,6 +15,7 @@ from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.latent_attention import LatentYarnScaling
 from megatron_r1.model.presets import PRESETS, resolve_architecture
+from tests.one_rank import one_rank_world
 from tests.random_weights import (
     full_architecture,
     llama_architecture,
@@ -43,8 +43,7 @@ SMALL = {
 
 def build(arch: Architecture, moe: MoeTrainingConfig | None = None, seed: int = 1, **options: object) -> provider.R1GPTModel:
     """The whole model on this process."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
     parallel.build_process_groups(layout, seed=1)
     return provider.build_model(arch, layout, RuntimeConfig(), moe or MoeTrainingConfig(), seed=seed, **options)[0]

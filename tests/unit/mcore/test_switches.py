@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.model import ParallelConfig
@@ -22,6 +21,7 @@ from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.training.pretrain import loss_over
 from megatron_r1.types import MicroBatch
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture, qwen2_architecture
 
 host.activate("cpu")
@@ -181,8 +181,7 @@ def updates_of(arch: Architecture, runtime: dict[str, Any], **switches: Any) -> 
 
     With so large an eps Adam does not blow the rounding of small gradients up to whole steps.
     """
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     parallel.build_process_groups(parallel.Layout(), seed=1)
     policy = MegatronPolicy(
         arch, parallel.Layout(), RuntimeConfig(**runtime), MOE, optimizer=OptimizerConfig(lr=0.1, eps=1.0), total_updates=4,

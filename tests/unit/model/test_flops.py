@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +13,7 @@ from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.flops import Work, active_parameters, forward_flops, rows_of, update_flops
 from megatron_r1.model.presets import PRESETS
+from tests.one_rank import one_rank_world
 from tests.random_weights import full_architecture, further_families, llama_architecture, qwen2_architecture
 
 host.activate("cpu")
@@ -34,8 +34,7 @@ MODELS = {
 
 
 def count_by_torch(arch: Architecture, *, mtp: bool, trunk: bool, backward: bool) -> int:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
     layout = parallel.Layout()
     parallel.build_process_groups(layout, seed=1)
     moe = MoeTrainingConfig(mtp_loss_scale=0.3 * mtp, mtp_trains_trunk=trunk)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from megatron_r1.config.load import load_config
 from megatron_r1.data.fill_in_middle import MARKS
@@ -15,6 +14,7 @@ from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.mcore import host
 from megatron_r1.pipeline.builders.pretrain_rows import PretrainData, blend_indices
 from megatron_r1.pipeline.stages.pretrain import check_pretrain
+from tests.one_rank import one_rank_world
 from tests.token_sources import numbered_documents, with_tokens, write_source
 
 host.activate("cpu")
@@ -24,8 +24,7 @@ LENGTH = 16
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one_rank_world()
 
 
 @pytest.fixture(scope="module")
