@@ -44,21 +44,16 @@ def to_training_samples(groups: list[RolloutGroup]) -> list[TrainingSample]:
     return samples
 
 
-def with_logprobs(samples: list[TrainingSample], policy: Policy | None, reference: Reference | None) -> list[TrainingSample]:
+def with_logprobs(samples: list[TrainingSample], policy: Policy, reference: Reference | None) -> list[TrainingSample]:
     """Samples with the trainer's log-probs before any update on them and, if there is a reference policy, with its log-probs.
 
     They are where they were computed, and `hollow` elsewhere.
-
-    Args:
-        policy: None: its log-probs will be those of the update's own forward pass.
     """
     found: Found = {}
-    if policy is not None and reference is not None:
-        found["old_logprobs"], found["ref_logprobs"] = reference.logprobs_of_both(samples)
-    elif policy is not None:
+    if reference is None:
         found["old_logprobs"] = policy.logprobs(samples)
-    elif reference is not None:
-        found["ref_logprobs"] = reference.logprobs(samples)
+    else:
+        found["old_logprobs"], found["ref_logprobs"] = reference.logprobs_of_both(samples)
 
     def add(number: int, sample: TrainingSample) -> TrainingSample:
         arrays: dict[str, Any] = {name: _as_array(logprobs[number], sample) for name, logprobs in found.items()}

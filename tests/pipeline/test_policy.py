@@ -22,7 +22,7 @@ from megatron_r1.pipeline.builders.models import build_architecture, build_polic
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.grpo import loss_of, update_policy
 from megatron_r1.training.parity import ParityGate
-from megatron_r1.training.samples import with_logprobs
+from megatron_r1.training.samples import fill_logprobs, with_logprobs
 from megatron_r1.types import TrainingSample
 from tests.allocations import peak_bytes
 
@@ -110,8 +110,11 @@ def test_an_update_that_finds_its_old_logprobs_itself_is_the_same(session, cap: 
         reference = ReferencePolicy(policy)
         reference.state[0].mul_(1.01)
         gate = ParityGate(bounds, sampled_by=0, trainer=0)
-        minibatch = with_logprobs(samples, None if alone else policy, reference)
-        if not alone:
+        if alone:
+            minibatch = [replace(sample) for sample in samples]
+            fill_logprobs(minibatch, "ref_logprobs", reference.logprobs(minibatch))
+        else:
+            minibatch = with_logprobs(samples, policy, reference)
             gate.check(minibatch, True)
         stats = update_policy(stage, policy, minibatch, gate)
         results.append((stats, gate.found.metrics(bounds), [s.old_logprobs.tolist() for s in minibatch], policy))

@@ -150,9 +150,8 @@ def finish_stage(
     paths |= inputs or {}
 
     def seal() -> None:
-        (Path(config.run_dir) / REPORT).unlink(
-            missing_ok=True
-        )  # of the run before it was longer: a kill may come before the new one
+        # That of the run before it was longer: a kill may come before the new one is written.
+        (Path(config.run_dir) / REPORT).unlink(missing_ok=True)
         artifact.seal(stage, config.model_dump(), {name: Path(path) for name, path in paths.items() if path})
         write_report(Path(config.run_dir))
 
