@@ -19,7 +19,7 @@ from megatron_r1.pipeline.builders.models import build_policy
 from megatron_r1.pipeline.session import open_session
 from megatron_r1.training.grpo import update_policy
 from megatron_r1.training.parity import ParityGate
-from megatron_r1.training.samples import with_logprobs
+from megatron_r1.training.samples import fill_logprobs, with_logprobs
 from megatron_r1.types import TrainingSample
 from tests.random_weights import llama_architecture
 
@@ -85,7 +85,8 @@ def test_one_walk_gives_the_bits_of_two(session, preset: str, share: str, recomp
         both = with_logprobs(make_samples(), policy, reference)
         samples = [replace(sample) for sample in make_samples()]
         rider = reference if reference.fits_beside() else None
-        samples = with_logprobs(samples, None, None if rider else reference)
+        if rider is None:
+            fill_logprobs(samples, "ref_logprobs", reference.logprobs(samples))
         gate = ParityGate(BOUNDS, sampled_by=0, trainer=0)
         stats = [update_policy(STAGE, policy, samples, gate, rider), update_policy(STAGE, policy, both, gate)]
         assert [len(walks), rider is None] == ([3, False] if resident == "always" else [5, True])
@@ -116,7 +117,9 @@ def test_a_reference_that_is_not_finite_leaves_out_the_update_that_it_rides_in(s
         policy.left_out = LeftOut(1, None)
         reference.state[-1].fill_(torch.nan)
         rider = reference if reference.fits_beside() else None
-        samples = with_logprobs(make_samples(), None, None if rider else reference)
+        samples = make_samples()
+        if rider is None:
+            fill_logprobs(samples, "ref_logprobs", reference.logprobs(samples))
         own = [tensor.clone() for tensor in policy.local_state()]
         skipped: list[str] = []
         policy.skip_update = lambda problem, skip=policy.skip_update, seen=skipped: (seen.append(problem), skip(problem))[1]

@@ -19,6 +19,7 @@ from megatron_r1.rewards.judge.prompts import read_comparison, read_grade, rende
 from megatron_r1.rewards.language.scorer import LanguageScorer
 from megatron_r1.rewards.rules.choice import ChoiceScorer
 from tests.paths import ROOT
+from tests.timed import cpu_seconds
 
 REWARDS = ROOT / "megatron_r1/rewards"
 CHARACTERS = 16_000
@@ -69,9 +70,7 @@ def seconds_of(action: Callable[[], object]) -> float:
     """CPU time; measured again if it seems long, since a busy machine's caches are cold."""
     best = float("inf")
     for _ in range(3):
-        started = time.process_time()
-        action()
-        best = min(best, time.process_time() - started)
+        best = min(best, cpu_seconds(action))
         if best < SLOWEST_SECONDS:
             break
     return best

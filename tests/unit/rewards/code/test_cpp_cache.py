@@ -16,6 +16,7 @@ from megatron_r1.rewards.code.cpp_compile import _STARTS_WITH_ALL_HEADERS, compi
 from megatron_r1.rewards.code.verdicts import TestResult
 from megatron_r1.rewards.sandbox.supervisor import NO_ISOLATION, Program, Sandbox, SandboxLimits, SandboxSettings
 from tests.code_answers import needs_cpp
+from tests.timed import cpu_seconds
 
 ISOLATED = SandboxSettings()
 HELLO = "#include <cstdio>\nint main() { puts(%s); }"
@@ -210,6 +211,6 @@ def test_a_program_sees_nothing_of_the_cache(cache):
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )  # fmt: skip
 def test_the_headers_come_first_only_if_it_makes_no_difference(source, starts):
-    start = time.process_time()
-    assert bool(_STARTS_WITH_ALL_HEADERS.match(source)) is starts
-    assert time.process_time() - start < 1
+    found: list[object] = []
+    assert cpu_seconds(lambda: found.append(_STARTS_WITH_ALL_HEADERS.match(source))) < 1
+    assert bool(found[0]) is starts
