@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,11 +137,12 @@ def test_nothing_breaks_the_rewards():
             (custom, response + "<think>", None),
             (language, response, "fr"),
         ):
-            seconds = cpu_seconds(lambda ask=partial(scorer.score, text, reference), found=verdicts: found.append(ask()))
+            seconds, verdict = cpu_seconds(scorer.score, text, reference)
+            verdicts.append(verdict)
             if seconds > slowest and index > MEGABYTE_EVERY:  # the first ones load word lists
                 slowest, slowest_index = seconds, index
         assert [verdict.outcome for verdict in verdicts] == ["wrong"] * 7, (index, verdicts)
-        assert cpu_seconds(lambda response=response: judge_and_choice(response)) < SLOWEST_SECONDS
+        assert cpu_seconds(judge_and_choice, response)[0] < SLOWEST_SECONDS
         if index == RESPONSES // 4:
             before = resident_bytes()
     print(f"slowest {slowest:.3f} s (response {slowest_index}), memory {resident_bytes() - before:+,} bytes")

@@ -70,7 +70,7 @@ def seconds_of(action: Callable[[], object]) -> float:
     """CPU time; measured again if it seems long, since a busy machine's caches are cold."""
     best = float("inf")
     for _ in range(3):
-        best = min(best, cpu_seconds(action))
+        best = min(best, cpu_seconds(action)[0])
         if best < SLOWEST_SECONDS:
             break
     return best
