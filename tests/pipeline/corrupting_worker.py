@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_r1.rollout.vllm import packed_linear
+from megatron_r1.rollout.vllm import cpu_latent, packed_linear
 from megatron_r1.rollout.vllm.held_weights import read_held
 from megatron_r1.rollout.vllm.worker import HeldWeights
 from tests.pipeline.update_cases import measure, update_over_nccl
+
+_SHARE = cpu_latent.share_prompts
 
 
 class CorruptingWorker(HeldWeights):
@@ -46,6 +48,23 @@ class CorruptingWorker(HeldWeights):
     def add_parameter(self) -> None:
         """Register a parameter that no rule explains."""
         self.model_runner.model.register_parameter("surplus", torch.nn.Parameter(torch.zeros(2), requires_grad=False))
+
+    def count_prompts(self, share: bool) -> None:
+        """From now on count the rows of prompts, and share them or not."""
+        own, self.prompt_rows = _SHARE, [0, 0]
+
+        def counted(token_ids: torch.Tensor, metadata: Any) -> cpu_latent.SharedPrompts | None:
+            shared = own(token_ids, metadata)
+            computed = shared.metadata if share and shared is not None else metadata
+            self.prompt_rows[0] += metadata.num_actual_tokens - metadata.num_decode_tokens
+            self.prompt_rows[1] += computed.num_actual_tokens - computed.num_decode_tokens
+            return shared if share else None
+
+        cpu_latent.share_prompts = counted
+
+    def counted_prompts(self) -> list[int]:
+        """Rows of prompts since, and how many of them were computed."""
+        return self.prompt_rows
 
     def measure_buckets(self) -> None:
         """From now on measure what memory the receipt of a bucket takes."""

@@ -126,6 +126,23 @@ def test_weights_over_nccl_go_in_buckets_and_a_lost_engine_is_not_waited_for(eng
     assert calls[2:] == ["update_weights", "lost: the rollout engine gave no sign"]
 
 
+def test_the_prompt_of_a_group_is_computed_once_to_the_same_bits(loaded):
+    """One step takes 2,048 tokens: the prompts of 40 groups of 6 go into several, beside tokens of those that came before."""
+    asked, sampling = prompts(ARCH, 20), replace(SAMPLING, n=6, max_tokens=5)
+    asked += [replace(prompt, id=f"again {prompt.id}") for prompt in asked]
+    found = {}
+    for share in (True, False):
+        loaded._call("call_workers", "count_prompts", share)
+        groups = loaded.generate(asked, sampling, seed=4)
+        (rows,) = loaded._call("call_workers", "counted_prompts")
+        found[share] = sampled(groups), rows
+    loaded._call("call_workers", "count_prompts", True)
+    length = sum(len(prompt.token_ids) for prompt in asked[:20])
+    assert found[True][0] == found[False][0]
+    assert found[False][1] == [12 * length] * 2 and found[True][1][0] == 12 * length
+    assert found[True][1][1] <= length * 3, "once in every step that has it"
+
+
 def test_seed_decides_everything(loaded):
     sampling = replace(SAMPLING, n=4)
     first = loaded.generate(prompts(ARCH, 8), sampling, seed=11)

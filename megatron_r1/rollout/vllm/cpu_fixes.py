@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import vllm
 from vllm.model_executor.layers import utils as linear_utils
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
-from vllm.v1.attention.backends.mla.prefill.cpu_sdpa import CPUSDPAMLAPrefillBackend
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -84,15 +84,6 @@ def _draw_ahead() -> None:
     TopKTopPSampler.forward_cpu = forward
 
 
-def _attend_together() -> None:
-    attend = CPUSDPAMLAPrefillBackend._ragged_sdpa
-
-    def ragged(self: CPUSDPAMLAPrefillBackend, *args: Any, **kwargs: Any) -> Any:
-        return cpu_latent.attend(attend, self, *args, **kwargs)
-
-    CPUSDPAMLAPrefillBackend._ragged_sdpa = ragged
-
-
 def _rotate_in_place_of_copies() -> None:
     own = RotaryEmbedding.forward_static
 
@@ -101,6 +92,15 @@ def _rotate_in_place_of_copies() -> None:
         return own(*args, **kwargs) if rotated is None else rotated
 
     RotaryEmbedding.forward_static = staticmethod(forward)
+
+
+def _share_prompts() -> None:
+    own = GPUModelRunner._model_forward
+
+    def forward(self: GPUModelRunner, input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
+        return cpu_latent.run_model(partial(own, self), input_ids, positions, *args, **kwargs)
+
+    GPUModelRunner._model_forward = forward
 
 
 _APPLIED: set[str] = set()
@@ -123,6 +123,6 @@ FIXES = (
         "vLLM asks torch for the draw of each token of each sequence",
         _draw_ahead,
     ),
-    Fix("attend together", "vLLM computes the prompts of a group one after the other in Python", _attend_together),
     Fix("rotate without copies", "vLLM copies rotated queries and keys twice more than it needs to", _rotate_in_place_of_copies),
+    Fix("share prompts", "vLLM computes the prompt of a group once for each of its responses", _share_prompts),
 )

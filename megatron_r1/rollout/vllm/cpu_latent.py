@@ -1,70 +1,109 @@
-"""Latent attention of vLLM's CPU engine with fewer passes over memory, and the same results to the bit.
+"""Latent attention of vLLM's CPU engine with less work.
 
-vLLM 0.32 computes prompts one after the other, though those of a group are alike, and rotates queries and keys with two copies more
-than they need.
+vLLM 0.32 has no prefix cache for it on a CPU, so the prompt of a group is computed once for each of its responses, and queries and
+keys are rotated with two copies more than they need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import torch
-
-#: Tokens of a prompt from which on a product of several prompts has the bits of one for each: torch has another way for small ones.
-SHORTEST_TOGETHER = 16
-MOST_SCORES = 1 << 22  #: attention scores of one product, 16 MiB in float32
-
-Ragged = Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention.mla_attention import MLACommonMetadata
 
 
-def attend(
-    own: Ragged,
-    backend: object,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_cu_seq_lens: torch.Tensor,
-    kv_cu_seq_lens: torch.Tensor,
-    causal: bool,
-    return_softmax_lse: bool,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """In place of `CPUSDPAMLAPrefillBackend._ragged_sdpa`, whose method is `own`.
+@dataclass
+class SharedPrompts:
+    """A step in which each prompt is computed once, though several requests have it.
+
+    Attributes:
+        rows: [rows computed], which of the step's rows they are.
+        row_of: [rows of the step], at which of the computed ones each is found.
+        metadata: vLLM's of the step with the computed rows alone.
+    """
+
+    rows: torch.Tensor
+    row_of: torch.Tensor
+    metadata: MLACommonMetadata
+
+    def fill_cache(self, cache: torch.Tensor, slots: torch.Tensor) -> None:
+        """Give each request what was written into the cache for another one with its prompt.
+
+        Args:
+            cache: [blocks, tokens of a block, width].
+            slots: [rows of the step], their places in the cache.
+        """
+        flat = cache.view(-1, cache.shape[-1])
+        written = slots[self.rows][self.row_of]
+        missing = written != slots
+        flat[slots[missing]] = flat[written[missing]]
+
+
+def share_prompts(token_ids: torch.Tensor, metadata: MLACommonMetadata) -> SharedPrompts | None:
+    """The step with one of each prompt; None if no two are alike.
 
     Args:
-        q, k, v: [tokens, heads, width], sequences one after the other.
-        q_cu_seq_lens, kv_cu_seq_lens: [sequences + 1], their limits.
-
-    Returns:
-        [tokens, heads, width of v].
+        token_ids: [rows of the step]: one row of each request that has its prompt behind it, then whole prompts.
     """
-    if return_softmax_lse or not causal or kv_cu_seq_lens is not q_cu_seq_lens or q.dtype != torch.float32:
-        return own(backend, q, k, v, q_cu_seq_lens, kv_cu_seq_lens, causal, return_softmax_lse)
-    scale: float = backend.scale  # type: ignore[attr-defined]
-    heads = q.shape[1]
-    out = torch.empty(q.shape[0], heads, v.shape[-1], dtype=v.dtype)
-    mask = torch.empty(0, 0, dtype=torch.bool)
-    for start, count, length in alike(q_cu_seq_lens.tolist(), heads):
-        end = start + count * length
-        q_n, k_n, v_n = (t[start:end].unflatten(0, (count, length)).transpose(1, 2) for t in (q, k, v))
-        scores = torch.matmul(q_n, k_n.transpose(-2, -1)) * scale
-        if len(mask) != length:
-            mask = torch.ones(length, length, dtype=torch.bool).triu(1)
-        scores.masked_fill_(mask, float("-inf"))
-        out[start:end].unflatten(0, (count, length)).copy_(torch.matmul(torch.softmax(scores, dim=-1), v_n).transpose(1, 2))
-    return out
+    prefill = metadata.prefill
+    if prefill is None or prefill.chunked_context is not None:
+        return None
+    first, limits = metadata.num_decode_tokens, prefill.query_start_loc.tolist()
+    ids = token_ids[first:].tolist()
+    rows, row_of = list(range(first)), list(range(first))
+    begins: dict[tuple[int, ...], int] = {}  #: a prompt: the first of its rows among those computed
+    kept: list[int] = []  #: numbers of the requests whose prompts are computed
+    for number, (start, end) in enumerate(pairwise(limits)):
+        prompt = tuple(ids[start:end])
+        if prompt not in begins:
+            begins[prompt] = len(rows)
+            kept.append(number)
+            rows += range(first + start, first + end)
+        row_of += range(begins[prompt], begins[prompt] + end - start)
+    if len(kept) == len(limits) - 1:
+        return None
+    starts = torch.tensor([*begins.values(), len(rows)], dtype=prefill.query_start_loc.dtype)
+    computed = replace(
+        metadata,
+        num_reqs=metadata.num_decodes + len(kept),
+        num_actual_tokens=len(rows),
+        num_prefills=len(kept),
+        query_start_loc=torch.cat([metadata.query_start_loc[: metadata.num_decodes], starts]),
+        slot_mapping=metadata.slot_mapping[rows],
+        prefill=replace(
+            prefill,
+            block_table=prefill.block_table[kept],
+            query_start_loc=starts - first,
+            query_lens_cpu=None if prefill.query_lens_cpu is None else prefill.query_lens_cpu[kept],
+        ),
+    )
+    return SharedPrompts(torch.tensor(rows), torch.tensor(row_of), computed)
 
 
-def alike(limits: list[int], heads: int) -> Iterator[tuple[int, int, int]]:
-    """Neighbours of one length: their first token, their number, their length."""
-    first, sequences = 0, len(limits) - 1
-    while first < sequences:
-        start, length = limits[first], limits[first + 1] - limits[first]
-        most = MOST_SCORES // max(1, heads * length * length) if length >= SHORTEST_TOGETHER else 1
-        last = first + 1
-        while last < sequences and last - first < most and limits[last + 1] - limits[last] == length:
-            last += 1
-        yield start, last - first, length
-        first = last
+def run_model(own: Callable[..., torch.Tensor], token_ids: torch.Tensor, positions: torch.Tensor, **rest: Any) -> torch.Tensor:
+    """In place of the runner's forward pass, which is `own`: [rows of the step, hidden]."""
+    context = get_forward_context()
+    layers, slots = context.attn_metadata, context.slot_mapping
+    if not isinstance(layers, dict) or not isinstance(slots, dict):
+        return own(token_ids, positions, **rest)  # a trial step of vLLM's start
+    kinds = {id(metadata): metadata for metadata in layers.values()}
+    metadata = next(iter(kinds.values())) if len(kinds) == 1 else None
+    shared = share_prompts(token_ids, metadata) if isinstance(metadata, MLACommonMetadata) else None
+    if shared is None:
+        return own(token_ids, positions, **rest)
+    prefill = shared.metadata.prefill
+    assert prefill is not None and prefill.prefill_backend is not None, "`share_prompts` looks at it, and vLLM sets it"
+    prefill.prefill_backend.prepare_metadata(prefill)
+    context.attn_metadata = dict.fromkeys(layers, shared.metadata)
+    context.slot_mapping = {name: of_rows[shared.rows] for name, of_rows in slots.items()}
+    hidden = own(token_ids[shared.rows], positions[shared.rows], **rest)
+    for name in layers:
+        shared.fill_cache(context.no_compile_layers[name].kv_cache, slots[name])
+    return hidden[shared.row_of]
 
 
 def rotate(

@@ -1,63 +1,76 @@
-"""Attention over several prompts at a time, and rotation without copies: vLLM's own bits."""
+"""Each prompt of a step once, and rotation without copies: vLLM's own bits."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from vllm.model_executor.layers.attention.mla_attention import MLACommonMetadata, MLACommonPrefillMetadata
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
-from vllm.v1.attention.backends.mla.prefill.cpu_sdpa import CPUSDPAMLAPrefillBackend
 
-from megatron_r1.rollout.vllm import cpu_latent
-from megatron_r1.rollout.vllm.cpu_latent import MOST_SCORES, SHORTEST_TOGETHER, alike, attend, rotate
-
-OWN = vars(CPUSDPAMLAPrefillBackend)["_ragged_sdpa"]
-BACKEND = SimpleNamespace(scale=0.1)
+from megatron_r1.rollout.vllm.cpu_latent import rotate, share_prompts
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("lengths", [(24,) * 16, (1,), (3, 3, 3), (16, 16, 5, 5, 130, 24, 24), (513, 513)])
-@pytest.mark.parametrize(("heads", "width", "value_width"), [(4, 96, 32), (16, 192, 128)])
-def test_the_bits_are_those_of_one_prompt_after_the_other(lengths, heads: int, width: int, value_width: int):
-    limits = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
-    q, k = (tokens(sum(lengths), heads, width, seed=seed) for seed in (1, 2))
-    v = tokens(sum(lengths), heads, width, seed=3)[..., :value_width]  # a part of a wider tensor, as in vLLM
-    expected = OWN(BACKEND, q, k, v, limits, limits, causal=True, return_softmax_lse=False)
-    assert torch.equal(attend(None, BACKEND, q, k, v, limits, limits, True, False), expected)
+def step(prompts: list[list[int]], decodes: int = 0) -> tuple[torch.Tensor, MLACommonMetadata]:
+    """vLLM's token ids and metadata of a step; a request has cache blocks of its own."""
+    lengths = [1] * decodes + [len(prompt) for prompt in prompts]
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    blocks = torch.arange(len(lengths))[:, None]
+    slots = torch.cat([16 * number + torch.arange(length) for number, length in enumerate(lengths)])
+    prefill = MLACommonPrefillMetadata(
+        block_table=blocks[decodes:], query_start_loc=starts[decodes:] - decodes, max_query_len=max(lengths),
+        query_lens_cpu=torch.tensor(lengths[decodes:]),
+    )  # fmt: skip
+    metadata = MLACommonMetadata(
+        num_reqs=len(lengths), max_query_len=max(lengths), max_seq_len=max(lengths), num_actual_tokens=sum(lengths),
+        query_start_loc=starts, slot_mapping=slots, num_decodes=decodes, num_decode_tokens=decodes, num_prefills=len(prompts),
+        prefill=prefill if prompts else None,
+    )  # fmt: skip
+    return torch.tensor([9] * decodes + [token for prompt in prompts for token in prompt]), metadata
 
 
-def test_what_it_does_not_know_is_left_to_vllm():
-    asked = []
-
-    def own(backend, *args):
-        asked.append(args)
-        return "its own"
-
-    q, limits = tokens(4, 2, 8), torch.tensor([0, 4])
-    for causal, lse, other, dtype in (
-        (False, False, limits, torch.float32),
-        (True, True, limits, torch.float32),
-        (True, False, limits.clone(), torch.float32),
-        (True, False, limits, torch.bfloat16),
-    ):
-        x = q.to(dtype)
-        assert attend(own, BACKEND, x, x, x, limits, other, causal, lse) == "its own"
-    assert [len(args) for args in asked] == [7] * 4
+def test_a_step_has_each_prompt_once_behind_the_tokens_of_responses():
+    a, b, c = [3, 1, 4], [3, 1, 4, 1], [5, 9]
+    token_ids, metadata = step([a, b, a, a, c, b], decodes=2)
+    shared = share_prompts(token_ids, metadata)
+    assert token_ids[shared.rows].tolist() == [9, 9, *a, *b, *c]
+    assert torch.equal(token_ids[shared.rows][shared.row_of], token_ids)
+    found = shared.metadata
+    assert (found.num_reqs, found.num_decodes, found.num_prefills, found.num_actual_tokens) == (5, 2, 3, 11)
+    assert found.query_start_loc.tolist() == [0, 1, 2, 5, 9, 11] and found.query_start_loc.dtype == torch.int32
+    assert found.prefill.query_start_loc.tolist() == [0, 3, 7, 9] and found.prefill.query_lens_cpu.tolist() == [3, 4, 2]
+    assert found.prefill.block_table.flatten().tolist() == [2, 3, 6] and torch.equal(
+        found.slot_mapping, metadata.slot_mapping[shared.rows]
+    )
+    assert metadata.num_prefills == 6 and metadata.prefill.query_start_loc[-1] == 19, "vLLM's own stays"
 
 
-def test_prompts_go_together_up_to_a_number_of_scores(monkeypatch):
-    limits = [0, 20, 40, 60, 63, 66, 86]
-    assert list(alike(limits, heads=2)) == [(0, 3, 20), (60, 1, 3), (63, 1, 3), (66, 1, 20)]
-    monkeypatch.setattr(cpu_latent, "MOST_SCORES", 2 * 2 * 20 * 20)
-    assert list(alike(limits, heads=2))[:2] == [(0, 2, 20), (40, 1, 20)]
-    monkeypatch.setattr(cpu_latent, "MOST_SCORES", 1)
-    assert list(alike(limits, heads=2)) == [(0, 1, 20), (20, 1, 20), (40, 1, 20), (60, 1, 3), (63, 1, 3), (66, 1, 20)]
-    assert list(alike([0], heads=2)) == []
-    assert SHORTEST_TOGETHER == 16 and MOST_SCORES * 4 == 16 << 20, "bytes; a prompt of more scores goes alone, as it does in vLLM"
+def test_the_cache_of_each_request_is_filled():
+    token_ids, metadata = step([[3, 1, 4], [5, 9], [3, 1, 4], [5, 9]], decodes=1)
+    shared = share_prompts(token_ids, metadata)
+    slots, whole, cache = metadata.slot_mapping, torch.zeros(5, 16, 8), torch.full((5, 16, 8), -1.0)
+    rows = tokens(6, 8)
+    whole.view(-1, 8)[slots] = rows[shared.row_of]
+    cache.view(-1, 8)[slots[shared.rows]] = rows
+    shared.fill_cache(cache, slots)
+    assert torch.equal(cache.view(-1, 8)[slots], whole.view(-1, 8)[slots])
+    untouched = torch.ones(80, dtype=torch.bool).index_fill(0, slots, False)
+    assert (cache.view(-1, 8)[untouched] == -1).all()
+
+
+@pytest.mark.parametrize("prompts", [[], [[3, 1]], [[3, 1], [3, 1, 4], [1, 3]]])
+def test_where_no_two_prompts_are_alike_the_step_stays(prompts: list[list[int]]):
+    assert share_prompts(*step(prompts, decodes=2)) is None
+
+
+def test_what_is_cached_before_a_prompt_is_left_to_vllm():
+    token_ids, metadata = step([[3, 1], [3, 1]])
+    assert share_prompts(token_ids, metadata) is not None
+    metadata.prefill.chunked_context = object()
+    assert share_prompts(token_ids, metadata) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
