@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +39,15 @@ MOST_RANKS = 100_000
 
 class _Parser(argparse.ArgumentParser):
     """Reports wrong arguments on one line, as the command line reports every other error."""
+
+    #: Gives the end of the help. To describe all settings of all commands takes a tenth of a second, which no command is to wait.
+    describe_end: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """See argparse."""
+        if self.describe_end is not None:
+            self.epilog = self.describe_end()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"megatron-r1: error: {message} (see `{self.prog} --help`)\n")
@@ -262,10 +272,15 @@ def _add_settings(parser: argparse.ArgumentParser, shown: Sequence[str], section
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, sections=sections, help="show every setting that the command reads")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        f"{describe_settings(shown)}\n\n`{parser.prog} --help-all` shows all {count_settings(sections)} settings that the command "
-        "reads; `megatron-r1 config KEY` explains one."
-    )
+
+    def describe_end() -> str:
+        return (
+            f"{describe_settings(shown)}\n\n`{parser.prog} --help-all` shows all {count_settings(sections)} settings that the "
+            "command reads; `megatron-r1 config KEY` explains one."
+        )
+
+    assert isinstance(parser, _Parser), "subparsers are of their parser's class"
+    parser.describe_end = describe_end
 
 
 class _HelpAll(argparse.Action):
@@ -276,6 +291,7 @@ class _HelpAll(argparse.Action):
         self._sections = sections
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> NoReturn:
-        parser.epilog = describe_settings(self._sections)
+        assert isinstance(parser, _Parser), "subparsers are of their parser's class"
+        parser.describe_end = partial(describe_settings, self._sections)
         parser.print_help()
         parser.exit()

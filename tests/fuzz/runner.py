@@ -145,6 +145,8 @@ def _import_everything() -> None:
     from megatron_r1.mcore import host
 
     host.activate("cpu")
+    import torch._dynamo  # noqa: F401  (with the first optimizer, half a second)
+
     import megatron_r1.conversion.commands
     import megatron_r1.curation.curate
     import megatron_r1.mcore.policy

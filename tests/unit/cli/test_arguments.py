@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from megatron_r1 import cli
+from megatron_r1.cli import arguments
 from megatron_r1.cli.commands import COMMANDS, EVALUATE, EVERYBODY_SETS, PIPELINES, RECIPES
 from megatron_r1.config.keys import FIELDS, is_within, known_keys
 from tests.patience import patient
@@ -31,6 +32,15 @@ def settings_in(text: str) -> list[str]:
     """The keys that a help text describes, in its order."""
     lines = (line.strip().partition("=")[0] for line in text.splitlines() if line.startswith("  ") and line[2:3].isalpha())
     return [key for key in lines if key in known_keys()]
+
+
+def test_settings_are_described_only_for_help(capsys, monkeypatch):
+    """It takes longer than all the rest of the parser."""
+    described = []
+    monkeypatch.setattr(arguments, "describe_settings", lambda sections: described.append(sections) or "as asked")
+    assert cli.main(["status", "no-such-folder"]) == 2 and not described
+    assert "as asked" in help_of(capsys, "grpo", "--help") and len(described) == 1
+    assert "as asked" in help_of(capsys, "sft", "--help-all") and len(described) == 2
 
 
 @pytest.mark.parametrize("name", [*WITH_SETTINGS, "score", *WITHOUT_SETTINGS])
