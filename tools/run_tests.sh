@@ -10,6 +10,7 @@ PYTHON=${1:?usage: run_tests.sh PYTHON [fast]}
 LOGS=$(mktemp -d)
 trap 'rm -rf "$LOGS"' EXIT
 export PYTHON LOGS MARKS
+unset PYTHONDONTWRITEBYTECODE # the tests start a thousand processes, each of which would compile everything anew
 
 # One group a line, the longest first, so that both processes end at about the same time. The last one of each list is whatever the
 # others leave, so that a new folder is never forgotten.

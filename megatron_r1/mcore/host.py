@@ -8,17 +8,20 @@ of `host_fixes.py`. Both are pinned to one Megatron-Core version and to the sour
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import marshal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from megatron_r1.mcore import active, host_cuda
+from megatron_r1.mcore import active, host_cuda, host_rewrite
 from megatron_r1.mcore.active import Device, have_transformer_engine
 from megatron_r1.mcore.host_fixes import FIXES, HostFix
 from megatron_r1.mcore.host_rewrite import EXPECTED_HITS, NAMESPACE, TO_DEVICE, count_hits, rewrite
@@ -113,11 +116,24 @@ class _Loader(importlib.machinery.SourceFileLoader):
         self.fixes, self.retarget = fixes, retarget
 
     def get_code(self, fullname: str) -> CodeType | None:
+        """The module under the rules, from Python's cache beside it: to rewrite all of them takes every process two seconds."""
         if not self.retarget:
             return super().get_code(fullname)
         path = self.get_filename(fullname)
-        tree, _ = rewrite(self.get_data(path), path)
-        return compile(tree, path, "exec", dont_inherit=True)
+        source = self.get_data(path)
+        head = importlib.util.MAGIC_NUMBER + importlib.util.source_hash(source)
+        cache = importlib.util.cache_from_source(path, optimization=f"r1cpu{_rules_hash()}")
+        with suppress(OSError, EOFError, ValueError, TypeError):  # not there, or damaged
+            cached = self.get_data(cache)
+            if cached.startswith(head):
+                code = marshal.loads(cached[len(head) :])
+                if isinstance(code, CodeType):
+                    return code
+        tree, _ = rewrite(source, path)
+        code = compile(tree, path, "exec", dont_inherit=True)
+        if not sys.dont_write_bytecode:
+            self.set_data(cache, head + marshal.dumps(code))  # at once or not at all, and not where nobody may write
+        return code
 
     def exec_module(self, module: ModuleType) -> None:
         if self.retarget:
@@ -126,6 +142,12 @@ class _Loader(importlib.machinery.SourceFileLoader):
         super().exec_module(module)
         for fix in self.fixes:
             fix.apply(module)
+
+
+@functools.cache
+def _rules_hash() -> str:
+    """Of the rules, whose results are cached."""
+    return hashlib.sha256(Path(host_rewrite.__file__).read_bytes()).hexdigest()[:16]
 
 
 class _Finder(importlib.abc.MetaPathFinder):

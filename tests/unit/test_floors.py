@@ -249,6 +249,7 @@ UNPICKLERS = {
     "megatron_r1.runtime.checkpoint_index",  # plain values alone
     "megatron_r1.evaluation.contest_tests",  # text alone
     "megatron_r1.rollout.channel.keyed",  # from the holder of the key
+    "megatron_r1.mcore.host",  # compiled code where Python keeps its own: whoever may write there runs code anyway
 }
 
 

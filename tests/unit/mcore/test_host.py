@@ -96,6 +96,39 @@ print("ok")
 # --- pins
 
 
+def test_what_is_rewritten_is_kept_beside_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some.py"
+    loader, rewritten = host._Loader("megatron.core.some", str(path), [], retarget=True), []
+    monkeypatch.setattr(host, "rewrite", lambda source, name: rewritten.append(source) or rewrite(source, name))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+
+    def run() -> object:
+        names: dict[str, object] = {}
+        exec(loader.get_code("megatron.core.some"), names)  # noqa: S102
+        return names["device"]
+
+    def kept() -> list[Path]:
+        return list(tmp_path.glob("__pycache__/some.*r1cpu*.pyc"))
+
+    path.write_text("device = 'cuda'")
+    assert [run(), run()] == ["cpu", "cpu"] and len(rewritten) == len(kept()) == 1
+    assert path.read_text() == "device = 'cuda'" and not list(tmp_path.glob("__pycache__/some.cpython-*[0-9].pyc")), "Python's own"
+    path.write_text("device = 'cuda:'")  # maybe within the same second
+    assert [run(), run()] == ["cpu:", "cpu:"] and len(rewritten) == 2
+    whole = kept()[0].read_bytes()
+    for damaged in (b"", whole[:4], whole[:-3], whole[:16] + b"\xff" * 9, whole[:12] + b"N"):  # the last one is no code
+        kept()[0].write_bytes(damaged)
+        assert run() == "cpu:" and kept()[0].read_bytes() == whole
+    monkeypatch.setattr(host, "_rules_hash", lambda: "0123456789abcdef")
+    assert run() == "cpu:" and len(kept()) == 2, "other rules"
+    shutil.rmtree(tmp_path / "__pycache__")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert run() == "cpu:" and not (tmp_path / "__pycache__").exists()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "__pycache__").write_text("in the way")
+    assert run() == "cpu:", "where nothing can be kept it works, too"
+
+
 def test_pins_are_those_of_the_installed_package() -> None:
     assert host.fingerprint(PACKAGE) == host.FINGERPRINT
     assert dict(count_hits(PACKAGE)) == EXPECTED_HITS
