@@ -122,7 +122,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         path = self.get_filename(fullname)
         source = self.get_data(path)
         head = importlib.util.MAGIC_NUMBER + importlib.util.source_hash(source)
-        cache = importlib.util.cache_from_source(path, optimization=f"r1cpu{_rules_hash()}")
+        cache = importlib.util.cache_from_source(path, optimization=_cache_tag())
         with suppress(OSError, EOFError, ValueError, TypeError):  # not there, or damaged
             cached = self.get_data(cache)
             if cached.startswith(head):
@@ -144,9 +144,13 @@ class _Loader(importlib.machinery.SourceFileLoader):
             fix.apply(module)
 
 
+def _cache_tag() -> str:
+    """Names the rules, and how far Python optimises: with `-O` it compiles no assertions."""
+    return f"r1cpu{sys.flags.optimize}{_rules_hash()}"
+
+
 @functools.cache
 def _rules_hash() -> str:
-    """Of the rules, whose results are cached."""
     return hashlib.sha256(Path(host_rewrite.__file__).read_bytes()).hexdigest()[:16]
 
 
