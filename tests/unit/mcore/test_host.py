@@ -122,7 +122,8 @@ def test_what_is_rewritten_is_kept_beside_its_source(tmp_path: Path, monkeypatch
     monkeypatch.setattr(host, "_rules_hash", lambda: "0123456789abcdef")
     assert run() == "cpu:" and len(kept()) == 2, "other rules"
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "flags", SimpleNamespace(optimize=1))
+        flags = {name: getattr(sys.flags, name) for name in dir(sys.flags) if not name.startswith("_")}
+        patch.setattr(sys, "flags", SimpleNamespace(**flags | {"optimize": 1}))
         assert run() == "cpu:" and len(kept()) == 3, "without assertions"
     shutil.rmtree(tmp_path / "__pycache__")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
