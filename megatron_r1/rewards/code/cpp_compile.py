@@ -25,12 +25,12 @@ _STOPPED = "the compiler: "  #: before what stopped it, if it found no error
 _HEADER = b"#include <bits/stdc++.h>\n"
 _HEADER_INSIDE = "/header/all.hpp"
 # What may stand before the include of all headers: where only this does, it makes no difference if that include comes first.
-# Threads would get as much stack as the program, of which its memory holds few.
+# Threads would get as much stack as the program, of which its memory holds one: they get what Linux gives them by default.
 _USES_THREADS = re.compile(r"\b(?:thread|jthread|async|pthread_create)\b")
 _THREADS_INSIDE = "/program/threads.cpp"
 _THREADS = b"""#include <pthread.h>
 namespace { __attribute__((constructor)) void r1_stack_of_threads() {
-pthread_attr_t all; pthread_attr_init(&all); pthread_attr_setstacksize(&all, 64 << 20); pthread_setattr_default_np(&all); } }
+pthread_attr_t all; pthread_attr_init(&all); pthread_attr_setstacksize(&all, 8 << 20); pthread_setattr_default_np(&all); } }
 """
 _INCLUDE = r"#[ \t]*include[ \t]*"
 _STARTS_WITH_ALL_HEADERS = re.compile(
@@ -76,7 +76,10 @@ def compile_cpp(
     text = source.encode(errors="replace")
     if settings.isolation == NO_ISOLATION:
         cache = None
-    key = _key(compiler, flags, text)
+    data = {}
+    if _USES_THREADS.search(source) and settings.isolation != NO_ISOLATION:
+        data[_THREADS_INSIDE] = _THREADS
+    key = _key(compiler, flags, text, *data.values())
     kept = cache.program(key) if cache is not None else None
     if kept is not None:
         return kept
@@ -86,10 +89,9 @@ def compile_cpp(
         if header is not None:
             files = {f"{_HEADER_INSIDE}.gch": str(header)}
     include = ("-include", _HEADER_INSIDE) if files else ()
-    data = {_HEADER_INSIDE: _HEADER} if files else {}
-    if _USES_THREADS.search(source) and settings.isolation != NO_ISOLATION:
-        data[_THREADS_INSIDE] = _THREADS
-    threads = (_THREADS_INSIDE,) if _THREADS_INSIDE in data else ()
+    threads = tuple(data)
+    if files:
+        data[_HEADER_INSIDE] = _HEADER
     command = (compiler, *flags, *include, "-x", "c++", "-o", "program", SOURCE, *threads)
     program = Program("command", text, compiler=command, collect="program", files=files, data=data)
     with Sandbox(program, limits, settings) as sandbox:
@@ -112,7 +114,7 @@ def _compile_header(compiler: str, flags: tuple[str, ...], settings: SandboxSett
     return ending.result if ending.exit_code == 0 and not ending.overflow else None
 
 
-def _key(compiler: str, flags: tuple[str, ...], source: bytes) -> str:
+def _key(compiler: str, flags: tuple[str, ...], *sources: bytes) -> str:
     found = os.stat(compiler)
     identity = repr((compiler, found.st_size, found.st_mtime_ns, flags)).encode()
-    return hashlib.sha256(identity + b"\0" + source).hexdigest()
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (identity, *sources))).hexdigest()

@@ -9,6 +9,7 @@ import sys  # for the last line: the function clears this namespace, which becom
 
 
 def r1_start(path, names, recursion_depth):
+    import _thread
     import builtins
     import sys
 
@@ -50,6 +51,7 @@ def r1_start(path, names, recursion_depth):
 
         builtins.open = io.open = open_stdin
     sys.setrecursionlimit(recursion_depth)
+    _thread.stack_size(8 << 20)  # Linux's default; else each has the program's, and the memory limit, of address space, holds few
     exec(code, namespace)  # noqa: S102
 
 

@@ -42,6 +42,13 @@ GRACE_SECONDS = 10.0  #: over the wall limit, until the sandbox itself is given 
 WATCH_SECONDS = 0.05  #: between looks at the memory of a test
 _WATCH_SLACK = 1 / 128  #: of the limit: page tables of memory that is in use
 _CREDENTIALS = struct.Struct("3i")  #: process, user, group, as the kernel adds them to a message
+_ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONINTMAXSTRDIGITS": "0",
+    "MALLOC_ARENA_MAX": "1",  # glibc reserves up to 128 MiB of address space, which is what is limited, for a thread's allocations
+}
 SOURCE = "{source}"  #: stands for the path of the source in a compiler's command
 _HERE = Path(__file__).parent
 
@@ -200,7 +207,7 @@ class Sandbox:
                 stdin=theirs,
                 stdout=self._messages,
                 stderr=self._messages,
-                env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONINTMAXSTRDIGITS": "0"},
+                env=_ENVIRONMENT,
                 cwd="/",
                 pass_fds=tuple(descriptors.values()),
                 start_new_session=True,
@@ -292,14 +299,7 @@ class Sandbox:
             "source": self._source,
             "folder": f"{self._folder.name}/tmp" if self._folder is not None else bubblewrap.TEMPORARY,
             "command": command,
-            "environment": {
-                "LANG": "C.UTF-8",
-                "PATH": "/usr/bin",
-                "PYTHONHASHSEED": "0",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONINTMAXSTRDIGITS": "0",
-                "PYTHONPATH": ":".join(packages),
-            },
+            "environment": {**_ENVIRONMENT, "PATH": "/usr/bin", "PYTHONPATH": ":".join(packages)},
             "packages": packages,
             "collect": program.collect,
             "prelude": program.prelude,

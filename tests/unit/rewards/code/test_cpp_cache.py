@@ -146,6 +146,14 @@ def test_a_source_is_compiled_once_and_other_sources_and_standards_are_other_pro
 
 
 @needs_cpp
+def test_what_is_compiled_beside_a_source_is_part_of_the_program(cache, monkeypatch):
+    source = "#include <thread>\nint main() { std::thread([] {}).join(); }"
+    assert isinstance(compile_cpp(source, ISOLATED, cache=cache), bytes)
+    monkeypatch.setattr("megatron_r1.rewards.code.cpp_compile._THREADS", b"#error another")
+    assert compile_cpp(source, ISOLATED, cache=cache).verdict == "compile_error"
+
+
+@needs_cpp
 def test_without_isolation_nothing_is_kept_and_nothing_taken(cache):
     settings = SandboxSettings(NO_ISOLATION)
     assert not isinstance(compile_cpp(HELLO % '"one"', settings, cache=cache), TestResult)

@@ -74,14 +74,48 @@ def test_the_stack_of_a_cpp_program(depth, limits, verdict):
     assert judged(DEEP_CPP, stdio(depth, depth, **limits), "cpp", cpu_seconds=8).parts["tests"] == [verdict]
 
 
-@needs_cpp
-def test_threads_of_a_cpp_program_fit_in_its_memory():
-    code = """#include <iostream>
+THREADS = 16  #: all alive at once: each waits for the others, and allocates
+THREADS_CPP = f"""#include <condition_variable>
+#include <iostream>
+#include <mutex>
 #include <thread>
 #include <vector>
-int main() { std::vector<std::thread> all; for (int i = 0; i < 5; ++i) all.emplace_back([] {}); for (auto& one : all) one.join();
-std::cout << 1; }"""
-    assert judged(code, stdio("", 1), "cpp").score == 1
+std::mutex held; std::condition_variable changed; int arrived = 0;
+void meet() {{
+    std::vector<int> own(1000, 1); std::unique_lock<std::mutex> lock(held); arrived += own[7]; changed.notify_all();
+    changed.wait(lock, [] {{ return arrived == {THREADS}; }}); }}
+int main() {{
+    std::vector<std::thread> all;
+    for (int i = 0; i < {THREADS}; ++i) all.emplace_back(meet);
+    for (auto& one : all) one.join();
+    std::cout << arrived; }}"""
+THREADS_PYTHON = f"""import threading
+meeting = threading.Barrier({THREADS})
+def meet():
+    own = bytearray(100_000)
+    meeting.wait()
+all_of_them = [threading.Thread(target=meet) for _ in range({THREADS})]
+for one in all_of_them: one.start()
+for one in all_of_them: one.join()
+"""
+
+
+@needs_cpp
+def test_threads_of_a_cpp_program_fit_in_its_memory():
+    assert judged(THREADS_CPP, stdio("", THREADS), "cpp").score == 1
+
+
+@needs_sandbox
+def test_threads_of_a_python_program_fit_in_its_memory():
+    assert judged(f"{THREADS_PYTHON}print({THREADS})", stdio("", THREADS)).score == 1
+    called = f"def f(n):\n    exec({THREADS_PYTHON!r}, {{}})\n    return n"
+    assert judged(called, {"fn_name": "f", "inputs": [[THREADS]], "outputs": [THREADS]}).score == 1
+
+
+@needs_sandbox
+def test_a_python_program_chooses_the_stack_of_its_threads():
+    code = f"import threading\nprint(threading.stack_size(64 << 20) >> 20)\n{THREADS_PYTHON.replace(str(THREADS), '2')}"
+    assert judged(code, stdio("", 8)).score == 1
 
 
 def test_a_problem_gets_what_it_asks_for_up_to_a_bound():
