@@ -138,10 +138,10 @@ def handle_training(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         return run_command(arguments.command, arguments.config, arguments.overrides)
     config = load_config(arguments.config, arguments.overrides)
-    from megatron_r1.pipeline.dry_run.found import Job
+    from megatron_r1.pipeline.dry_run.found import DryRun
     from megatron_r1.pipeline.dry_run.plan import plan_training
 
-    job = Job(arguments.world_size, arguments.gpus_per_node or Job.gpus_per_node, arguments.mean_tokens, arguments.table)
+    job = DryRun(arguments.world_size, arguments.gpus_per_node or DryRun.gpus_per_node, arguments.mean_tokens, arguments.table)
     print(plan_training(arguments.name, config, job))
     return 0
 
@@ -234,10 +234,10 @@ def handle_recipe(arguments: argparse.Namespace) -> int:
     first, last = arguments.first, arguments.last
     _refuse_without_dry_run(arguments, "world_size", "gpus_per_node")
     if arguments.dry_run:
-        from megatron_r1.pipeline.dry_run.found import Job
+        from megatron_r1.pipeline.dry_run.found import DryRun
         from megatron_r1.pipeline.recipe.plan import describe_plan
 
-        job = Job(arguments.world_size, arguments.gpus_per_node or Job.gpus_per_node)
+        job = DryRun(arguments.world_size, arguments.gpus_per_node or DryRun.gpus_per_node)
         print(describe_plan(config, first, last, job if arguments.world_size else None))
     else:
         from megatron_r1.pipeline.commands import run_recipe_command

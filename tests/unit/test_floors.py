@@ -22,6 +22,7 @@ FLOORS = [
     {"weights"},  # below mcore and rollout, which both use it
     {"mcore", "rollout", "evaluation", "curation"},
     {"training", "conversion", "preprocess"},  # none knows another
+    {"plan"},  # below report and pipeline, which both ask it
     {"report"},  # below pipeline, whose stages end with a report
     {"pipeline"},
     {"cli"},

@@ -14,19 +14,16 @@ from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.rates import RatesOf
 from megatron_r1.config.schema import Config
-from megatron_r1.conversion.megatron_folder import find_megatron_folder, holds_megatron, megatron_architecture
+from megatron_r1.conversion.model_shape import find_architecture, megatron_weights, require_language_model, reward_architecture
 from megatron_r1.data.tally.tokenizer import train_generated_tokenizer
 from megatron_r1.data.tokenizer import Tokenizer, check_tokenizer_fits
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.layout import Layout, group_sizes, resolve_layout
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.presets import resolve_architecture
 from megatron_r1.pipeline.session import Session
 from megatron_r1.runtime.checkpoints import verify_checkpoint
 from megatron_r1.runtime.open_files import needed_file_descriptors, require_open_files
 from megatron_r1.weights.generation import read_generation
-from megatron_r1.weights.hf import HfFolder
-from megatron_r1.weights.mapping import hf_shapes, repeated_names
 
 if TYPE_CHECKING:
     from megatron_r1.mcore.megatron_model import MegatronModel
@@ -46,30 +43,9 @@ def build_architecture(model: ModelConfig) -> Architecture:
     return arch
 
 
-def require_language_model(arch: Architecture, weights: str | None) -> None:
-    """Raises ConfigError if the model that `weights` hold is a reward model."""
-    if arch.is_reward_model:
-        raise ConfigError(f"model.weights={weights} is a reward model, which writes no text: give a language model")
-
-
-def find_architecture(model: ModelConfig) -> Architecture:
-    """The shape of the language model or reward model in `model.weights`, else of the preset; see `build_architecture`."""
-    if model.weights is None:
-        return resolve_architecture(model.preset, model.overrides)
-    if model.overrides:
-        raise ConfigError("model.overrides would have no effect on the folder in model.weights: drop one of the two")
-    megatron = _megatron_weights(model)
-    if megatron is not None:
-        return megatron_architecture(megatron)
-    folder = HfFolder(Path(model.weights))
-    arch = folder.architecture()
-    folder.check_kinds(hf_shapes(arch), repeated_names(arch))  # before a model of a config.json that lies takes all memory
-    return arch
-
-
 def model_folder(model: ModelConfig) -> Path | None:
     """The folder in which config.json of `model.weights` stands; None without one."""
-    return _megatron_weights(model) or (None if model.weights is None else Path(model.weights))
+    return megatron_weights(model) or (None if model.weights is None else Path(model.weights))
 
 
 def require_weights(model: ModelConfig, wanted: str) -> Path:
@@ -111,15 +87,6 @@ def resolve_policy_layout(config: Config, arch: Architecture, world_size: int, *
     mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
     stages = config.megatron.pipeline_model_parallel_layout
     return resolve_layout(config.parallel, arch, world_size, mtp=mtp, packed=packed, stages=stages)
-
-
-def reward_architecture(found: Architecture, weights: str | None, label: str | None) -> Architecture:
-    """The shape of a reward model on `found`, which `weights` hold; see `build_reward_model`."""
-    if label is None and not found.is_reward_model:
-        raise ConfigError(f"model.weights={weights} is no reward model: make one of it with megatron-r1 reward-model")
-    if found.is_reward_model and label not in (None, found.score_label):
-        raise ConfigError(f"model.weights={weights} is a reward model for {found.score_label!r}, reward_model.kind is {label!r}")
-    return found if label is None or found.is_reward_model else found.as_reward_model(label)
 
 
 def build_policy(
@@ -225,7 +192,7 @@ def _load_given_weights(config: ModelConfig, model: MegatronModel, trunk_of: Arc
     Args:
         trunk_of: the language model that `model.weights` holds, if `model` is a reward model that shares its layers.
     """
-    if megatron := _megatron_weights(config):
+    if megatron := megatron_weights(config):
         model.generation = read_generation(megatron, model.arch.vocab_size)
         from megatron_r1.mcore.checkpoint import load_policy_weights
 
@@ -234,10 +201,3 @@ def _load_given_weights(config: ModelConfig, model: MegatronModel, trunk_of: Arc
     elif config.weights is not None:
         model.generation = read_generation(Path(config.weights), model.arch.vocab_size)
         model.load_hf(Path(config.weights), trunk_of)
-
-
-def _megatron_weights(model: ModelConfig) -> Path | None:
-    """The checkpoint that `model.weights` is or holds; None if it is a Hugging Face folder or not set."""
-    if model.weights is None or not holds_megatron(Path(model.weights)):
-        return None
-    return find_megatron_folder(Path(model.weights))

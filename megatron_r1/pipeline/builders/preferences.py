@@ -14,13 +14,14 @@ import numpy as np
 
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import Config
+from megatron_r1.conversion.model_shape import find_architecture
 from megatron_r1.data.chat.messages import Message, Role
 from megatron_r1.data.chat.template import encode_chat
 from megatron_r1.data.preferences import LabelledDialogues
 from megatron_r1.data.reward_packing import ScoredExample
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, find_architecture, require_weights
+from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, require_weights
 from megatron_r1.pipeline.session import Session
 from megatron_r1.rewards.compose import Verdicts
 from megatron_r1.rewards.protocol import Verdict

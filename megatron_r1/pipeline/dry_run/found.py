@@ -19,7 +19,7 @@ Rows = list[tuple[str, str]]  #: a label, "" if it is that of the row before, an
 
 
 @dataclass(frozen=True)
-class Job:
+class DryRun:
     """What is asked about. What is not given follows from the settings."""
 
     world_size: int | None = None  #: ranks; None: as few as the layout needs
@@ -62,7 +62,7 @@ class Found:
     """What the settings resolve to."""
 
     config: Config
-    job: Job
+    job: DryRun
     cluster: Cluster
     device: Literal["cpu", "cuda"]
     arch: Architecture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 
 from megatron_r1.config.schema import Config
+from megatron_r1.conversion.model_shape import FOR_WANT, shape_of_model
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore import host
 from megatron_r1.mcore.layout import smallest_layout
@@ -23,15 +24,14 @@ from megatron_r1.pipeline.dry_run.describe import (
     describe_unchecked,
     table_of_ranks,
 )
-from megatron_r1.pipeline.dry_run.found import Engines, Found, Job
-from megatron_r1.pipeline.dry_run.shape import FOR_WANT, shape_of_model
+from megatron_r1.pipeline.dry_run.found import DryRun, Engines, Found
 from megatron_r1.pipeline.dry_run.stages import PLANNED
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.runtime.device import resolve_device
 from megatron_r1.runtime.files import written_atomically
 
 
-def plan_training(command: str, config: Config, job: Job) -> str:
+def plan_training(command: str, config: Config, job: DryRun) -> str:
     """A table of what `megatron-r1 <command>` would do.
 
     Raises:
@@ -64,7 +64,7 @@ def plan_training(command: str, config: Config, job: Job) -> str:
     return "\n".join([head, *(f"{label:<12}{text}" for label, text in rows)])
 
 
-def _resolve_job(command: str, config: Config, job: Job, arch: Architecture, shape_from: str) -> Found:
+def _resolve_job(command: str, config: Config, job: DryRun, arch: Architecture, shape_from: str) -> Found:
     stage = PLANNED[command]
     device = config.runtime.device
     kind = resolve_device("auto").kind if device == "auto" else device

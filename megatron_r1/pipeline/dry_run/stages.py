@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from megatron_r1.config.lengths import for_longest_response, length_phases
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.schema import Config
+from megatron_r1.conversion.model_shape import require_language_model, reward_architecture
 from megatron_r1.data.fill_in_middle import ADDED
 from megatron_r1.data.sft import token_limit
 from megatron_r1.data.token_files import open_token_file
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.pipeline.builders.models import require_language_model, resolve_policy_layout, reward_architecture
+from megatron_r1.pipeline.builders.models import resolve_policy_layout
 from megatron_r1.pipeline.builders.pretrain_rows import require_row, split_documents
 from megatron_r1.pipeline.builders.rewards import check_custom_rewards
 from megatron_r1.pipeline.dry_run.batches import idle_share, pack_lengths

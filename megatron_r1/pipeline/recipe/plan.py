@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
-from megatron_r1.pipeline.dry_run.found import Job
+from megatron_r1.pipeline.dry_run.found import DryRun
 from megatron_r1.pipeline.dry_run.plan import plan_training
 from megatron_r1.pipeline.recipe.folder import BASE_MODELS, Recipe
 from megatron_r1.pipeline.recipe.measure import Measured, lacks_requests, measure_stage, read_measured
@@ -105,7 +105,7 @@ def check_gate(config: Config, name: str, measured: Measured) -> None:
             )
 
 
-def describe_plan(config: Config, first: str | None = None, last: str | None = None, job: Job | None = None) -> str:
+def describe_plan(config: Config, first: str | None = None, last: str | None = None, job: DryRun | None = None) -> str:
     """What a run would do, stage by stage; nothing is started.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_r1.config.schema import Config
+from megatron_r1.conversion.model_shape import find_architecture
 from megatron_r1.data.preferences import READERS, split_heldout
 from megatron_r1.pipeline.artifact import Artifact
-from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer, find_architecture
+from megatron_r1.pipeline.builders.models import build_reward_model, build_tokenizer
 from megatron_r1.pipeline.builders.preferences import encode_examples
 from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import (

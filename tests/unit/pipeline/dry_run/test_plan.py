@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron_r1 import cli
 from megatron_r1.config.load import load_config
 from megatron_r1.model.presets import PRESETS
-from megatron_r1.pipeline.dry_run.found import Job
+from megatron_r1.pipeline.dry_run.found import DryRun
 from megatron_r1.pipeline.dry_run.plan import plan_training
 from tests.paths import ROOT
 from tests.token_sources import numbered_documents, write_source
@@ -63,7 +63,7 @@ def test_an_example_fits_its_job(name):
     config, (commands, size) = load_config(EXAMPLES / f"{name}.yaml"), COMMANDS[name]
     before = Path(config.run_dir).exists()  # of a run by hand
     for command in commands:
-        table = plan_training(command, config, Job(size))
+        table = plan_training(command, config, DryRun(size))
         assert table.startswith(f"dry run of {command}: {size or ''}") and "nothing is started" in table
         assert all(f"\n{part} " in table for part in ("model", "layout", "stages", "time-outs", "not checked"))
     assert not dist.is_initialized() and Path(config.run_dir).exists() == before
@@ -115,7 +115,7 @@ def test_every_rank_of_the_published_job_is_told(tmp_path, capsys):
 def test_the_shape_of_a_config_alone_is_taken(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny"].to_hf_config(0, 1, "float32")))
     config = load_config(EXAMPLES / "tiny_cpu/stage4.yaml", [f"model.weights={tmp_path}", "model.overrides={}"])
-    assert "which has no weights beside it" in plan_training("grpo", config, Job())
+    assert "which has no weights beside it" in plan_training("grpo", config, DryRun())
 
 
 @pytest.mark.parametrize(
