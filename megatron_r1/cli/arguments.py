@@ -29,6 +29,7 @@ from megatron_r1.cli.commands import (
     handle_status,
     handle_training,
 )
+from megatron_r1.cli.plan import add_plan
 from megatron_r1.cli.talk import add_talk
 from megatron_r1.config.help import count_settings, describe_settings
 from megatron_r1.conversion.arguments import add_convert
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check_problems(commands)
     add_preprocess(commands)
     add_convert(commands)
+    add_plan(commands)
     add_talk(commands)
     _add_config(commands)
     _add_run_folder_commands(commands)

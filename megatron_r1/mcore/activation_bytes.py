@@ -37,7 +37,7 @@ class ActivationBytes:
 
 def activation_bytes(
     arch: Architecture, layout: Layout, *, recompute: str, tokens: int, stage: int, width: int = 2, mtp_trained: bool = False,
-    modules: Collection[str] = (),
+    modules: Collection[str] = (), micro_batches: int | None = None, imbalance: float = 1.0,
 ) -> ActivationBytes:  # fmt: skip
     """What a rank of this stage keeps.
 
@@ -48,25 +48,45 @@ def activation_bytes(
         stage: of the pipeline, from 0; of virtual stages the ones of a rank are counted together.
         width: bytes of a number.
         mtp_trained: whether multi-token prediction is trained.
+        micro_batches: of an update; fewer than the pipeline has stages keep less. None: enough.
+        imbalance: as for `layer_numbers`.
     """
     count = layout.decoder_layers(arch.num_hidden_layers)
-    chunks = range(stage, layout.pp * layout.vpp, layout.pp)
-    layers = [layer for chunk in chunks for layer in range(sum(count[:chunk]), sum(count[: chunk + 1]))]
     positions = tokens // layout.cp
     parts = frozenset(modules) if recompute == "selective" else frozenset()
-    of_layers = [layer_numbers(arch, layer, parts) * positions * width // layout.tp for layer in layers]
     inputs = arch.hidden_size * positions * width // layout.tp
     is_last = stage == layout.pp - 1
     heads = (1 + (arch.mtp_depth if mtp_trained else 0)) if is_last else 0
-    if is_last and mtp_trained:
-        of_layers += [layer_numbers(arch, arch.num_hidden_layers - 1, parts) * positions * width // layout.tp] * arch.mtp_depth
-    in_flight = layout.pp - stage if layout.vpp == 1 else layout.pp  # interleaved: at most, of each chunk
-    full = recompute == "full"
+    full, kept, largest = recompute == "full", 0, 0
+    for turn, times in enumerate(passes_in_flight(layout, stage, micro_batches)):
+        chunk = stage + turn * layout.pp
+        layers = list(range(sum(count[:chunk]), sum(count[: chunk + 1])))
+        if is_last and mtp_trained and turn == layout.vpp - 1:
+            layers += [arch.num_hidden_layers - 1] * arch.mtp_depth
+        of_layers = [layer_numbers(arch, layer, parts, imbalance) * positions * width // layout.tp for layer in layers]
+        kept += times * (inputs * len(of_layers) if full else sum(of_layers))
+        largest = max([largest, *of_layers])
     return ActivationBytes(
-        kept=in_flight * (inputs * len(of_layers) if full else sum(of_layers)),
-        recomputed=max(of_layers) if full else 0,
+        kept=kept,
+        recomputed=largest if full else 0,
         logits=logits_bytes(arch, layout, positions, width) * heads + (4 * WIDE_LOGITS if heads else 0),
     )
+
+
+def passes_in_flight(layout: Layout, stage: int, micro_batches: int | None = None) -> list[int]:
+    """Of each virtual stage of a rank, the micro-batches that are between forward and backward pass at the fullest moment.
+
+    Megatron-Core's schedules: one forward, one backward after a warm-up of one pass for every stage that follows; interleaved, of
+    two for every stage that follows and of all virtual stages but one, which take `pp` micro-batches in turn.
+    """
+    pp, vpp = layout.pp, layout.vpp
+    passes = pp - stage if vpp == 1 else 2 * (pp - stage - 1) + (vpp - 1) * pp + 1
+    if micro_batches is not None:
+        passes = min(passes, micro_batches * vpp)
+    counts = [0] * vpp
+    for number in range(passes):
+        counts[number // pp % vpp] += 1
+    return counts
 
 
 def logits_bytes(arch: Architecture, layout: Layout, positions: int, width: int = 2) -> int:
@@ -74,12 +94,12 @@ def logits_bytes(arch: Architecture, layout: Layout, positions: int, width: int 
     return positions * padded_vocabulary(arch.vocab_size, layout.tp) // layout.tp * width
 
 
-def layer_numbers(arch: Architecture, layer: int, recomputed: Collection[str] = ()) -> int:
+def layer_numbers(arch: Architecture, layer: int, recomputed: Collection[str] = (), imbalance: float = 1.0) -> int:
     """Numbers a position that one layer keeps on all tensor-parallel ranks together, but for modules that are recomputed.
 
     Norms keep what they take and what the next product takes. A SwiGLU keeps both halves of the first product, the first one after
     SiLU, a copy of the second, and their product. Of a mixture of experts, the copies of a position are counted as if all experts
-    were used alike.
+    were used alike, times `imbalance`: the tokens of the rank whose experts are used most, over the mean.
     """
     settings = arch.megatron_settings()
     experts = arch.experts if arch.is_moe_layer(layer) else None
@@ -90,7 +110,7 @@ def layer_numbers(arch: Architecture, layer: int, recomputed: Collection[str] = 
     else:
         of_expert = (2 if "moe_act" in recomputed else 5) * experts.width + arch.hidden_size
         shared = 0 if "shared_experts" in recomputed else 5 * experts.shared_width
-        feed_forward = settings["moe_router_topk"] * of_expert + shared
+        feed_forward = round(imbalance * settings["moe_router_topk"] * of_expert) + shared
     fused = (arch.ATTENTION == "grouped_query") + (experts is None)  # norms that are a part of the next layer
     norms = 4 - (2 - fused if "layernorm" in recomputed else 0)
     return norms * arch.hidden_size + _attention_numbers(arch, settings) + feed_forward

@@ -1,0 +1,74 @@
+"""`megatron-r1 plan`: what a stage takes, before it is started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_r1.config.load import load_config
+from megatron_r1.errors import ConfigError
+
+MOST_NODES = 100_000
+_STAGES = ("pretrain", "sft", "reward-model", "grpo", "rejection", "convert")  # plan.job's, which imports torch
+
+
+def add_plan(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    plan = commands.add_parser(
+        "plan",
+        help="what a stage takes of devices and nodes, before it is started",
+        description="Works out the memory of every phase of a stage, of the device and of the node that need most. Weights, data "
+        "and devices need not be here. Exit code 2 if it does not fit.",
+    )
+    plan.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; what it leaves out keeps its default")
+    plan.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
+    plan.add_argument("--stage", choices=_STAGES, default="grpo", help="what is planned (default grpo)")
+    plan.add_argument("--gpu", metavar="NAME", help="A100, H20, H800, H100, H200, B200 or GB200; default: H800")
+    plan.add_argument("--nodes", type=_count, metavar="N", help="default: as few as the layout needs")
+    plan.add_argument("--gpus-per-node", type=_count, metavar="N", default=8, help="ranks of a node; default: 8")
+    plan.add_argument(
+        "--imbalance", type=_factor, metavar="F", help="tokens of the rank whose experts are used most, over the mean; default: 1.3"
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE.json", help="also write the plan there, in bytes")
+    plan.set_defaults(handler=handle_plan)
+
+
+def handle_plan(arguments: argparse.Namespace) -> int:
+    """Print the plan. The exit code is 2 if it does not fit."""
+    config = load_config(arguments.config, arguments.overrides)
+    from megatron_r1.plan.job import read_job
+    from megatron_r1.plan.memory import IMBALANCE, plan_memory
+    from megatron_r1.plan.table import describe_job, describe_memory, memory_rows
+    from megatron_r1.runtime.files import write_atomically
+
+    job = read_job(config, arguments.stage, arguments.gpu, arguments.nodes, devices_per_node=arguments.gpus_per_node)
+    plan = plan_memory(job, arguments.imbalance or IMBALANCE)
+    print(describe_job(job))
+    print(describe_memory(job, plan))
+    problems = plan.shortfalls()
+    if arguments.json is not None:
+        found = {"stage": job.stage, "device": job.device_name, "ranks": job.world_size, "nodes": job.nodes}
+        found |= {"fits": not problems, "memory": memory_rows(plan)}
+        write_atomically(arguments.json, json.dumps(found, indent=1) + "\n")
+    if problems:
+        raise ConfigError(f"{arguments.stage} does not fit: {problems[0]}")
+    return 0
+
+
+def _number_above(least: float, kind: Callable[[str], float], what: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = -1
+        if not least <= number <= MOST_NODES:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {least:g} to {MOST_NODES:,}")
+        return number
+
+    return read
+
+
+_count = _number_above(1, int, "whole number")
+_factor = _number_above(1, float, "number")
