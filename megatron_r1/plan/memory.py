@@ -234,6 +234,6 @@ def _say(phase: MemoryPhase, of: str, needed: float, room: float, cut: Term | No
 def _too_small_cache(engine: EngineMemory) -> str:
     return (
         f"sampling: an engine's weights and activations take {(engine.weights + engine.activations) / 1e9:,.1f} GB of its "
-        f"{engine.budget / 1e9:,.1f} GB a device, and a sequence of the longest kind takes {engine.sequence / 1e9:,.1f} GB of cache: "
+        f"{engine.budget / 1e9:,.1f} GB a device, and the longest sequence takes {engine.sequence / 1e9:,.1f} GB of cache: "
         "raise rollout.gpu_memory_utilization or rollout.tensor_parallel_size"
     )
