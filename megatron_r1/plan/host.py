@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_r1.mcore.state_bytes import optimizer_bytes
 from megatron_r1.plan.engine import engine_weights, opened_config, samples
 from megatron_r1.plan.job import Job
@@ -9,6 +11,7 @@ from megatron_r1.plan.parameters import gradient_ranks
 from megatron_r1.plan.static import RankState
 from megatron_r1.plan.terms import Term
 from megatron_r1.rollout.weight_buckets import bucket_bytes
+from megatron_r1.weights.mapping import model_entries
 
 #: Of nodes as NVIDIA builds them: DGX A100 and H100 have 2 TB; a tray of GB200 NVL72 has two Grace CPUs of 480 GB.
 NODE_BYTES = {"GB200": 960 * 10**9}
@@ -16,6 +19,8 @@ USUAL_NODE_BYTES = 2 * 10**12
 #: Of a rank, and of an engine's worker, without any tensor of the model: Python, torch with CUDA, Megatron-Core or vLLM. Assumed.
 PROCESS = 4.0e9
 _SAMPLED = 32  #: bytes of a sampled token: id and log-prob, trainer's log-probs, text and the arrays that are packed of it
+_CONVERTED = 4  #: tensors that a process of a conversion holds: two read ahead, one at hand, and one that is put together of it
+_FLOAT32 = 4
 _SYSTEM = 16e9  #: of the operating system and the page cache that it needs. Assumed
 
 
@@ -54,6 +59,13 @@ def saved(job: Job, rank: RankState) -> Term:
     )
     each = of_optimizer + rank.state.weights + rank.state.reference
     return Term("checkpoint", job.devices_per_node * each, "checkpoint.asynchronous")
+
+
+def converting(job: Job) -> tuple[Term, ...]:
+    """What the processes of a conversion hold on a node: a few tensors each, never the model."""
+    largest = max(math.prod(entry.full_shape) for entry in model_entries(job.arch))
+    tensors = job.devices_per_node * _CONVERTED * largest * _FLOAT32
+    return Term("processes", job.devices_per_node * PROCESS), Term("system", _SYSTEM), Term("tensors", tensors)
 
 
 def shared_memory(job: Job) -> Term:

@@ -77,6 +77,8 @@ def plan_memory(job: Job, imbalance: float = IMBALANCE) -> MemoryPlan:
 
 def stage_phases(job: Job, stage: int, engine: EngineMemory | None, imbalance: float = IMBALANCE) -> list[MemoryPhase]:
     """The phases of a rank of one pipeline stage, and of a node full of such ranks."""
+    if job.stage == "convert":
+        return [MemoryPhase("converting", (), host.converting(job))]
     rank = rank_state(job, stage)
     phases: list[MemoryPhase] = []
     if engine is not None:

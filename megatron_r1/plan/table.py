@@ -31,10 +31,12 @@ def describe_job(job: Job) -> str:
 
 def describe_memory(job: Job, plan: MemoryPlan) -> str:
     """Both tables, of a device and of a node, the engine's room, and what does not fit."""
-    lines = [f"\nmemory of a device, GB, of the pipeline stage that needs most; each has {plan.device_bytes / 1e9:,.1f}"]
-    lines += _table(plan.phases, [phase.device for phase in plan.phases], plan.device_bytes)
-    if job.layout.pp > 1:
-        lines.append("stage: " + ", ".join(f"{name} {stage}" for name, stage in plan.fullest.items()))
+    lines = []
+    if any(phase.device for phase in plan.phases):
+        lines.append(f"\nmemory of a device, GB, of the pipeline stage that needs most; each has {plan.device_bytes / 1e9:,.1f}")
+        lines += _table(plan.phases, [phase.device for phase in plan.phases], plan.device_bytes)
+        if job.layout.pp > 1:
+            lines.append("stage: " + ", ".join(f"{name} {stage}" for name, stage in plan.fullest.items()))
     lines.append(f"\nmemory of a node, GB; each has {plan.node_bytes / 1e9:,.0f}")
     lines += _table(plan.phases, [phase.host for phase in plan.phases], plan.node_bytes)
     if plan.engine is not None:

@@ -148,6 +148,14 @@ def test_the_last_stage_has_the_logits_that_cross_entropy_keeps() -> None:
     assert job.layout.tp == ParallelConfig(tp=2).tp
 
 
+def test_sampling_alone_and_conversion_are_planned_too() -> None:
+    config = load_config(V3 / "r1.yaml")
+    rejection = phases(plan_memory(read_job(config, "rejection", nodes=64)))
+    assert list(rejection) == ["sampling"] and "weights" not in device(rejection["sampling"])
+    converted = phases(plan_memory(read_job(config, "convert", nodes=1)))["converting"]
+    assert converted.device == () and 40e9 < converted.host_bytes < 200e9, "eight processes with a few tensors each, not the model"
+
+
 def test_a_cpu_is_no_device_to_plan_for() -> None:
     with pytest.raises(ConfigError, match="give --gpu"):
         plan_memory(read_job(Config(runtime={"device": "cpu"}), "sft"))
