@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.config.schema import Config
@@ -30,7 +31,7 @@ class Job:
     config: Config
     arch: Architecture  #: of the model that is trained, sampled or converted
     shape_from: str  #: where the shape was found
-    layout: Layout  #: of the policy; of a pretraining with phases, without their `cp`
+    layout: Layout  #: of the model; of a pretraining with phases, without their `cp`; unsplit where nothing is trained
     switches: Switches  #: of Megatron-Core, those that are on if the machines have all that they need
     device: Accelerator | None  #: None: ranks on CPUs
     nodes: int
@@ -128,19 +129,20 @@ def _resolve(
         arch = reward_architecture(arch, config.model.weights, config.reward_model.kind)
     elif stage != "convert":
         require_language_model(arch, config.model.weights)
-    stages = config.megatron.pipeline_model_parallel_layout
-    parallel = config.parallel
+    trains = stage in _TRAINED
+    parallel = config.parallel if trains else ParallelConfig()  # engines and conversions go by other sizes, on any number of ranks
+    stages = config.megatron.pipeline_model_parallel_layout if trains else None
     if world_size is None and nodes is None:
         world_size = smallest_layout(parallel, arch, stages).world_size
     elif world_size is None:
         world_size = (nodes or 1) * devices_per_node
-    packed = stage != "pretrain" or config.pretrain.mask_documents
+    packed = trains and (stage != "pretrain" or config.pretrain.mask_documents)
     moe = _moe(stage, config)
     mtp = stage in ("pretrain", "sft", "grpo") and moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
-    layout = resolve_layout(parallel, arch, world_size, mtp=mtp, packed=packed and stage in _TRAINED, stages=stages)
-    work = SwitchContext(arch, layout, config.runtime, moe, packed, stage in _TRAINED)
+    layout = resolve_layout(parallel, arch, world_size, mtp=mtp, packed=packed, stages=stages)
+    work = SwitchContext(arch, layout, config.runtime, moe, packed, trains)
     machine = planned_machine("cpu" if device is None else "cuda", config.megatron.fp8_recipe)
-    switches = resolve_switches(config.megatron, work, machine) if stage in _TRAINED else Switches()
+    switches = resolve_switches(config.megatron, work, machine) if trains else Switches()
     needed = -(-world_size // devices_per_node)
     if nodes is not None and nodes < needed:
         raise ConfigError(f"{world_size} ranks need {needed} nodes of {devices_per_node}, --nodes is {nodes}")
