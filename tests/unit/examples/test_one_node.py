@@ -37,7 +37,7 @@ STATED = {
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.model}-{job.gpus}")
 def test_a_job_is_planned_and_fits_or_says_that_it_does_not(job: Job) -> None:
     for name in STATED:
-        planned = plan_training("grpo", load_config(FOLDER / f"{name}.yaml", job.settings()), found.Job(job.gpus))
+        planned = plan_training("grpo", load_config(FOLDER / f"{name}.yaml", job.settings()), found.DryRun(job.gpus))
         assert f"dry run of grpo: {job.gpus} rank(s) on 1 node(s)" in planned and f"engines     {job.gpus}, beside" in planned
         assert f"shape from model.preset={job.preset}" in planned
         assert need(job, name).fits is not (job.gpus == 1 and job.model in TOO_LARGE)
