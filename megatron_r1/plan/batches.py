@@ -28,7 +28,7 @@ def batches(job: Job) -> list[Batch]:
     Raises:
         ConfigError: a part's layout or batch does not divide.
     """
-    return {"pretrain": _pretrain, "sft": _sft, "reward-model": _reward_model, "grpo": _grpo}[job.stage](job)
+    return {"pretrain": _pretrain, "sft": _sft, "reward-model": _reward_model_batches, "grpo": _grpo}[job.stage](job)
 
 
 def largest_batch(job: Job) -> Batch:
@@ -56,13 +56,13 @@ def _pretrain(job: Job) -> list[Batch]:
 def _sft(job: Job) -> list[Batch]:
     stage = job.config.sft
     limit = token_limit(stage)
-    return [_packed(job, stage.micro_batch_tokens, limit, stage.batch_size, "sft.micro_batch_tokens")]
+    return [_packed_batch(job, stage.micro_batch_tokens, limit, stage.batch_size, "sft.micro_batch_tokens")]
 
 
-def _reward_model(job: Job) -> list[Batch]:
+def _reward_model_batches(job: Job) -> list[Batch]:
     stage = job.config.reward_model
     longest = min(stage.micro_batch_tokens, (2 if stage.kind == "helpful" else 1) * stage.max_tokens)
-    return [_packed(job, stage.micro_batch_tokens, longest, stage.batch_size, "reward_model.micro_batch_tokens")]
+    return [_packed_batch(job, stage.micro_batch_tokens, longest, stage.batch_size, "reward_model.micro_batch_tokens")]
 
 
 def _grpo(job: Job) -> list[Batch]:
@@ -71,12 +71,12 @@ def _grpo(job: Job) -> list[Batch]:
     found = []
     for phase in phases:
         longest = prompt + phase.max_response_tokens - 1
-        batch = _packed(job, phase.micro_batch_tokens, longest, stage.minibatch_size, phase.micro_batch_key)
+        batch = _packed_batch(job, phase.micro_batch_tokens, longest, stage.minibatch_size, phase.micro_batch_key)
         found.append(replace(batch, name=f"from update {phase.after_updates:,}" if len(phases) > 1 else ""))
     return found
 
 
-def _packed(job: Job, tokens: int, longest: int, samples: int, setting: str) -> Batch:
+def _packed_batch(job: Job, tokens: int, longest: int, samples: int, setting: str) -> Batch:
     """With samples at their limit, which need the most micro-batches."""
     of_rank = -(-samples // job.layout.dp)
     return Batch("", tokens, -(-of_rank // max(1, tokens // longest)), job.layout, setting)

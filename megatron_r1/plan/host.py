@@ -46,7 +46,7 @@ def resident(job: Job, rank: RankState) -> tuple[Term, ...]:
         terms.append(Term("reward models", ranks * kept, "runtime.offload"))
         terms.append(Term("rollouts", _rollouts(job), "grpo.prompts_per_rollout"))
     if job.stage == "pretrain" and job.config.pretrain.ema_decay is not None:
-        terms.append(Term("average of the weights", ranks * 8 * _share(job, rank), "pretrain.ema_decay"))
+        terms.append(Term("average of the weights", ranks * 8 * _optimizer_share(job, rank), "pretrain.ema_decay"))
     return tuple(term for term in terms if term.amount)
 
 
@@ -77,7 +77,7 @@ def shared_memory(job: Job) -> Term:
     return Term("shared memory of weights", engines * bucket, "rollout.bucket_mb")
 
 
-def _share(job: Job, rank: RankState) -> int:
+def _optimizer_share(job: Job, rank: RankState) -> int:
     dense, experts = gradient_ranks(job.layout)
     return rank.parameters.dense // dense + rank.parameters.experts // experts
 

@@ -47,9 +47,9 @@ class MemoryPlan:
             found.append(_too_small_cache(self.engine))
         device, node = self.peak, self.host_peak
         if device.device_bytes > self.device_bytes:
-            found.append(_say(device, "a device", device.device_bytes, self.device_bytes, device.largest()))
+            found.append(_say_shortfall(device, "a device", device.device_bytes, self.device_bytes, device.largest()))
         if node.host_bytes > self.node_bytes:
-            found.append(_say(node, "a node", node.host_bytes, self.node_bytes, node.largest(host=True)))
+            found.append(_say_shortfall(node, "a node", node.host_bytes, self.node_bytes, node.largest(host=True)))
         return found
 
 
@@ -82,19 +82,19 @@ def stage_phases(job: Job, stage: int, engine: EngineMemory | None, imbalance: f
     rank = rank_state(job, stage)
     phases: list[MemoryPhase] = []
     if engine is not None:
-        phases += _sampling(job, rank, engine)
+        phases += _sampling_phases(job, rank, engine)
     if job.stage == "grpo":
-        phases += _scoring(job, rank, stage, engine, imbalance)
+        phases += _scoring_phases(job, rank, stage, engine, imbalance)
     if job.is_trained:
-        phases += _training(job, rank, stage, engine, imbalance)
+        phases += _training_phases(job, rank, stage, engine, imbalance)
     if engine is not None and job.is_trained:
-        phases.append(_sync(job, rank, engine))
+        phases.append(_sync_phase(job, rank, engine))
     return phases
 
 
-def _sampling(job: Job, rank: RankState, engine: EngineMemory) -> list[MemoryPhase]:
+def _sampling_phases(job: Job, rank: RankState, engine: EngineMemory) -> list[MemoryPhase]:
     """While engines sample, of the trainer is there what `runtime.offload` leaves."""
-    trainer = _trainer(job, rank, moved=frozenset(job.runtime.offload)) if job.is_trained else ()
+    trainer = _trainer_terms(job, rank, moved=frozenset(job.runtime.offload)) if job.is_trained else ()
     resident = host.resident(job, rank)
     if opened_config(job).rollout.placement == "disaggregated":
         own = (*engine.terms, Term("CUDA, NCCL", CONTEXT + COMMUNICATOR))
@@ -102,9 +102,9 @@ def _sampling(job: Job, rank: RankState, engine: EngineMemory) -> list[MemoryPha
     return [MemoryPhase("sampling", (*trainer, *engine.terms, _overhead(job)), resident)]
 
 
-def _training(job: Job, rank: RankState, stage: int, engine: EngineMemory | None, imbalance: float) -> list[MemoryPhase]:
+def _training_phases(job: Job, rank: RankState, stage: int, engine: EngineMemory | None, imbalance: float) -> list[MemoryPhase]:
     away = frozenset(job.runtime.offload) - {"optimizer", "gradients"}
-    static = (*_trainer(job, rank, moved=away), *_resting(job, engine), _overhead(job))
+    static = (*_trainer_terms(job, rank, moved=away), *_resting(job, engine), _overhead(job))
     resident, phases = host.resident(job, rank), []
     for batch in batches(job):
         passing = activation_terms(job, batch, stage, imbalance, backward=True)
@@ -116,9 +116,9 @@ def _training(job: Job, rank: RankState, stage: int, engine: EngineMemory | None
     return [*phases, MemoryPhase("saving", static, (*resident, *writing))]
 
 
-def _scoring(job: Job, rank: RankState, stage: int, engine: EngineMemory | None, imbalance: float) -> list[MemoryPhase]:
+def _scoring_phases(job: Job, rank: RankState, stage: int, engine: EngineMemory | None, imbalance: float) -> list[MemoryPhase]:
     """Log-probs of policy and reference, and the scores of reward models: forward passes alone."""
-    left = (*_trainer(job, rank, moved=frozenset(job.runtime.offload)), *_resting(job, engine), _overhead(job))
+    left = (*_trainer_terms(job, rank, moved=frozenset(job.runtime.offload)), *_resting(job, engine), _overhead(job))
     resident, batch = host.resident(job, rank), largest_batch(job)
     passing = activation_terms(job, batch, stage, imbalance, backward=False)
     phases = []
@@ -135,10 +135,10 @@ def _scoring(job: Job, rank: RankState, stage: int, engine: EngineMemory | None,
     return phases
 
 
-def _sync(job: Job, rank: RankState, engine: EngineMemory) -> MemoryPhase:
+def _sync_phase(job: Job, rank: RankState, engine: EngineMemory) -> MemoryPhase:
     """New weights: the engine holds its own, without a cache if it slept, and the trainer gathers tensor after tensor."""
     rollout = opened_config(job).rollout
-    trainer = _trainer(job, rank, moved=frozenset(job.runtime.offload))
+    trainer = _trainer_terms(job, rank, moved=frozenset(job.runtime.offload))
     gathered = Term("gathered tensor", 2 * job.arch.vocab_size * job.arch.hidden_size * job.width, "parallel.tp")
     apart = rollout.placement == "disaggregated"
     device: list[Term] = [*trainer, gathered, _overhead(job)]
@@ -153,7 +153,7 @@ def _sync(job: Job, rank: RankState, engine: EngineMemory) -> MemoryPhase:
     return MemoryPhase("weight sync", tuple(device), (*host.resident(job, rank), host.shared_memory(job)))
 
 
-def _trainer(job: Job, rank: RankState, moved: frozenset[str]) -> tuple[Term, ...]:
+def _trainer_terms(job: Job, rank: RankState, moved: frozenset[str]) -> tuple[Term, ...]:
     """What is on the device of the trainer's state, but for what is `moved`."""
     state = rank.state
     split = "parallel.ep" if job.arch.experts is not None else "parallel.tp"
@@ -226,7 +226,7 @@ def _overhead(job: Job) -> Term:
     return Term("CUDA, NCCL", CONTEXT + COMMUNICATOR * communicators(job.layout))
 
 
-def _say(phase: MemoryPhase, of: str, needed: float, room: float, cut: Term | None) -> str:
+def _say_shortfall(phase: MemoryPhase, of: str, needed: float, room: float, cut: Term | None) -> str:
     most = (
         "" if cut is None else f"; of it {cut.name} {cut.amount / 1e9:,.1f} GB" + (f": change {cut.setting}" if cut.setting else "")
     )

@@ -27,10 +27,10 @@ def rank_state(job: Job, stage: int) -> RankState:
         job.arch, job.layout, stage, trains_mtp=job.trains_mtp, freeze_router=job.stage == "grpo" and job.section.freeze_router,
         trains=job.is_trained,
     )  # fmt: skip
-    return RankState(held, _state(job, held), tuple(_reward_model(job, arch, stage) for arch in reward_models(job)))
+    return RankState(held, _training_state(job, held), tuple(_scorer_weights(job, arch, stage) for arch in reward_models(job)))
 
 
-def _state(job: Job, held: HeldParameters) -> StateBytes:
+def _training_state(job: Job, held: HeldParameters) -> StateBytes:
     dense_ranks, expert_ranks = gradient_ranks(job.layout)
     is_bf16 = job.runtime.dtype == "bf16"
     state = StateBytes.of(
@@ -67,6 +67,6 @@ def reward_models(job: Job) -> list[Architecture]:
     return found
 
 
-def _reward_model(job: Job, arch: Architecture, stage: int) -> int:
+def _scorer_weights(job: Job, arch: Architecture, stage: int) -> int:
     held = held_parameters(arch, job.layout, stage, trains=False)
     return job.width * held.all + held.buffer_bytes

@@ -34,11 +34,11 @@ def describe_memory(job: Job, plan: MemoryPlan) -> str:
     lines = []
     if any(phase.device for phase in plan.phases):
         lines.append(f"\nmemory of a device, GB, of the pipeline stage that needs most; each has {plan.device_bytes / 1e9:,.1f}")
-        lines += _table(plan.phases, [phase.device for phase in plan.phases], plan.device_bytes)
+        lines += _terms_table(plan.phases, [phase.device for phase in plan.phases], plan.device_bytes)
         if job.layout.pp > 1:
             lines.append("stage: " + ", ".join(f"{name} {stage}" for name, stage in plan.fullest.items()))
     lines.append(f"\nmemory of a node, GB; each has {plan.node_bytes / 1e9:,.0f}")
-    lines += _table(plan.phases, [phase.host for phase in plan.phases], plan.node_bytes)
+    lines += _terms_table(plan.phases, [phase.host for phase in plan.phases], plan.node_bytes)
     if plan.engine is not None:
         engine = plan.engine
         asked = job.config.rollout.max_num_seqs
@@ -71,7 +71,7 @@ def _records(terms: Iterable[Term]) -> list[dict[str, object]]:
     return [{"name": term.name, "bytes": round(term.amount), "setting": term.setting} for term in terms]
 
 
-def _table(phases: Sequence[MemoryPhase], parts: Sequence[Sequence[Term]], room: float) -> list[str]:
+def _terms_table(phases: Sequence[MemoryPhase], parts: Sequence[Sequence[Term]], room: float) -> list[str]:
     names = list(dict.fromkeys(term.name for terms in parts for term in terms))
     amounts = {name: [sum(term.amount for term in terms if term.name == name) for terms in parts] for name in names}
     small = [name for name in names if max(amounts[name]) < _SMALL]
@@ -85,11 +85,11 @@ def _table(phases: Sequence[MemoryPhase], parts: Sequence[Sequence[Term]], room:
     widths = [max(len(title), 7) for title in titles]
     head = " ".join([" " * first, *(title.rjust(width) for title, width in zip(titles, widths, strict=True))])
     body = [
-        " ".join([name.ljust(first), *(_cell(amount, width) for amount, width in zip(values, widths, strict=True))])
+        " ".join([name.ljust(first), *(_gigabytes(amount, width) for amount, width in zip(values, widths, strict=True))])
         for name, values in rows
     ]
     return [line.rstrip() for line in (head, *body)]
 
 
-def _cell(amount: float, width: int) -> str:
+def _gigabytes(amount: float, width: int) -> str:
     return (f"{amount / 1e9:,.1f}" if amount else "-").rjust(width)
