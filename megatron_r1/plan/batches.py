@@ -28,7 +28,7 @@ def batches(job: Job) -> list[Batch]:
     Raises:
         ConfigError: a part's layout or batch does not divide.
     """
-    return {"pretrain": _pretrain, "sft": _sft, "reward-model": _reward_model_batches, "grpo": _grpo}[job.stage](job)
+    return {"pretrain": _pretrain, "sft": _sft, "reward-model": _batches_of_reward_model, "grpo": _grpo}[job.stage](job)
 
 
 def largest_batch(job: Job) -> Batch:
@@ -59,7 +59,7 @@ def _sft(job: Job) -> list[Batch]:
     return [_packed_batch(job, stage.micro_batch_tokens, limit, stage.batch_size, "sft.micro_batch_tokens")]
 
 
-def _reward_model_batches(job: Job) -> list[Batch]:
+def _batches_of_reward_model(job: Job) -> list[Batch]:
     stage = job.config.reward_model
     longest = min(stage.micro_batch_tokens, (2 if stage.kind == "helpful" else 1) * stage.max_tokens)
     return [_packed_batch(job, stage.micro_batch_tokens, longest, stage.batch_size, "reward_model.micro_batch_tokens")]

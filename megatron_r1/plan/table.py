@@ -85,11 +85,11 @@ def _terms_table(phases: Sequence[MemoryPhase], parts: Sequence[Sequence[Term]],
     widths = [max(len(title), 7) for title in titles]
     head = " ".join([" " * first, *(title.rjust(width) for title, width in zip(titles, widths, strict=True))])
     body = [
-        " ".join([name.ljust(first), *(_gigabytes(amount, width) for amount, width in zip(values, widths, strict=True))])
+        " ".join([name.ljust(first), *(_amount_cell(amount, width) for amount, width in zip(values, widths, strict=True))])
         for name, values in rows
     ]
     return [line.rstrip() for line in (head, *body)]
 
 
-def _gigabytes(amount: float, width: int) -> str:
+def _amount_cell(amount: float, width: int) -> str:
     return (f"{amount / 1e9:,.1f}" if amount else "-").rjust(width)
