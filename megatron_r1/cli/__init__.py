@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from megatron_r1.cli.arguments import build_parser
 from megatron_r1.cli.commands import run_command
+from megatron_r1.cli.plan import SIMULATE
 from megatron_r1.errors import R1Error, StopRequested
 from megatron_r1.runtime.job import record_error, record_outcome
 from megatron_r1.runtime.launch import launched_rank
@@ -19,7 +20,7 @@ LONGEST_LINE = 1500  # characters of an error: a value or a name in it may be a 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, that of the R1Error, or 130 when interrupted."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(_join_words(sys.argv[1:] if argv is None else argv))
     if rest and (not hasattr(arguments, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(f"unknown argument {rest[0]}")
     raise_open_files()
@@ -38,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end("interrupted; the same command resumes", INTERRUPTED)
     record_outcome("failed" if code else "finished")
     return code
+
+
+def _join_words(argv: Sequence[str]) -> list[str]:
+    """`plan simulate` is one command: `plan` itself takes settings there, which argparse could not tell from names of commands."""
+    return [" ".join(argv[:2]), *argv[2:]] if list(argv[:2]) == SIMULATE.split() else list(argv)
 
 
 def _end(line: str, code: int) -> int:

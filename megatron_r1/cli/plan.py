@@ -9,13 +9,15 @@ from pathlib import Path
 
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
+from megatron_r1.plan.simulate_arguments import add_simulate
 
+SIMULATE = "plan simulate"  #: the name of a command
 MOST_NODES = 100_000
 _STAGES = ("pretrain", "sft", "reward-model", "grpo", "rejection", "convert")  # plan.job's, which imports torch
 
 
 def add_plan(commands: argparse._SubParsersAction) -> None:
-    """Add the command."""
+    """Add the commands plan and plan simulate."""
     plan = commands.add_parser(
         "plan",
         help="what a stage takes of devices and nodes, before it is started",
@@ -33,6 +35,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     )
     plan.add_argument("--json", type=Path, metavar="FILE.json", help="also write the plan there, in bytes")
     plan.set_defaults(handler=handle_plan)
+    add_simulate(commands.add_parser(SIMULATE, help="play rounds of GRPO: idle engines, stale samples, the longest answers"))
 
 
 def handle_plan(arguments: argparse.Namespace) -> int:
