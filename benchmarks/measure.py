@@ -97,6 +97,24 @@ def compare(workload: str, ours: Callable[[], int], peer: Callable[[], int], rep
     return result
 
 
+def check_agreement(
+    workload: str, ours: tuple[float, float], peer: tuple[float, float], *, loss: float = 1e-4, grad_norm: float = 1e-3
+) -> None:
+    """Prints loss and gradient norm of the first step of both sides.
+
+    Args:
+        loss: by which they may differ, in nats.
+        grad_norm: by which part of it they may differ.
+
+    Raises:
+        Disagreement: they differ by more.
+    """
+    figures = f"loss {ours[0]:.6f} and {peer[0]:.6f}, gradient norm {ours[1]:.5f} and {peer[1]:.5f}"
+    if not (abs(ours[0] - peer[0]) <= loss and abs(ours[1] - peer[1]) / peer[1] <= grad_norm):
+        raise Disagreement(f"{workload}: the first step of ours and of transformers differ: {figures}")
+    print(f"{workload}: the first steps agree: {figures} (ours, transformers)", flush=True)
+
+
 def parser_of(description: str, repeats: int, *, devices: bool = True) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have; --device only with `devices`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -113,6 +131,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """For argparse: a time above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time above 0")
     return value
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import Disagreement
 from megatron_r1.config.optimizer import OptimizerConfig
-from megatron_r1.runtime.distributed import broadcast_object, is_rank_zero
+from megatron_r1.runtime.distributed import broadcast_object
 from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.rank_zero import consume_on_rank_zero
 
@@ -34,17 +33,22 @@ def load_peer(
     Args:
         experts: transformers' `experts_implementation`; None: the one that it chooses.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="megatron_r1-benchmark-") as own:
         folder = Path(broadcast_object(own), "hf")
         ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         consume_on_rank_zero(policy.weights(), lambda weights: export_hf(weights, policy.arch, folder, **ids))
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation=experts)
+        model = open_peer(folder, device, experts)
         torch.distributed.barrier()  # rank 0 keeps its folder until all have read it
-    return model.to(device)
+    return model
+
+
+def open_peer(folder: Path, device: torch.device, experts: str | None = None) -> PreTrainedModel:
+    """A Hugging Face folder in transformers' model, in float32; `experts` as for `load_peer`."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation=experts).to(device)
 
 
 def describe_peer(model: PreTrainedModel) -> dict[str, str]:
@@ -85,22 +89,3 @@ def peer_step(
         return loss.item(), grad_norm.item()
 
     return step
-
-
-def check_agreement(
-    workload: str, ours: tuple[float, float], peer: tuple[float, float], *, loss: float = 1e-4, grad_norm: float = 1e-3
-) -> None:
-    """Prints loss and gradient norm of the first step of both sides.
-
-    Args:
-        loss: by which they may differ, in nats.
-        grad_norm: by which part of it they may differ.
-
-    Raises:
-        Disagreement: they differ by more.
-    """
-    figures = f"loss {ours[0]:.6f} and {peer[0]:.6f}, gradient norm {ours[1]:.5f} and {peer[1]:.5f}"
-    if not (abs(ours[0] - peer[0]) <= loss and abs(ours[1] - peer[1]) / peer[1] <= grad_norm):
-        raise Disagreement(f"{workload}: the first step of ours and of transformers differ: {figures}")
-    if is_rank_zero():
-        print(f"{workload}: the first steps agree: {figures} (ours, transformers)", flush=True)

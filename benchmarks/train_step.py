@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.measure import (
     Comparison,
+    check_agreement,
     compare,
     describe_machine,
     parser_of,
@@ -27,7 +28,7 @@ from benchmarks.measure import (
     run,
     write_results,
 )
-from benchmarks.peer import OPTIMIZER, Step, check_agreement, describe_peer, load_peer, peer_step
+from benchmarks.peer import OPTIMIZER, Step, describe_peer, load_peer, peer_step
 from megatron_r1.config.model import ModelConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.config.runtime import RuntimeConfig

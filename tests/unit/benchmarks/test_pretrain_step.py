@@ -1,26 +1,28 @@
-"""The comparison of a pretraining step, without a job: its bar, its jobs' command lines, its models and its blend."""
+"""The comparison of a pretraining step: its bar, how its sides take turns, its models and its blend."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import peer, pretrain_step
+from benchmarks import measure, peer, pretrain_rows, pretrain_step
 from benchmarks.measure import Disagreement
 from megatron_r1.data.token_files import open_token_file
 from megatron_r1.mcore import host
 from megatron_r1.pipeline.builders.models import build_architecture
+from tests.paths import ROOT
+from tests.patience import patient
 
 host.activate("cpu")
 
-from benchmarks import pretrain_ranks
 from benchmarks.token_blend import write_source
 
 SIDE = {"amounts": [100, 100], "wall_seconds": [1.0, 0.5], "own_cpu_seconds": [1.0, 0.5]}
@@ -41,37 +43,69 @@ def test_the_bar_is_one_of_every_case_and_a_hundredth_of_the_time():
     assert missed == ["slow: 0.99", "none: nan", "1 processes wait 1.00% of the time for rows"]
 
 
-def run_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, *results: dict[str, Any]) -> tuple[int, list[list[str]]]:
-    commands: list[list[str]] = []
+class Ranks:
+    """A side whose steps take a known time."""
 
-    def start(command: list[str], **_: Any) -> SimpleNamespace:
-        commands.append(command)
-        Path(command[command.index("--worker") + 1]).write_text(json.dumps(results[len(commands) - 1] | {"machine": {}}))
-        return SimpleNamespace(returncode=code)
+    def __init__(self, seconds: float, loss: float, share: float, log: list[str]) -> None:
+        self.seconds, self.loss, self.share, self.log = seconds, loss, share, log
 
-    monkeypatch.setattr(pretrain_step.subprocess, "run", start)
-    argv = ["--sizes", "128", "--dir", str(tmp_path), "--out", str(tmp_path / "result.json")]
-    return pretrain_step.main(argv), commands
+    def __call__(self, name: str, command: list[str], ranks: int) -> Ranks:
+        assert command[command.index("--sizes") + 1] == "128"
+        self.name, self.ranks, self.side = name, ranks, command[-1]
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append(f"{self.name} ends")
+
+    def order(self, name: str, **values: Any) -> list[dict[str, Any]]:
+        if name == "build" and self.side == "peer":
+            assert "hf" in values["folder"]
+            answer: dict[str, Any] = {"first": (2.0, 1.0), "transformers": {"experts": None}, "parameters": 5}
+        else:
+            answer = {"build": {"first": (self.loss, 1.0)}, "machine": {"cpu": "x"}, "waiting": waiting(self.share)}[name]
+        return [answer] * self.ranks
+
+    def steps(self, count: int) -> tuple[float, float]:
+        self.log.append(f"{self.name} {count}")
+        return count * self.seconds, count * self.seconds * self.ranks
 
 
-def test_it_ends_with_0_only_where_the_bar_holds(monkeypatch, tmp_path, capsys):
-    good = {"cases": [case(1.1)], "waiting": [waiting(0.001)]}
-    code, commands = run_with(monkeypatch, tmp_path, 0, good, good)
+def run_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, seconds: float = 0.25, loss: float = 2.0, share: float = 0.001
+) -> tuple[int, list[str]]:
+    log: list[str] = []
+    sides = {"ours": Ranks(seconds, loss, share, log), "transformers": Ranks(0.5, 2.0, share, log)}
+    monkeypatch.setattr(pretrain_step, "SideRanks", lambda name, command, ranks: sides[name](name, command, ranks))
+    case = ["--sizes", "128", "--shapes", "v3", "--dtypes", "fp32", "--turn-seconds", "1", "--repeats", "2"]
+    return pretrain_step.main([*case, "--dir", str(tmp_path), "--out", str(tmp_path / "result.json")]), log
+
+
+def test_sides_take_turns_of_the_same_length_and_the_bar_decides(monkeypatch, tmp_path, capsys):
+    code, log = run_with(monkeypatch, tmp_path)
     assert code == 0
-    one, two = commands
-    assert "torch.distributed.run" not in one and "--nproc-per-node=2" in two
-    assert one[one.index("-m") + 1] == two[two.index("benchmarks.pretrain_step")] == "benchmarks.pretrain_step"
-    assert all(command[command.index("--sizes") + 1] == "128" for command in commands)
+    turns = ["ours 1", "transformers 1", "ours 4", "transformers 2", "transformers 2", "ours 4"]
+    assert log == [*turns, "transformers ends", "ours ends"] * 2
     output = capsys.readouterr().out
-    assert output.count("| v3, hidden 128, fp32, 1 process | 150 | 150 | 1.10 | 0.50 |") == 2 and "0.10%" in output
+    assert "| v3, hidden 128, fp32, 1 process | 4,096 | 2,048 | 2.00 | 2.00 |" in output
+    assert "| v3, hidden 128, fp32, 2 processes | 8,192 | 4,096 | 2.00 | 2.00 |" in output and "0.10%" in output
     content = json.loads((tmp_path / "result.json").read_text())
     assert len(content["pretrain_step"]) == len(content["waiting"]) == 2 and str(tmp_path) not in json.dumps(content)
+    assert content["pretrain_step"][0]["parameters"] == 5 and "first" not in content["pretrain_step"][0]
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
-    code, _ = run_with(monkeypatch, tmp_path, 0, good, {"cases": [case(0.5, "slow one")], "waiting": [waiting(0.2)]})
+    code, _ = run_with(monkeypatch, tmp_path, seconds=1.0, share=0.2)
     error = capsys.readouterr().err
-    assert code == 1 and error.count("\n") == 1 and "slow one: 0.50; 2 processes wait 20.00%" in error
+    assert code == 1 and error.count("\n") == 1 and "1 process: 0.50; " in error and "2 processes wait 20.00%" in error
     assert len(json.loads((tmp_path / "result.json").read_text())["pretrain_step"]) == 2  # written all the same
+
+
+def test_sides_that_disagree_are_not_timed(monkeypatch, tmp_path, capsys):
+    code, log = run_with(monkeypatch, tmp_path, loss=2.1)
+    assert code == 1 and log == ["transformers ends", "ours ends"]
+    assert "the first step of ours and of transformers differ" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_told_before_a_job_starts(tmp_path, capsys):
@@ -80,13 +114,45 @@ def test_a_missing_folder_is_told_before_a_job_starts(tmp_path, capsys):
     assert error.count("\n") == 1 and "there is no such folder" in error
 
 
-def test_a_job_that_fails_ends_it(monkeypatch, tmp_path, capsys):
-    code, commands = run_with(monkeypatch, tmp_path, 3, {})
-    assert code == 1 and len(commands) == 1 and "the job of 1 processes ended with code 3" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_each_side_has_processes_of_its_own():
+    ours, other = (pretrain_step.worker_command(side, ["--sizes", "128"]) for side in ("ours", "peer"))
+    assert ours[1:] == ["-m", "benchmarks.pretrain_step", "--sizes", "128", "--side", "ours"] and other[-1] == "peer"
+    look = "import benchmarks.pretrain_peer, sys; sys.exit(any(name.startswith('megatron.') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("argv", [["--shapes", "gpt"], ["--dtypes", "fp16"], ["--processes", "0"], ["--sizes", "-1"]])
+@pytest.mark.slow
+def test_both_sides_agree_and_are_timed(tmp_path):
+    case = [
+        "--sizes",
+        "64",
+        "--shapes",
+        "qwen",
+        "--dtypes",
+        "fp32",
+        "--rows",
+        "2",
+        "--tokens",
+        "8",
+        "--gigabytes",
+        "0.001",
+        "--steps",
+        "2",
+    ]
+    turns = ["--processes", "2", "--turn-seconds", "0.01", "--repeats", "1", "--out", str(tmp_path / "result.json")]
+    command = [sys.executable, "-m", "benchmarks.pretrain_step", *case, *turns, "--dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patient(300))
+    assert "the first steps agree" in result.stdout and result.returncode in (0, 1), result.stderr
+    content = json.loads((tmp_path / "result.json").read_text())
+    (found,), (waits,) = content["pretrain_step"], content["waiting"]
+    assert len(found["ours"]["wall_seconds"]) == len(found["peer"]["own_cpu_seconds"]) == 1 and found["processes"] == 2
+    assert len(waits["step_seconds"]) == 2 and content["machine"]["threads"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--shapes", "gpt"], ["--dtypes", "fp16"], ["--processes", "0"], ["--sizes", "-1"], ["--turn-seconds", "0"]]
+)
 def test_other_cases_are_refused(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         pretrain_step.parse_arguments(argv)
@@ -96,7 +162,7 @@ def test_other_cases_are_refused(argv, capsys):
 def test_models_have_the_shape_and_grow_with_the_hidden_size():
     for hidden in (128, 512, 1024):
         v3, qwen = (
-            build_architecture(pretrain_ranks.shape_config(shape, hidden, "bf16", "cpu", 0).model) for shape in ("v3", "qwen")
+            build_architecture(pretrain_rows.shape_config(shape, hidden, "bf16", "cpu", 0).model) for shape in ("v3", "qwen")
         )
         assert (v3.model_type, v3.experts.width, v3.intermediate_size) == ("deepseek_v3", hidden // 2, 2 * hidden)
         assert (qwen.model_type, qwen.experts, qwen.intermediate_size) == ("qwen3", None, 3 * hidden)
@@ -105,9 +171,9 @@ def test_models_have_the_shape_and_grow_with_the_hidden_size():
 
 
 def test_rows_are_random_and_labels_follow_them():
-    rows = pretrain_ranks.random_rows(100, 3, 8, seed=1)
+    rows = pretrain_rows.random_rows(100, 3, 8, seed=1)
     assert torch.equal(rows.token_ids[:, 1:], rows.labels[:, :-1]) and rows.loss_mask.sum() == rows.num_tokens == 24
-    assert not torch.equal(rows.token_ids, pretrain_ranks.random_rows(100, 3, 8, seed=2).token_ids)
+    assert not torch.equal(rows.token_ids, pretrain_rows.random_rows(100, 3, 8, seed=2).token_ids)
 
 
 def test_a_blend_of_any_size_is_made_of_whole_documents(tmp_path, monkeypatch):
@@ -150,9 +216,9 @@ def test_the_peer_trains_and_only_autocast_computes_in_bf16():
 
 
 def test_sides_that_differ_are_not_timed(capsys):
-    peer.check_agreement("x", (2.0, 1.0), (2.00005, 1.0005))
+    measure.check_agreement("x", (2.0, 1.0), (2.00005, 1.0005))
     assert "x: the first steps agree" in capsys.readouterr().out
     for ours in ((2.0002, 1.0), (2.0, 1.002), (float("nan"), 1.0), (2.0, float("nan"))):
         with pytest.raises(Disagreement, match="x: the first step of ours and of transformers differ"):
-            peer.check_agreement("x", ours, (2.0, 1.0))
-    peer.check_agreement("x", (2.01, 1.04), (2.0, 1.0), **pretrain_ranks.TOLERANCES["bf16"])
+            measure.check_agreement("x", ours, (2.0, 1.0))
+    measure.check_agreement("x", (2.01, 1.04), (2.0, 1.0), **pretrain_step.TOLERANCES["bf16"])
