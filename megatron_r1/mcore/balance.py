@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_r1.config.optimizer import MoeTrainingConfig
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.collectives import all_reduce
 from megatron_r1.types import Metric
 
 require_active()
@@ -74,8 +75,8 @@ class Balance:
             self.choices_LE = torch.stack([nothing if r.choices is None else r.choices for r in self.routers])
             none = torch.zeros((), device=self.device)
             losses_L = torch.stack([none if r.balance_loss is None else r.balance_loss for r in self.routers]).double()
-            dist.all_reduce(self.choices_LE, group=group)
-            dist.all_reduce(losses_L, group=group)
+            all_reduce(self.choices_LE, group=group)
+            all_reduce(losses_L, group=group)
             totals_L = self.choices_LE.sum(1)
             loss, layers = losses_L.sum().item() / max(sequences, 1), int((totals_L > 0).sum())
             loads_L = self.choices_LE.max(1).values.double() * experts / totals_L.clamp(min=1)
@@ -85,8 +86,8 @@ class Balance:
                 largest[-1] = torch.stack(spreads).max()
         summed = torch.tensor([loss, layers], dtype=torch.float64, device=self.device)
         if pipeline.size() > 1:
-            dist.all_reduce(summed, group=pipeline)
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=pipeline)
+            all_reduce(summed, group=pipeline)
+            all_reduce(largest, dist.ReduceOp.MAX, group=pipeline)
         loss, layers = summed.tolist()
         if not layers:
             return {}

@@ -19,12 +19,8 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 from megatron_r1.mcore.adam_state import create_moments, distributed_optimizers
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.model.size import count_parameters
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-#: parameters of a model from which on Adam makes one pass over memory on a CPU, of which the rounding is another. It is the same on
-#: every layout, so that layouts stay comparable.
-FUSED_FROM = 2**22
 
 
 def build_optimizer(
@@ -51,19 +47,14 @@ def build_optimizer(
         chunks,
     )
     create_moments(built)
-    choose_adam(built, arch)
+    choose_adam(built)
     return built
 
 
-def choose_adam(optimizer: ChainedOptimizer, arch: Architecture) -> None:
-    """Have torch's AdamW make a step with few calls: it does so by itself on CUDA alone.
-
-    `foreach` gives what a loop over parameters does, bit by bit. `fused` reads and writes each number once, where `foreach` goes
-    through memory eight times: a third of the time once moments and weights do not fit into a cache.
-    """
-    name = "fused" if count_parameters(arch) >= FUSED_FROM else "foreach"
+def choose_adam(optimizer: ChainedOptimizer) -> None:
+    """Have torch's AdamW read and write each number once on a CPU, where it goes through memory eight times by itself."""
     for part in distributed_optimizers(optimizer):
         if isinstance(part.optimizer, torch.optim.AdamW):
             for group in part.optimizer.param_groups:
                 if all(parameter.is_cpu for parameter in group["params"]):
-                    group[name] = True
+                    group["fused"] = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from megatron_r1.mcore.collectives import all_reduce
 from megatron_r1.model.flops import Work, rows_of
 from megatron_r1.types import PADDING, MicroBatch
 
@@ -25,7 +26,7 @@ def count_minibatch(micro_batches: Sequence[MicroBatch], device: torch.device, g
     """Add up the micro-batches of all data-parallel ranks. Collective over `group`: one sum of four numbers."""
     rows = [_row_of(micro_batch) for micro_batch in micro_batches]
     total = torch.tensor(rows, dtype=torch.float64, device=device).sum(0)
-    dist.all_reduce(total, group=group)
+    all_reduce(total, group=group)
     sequences, trained_tokens, tokens, pairs = total.tolist()
     return Counts(int(sequences), trained_tokens, Work(int(tokens), int(pairs), round(trained_tokens)))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.adam_state import distributed_optimizers, holds_master_weights, updated_tensor
+from megatron_r1.mcore.collectives import all_reduce
 from megatron_r1.types import Metric
 
 require_active()
@@ -45,24 +46,26 @@ class GradientKinds:
         group = optimizer.get_grad_stats_parallel_group()
         self._device = next(modules[0].parameters()).device
         present = present.to(self._device)
-        dist.all_reduce(present, dist.ReduceOp.MAX, group=group)
+        all_reduce(present, dist.ReduceOp.MAX, group=group)
         self._present = [bool(one) for one in present.tolist()]  # the same on every rank
 
-    def measure(self) -> dict[str, Metric[float]]:
+    def measure(self, norms: Mapping[int, torch.Tensor]) -> dict[str, Metric[float]]:
         """`grad_norm/<kind>` of the gradient that is about to be applied, before clipping, of all ranks. Collective: nine numbers.
 
         What the whole norm leaves out is left out here, so the squares add up to its square.
+
+        Args:
+            norms: what `nonfinite.gradient_norm` gave.
         """
         of_kind: list[list[torch.Tensor]] = [[] for _ in _NAMES]
         for part in distributed_optimizers(self._optimizer):
-            counted = {gradient.data_ptr() for gradient in part.get_main_grads_for_grad_norm()}
             decoupled = holds_master_weights(part)
             for parameter in part.get_parameters():
                 gradient = parameter.decoupled_grad if decoupled else parameter.grad
-                if gradient is not None and gradient.data_ptr() in counted:
-                    of_kind[self._kind[id(parameter)]].append(gradient)
-        squares = torch.stack([_square(gradients, self._device) for gradients in of_kind])
-        dist.all_reduce(squares, group=self._optimizer.get_grad_stats_parallel_group())
+                if gradient is not None and (norm := norms.get(gradient.data_ptr())) is not None:
+                    of_kind[self._kind[id(parameter)]].append(norm)
+        squares = torch.stack([_square(found, self._device) for found in of_kind])
+        all_reduce(squares, group=self._optimizer.get_grad_stats_parallel_group())
         norms = squares.sqrt().tolist()
         return {
             f"grad_norm/{name}": Metric(norm, "update_mean")
@@ -79,8 +82,8 @@ def kind_of(name: str) -> str:
     raise ValueError(f"parameter {name} is of no kind: see mcore/gradient_kinds.py")
 
 
-def _square(gradients: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+def _square(norms: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """The sum of all squares."""
-    if not gradients:
+    if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    return torch.stack(list(norms)).double().square().sum()

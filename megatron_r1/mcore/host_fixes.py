@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from megatron_r1.mcore.elementwise import swiglu
 from megatron_r1.mcore.packing import packed_positions
 from megatron_r1.mcore.rotate import rotate_packed, rotate_rows
 
@@ -138,6 +139,114 @@ def _leave_out_groups_of_one(module: ModuleType) -> None:
     module.dist_reduce_scatter_func = unless_alone(module.dist_reduce_scatter_func)
 
 
+def _linear_alone(module: ModuleType) -> None:
+    by_function = module.linear_with_grad_accumulation_and_async_allreduce
+
+    @functools.wraps(by_function)
+    def linear(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gradient_accumulation_fusion: bool,
+        allreduce_dgrad: bool, sequence_parallel: bool, grad_output_buffer: list[torch.Tensor] | None = None, *settings: Any,
+        **more: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        if gradient_accumulation_fusion or allreduce_dgrad or sequence_parallel or grad_output_buffer is not None:
+            return by_function(
+                input, weight, bias, gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel, grad_output_buffer,
+                *settings, **more,
+            )  # fmt: skip
+        return torch.nn.functional.linear(input, weight, bias)
+
+    module.linear_with_grad_accumulation_and_async_allreduce = linear
+
+
+def _region_alone(name: str) -> Callable[[ModuleType], None]:
+    def fix(module: ModuleType) -> None:
+        region = getattr(module, name)
+
+        @functools.wraps(region)
+        def enter(input_: torch.Tensor, group: Any = None) -> torch.Tensor:
+            if group is not None and group.size() == 1:
+                return input_
+            return region(input_, group)
+
+        setattr(module, name, enter)
+
+    return fix
+
+
+def _copy_first_gradient(module: ModuleType) -> None:
+    wrapper = module.DistributedDataParallel
+    stock_zero, stock_finish, stock_hook = wrapper.zero_grad_buffer, wrapper.finish_grad_sync, wrapper._make_backward_post_hook
+    wrapper._unwritten = frozenset()  # parameters whose place in the buffer holds the gradient of an earlier step
+
+    def zero_grad_buffer(self: Any) -> None:
+        if self.ddp_config.overlap_grad_reduce:  # reduces what is there when other gradients are
+            return stock_zero(self)
+        for param in self.params_with_grad:
+            param.grad_added_to_main_grad = False
+        for bucket_group in self.bucket_groups + self.expert_parallel_bucket_groups:
+            bucket_group.reset()
+        self._unwritten = set(self.params_with_grad)
+        return None
+
+    def make_hook(self: Any, param: torch.nn.Parameter) -> Callable[..., None]:
+        add = stock_hook(self, param)
+
+        def hook(*unused: Any) -> None:
+            if param in self._unwritten and param.grad is not None:
+                self._unwritten.discard(param)
+                param.main_grad.copy_(param.grad)
+                param.grad = None
+            else:
+                add(*unused)
+
+        return hook
+
+    def finish_grad_sync(self: Any, force_all_reduce: bool | None = False) -> None:
+        for param in self._unwritten:
+            param.main_grad.zero_()
+        self._unwritten = frozenset()
+        stock_finish(self, force_all_reduce=force_all_reduce)
+
+    wrapper.zero_grad_buffer, wrapper.finish_grad_sync, wrapper._make_backward_post_hook = (
+        zero_grad_buffer,
+        finish_grad_sync,
+        make_hook,
+    )
+
+
+def _swiglu_in_few_passes(module: ModuleType) -> None:
+    stock_forward = module.MLP.forward
+
+    def forward(
+        self: Any, hidden_states: torch.Tensor, per_token_scale: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        config = self.config
+        is_plain = config.activation_func is torch.nn.functional.silu and config.gated_linear_unit
+        is_fused = config.use_te_activation_func or config.bias_activation_fusion
+        is_changed = config.activation_func_clamp_value is not None or config.glu_linear_offset
+        if per_token_scale is not None or not is_plain or is_fused or is_changed or config.add_bias_linear:
+            return stock_forward(self, hidden_states, per_token_scale, **kwargs)
+        intermediate, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(intermediate))
+
+    module.MLP.forward = forward
+
+
+def _keep_weights_in_place(module: ModuleType) -> None:
+    stock_copy = module.DistributedOptimizer._copy_main_params_to_model_params
+
+    def copy(self: Any) -> None:
+        # In float32 Adam updates the weights themselves.
+        kept = self.model_fp32_groups, self.shard_fp32_groups
+        self.model_fp32_groups = self.shard_fp32_groups = []
+        try:
+            stock_copy(self)
+        finally:
+            self.model_fp32_groups, self.shard_fp32_groups = kept
+
+    module.DistributedOptimizer._copy_main_params_to_model_params = copy
+
+
 def _rope_by_position(module: ModuleType) -> None:
     by_formula = module._apply_rotary_pos_emb_bshd
 
@@ -227,6 +336,42 @@ FIXES: tuple[HostFix, ...] = (
         "66adbe07814a48817cb5c37fa098cd61b89e6dfa3e285492222610b2167df1dc", "without_cuda",
         "in a group of one gloo copies all gradients and all weights onto themselves, a twelfth of a step at hidden size 512",
         _leave_out_groups_of_one,
+    ),
+    HostFix(
+        "linear alone", "megatron.core.tensor_parallel.layers", "linear_with_grad_accumulation_and_async_allreduce",
+        "212ab88edb75308d6842b393eff03220ce8a19b0b6612c72ef0361bf9fc51531", "without_cuda",
+        "an autograd function in Python around one product; torch's own gives the same numbers",
+        _linear_alone,
+    ),
+    HostFix(
+        "copy alone", "megatron.core.tensor_parallel.mappings", "copy_to_tensor_model_parallel_region",
+        "9182b1eb4adf705e91af90a2207f8804abc59e603baeb93fedc10ec518384862", "without_cuda",
+        "an autograd function in Python that in a group of one does nothing, in front of every product",
+        _region_alone("copy_to_tensor_model_parallel_region"),
+    ),
+    HostFix(
+        "sum alone", "megatron.core.tensor_parallel.mappings", "reduce_from_tensor_model_parallel_region",
+        "7be87b901bc3a4ff5d5cae419e1fc846164867ab543a86b07de14c2479b6d84e", "without_cuda",
+        "the same, behind every other product",
+        _region_alone("reduce_from_tensor_model_parallel_region"),
+    ),
+    HostFix(
+        "first gradient", "megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel._make_backward_post_hook",
+        "c2b021b1e8181f4a377d927e7dbd9e551584cc26fd60c7626079acd336d0e224", "without_cuda",
+        "gradients are added to zeros, which are written first: two more passes over them",
+        _copy_first_gradient,
+    ),
+    HostFix(
+        "swiglu", "megatron.core.transformer.mlp", "MLP.forward",
+        "914db4cfc0ddb5c6e8b1fd3fc6ec503c27ce9a94eeda7b592a27e989ca2691ce", "without_cuda",
+        "autograd's SwiGLU adds an offset of zero and puts two gradients together by a copy",
+        _swiglu_in_few_passes,
+    ),
+    HostFix(
+        "weights in place", "megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._copy_main_params_to_model_params",
+        "6bab730deb4b776ef27e86b00365ffbebe836f4988cb3f3170e574e84debea1d", "without_cuda",
+        "copies float32 weights onto themselves, one by one",
+        _keep_weights_in_place,
     ),
     HostFix(
         "rope of rows", "megatron.core.models.common.embeddings.rope_utils", "_apply_rotary_pos_emb_bshd",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.elementwise import rms_norm, swiglu
 from megatron_r1.mcore.packing import RowGroup, SharedRows, group_rows, local_token_indices, packed_positions
 from megatron_r1.types import filled
 
@@ -32,6 +33,10 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x of any shape whose last dimension is `hidden_size`."""
+        return rms_norm(x, self.weight, self.eps) if x.is_cpu else super().forward(x)
 
 
 class ReplicatedLinear(torch.nn.Linear):
@@ -96,7 +101,8 @@ class CoreAttention(MegatronModule):
         """[s, b, heads, v_dim]; causal when no mask [b or 1, 1, s, t] is given."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         grouped = key.shape[1] < query.shape[1]
-        if mask is None and not grouped and query.is_cpu and query.dtype == torch.float32 and value.shape[-1] != query.shape[-1]:
+        unfused = query.is_cpu and query.dtype in (torch.float32, torch.bfloat16) and value.shape[-1] != query.shape[-1]
+        if unfused and mask is None and not grouped:
             return _attend_unfused(query, key, value, self.scale).permute(2, 0, 1, 3)
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
@@ -159,16 +165,18 @@ class CoreAttention(MegatronModule):
 
 
 def _attend_unfused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Causal attention [b, heads, s, v_dim] as torch computes it where no fused kernel fits, to the bit in float32.
+    """Causal attention [b, heads, s, v_dim] as torch computes it where no fused kernel fits, to the bit: in float32.
 
     On CPU none takes values of another width than keys. Torch then also looks at every score for rows that see nothing, which a
     causal mask never has.
     """
+    dtype = query.dtype
+    query, key, value = query.float(), key.float(), value.float()
     factor = math.sqrt(query.shape[-1] ** -0.5 if scale is None else scale)
     width = query.shape[-2]
     hidden = torch.full((width, width), -torch.inf, dtype=query.dtype, device=query.device).triu_(1)
     scores = torch.matmul(query * factor, key.transpose(-2, -1) * factor).add_(hidden)
-    return torch.matmul(scores.softmax(-1), value)
+    return torch.matmul(scores.softmax(-1), value).to(dtype)
 
 
 def _to_rows(x: torch.Tensor, group: RowGroup) -> torch.Tensor:
@@ -193,8 +201,8 @@ class LeanExperts(SequentialMLP):
         inputs, probs = permuted_local_hidden_states.split(counts), permuted_probs.unsqueeze(-1).split(counts)
         outputs = []
         for expert, x, p in zip(self.local_experts, inputs, probs, strict=True):
-            gate, up = F.linear(x, _gathered_weight(expert.linear_fc1)).chunk(2, dim=-1)
-            outputs.append(F.linear((F.silu(gate) * up * p).to(x.dtype), _gathered_weight(expert.linear_fc2)))
+            hidden = swiglu(F.linear(x, _gathered_weight(expert.linear_fc1)))
+            outputs.append(F.linear((hidden * p).to(x.dtype), _gathered_weight(expert.linear_fc2)))
         return torch.cat(outputs), None
 
 

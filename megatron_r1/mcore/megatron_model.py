@@ -141,6 +141,7 @@ class MegatronModel:
         self.average = None if self.optimizer is None or ema_decay is None else HostAverage(self.optimizer, ema_decay, device)
         self._forward_backward = get_forward_backward_func()
         self._balance = Balance(self.modules, moe, device)
+        self._live = nonfinite.live_state(self.modules)
 
     def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig) -> None:
         config = self.modules[0].config
@@ -200,7 +201,8 @@ class MegatronModel:
             return self.skip_update(seen)
         self.updates += 1
         lr = self._rates(self.updates).lr
-        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self.local_state()))
+        norms: dict[int, torch.Tensor] = {}
+        norm = nonfinite.gradient_norm(self.optimizer, watch.doubt(self._weight_blocks()), norms)
         if not math.isfinite(norm):
             problem = watch.explain(micro_batches, name_of, self.modules)
             if problem.cause is nonfinite.Cause.GRADIENT:
@@ -212,7 +214,7 @@ class MegatronModel:
             return StepStats(loss, norm, lr, {}, total_tokens, applied=False, skipped=self.left_out.reported)
         if self.average is not None:
             self.average.before_update()
-        of_kinds = self._kinds.measure()
+        of_kinds = self._kinds.measure(norms)
         nonfinite.apply_gradients(self.optimizer, norm)
         if self.average is not None:
             self.average.after_update()
@@ -372,6 +374,11 @@ class MegatronModel:
         """This rank's parameters and router biases, live, in a fixed order."""
         self._late.gather()
         return [tensor for _, tensor in nonfinite.named_state(self.modules)]
+
+    def _weight_blocks(self) -> list[torch.Tensor]:
+        """All that `local_state` holds, in few tensors: the weights that are trained lie side by side."""
+        self._late.gather()
+        return nonfinite.blocks_of(self._live)
 
     def check_replicas(self) -> None:
         """Compare the replicas of every weight over ranks. Collective; raises ReplicasDiffer, see `replicas.check_replicas`."""

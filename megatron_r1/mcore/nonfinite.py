@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+import torch.distributed as dist
 
 from megatron_r1.errors import NonFiniteUpdate
 from megatron_r1.mcore.active import require_active
@@ -21,7 +22,7 @@ from megatron_r1.weights.finite import first_nonfinite
 
 require_active()
 
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 if TYPE_CHECKING:
     from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
@@ -216,12 +217,34 @@ def _named_tensors(modules: Sequence[torch.nn.Module]) -> Iterable[tuple[str, to
         yield from ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("expert_bias"))
 
 
-def gradient_norm(optimizer: ChainedOptimizer, doubt: torch.Tensor) -> float:
+def blocks_of(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The same numbers in fewer tensors: contiguous ones that follow each other in one storage become one, with what is between.
+
+    Megatron-Core has trained weights in one buffer, whose gaps are zero.
+    """
+    shared: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        shared.setdefault((tensor.untyped_storage().data_ptr(), tensor.dtype), []).append(tensor.detach())
+    blocks = []
+    for members in shared.values():
+        if len(members) == 1 or not all(member.is_contiguous() for member in members):
+            blocks += members
+            continue
+        begin = min(member.storage_offset() for member in members)
+        end = max(member.storage_offset() + member.numel() for member in members)
+        blocks.append(members[0].as_strided((end - begin,), (1,), begin))
+    return blocks
+
+
+def gradient_norm(optimizer: ChainedOptimizer, doubt: torch.Tensor, norms: dict[int, torch.Tensor] | None = None) -> float:
     """Norm of the gradient over all ranks, the same on all; not finite if any rank's gradients or its `doubt` are not. Collective.
 
-    What `ChainedOptimizer.step` does before it clips, with the doubts added to one element: x + 0 is x. Megatron-Core's own checks
-    would not do: bf16 has no loss scale, whose `found_inf` counts; and `check_for_nan_in_grad` raises on the rank that has the NaN,
-    before its gradients are reduced, while the others wait for them.
+    What `ChainedOptimizer.step` does before it clips, with the doubts added to the norm of one tensor: x + 0 is x. Megatron-Core's
+    own checks would not do: bf16 has no loss scale, whose `found_inf` counts; and `check_for_nan_in_grad` raises on the rank that
+    has the NaN, before its gradients are reduced, while the others wait for them.
+
+    Args:
+        norms: is given the norm of each gradient that counts, under its address.
     """
     optimizer.prepare_grads()
     gradients, beside = [], []
@@ -231,20 +254,26 @@ def gradient_norm(optimizer: ChainedOptimizer, doubt: torch.Tensor) -> float:
         gradients += in_norm
         beside += [gradient for gradient in _gradients_to_apply(part) if gradient.data_ptr() not in known]
     doubt = doubt + doubt_of(beside, doubt)
-    gradients = gradients or [torch.zeros_like(doubt).view(1)]
-    first = gradients[0].view(-1)[:1]
-    own = first.clone()
-    first.add_(doubt)
-    norm = float(get_grad_norm_fp32(gradients, grad_stats_parallel_group=optimizer.get_grad_stats_parallel_group()))
-    first.copy_(own)  # `explain` reads gradients
-    return norm
+    of_each = list(torch._foreach_norm(gradients, 2, torch.float32)) if gradients else [torch.zeros_like(doubt)]
+    if norms is not None:
+        norms |= {gradient.data_ptr(): norm for gradient, norm in zip(gradients, of_each, strict=False)}
+    of_each[0] = of_each[0] + doubt
+    square = torch.linalg.vector_norm(torch.stack(of_each)).view(1) ** 2.0
+    dist.all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
+    return float(square.item() ** 0.5)
 
 
 def apply_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
     """The rest of `ChainedOptimizer.step`: clip, and update the weights. Collective."""
     for part in optimizer.chained_optimizers:
-        parameters = [] if part.is_stub_optimizer else part.get_parameters()
-        if parameters and part.config.clip_grad > 0:
+        if part.is_stub_optimizer or part.config.clip_grad <= 0:
+            continue
+        parameters = part.get_parameters()
+        if parameters and parameters[0].is_cpu:
+            coefficient = part.config.clip_grad / (norm + 1.0e-6)
+            if coefficient < 1.0:  # Megatron-Core's own way goes through a copy of each gradient
+                torch._foreach_mul_(_gradients_to_apply(part), coefficient)
+        elif parameters:
             clip_grad_by_total_norm_fp32(
                 parameters, max_norm=part.config.clip_grad, total_norm=norm, use_decoupled_grad=_are_decoupled(part)
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from megatron_r1.mcore.collectives import all_reduce
 from megatron_r1.mcore.parallel import Groups
 from megatron_r1.types import Metric
 
@@ -17,11 +18,11 @@ def reduce_metrics(results: list[dict[str, Metric[torch.Tensor]]], groups: Group
     reduced: dict[str, Metric[float]] = {}
     if added:
         sums = torch.stack([torch.stack([r[n].value.double() for r in results]).sum() for n in added])
-        dist.all_reduce(sums, group=groups.dp)
+        all_reduce(sums, group=groups.dp)
         reduced |= {n: Metric(value, results[0][n].reduction) for n, value in zip(added, sums.tolist(), strict=True)}
     if largest:
         maxima = torch.stack([torch.stack([r[n].value.double() for r in results]).max() for n in largest])
-        dist.all_reduce(maxima, dist.ReduceOp.MAX, group=groups.dp)
+        all_reduce(maxima, dist.ReduceOp.MAX, group=groups.dp)
         reduced |= {n: Metric(value, "max") for n, value in zip(largest, maxima.tolist(), strict=True)}
     box = [{name: reduced[name] for name in names}]
     if groups.pp.size() > 1:

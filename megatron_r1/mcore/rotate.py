@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -26,14 +27,30 @@ def rotate_packed(
     """
     positions = packed_positions(cu_seqlens, t.shape[0], cp_size, cp_rank)
     # Of every position, not of every token: there are fewer.
-    cos, sin = ((turn(freqs) * scale).to(t.dtype).squeeze(1)[positions] for turn in (torch.cos, torch.sin))
+    cos, sin = (table.squeeze(1)[positions] for table in _tables(freqs, scale, t.dtype))
     return _rotate(t, cos, sin, pairs)
 
 
 def rotate_rows(t: torch.Tensor, freqs: torch.Tensor, *, pairs: bool, scale: float) -> torch.Tensor:
     """As `rotate_packed`, of rows: t [s, b, heads, d] and freqs [s, 1, 1, r]."""
-    cos, sin = ((turn(freqs) * scale).to(t.dtype) for turn in (torch.cos, torch.sin))
-    return _rotate(t, cos, sin, pairs)
+    return _rotate(t, *_tables(freqs, scale, t.dtype), pairs)
+
+
+_KEPT = 4  # tables: training has one, two where a phase changes
+_TABLES: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = OrderedDict()
+
+
+def _tables(freqs: torch.Tensor, scale: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of all angles, times `scale`: the same for queries and keys of every layer and, as a rule, every step."""
+    # A kept entry holds the angles, so nothing else can come to lie at their place.
+    key = (freqs.data_ptr(), freqs._version, freqs.shape, freqs.stride(), freqs.dtype, freqs.device, scale, dtype)
+    found = _TABLES.pop(key, None)
+    if found is None:
+        found = (freqs, (torch.cos(freqs) * scale).to(dtype), (torch.sin(freqs) * scale).to(dtype))
+    _TABLES[key] = found
+    if len(_TABLES) > _KEPT:
+        _TABLES.popitem(last=False)
+    return found[1:]
 
 
 def _rotate(t: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pairs: bool) -> torch.Tensor:
@@ -62,8 +79,11 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(t: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
     """What `_Rotate` says for direction 1; for -1 the gradient of that."""
-    turned = t * cos
     (first, second), (sin_first, sin_second) = t.chunk(2, -1), sin.chunk(2, -1)
+    if t.dtype != torch.float32:  # halves of a head are too short for the vectors of narrower numbers
+        signed = (-sin_first, sin_second) if direction == 1 else (sin_second, -sin_first)
+        return (t * cos).add_(t.roll(t.shape[-1] // 2, -1).mul_(torch.cat(signed, -1)))
+    turned = t * cos
     out_first, out_second = turned.chunk(2, -1)
     if direction == 1:
         out_first -= second * sin_first

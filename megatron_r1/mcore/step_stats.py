@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
+from megatron_r1.mcore.collectives import all_reduce
 from megatron_r1.mcore.parallel import Groups
 from megatron_r1.types import Metric
 
@@ -35,6 +35,6 @@ def mtp_metric(
     none = torch.zeros((), device=device)
     # The block is on the last pipeline stage alone.
     loss = sum((none if m.mtp_loss is None else m.mtp_loss for m in modules), none).double()
-    dist.all_reduce(loss, group=groups.dp_cp)
-    dist.all_reduce(loss, group=groups.pp)
+    all_reduce(loss, group=groups.dp_cp)
+    all_reduce(loss, group=groups.pp)
     return {"mtp/loss": Metric(loss.item() / (trained_tokens or 1), "update_mean")}

@@ -177,7 +177,7 @@ def test_an_ordinary_update_is_megatrons_own_to_the_bit_with_its_collectives_alo
         )
         plain._take_rates()
         plain.updates += 1
-        plain._kinds.measure()  # a sum that is ours
+        plain._kinds.measure({})  # a sum that is ours
         _, norm, _ = plain.optimizer.step()
         reduce_metrics(results, plain.groups)
         plain._balance.report(sequences, plain.groups.pp)

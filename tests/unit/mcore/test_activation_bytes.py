@@ -65,12 +65,13 @@ def kept_bytes(arch: Architecture, recompute: str, tokens: int, *modules: str) -
 def test_a_forward_pass_keeps_what_the_formula_says(arch: Architecture) -> None:
     tokens, layout = 512, resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
     numbers = tokens * 4
-    # torch's RMSNorm on the CPU keeps its input twice, and its attention a second output.
-    copies = 2 * arch.hidden_size + (192 if arch is DENSE else 96 + 64)
+    # On the CPU torch's attention keeps a second output, and a SwiGLU that is not an expert's no copy of its second half.
+    gated = [arch.intermediate_size if arch is DENSE or layer == 0 else arch.experts.shared_width for layer in range(3)]
+    copies = arch.num_hidden_layers * (192 if arch is DENSE else 96 + 64) - sum(gated)
     for recompute in ("none", "full"):
         counted = activation_bytes(arch, layout, recompute=recompute, tokens=tokens, stage=0, width=4)
-        extra = arch.num_hidden_layers * copies * numbers if recompute == "none" else 0
-        around = 3 * arch.hidden_size * numbers  # the last norm, and what the output layer takes
+        extra = copies * numbers if recompute == "none" else 0
+        around = 2 * arch.hidden_size * numbers  # the last norm, and what the output layer takes
         want = counted.kept + extra + around + logits_bytes(arch, layout, tokens, 4)
         assert want * 0.93 < kept_bytes(arch, recompute, tokens) < want * 1.07
     assert counted.recomputed == max(layer_numbers(arch, layer) for layer in range(3)) * numbers
@@ -86,7 +87,8 @@ def test_modules_that_are_recomputed_keep_no_more_than_the_formula_says() -> Non
     whole = kept_bytes(SPARSE, "none", tokens)
     for module in ("mlp", "moe", "shared_experts", "layernorm"):
         saved, planned = whole - kept_bytes(SPARSE, "selective", tokens, module), counted() - counted(module)
-        assert saved > 0.9 * planned > 0, (module, saved, planned)
+        least = 0.9 if module in ("moe", "layernorm") else 0.9 * 4 / 5  # of the copy see above
+        assert saved > least * planned > 0, (module, saved, planned)
     assert counted("core_attn") == counted("mla_up_proj") == counted() and counted("moe_act") < counted()
     assert layer_numbers(DENSE, 0, ["layernorm"]) == layer_numbers(DENSE, 0), "fused with the next product"
 

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
-import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
-import torch
 
 from megatron_r1.mcore import host
 from megatron_r1.mcore.active import have_transformer_engine, require_active
-from megatron_r1.mcore.host_fixes import FIXES, HostFix
+from megatron_r1.mcore.host_fixes import FIXES
 from megatron_r1.mcore.host_rewrite import EXPECTED_HITS, RULES, count_hits, rewrite
-from tests.one_rank import one_rank_world
 from tests.patience import patient
 
 host.activate("cpu")
 
 pytestmark = pytest.mark.slow
 PACKAGE = host._package_folder()
-ONE_RANK = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -186,168 +179,3 @@ def test_rules_leave_other_names_alone() -> None:
     tree, hits = rewrite(source.encode(), "module.py")
     assert ast.unparse(tree) == source
     assert not hits
-
-
-# --- fixes
-
-
-def check_jit_fuser_off(module: ModuleType) -> None:
-    def f() -> None:
-        pass
-
-    assert module.jit_fuser(f) is f
-
-
-def check_rng_state(module: ModuleType) -> None:
-    state = module._get_cuda_rng_state()
-    first = torch.rand(3)
-    module._set_cuda_rng_state(state)
-    assert torch.equal(torch.rand(3), first)
-
-
-def check_rng_fork(module: ModuleType) -> None:
-    tracker = module.CudaRNGStatesTracker()
-    tracker.add("a", 5)
-    outside = torch.get_rng_state()
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    logging.getLogger(module.__name__).addHandler(handler)
-    with tracker.fork("a"):
-        first = torch.rand(3)
-    with tracker.fork("a"):
-        second = torch.rand(3)
-    logging.getLogger(module.__name__).removeHandler(handler)
-    assert not records
-    assert torch.equal(torch.get_rng_state(), outside)
-    assert torch.equal(torch.cat([first, second]), torch.rand(6, generator=torch.Generator().manual_seed(5)))
-
-
-def check_no_fp8_state(module: ModuleType) -> None:
-    from megatron_r1.mcore import parallel
-
-    one_rank_world()
-    parallel.build_process_groups(parallel.Layout(), seed=1)
-    x = torch.randn(4, requires_grad=True)
-    recompute = module.CheckpointWithoutOutput(fp8=False)
-    hidden = recompute.checkpoint(lambda v: v.sin(), x)
-    output = hidden * 2.0
-    recompute.discard_output_and_register_recompute(output)
-    output.sum().backward()
-    torch.testing.assert_close(x.grad, 2 * x.detach().cos())
-
-
-def check_no_te_gemm(module: ModuleType) -> None:
-    x, weight = torch.randn(2, 3, 4), torch.randn(5, 4, requires_grad=True)
-    scores = module.router_gating_linear(x, weight, None, torch.float32)
-    torch.testing.assert_close(scores, x @ weight.T)
-    scores.sum().backward()
-    torch.testing.assert_close(weight.grad, x.sum((0, 1)).expand(5, 4))
-
-
-def check_replicated_down_projection(module: ModuleType) -> None:
-    from megatron_r1.mcore.layers import ReplicatedLinear
-
-    assert module.TELinear is ReplicatedLinear
-
-
-def check_uneven_gather(module: ModuleType) -> None:
-    x = torch.randn(3, 2)
-    assert module._gather_along_first_dim(x, ONE_RANK, [3]) is x  # two ranks: tests/distributed/test_uneven.py
-
-
-def check_uneven_reduce_scatter(module: ModuleType) -> None:
-    x = torch.randn(3, 2)
-    assert module._reduce_scatter_along_first_dim(x, ONE_RANK, [3]) is x
-
-
-def check_reduction_alone(module: ModuleType) -> None:
-    """In place a group of one calls nothing; else the collective is called as ever."""
-    one_rank_world()
-    group, buffer, other, called = torch.distributed.group.WORLD, torch.arange(4.0), torch.empty(4), []
-    fix = next(fix for fix in FIXES if fix.name == "reduction alone")
-    fake = SimpleNamespace(dist_all_gather_func=lambda *tensors, group, **_: called.append((tensors, group)))
-    fake.dist_reduce_scatter_func = fake.dist_all_gather_func
-    fix.apply(fake)
-    two_ranks = SimpleNamespace(size=lambda: 2)
-    for collective in (fake.dist_all_gather_func, fake.dist_reduce_scatter_func):
-        assert collective(buffer, buffer[:4], group=group, async_op=False) is None and not called
-        collective(other, buffer, group=group, async_op=True)
-        collective(buffer, buffer[:2], group=two_ranks)
-        assert [(tensors[0] is other, of) for tensors, of in called] == [(True, group), (False, two_ranks)]
-        called.clear()
-    with torch.distributed._coalescing_manager(group, async_ops=True) as manager:  # that has nothing to do
-        module.dist_all_gather_func(buffer, buffer, group=group, async_op=True)
-    manager.wait()
-    module.dist_all_gather_func(other, buffer, group=group)
-    assert torch.equal(other, torch.arange(4.0)) and torch.equal(buffer, other)
-
-
-def check_rope_of_rows(module: ModuleType) -> None:
-    """Bit by bit the stock formula and its gradient."""
-    stock_formula = inspect.unwrap(module._apply_rotary_pos_emb_bshd)
-    assert stock_formula is not module._apply_rotary_pos_emb_bshd
-    for width, latent, interleaved, dtype in (
-        (8, True, False, torch.float32), (8, False, False, torch.float32), (12, False, False, torch.float32),
-        (8, True, False, torch.bfloat16), (12, False, True, torch.float32), (8, False, False, torch.bfloat16),
-    ):  # fmt: skip
-        freqs = torch.randn(5, 1, 1, 8)
-        x, upstream = (torch.randn(5, 2, 3, width, dtype=dtype) for _ in range(2))
-        stock, ours = (x.clone().requires_grad_() for _ in range(2))
-        for formula, t in ((stock_formula, stock), (module._apply_rotary_pos_emb_bshd, ours)):
-            t.rotated = formula(t, freqs, rotary_interleaved=interleaved, multi_latent_attention=latent, mscale=1.5)
-            t.rotated.backward(upstream)
-        assert torch.equal(ours.rotated, stock.rotated), (width, latent, interleaved)
-        assert torch.equal(ours.grad, stock.grad), (width, latent, interleaved)
-
-
-def check_packed_rope(module: ModuleType) -> None:
-    """Bit by bit the stock formula of one sequence after the other, and its gradient."""
-    lengths = [5, 1, 7]
-    bounds = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
-    for width, latent, interleaved, dtype in (
-        (8, True, False, torch.float32), (8, False, False, torch.float32), (12, False, False, torch.float32),
-        (8, True, False, torch.bfloat16), (12, False, True, torch.float32),
-    ):  # fmt: skip
-        freqs = torch.randn(max(lengths), 1, 1, 8)
-        x, upstream = (torch.randn(sum(lengths), 3, width, dtype=dtype) for _ in range(2))
-        stock, ours = (x.clone().requires_grad_() for _ in range(2))
-        formula = inspect.unwrap(module._apply_rotary_pos_emb_bshd)
-        one_by_one = [
-            formula(part.unsqueeze(1), freqs[: len(part)], interleaved, latent, 1.5).squeeze(1) for part in stock.split(lengths)
-        ]
-        packed = module._apply_rotary_pos_emb_thd(ours, bounds, freqs, interleaved, latent, 1.5, ONE_RANK)
-        assert torch.equal(packed, torch.cat(one_by_one)), (width, latent, interleaved)
-        packed.backward(upstream)
-        torch.cat(one_by_one).backward(upstream)
-        assert torch.equal(ours.grad, stock.grad), (width, latent, interleaved)
-
-
-def check_packed_roll(module: ModuleType) -> None:
-    tokens = torch.arange(1, 9).view(1, -1)
-    packing = SimpleNamespace(cu_seqlens_q=torch.tensor([0, 3, 4, 7], dtype=torch.int32))
-    rolled, total = module.roll_tensor(tokens, shifts=-1, dims=-1, cp_group=ONE_RANK, packed_seq_params=packing)
-    assert rolled.tolist() == [[2, 3, 0, 0, 6, 7, 0, 8]]
-    assert total == 26
-    assert tokens.tolist() == [list(range(1, 9))]
-
-
-CHECKS: dict[str, Callable[[ModuleType], None]] = {
-    "jit fuser off": check_jit_fuser_off,
-    "rng state": check_rng_state,
-    "rng fork": check_rng_fork,
-    "no fp8 state": check_no_fp8_state,
-    "no te gemm": check_no_te_gemm,
-    "replicated down-projection": check_replicated_down_projection,
-    "uneven gather": check_uneven_gather,
-    "uneven reduce-scatter": check_uneven_reduce_scatter,
-    "reduction alone": check_reduction_alone,
-    "rope of rows": check_rope_of_rows,
-    "packed rope": check_packed_rope,
-    "packed roll": check_packed_roll,
-}
-
-
-@pytest.mark.parametrize("fix", FIXES, ids=lambda fix: fix.name)
-def test_fix(fix: HostFix) -> None:
-    CHECKS[fix.name](importlib.import_module(fix.module))
