@@ -65,7 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
         for part in _parts(rows):
             if _is_wide(rows):
                 wide = rows[part]
-                elsewhere, own = _place(targets[part], ctx.first, rows.shape[1])
+                elsewhere, own = _targets_here(targets[part], ctx.first, rows.shape[1])
             else:
                 elsewhere, own, _, _, wide = _exponentials(rows[part], targets[part], largest[part], ctx.temperature, ctx.first)
             wide.div_(total[part].unsqueeze(-1))
@@ -84,7 +84,7 @@ def _is_wide(logits: torch.Tensor) -> bool:
     return logits.dtype == _wide(logits)
 
 
-def _place(targets: torch.Tensor, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _targets_here(targets: torch.Tensor, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether each target is another rank's, and its place here, as `_exponentials` gives them."""
     elsewhere = (targets < first) | (targets >= first + width)
     return elsewhere, (targets - first).masked_fill_(elsewhere, 0)
