@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import torch
-
-from megatron_r1.runtime.device import Device
+if TYPE_CHECKING:
+    from megatron_r1.runtime.device import Device
 
 #: (words in the name that the driver gives a device, dense BF16 FLOPS of its tensor cores); the first entry that fits counts.
 #: NVIDIA's data sheets state twice these numbers, "with sparsity", from Hopper on.
@@ -42,4 +42,6 @@ def peak_of(device: Device, dtype: str) -> float | None:
     """FLOPS that MFU is a share of; None if no peak is known: of a CPU, of another device, of `runtime.dtype=fp32`."""
     if device.kind == "cpu" or dtype != "bf16":
         return None
+    import torch  # here: a plan, which asks for peaks alone, does without
+
     return bf16_peak(torch.cuda.get_device_name(device.torch_device))

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from megatron_r1.model.presets import PRESETS
+from megatron_r1.plan.devices import DEVICES
+from megatron_r1.plan.transfer_time import TransferCosts, Way, transfer_seconds
+from megatron_r1.plan.work import work_of
+
+V3, DENSE = work_of(PRESETS["671b"]), work_of(PRESETS["qwen2.5_7b"])
+H100, COSTS = DEVICES["H100"], TransferCosts()
+
+
+def test_gathered_by_hand() -> None:
+    parts = transfer_seconds(V3, H100, way="gathered", trainers=512, engines=512, held=5e9)
+    assert parts["names"] == V3.tensors * COSTS.gathered_tensor
+    assert parts["travel"] == pytest.approx(V3.parameters * 2 / (50e9 * 0.65 * COSTS.gathered))
+    assert parts["host"] == 5e9 / COSTS.host
+
+
+def test_one_node_gathers_over_nvlink() -> None:
+    near, far = (transfer_seconds(DENSE, H100, way="gathered", trainers=size, engines=size)["travel"] for size in (8, 16))
+    assert near < far
+
+
+@pytest.mark.parametrize("way", ["broadcast", "peers", "resharded"])
+def test_half_the_bytes_take_less(way: Way) -> None:
+    half, whole = (
+        sum(transfer_seconds(V3, H100, way=way, trainers=256, engines=256, element=element).values()) for element in (1.0, 2.0)
+    )
+    assert half < whole
+
+
+def test_pieces_that_ranks_send_each_other_are_fastest_for_a_large_model() -> None:
+    found = {
+        way: sum(transfer_seconds(V3, H100, way=way, trainers=256, engines=256).values())
+        for way in ("resharded", "peers", "broadcast", "gathered")
+    }  # type: dict[str, float]
+    assert list(found) == sorted(found, key=lambda way: found[way])
