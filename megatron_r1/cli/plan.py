@@ -21,8 +21,8 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan = commands.add_parser(
         "plan",
         help="what a stage takes of devices and nodes, before it is started",
-        description="Works out the memory of every phase of a stage, of the device and of the node that need most. Weights, data "
-        "and devices need not be here. Exit code 2 if it does not fit.",
+        description="Works out the memory of every phase of a stage, of the device and of the node that need most, and its time. "
+        "Weights, data and devices need not be here. Exit code 2 if it does not fit.",
     )
     plan.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; what it leaves out keeps its default")
     plan.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
@@ -33,6 +33,20 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--imbalance", type=_factor, metavar="F", help="tokens of the rank whose experts are used most, over the mean; default: 1.3"
     )
+    plan.add_argument(
+        "--response-tokens",
+        type=_count,
+        metavar="N",
+        help="tokens of a response, or of a sample, in the mean; default: a quarter of their limit, or 5,355 of a sample",
+    )
+    plan.add_argument("--prompt-tokens", type=_count, metavar="N", default=160, help="tokens of a prompt in the mean; default: 160")
+    plan.add_argument(
+        "--engine-nodes", type=_count, metavar="N", help="nodes of rollout.placement=disaggregated; default: as many as --nodes"
+    )
+    plan.add_argument(
+        "--after-updates", type=_count, metavar="N", help="policy updates before the round, for grpo.length_schedule; default: none"
+    )
+    plan.add_argument("--price", type=_price, metavar="DOLLARS", default=2.0, help="of a GPU-hour; default: 2")
     plan.add_argument("--json", type=Path, metavar="FILE.json", help="also write the plan there, in bytes")
     plan.set_defaults(handler=handle_plan)
     add_simulate(commands.add_parser(SIMULATE, help="play rounds of GRPO: idle engines, stale samples, the longest answers"))
@@ -43,7 +57,9 @@ def handle_plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from megatron_r1.plan.job import read_job
     from megatron_r1.plan.memory import IMBALANCE, plan_memory
+    from megatron_r1.plan.stage_time import Assumed, plan_time
     from megatron_r1.plan.table import describe_job, describe_memory, memory_rows
+    from megatron_r1.plan.time_table import describe_time, time_record
     from megatron_r1.runtime.files import write_atomically
 
     job = read_job(config, arguments.stage, arguments.gpu, arguments.nodes, devices_per_node=arguments.gpus_per_node)
@@ -51,9 +67,18 @@ def handle_plan(arguments: argparse.Namespace) -> int:
     print(describe_job(job))
     print(describe_memory(job, plan))
     problems = plan.shortfalls()
+    time = None
+    if not problems:
+        assumed = Assumed(
+            arguments.response_tokens, arguments.prompt_tokens, engine_nodes=arguments.engine_nodes,
+            updates_done=arguments.after_updates or 0,
+        )  # fmt: skip
+        time = plan_time(job, assumed)
+    if time is not None:
+        print(describe_time(time, arguments.price))
     if arguments.json is not None:
         found = {"stage": job.stage, "device": job.device_name, "ranks": job.world_size, "nodes": job.nodes}
-        found |= {"fits": not problems, "memory": memory_rows(plan)}
+        found |= {"fits": not problems, "memory": memory_rows(plan), "time": None if time is None else time_record(time)}
         write_atomically(arguments.json, json.dumps(found, indent=1) + "\n")
     if problems:
         raise ConfigError(f"{arguments.stage} does not fit: {problems[0]}")
@@ -75,3 +100,4 @@ def _number_above(least: float, kind: Callable[[str], float], what: str) -> Call
 
 _count = _number_above(1, int, "whole number")
 _factor = _number_above(1, float, "number")
+_price = _number_above(0, float, "price")

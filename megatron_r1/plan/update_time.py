@@ -12,7 +12,7 @@ from megatron_r1.plan.work import ModelWork
 _GRADIENT, _WEIGHT = 4, 2  # bytes that travel: sums of gradients in fp32, weights in bf16
 _OPTIMIZER = 40  # bytes of memory that a weight's step reads and writes: gradient, master, two moments, twice, and the norm
 _HOST_MEMORY = 25e9  # bytes a second of host memory, for one of a node's devices: eight share some 200 GB/s
-_PCIE = 25e9  # bytes a second between a device and its host, each way: PCIe 4 x16 or half of PCIe 5
+PCIE = 25e9  #: bytes a second between a device and its host, each way: PCIe 4 x16, or half of PCIe 5
 _HOPS = 2  # directions in which a pipeline's activations travel
 
 
@@ -102,7 +102,7 @@ def update_seconds(
     share = (own - expert) / copies + expert / grid.expert_dp
     on_host = training.offloaded_optimizer
     parts["optimizer"] = share * _OPTIMIZER * (1 - on_host) / device.memory_rate
-    parts["optimizer"] += share * on_host * (_OPTIMIZER / _HOST_MEMORY + (_GRADIENT + _WEIGHT) / _PCIE)
+    parts["optimizer"] += share * on_host * (_OPTIMIZER / _HOST_MEMORY + (_GRADIENT + _WEIGHT) / PCIE)
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ BF16_PEAKS: tuple[tuple[frozenset[str], float], ...] = (
 )
 
 
+@cache
 def bf16_peak(name: str) -> float | None:
     """Dense BF16 FLOPS of the device that the driver calls `name`, as "NVIDIA H800" or "NVIDIA A100-SXM4-80GB".
 

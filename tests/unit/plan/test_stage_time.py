@@ -1,0 +1,136 @@
+"""The time of a stage as its config asks for it: which phases it has, what waits for what, and what a setting changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_r1.config.load import load_config
+from megatron_r1.errors import ConfigError
+from megatron_r1.plan.job import Job, Stage, read_job
+from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, TimePlan, grid_of, plan_time, training_of
+from megatron_r1.plan.terms import Term, TimePhase
+from megatron_r1.plan.work import work_of
+from tests.paths import ROOT
+
+V3 = ROOT / "examples/v3_671b"
+
+
+def job(name: str, stage: Stage, *settings: str, gpu: str = "H800", nodes: int = 64) -> Job:
+    return read_job(load_config(V3 / f"{name}.yaml", list(settings)), stage, gpu, nodes)
+
+
+FEW = "grpo.prompts_per_rollout=32"  # of which a round is played sooner
+
+
+def timed(asked: Job, assumed: Assumed = NOTHING_SAID) -> TimePlan:
+    plan = plan_time(asked, assumed)
+    assert plan is not None
+    return plan
+
+
+def seconds(plan: TimePlan) -> dict[str, float]:
+    return {phase.name: phase.seconds for phase in plan.phases}
+
+
+@pytest.fixture(scope="module")
+def zero() -> TimePlan:
+    return timed(job("r1_zero", "grpo"), Assumed(response=8192))
+
+
+def test_a_round_at_512_ranks(zero: TimePlan) -> None:
+    found = seconds(zero)
+    assert list(found) == ["sampling", "log-probs", "update", "weight sync", "save", "between rounds"]
+    assert {phase.name: phase.waits_for for phase in zero.phases}["between rounds"] == ("weight sync", "save")
+    assert zero.seconds == pytest.approx(sum(found.values()) - found["save"])
+    assert (zero.unit, zero.devices, zero.units) == ("round", 512, 650)
+    assert zero.tokens == 8192 * (8192 + 160)
+    assert zero.stage_seconds == 650 * zero.seconds
+    assert max(found, key=lambda name: found[name]) == "sampling" and 0 < zero.mfu < 0.4
+    longest = zero.phases[0].largest()
+    assert longest is not None and longest.name == "decode, short of cache"
+    assert longest.setting == "rollout.gpu_memory_utilization"
+
+
+def test_longer_responses_take_longer_by_the_schedule(zero: TimePlan) -> None:
+    early, later = (timed(job("r1_zero", "grpo", FEW), Assumed(response=8192, updates_done=done)) for done in (0, 8200))
+    assert "cut at 65,536" in later.assumptions[0] and "cut at 32,768" in zero.assumptions[0]
+    assert seconds(later)["sampling"] > seconds(early)["sampling"]
+
+
+def test_reward_models_score_between_sampling_and_log_probs() -> None:
+    plan = timed(job("stage4", "grpo", FEW))
+    waits = {phase.name: phase.waits_for for phase in plan.phases}
+    assert waits["reward"] == ("sampling",) and waits["log-probs"] == ("reward",)
+
+
+def test_without_reference_and_with_one_update_nothing_is_scored() -> None:
+    one = job("r1_zero", "grpo", FEW, "grpo.kl_coef=0")
+    assert "log-probs" not in seconds(timed(one))
+
+
+def test_epochs_multiply_updates() -> None:
+    once, twice = (seconds(timed(job("r1_zero", "grpo", FEW, f"grpo.inner_epochs={epochs}"))) for epochs in (1, 2))
+    assert 1.7 < twice["update"] / once["update"] < 2.1 and twice["sampling"] == once["sampling"]
+
+
+def test_engines_on_nodes_of_their_own_cost_their_hours() -> None:
+    apart = job("r1_zero", "grpo", FEW, "rollout.placement=disaggregated", "rollout.servers=x", "rollout.nodes_per_engine=4",
+                "rollout.gpu_memory_utilization=0.9", "rollout.tensor_parallel_size=32", "rollout.sleep=false")  # fmt: skip
+    plan = timed(apart, Assumed(engine_nodes=32))
+    assert plan.devices == 512 + 256
+    with pytest.raises(ConfigError, match="2 node.s. of 8 hold no engine; raise --engine-nodes"):
+        plan_time(apart, Assumed(engine_nodes=2))
+
+
+def test_engines_without_room_are_told() -> None:
+    with pytest.raises(ConfigError, match="rollout.gpu_memory_utilization=0.31 leaves an engine's cache no room"):
+        plan_time(job("r1_zero", "grpo", "rollout.gpu_memory_utilization=0.31"))
+
+
+def test_pretraining_sums_its_phases() -> None:
+    plan = timed(job("pretrain", "pretrain", nodes=256))
+    assert [note.split(":")[0] for note in plan.assumptions] == ["phase 0", "phase 1", "phase 2"]
+    assert plan.tokens == 15360 * 4096 and plan.units is not None and plan.stage_seconds is not None
+    assert plan.stage_seconds < plan.units * plan.seconds * 1.02, "a ramp of batches begins with small ones"
+
+
+@pytest.mark.parametrize(("name", "stage"), [("stage3", "sft"), ("reward_helpful", "reward-model")])
+def test_updates_on_samples(name: str, stage: Stage) -> None:
+    asked = job(name, stage)
+    plan = timed(asked)
+    assert list(seconds(plan)) == ["update", "save"] and plan.units is None
+    pairs = 2 if stage == "reward-model" else 1
+    assert plan.tokens == pytest.approx(asked.section.batch_size * pairs * 5355)
+
+
+def test_rejection_sampling_is_sampling_alone() -> None:
+    plan = timed(job("stage3_data", "rejection"))
+    assert list(seconds(plan)) == ["sampling"] and plan.unit == "batch of 64 prompts"
+
+
+def test_a_conversion_has_no_time_and_a_cpu_no_device() -> None:
+    assert plan_time(job("r1_zero", "convert")) is None
+    with pytest.raises(ConfigError, match="give --gpu NAME"):
+        plan_time(read_job(load_config(V3 / "r1_zero.yaml", ["runtime.device=cpu"]), "grpo", "cpu", 64))
+
+
+def test_switches_reach_the_times() -> None:
+    plain = job("pretrain", "pretrain", "runtime.recompute=selective", nodes=256)
+    work = work_of(plain.arch)
+    assert plain.device is not None
+    training = training_of(plain, work, plain.device)
+    assert training.mtp and 0 < training.recompute < 0.2, "norms and up-projections of latent attention"
+    full = job("pretrain", "pretrain", "runtime.recompute=full", nodes=256)
+    assert training_of(full, work, plain.device).recompute == 1
+    fp8 = timed(job("pretrain", "pretrain", "megatron.fp8=e4m3", nodes=256))
+    assert fp8.seconds < timed(job("pretrain", "pretrain", "megatron.fp8=null", nodes=256)).seconds
+    assert (grid_of(plain.layout).dp, grid_of(plain.layout).ep) == (plain.layout.dp, plain.layout.ep)
+
+
+def test_phases_that_do_not_wait_run_beside() -> None:
+    def phase(name: str, length: float, *waits: str) -> TimePhase:
+        return TimePhase(name, (Term("x", length),), waits)
+
+    phases = (phase("a", 3), phase("b", 4), phase("c", 1, "a"), phase("d", 1, "b", "c"))
+    plan = TimePlan("round", phases, devices=2, tokens=10, flops=20, peak=4, units=None, stage_seconds=None, assumptions=())
+    assert plan.seconds == 5 and plan.tokens_per_second == 1 and plan.mfu == 0.5
