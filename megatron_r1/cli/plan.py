@@ -6,10 +6,15 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
 from megatron_r1.plan.simulate_arguments import add_simulate
+
+if TYPE_CHECKING:
+    from megatron_r1.config.schema import Config
+    from megatron_r1.plan.stage_time import Assumed
 
 SIMULATE = "plan simulate"  #: the name of a command
 MOST_NODES = 100_000
@@ -46,6 +51,11 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--after-updates", type=_count, metavar="N", help="policy updates before the round, for grpo.length_schedule; default: none"
     )
+    plan.add_argument(
+        "--search",
+        action="store_true",
+        help="instead, layouts and engines on --nodes: those that fit by time, why others do not, and the fastest as YAML",
+    )
     plan.add_argument("--price", type=_price, metavar="DOLLARS", default=2.0, help="of a GPU-hour; default: 2")
     plan.add_argument("--json", type=Path, metavar="FILE.json", help="also write the plan there, in bytes")
     plan.set_defaults(handler=handle_plan)
@@ -62,18 +72,18 @@ def handle_plan(arguments: argparse.Namespace) -> int:
     from megatron_r1.plan.time_table import describe_time, time_record
     from megatron_r1.runtime.files import write_atomically
 
+    assumed = Assumed(
+        arguments.response_tokens, arguments.prompt_tokens, engine_nodes=arguments.engine_nodes,
+        updates_done=arguments.after_updates or 0,
+    )  # fmt: skip
+    if arguments.search:
+        return _search(arguments, config, assumed)
     job = read_job(config, arguments.stage, arguments.gpu, arguments.nodes, devices_per_node=arguments.gpus_per_node)
     plan = plan_memory(job, arguments.imbalance or IMBALANCE)
     print(describe_job(job))
     print(describe_memory(job, plan))
     problems = plan.shortfalls()
-    time = None
-    if not problems:
-        assumed = Assumed(
-            arguments.response_tokens, arguments.prompt_tokens, engine_nodes=arguments.engine_nodes,
-            updates_done=arguments.after_updates or 0,
-        )  # fmt: skip
-        time = plan_time(job, assumed)
+    time = None if problems else plan_time(job, assumed)
     if time is not None:
         print(describe_time(time, arguments.price))
     if arguments.json is not None:
@@ -82,6 +92,23 @@ def handle_plan(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.json, json.dumps(found, indent=1) + "\n")
     if problems:
         raise ConfigError(f"{arguments.stage} does not fit: {problems[0]}")
+    return 0
+
+
+def _search(arguments: argparse.Namespace, config: Config, assumed: Assumed) -> int:
+    """Print what fits. The exit code is 2 if nothing does."""
+    from megatron_r1.plan.memory import IMBALANCE
+    from megatron_r1.plan.search import Asked, describe_search, search
+
+    if arguments.nodes is None:
+        raise ConfigError("--search needs --nodes N, the size of the job")
+    asked = Asked(
+        config, arguments.stage, arguments.gpu, arguments.nodes, arguments.gpus_per_node, assumed, arguments.imbalance or IMBALANCE
+    )
+    found = search(asked)
+    print(describe_search(found))
+    if not any(one.fits for one in found):
+        raise ConfigError(f"{arguments.stage}: nothing fits {arguments.nodes} node(s); the reasons are above")
     return 0
 
 

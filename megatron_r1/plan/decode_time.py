@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -206,6 +207,7 @@ class Sampling:
     read_again: float  #: tokens of sequences that lost their place in the cache
 
 
+@lru_cache(maxsize=512)
 def sampling(
     work: ModelWork,
     device: Accelerator,
