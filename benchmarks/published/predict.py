@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.published import pretraining, rounds, transfers
+from benchmarks.published import memory, pretraining, rounds, transfers
 from benchmarks.published.rows import MODELS, NotPredicted, Round, Set, TrainStep, Transfer
 from megatron_r1.plan.decode_time import Engine, cache_tokens
 from megatron_r1.plan.devices import Accelerator, device_named
@@ -17,7 +17,12 @@ from megatron_r1.plan.work import ModelWork, work_of
 
 _WORK = {name: work_of(arch) for name, arch in MODELS.items()}
 _MOST_SEQUENCES = 1024  # of a step: vLLM's own default on large devices, which the sources leave
-NOT_PREDICTED: list[NotPredicted] = [*pretraining.NOT_PREDICTED, *rounds.NOT_PREDICTED, *transfers.NOT_PREDICTED]
+NOT_PREDICTED: list[NotPredicted] = [
+    *pretraining.NOT_PREDICTED,
+    *rounds.NOT_PREDICTED,
+    *transfers.NOT_PREDICTED,
+    *memory.NOT_PREDICTED,
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ def compare_times() -> list[Compared]:
     for way in transfers.TRANSFERS:
         found.append(_transfer(way))
     return found
+
+
+def compare_memory() -> list[Compared]:
+    """Every row whose memory the planner predicts, in GiB. Nothing is fitted, so all are held out."""
+    return [Compared(row.name, "GiB", "held out", row.gib, memory.predicted_gib(row), row.source) for row in memory.PEAKS]
 
 
 def _train_step(row: TrainStep) -> Compared:

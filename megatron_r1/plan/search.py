@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import yaml
@@ -14,7 +14,7 @@ from megatron_r1.plan.job import Job, Stage, read_job
 from megatron_r1.plan.memory import IMBALANCE, MemoryPlan, plan_memory
 from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, plan_time
 
-Settings = dict[str, int | float]  #: dotted key -> value
+Settings = dict[str, int | float | None]  #: dotted key -> value
 
 _BEST = 3  # layouts that engines are tried with
 _SAMPLING = ("sampling", "weight sync")  # phases that an engine beside the trainer decides
@@ -58,8 +58,12 @@ def search(asked: Asked) -> list[Candidate]:
 
     The trainer's layout is chosen first, with the engine that the config has; then engines for the best layouts.
     """
-    job = read_job(asked.config, asked.stage, asked.gpu, asked.nodes, devices_per_node=asked.per_node)
-    found = [_judge(asked, settings) for settings in _layouts(job)]
+    if asked.stage == "convert":
+        raise ConfigError("--search: a conversion has no layout to choose by time")
+    # The config's own layout need not fit so many ranks; this one does.
+    plain = _with(asked.config, _layout(asked.config, 1, 1, 1, 1))
+    job = read_job(plain, asked.stage, asked.gpu, asked.nodes, devices_per_node=asked.per_node)
+    found = [_judge(asked, settings) for settings in _layouts(asked.config, job)]
     if asked.stage == "grpo" and asked.config.rollout.placement != "single":
         able = sorted((one for one in found if one.trainer_fits), key=lambda one: one.seconds)
         for one, engine in itertools.product(able[:_BEST], _engines(asked)):
@@ -79,7 +83,7 @@ def pareto(found: Iterable[Candidate]) -> list[Candidate]:
 
 def as_yaml(settings: Settings) -> str:
     """Settings as a part of a config file."""
-    nested: dict[str, dict[str, int | float]] = {}
+    nested: dict[str, dict[str, int | float | None]] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
@@ -107,8 +111,8 @@ def describe_search(found: list[Candidate]) -> str:
     return "\n".join(lines)
 
 
-def _words(settings: Mapping[str, int | float]) -> str:
-    return " ".join(f"{key.partition('.')[2]}={value:g}" for key, value in settings.items())
+def _words(settings: Settings) -> str:
+    return " ".join(f"{key.partition('.')[2]}={value:g}" for key, value in settings.items() if value is not None)
 
 
 def _judge(asked: Asked, settings: Settings) -> Candidate:
@@ -120,8 +124,7 @@ def _judge(asked: Asked, settings: Settings) -> Candidate:
         time = plan_time(job, asked.assumed)
     except ConfigError as error:
         return Candidate(settings, 0.0, 0.0, str(error), refused=True)
-    if time is None:
-        raise ConfigError("--search: a conversion has no layout to choose by time")
+    assert time is not None  # only a conversion has none
     problems = memory.shortfalls()
     return Candidate(settings, time.seconds, memory.peak.device_bytes, "".join(problems[:1]), _trainer_fits(memory))
 
@@ -134,7 +137,7 @@ def _trainer_fits(memory: MemoryPlan) -> bool:
 
 def _with(config: Config, settings: Settings) -> Config:
     """The config with these settings, unchecked as `read_job` checks them."""
-    sections: dict[str, dict[str, int | float]] = {}
+    sections: dict[str, dict[str, int | float | None]] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
@@ -142,14 +145,21 @@ def _with(config: Config, settings: Settings) -> Config:
     return config.model_copy(update=changed)
 
 
-def _layouts(job: Job) -> Iterator[Settings]:
+def _layouts(config: Config, job: Job) -> Iterator[Settings]:
     """Powers of two; tensor parallelism inside a node."""
     experts = job.arch.experts.count if job.arch.experts else 1
     for tp in _powers(min(job.devices_per_node, job.world_size)):
         for pp in _powers(min(job.world_size // tp, job.arch.num_hidden_layers)):
             for ep in _powers(min(job.world_size // pp, experts)):
                 for vpp in _VIRTUAL if pp > 1 else (1,):
-                    yield {"parallel.tp": tp, "parallel.pp": pp, "parallel.vpp": vpp, "parallel.ep": ep}
+                    yield _layout(config, tp, pp, vpp, ep)
+
+
+def _layout(config: Config, tp: int, pp: int, vpp: int, ep: int) -> Settings:
+    """Without stages that are named one by one, which are those of another layout."""
+    named = config.megatron.pipeline_model_parallel_layout
+    other: Settings = {} if named is None else {"megatron.pipeline_model_parallel_layout": None}
+    return {"parallel.tp": tp, "parallel.pp": pp, "parallel.vpp": vpp, "parallel.ep": ep} | other
 
 
 def _engines(asked: Asked) -> Iterator[Settings]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
+from megatron_r1.plan.decode_time import Engine, cache_tokens, sampling
 from megatron_r1.plan.job import Job, Stage, read_job
+from megatron_r1.plan.lengths import Lengths
 from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, TimePlan, grid_of, plan_time, training_of
 from megatron_r1.plan.terms import Term, TimePhase
 from megatron_r1.plan.work import work_of
@@ -134,3 +138,31 @@ def test_phases_that_do_not_wait_run_beside() -> None:
     phases = (phase("a", 3), phase("b", 4), phase("c", 1, "a"), phase("d", 1, "b", "c"))
     plan = TimePlan("round", phases, devices=2, tokens=10, flops=20, peak=4, units=None, stage_seconds=None, assumptions=())
     assert plan.seconds == 5 and plan.tokens_per_second == 1 and plan.mfu == 0.5
+
+
+def test_the_documents_have_these_times(zero: TimePlan) -> None:
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    cells = next(line for line in page.splitlines() if line.startswith("| `r1_zero.yaml` |")).split("|")[2:]
+    said = [float(cell.replace(",", "")) for cell in cells[:1] + cells[2:6]]
+    found = seconds(zero)
+    expected = [found["sampling"], found["log-probs"], found["update"], found["weight sync"], zero.seconds]
+    assert said == pytest.approx(expected, rel=0.01)
+    short = timed(job("r1_zero", "grpo"), Assumed(response=2048))
+    line = next(line for line in page.splitlines() if "2,048 tokens in the mean" in line)
+    assert float(line.split("|")[7].replace(",", "")) == pytest.approx(short.seconds, rel=0.01)
+
+
+def test_the_documents_say_what_more_cache_gives() -> None:
+    wider = job("r1_zero", "grpo", "rollout.gpu_memory_utilization=0.8")
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("| `rollout.gpu_memory_utilization=0.8`"))
+    assert float(line.split("|")[4].replace(",", "")) == pytest.approx(timed(wider, Assumed(response=8192)).seconds, rel=0.01)
+    work = work_of(wider.arch)
+    assert wider.device is not None
+    engine = Engine(64, attention=8, max_sequences=1024)
+    engine = replace(engine, cache_tokens=cache_tokens(work, wider.device, engine, 0.8))
+    drawn = sampling(
+        work, wider.device, engine, responses=8192, engines=8, prompt=160.0, shared_by=16, lengths=Lengths(8192, 32768)
+    )
+    line = next(line for line in page.splitlines() if line.startswith("| attention of 8 devices"))
+    assert float(line.split("|")[3].replace(",", "")) == pytest.approx(drawn.seconds, rel=0.01)
