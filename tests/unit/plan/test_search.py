@@ -68,8 +68,11 @@ def test_engines_are_chosen_for_the_best_layouts() -> None:
     assert "rollout.tensor_parallel_size" in found[0].settings, "the fastest has an engine of its own choice"
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "--search", "--stage", "sft", "--nodes", "1", "--config", str(SFT)]) == 0
+def test_the_command_of_the_how_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs/how_to/plan.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("    megatron-r1 plan --search"))
+    assert cli.main(command.split()[1:]) == 0
     told = capsys.readouterr().out
     assert "fastest:\nparallel:\n  tp: " in told and "do not fit, the fastest of them:" in told and "do not divide" in told
 

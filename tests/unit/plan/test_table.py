@@ -13,10 +13,12 @@ from megatron_r1 import cli
 from tests.paths import ROOT
 
 PAGE = (ROOT / "docs/how_to/plan.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("    megatron-r1 plan ")]
+COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("    megatron-r1 plan --stage")]
 
 
-@pytest.mark.parametrize(("command", "code"), zip(COMMANDS, (0, 2, 0), strict=True), ids=("fits", "does not", "on eight"))
+@pytest.mark.parametrize(
+    ("command", "code"), zip(COMMANDS, (0, 2, 0, 0), strict=True), ids=("fits", "does not", "on eight", "times")
+)
 def test_the_how_to_is_right(command: list[str], code: int, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert cli.main(command) == code
