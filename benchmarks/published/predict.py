@@ -9,13 +9,13 @@ from benchmarks.published import memory, pretraining, rounds, transfers
 from benchmarks.published.rows import MODELS, NotPredicted, Round, Set, TrainStep, Transfer
 from megatron_r1.plan.decode_time import Engine, cache_tokens
 from megatron_r1.plan.devices import Accelerator, device_named
-from megatron_r1.plan.lengths import Lengths
+from megatron_r1.plan.lengths import ResponseLengths
 from megatron_r1.plan.round_time import RoundSetting, round_seconds, step_seconds_of
 from megatron_r1.plan.transfer_time import transfer_seconds
-from megatron_r1.plan.update_time import Batch, update_seconds
-from megatron_r1.plan.work import ModelWork, work_of
+from megatron_r1.plan.update_time import TrainedBatch, update_seconds
+from megatron_r1.plan.work import ModelWork, model_work
 
-_WORK = {name: work_of(arch) for name, arch in MODELS.items()}
+_WORK = {name: model_work(arch) for name, arch in MODELS.items()}
 _MOST_SEQUENCES = 1024  # of a step: vLLM's own default on large devices, which the sources leave
 NOT_PREDICTED: list[NotPredicted] = [
     *pretraining.NOT_PREDICTED,
@@ -60,7 +60,7 @@ def compare_memory() -> list[Compared]:
 
 
 def _train_step(row: TrainStep) -> Compared:
-    batch = Batch(float(row.rows * row.tokens), (row.tokens + 1) / 2, float(row.micro_rows * row.tokens))
+    batch = TrainedBatch(float(row.rows * row.tokens), (row.tokens + 1) / 2, float(row.micro_rows * row.tokens))
     parts = update_seconds(_WORK[row.model], device_named(row.device), row.grid, batch, row.training)
     return Compared(row.name, "step", row.set, row.seconds, sum(parts.values()), row.source)
 
@@ -74,7 +74,7 @@ def setting_of(row: Round, work: ModelWork, device: Accelerator) -> RoundSetting
     devices = row.sampling_devices or row.grid.devices
     return RoundSetting(
         grid=row.grid, engine=engine, engines=devices // row.engine, responses=row.responses, group=row.shared_by,
-        updates=row.updates, prompt=row.prompt, lengths=Lengths(row.mean, row.limit, row.spread),
+        updates=row.updates, prompt=row.prompt, lengths=ResponseLengths(row.mean, row.limit, row.spread),
         micro_batch=row.micro_batch * row.grid.cp, scoring_batch=(row.scoring_batch or row.micro_batch) * row.grid.cp,
         scored=row.scored, training=row.training, way="resharded" if row.sampling_devices else "gathered",
         ahead=row.ahead if row.sampling_devices else 0,

@@ -98,11 +98,11 @@ def handle_plan(arguments: argparse.Namespace) -> int:
 def _search(arguments: argparse.Namespace, config: Config, assumed: Assumed) -> int:
     """Print what fits. The exit code is 2 if nothing does."""
     from megatron_r1.plan.memory import IMBALANCE
-    from megatron_r1.plan.search import Asked, describe_search, search
+    from megatron_r1.plan.search import SearchSetting, describe_search, search
 
     if arguments.nodes is None:
         raise ConfigError("--search needs --nodes N, the size of the job")
-    asked = Asked(
+    asked = SearchSetting(
         config, arguments.stage, arguments.gpu, arguments.nodes, arguments.gpus_per_node, assumed, arguments.imbalance or IMBALANCE
     )
     found = search(asked)

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_r1.errors import ConfigError
 from megatron_r1.plan.devices import Accelerator
-from megatron_r1.plan.lengths import Lengths
+from megatron_r1.plan.lengths import ResponseLengths
 from megatron_r1.plan.work import ModelWork
 
 _BF16 = 2
@@ -196,7 +196,7 @@ class _Queue:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SampledRound:
     """How a round's responses came about."""
 
     seconds: float
@@ -217,9 +217,9 @@ def sampling(
     engines: int,
     prompt: float,
     shared_by: int,
-    lengths: Lengths,
+    lengths: ResponseLengths,
     costs: EngineCosts = ENGINE_COSTS,
-) -> Sampling:
+) -> SampledRound:
     """A round of `responses`, which engines take from one queue.
 
     Args:
@@ -250,4 +250,4 @@ def sampling(
     total = sum(seconds for _, seconds in busy)
     mean = sum(sequences * seconds for sequences, seconds in busy) / total
     tail = sum(seconds for sequences, seconds in last if sequences < mean / 2)
-    return Sampling(total + prefill, prefill, tail, mean, fullest, again)
+    return SampledRound(total + prefill, prefill, tail, mean, fullest, again)

@@ -58,7 +58,7 @@ COSTS = Costs()
 
 
 @dataclass(frozen=True)
-class Pass:
+class LayerPass:
     """What goes through a layer."""
 
     tokens: float  #: of a micro-batch, all ranks of tensor and context parallelism together
@@ -71,7 +71,7 @@ class Pass:
     costs: Costs = COSTS
 
 
-def forward_layer(work: ModelWork, device: Accelerator, grid: Grid, what: Pass, *, moe: bool) -> dict[str, float]:
+def forward_layer(work: ModelWork, device: Accelerator, grid: Grid, what: LayerPass, *, moe: bool) -> dict[str, float]:
     """Seconds of a layer's forward pass on one rank, by the names of `PARTS`."""
     tokens = what.tokens / grid.cp
     own = tokens / grid.tp  # sequence parallelism shares out what is not split by heads or width
@@ -119,7 +119,7 @@ def head_seconds(work: ModelWork, device: Accelerator, grid: Grid, tokens: float
     return 2 * own * work.head / grid.tp / device.gemm_flops() + 3 * logits / device.memory_rate
 
 
-def _dispatch(work: ModelWork, device: Accelerator, grid: Grid, what: Pass, sent: float) -> float:
+def _dispatch(work: ModelWork, device: Accelerator, grid: Grid, what: LayerPass, sent: float) -> float:
     """Seconds in which `sent` bytes of hidden states, each for so many experts, reach them and come back.
 
     The ranks of an expert group are neighbours. An all-to-all sends a copy for each expert; DeepEP (V3 section 3.2.2) one to each

@@ -15,7 +15,7 @@ USUAL_SPREAD = 0.7
 
 
 @dataclass(frozen=True)
-class Lengths:
+class ResponseLengths:
     """Tokens of responses, after the limit has cut them."""
 
     mean: float

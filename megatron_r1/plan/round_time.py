@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_r1.plan.decode_time import ENGINE_COSTS, Engine, EngineCosts, Sampling, sampling
+from megatron_r1.plan.decode_time import ENGINE_COSTS, Engine, EngineCosts, SampledRound, sampling
 from megatron_r1.plan.devices import Accelerator
 from megatron_r1.plan.layer_time import COSTS, Costs, Grid
-from megatron_r1.plan.lengths import Lengths
+from megatron_r1.plan.lengths import ResponseLengths
 from megatron_r1.plan.transfer_time import TRANSFER_COSTS, TransferCosts, Way, transfer_seconds
-from megatron_r1.plan.update_time import Batch, Training, own_parameters, pass_seconds, update_seconds
+from megatron_r1.plan.update_time import TrainedBatch, Training, own_parameters, pass_seconds, update_seconds
 from megatron_r1.plan.work import ModelWork
 
 _BF16 = 2
@@ -40,7 +40,7 @@ class RoundSetting:
     group: int  #: responses to a prompt
     updates: int
     prompt: float  #: tokens, in the mean
-    lengths: Lengths  #: of responses
+    lengths: ResponseLengths  #: of responses
     micro_batch: float  #: most tokens of an update's forward pass
     scoring_batch: float  #: of a forward pass for log-probabilities
     scored: int  #: passes of log-probabilities: the policy's, the reference's
@@ -51,17 +51,17 @@ class RoundSetting:
     offloaded: bool = True  #: whether the trainer's weights are on the host while engines sample on its devices
 
 
-def samples_of(setting: RoundSetting) -> Batch:
+def samples_of(setting: RoundSetting) -> TrainedBatch:
     """All samples of a round as one batch."""
     mean = setting.prompt + setting.lengths.mean
     square = setting.lengths.mean_square() + 2 * setting.prompt * setting.lengths.mean + setting.prompt**2
     variation = max(square / mean**2 - 1, 0.0) ** 0.5
-    return Batch(setting.responses * mean, square / mean / 2, setting.micro_batch, setting.responses, variation)
+    return TrainedBatch(setting.responses * mean, square / mean / 2, setting.micro_batch, setting.responses, variation)
 
 
 def round_seconds(
     work: ModelWork, device: Accelerator, setting: RoundSetting, costs: AllCosts = ALL_COSTS
-) -> tuple[dict[str, dict[str, float]], Sampling]:
+) -> tuple[dict[str, dict[str, float]], SampledRound]:
     """Seconds by phase and part: "generation", "log-probs", "update", "sync", "between"; and how sampling went."""
     at_once = max(setting.ahead, 1)
     drawn = sampling(
@@ -70,10 +70,10 @@ def round_seconds(
     )  # fmt: skip
     whole = samples_of(setting)
     grid, training = setting.grid, setting.training
-    batch = Batch(whole.tokens, whole.pairs, setting.scoring_batch, whole.sequences, whole.variation)
+    batch = TrainedBatch(whole.tokens, whole.pairs, setting.scoring_batch, whole.sequences, whole.variation)
     scoring = pass_seconds(work, device, grid, batch, training, backward=False, costs=costs.layers)
     share = 1 / setting.updates
-    batch = Batch(whole.tokens * share, whole.pairs, setting.micro_batch, whole.sequences * share, whole.variation)
+    batch = TrainedBatch(whole.tokens * share, whole.pairs, setting.micro_batch, whole.sequences * share, whole.variation)
     update = update_seconds(work, device, grid, batch, training, costs.layers)
     transfer = transfer_seconds(
         work, device, way=setting.way, trainers=grid.devices, engines=setting.engines * setting.engine.devices,

@@ -24,7 +24,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LayoutChoice:
     """One choice of settings."""
 
     settings: Settings
@@ -41,7 +41,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchSetting:
     """What is searched for."""
 
     config: Config
@@ -53,7 +53,7 @@ class Asked:
     imbalance: float = IMBALANCE
 
 
-def search(asked: Asked) -> list[Candidate]:
+def search(asked: SearchSetting) -> list[LayoutChoice]:
     """Every candidate that was looked at, those that fit first, the fastest first of them.
 
     The trainer's layout is chosen first, with the engine that the config has; then engines for the best layouts.
@@ -66,12 +66,12 @@ def search(asked: Asked) -> list[Candidate]:
     found = [_judge(asked, settings) for settings in _layouts(asked.config, job)]
     if asked.stage == "grpo" and asked.config.rollout.placement != "single":
         able = sorted((one for one in found if one.trainer_fits), key=lambda one: one.seconds)
-        for one, engine in itertools.product(able[:_BEST], _engines(asked)):
+        for one, engine in itertools.product(able[:_BEST], _engine_choices(asked)):
             found.append(_judge(asked, one.settings | engine))
     return sorted(found, key=lambda one: (not one.fits, one.refused, one.seconds))
 
 
-def pareto(found: Iterable[Candidate]) -> list[Candidate]:
+def pareto(found: Iterable[LayoutChoice]) -> list[LayoutChoice]:
     """Of those that fit, those that nothing beats in time and in memory; the fastest first."""
     best, kept = float("inf"), []
     for one in sorted((one for one in found if one.fits), key=lambda one: (one.seconds, one.device_bytes)):
@@ -90,43 +90,43 @@ def as_yaml(settings: Settings) -> str:
     return yaml.safe_dump(nested, sort_keys=False)
 
 
-def describe_search(found: list[Candidate]) -> str:
+def describe_search(found: list[LayoutChoice]) -> str:
     """A table of those that fit, reasons of those that do not, and the fastest as YAML."""
     fitting, beyond = [one for one in found if one.fits], [one for one in found if not one.fits and not one.refused]
     refused = len(found) - len(fitting) - len(beyond)
     front = pareto(found)
     lines = [f"\n{len(fitting)} of {len(found)} choices fit; * nothing else is faster and smaller", "    seconds       GB"]
     lines += [
-        f"{'*' if one in front else ' '} {one.seconds:9,.1f} {one.device_bytes / 1e9:8,.1f}  {_words(one.settings)}"
+        f"{'*' if one in front else ' '} {one.seconds:9,.1f} {one.device_bytes / 1e9:8,.1f}  {_in_words(one.settings)}"
         for one in fitting[:_SHOWN] + [one for one in front if one not in fitting[:_SHOWN]]
     ]
     if beyond:
         lines.append(f"\n{len(beyond)} do not fit, the fastest of them:")
-        lines += [f"  {one.seconds:9,.1f}  {_words(one.settings)}: {one.reason}" for one in beyond[:_SHOWN]]
+        lines += [f"  {one.seconds:9,.1f}  {_in_words(one.settings)}: {one.reason}" for one in beyond[:_SHOWN]]
     if refused:
         lines.append(f"\n{refused} do not divide the model or the ranks, as:")
-        lines += [f"  {_words(one.settings)}: {one.reason}" for one in found[-min(refused, 3) :]]
+        lines += [f"  {_in_words(one.settings)}: {one.reason}" for one in found[-min(refused, 3) :]]
     if fitting:
         lines += ["\nfastest:", as_yaml(fitting[0].settings).rstrip()]
     return "\n".join(lines)
 
 
-def _words(settings: Settings) -> str:
+def _in_words(settings: Settings) -> str:
     return " ".join(f"{key.partition('.')[2]}={value:g}" for key, value in settings.items() if value is not None)
 
 
-def _judge(asked: Asked, settings: Settings) -> Candidate:
+def _judge(asked: SearchSetting, settings: Settings) -> LayoutChoice:
     try:
         job = read_job(_with(asked.config, settings), asked.stage, asked.gpu, asked.nodes, devices_per_node=asked.per_node)
         memory = plan_memory(job, asked.imbalance)
         if memory.engine is not None and memory.engine.sequences < 1:
-            return Candidate(settings, 0.0, 0.0, memory.shortfalls()[0], refused=True)
+            return LayoutChoice(settings, 0.0, 0.0, memory.shortfalls()[0], refused=True)
         time = plan_time(job, asked.assumed)
     except ConfigError as error:
-        return Candidate(settings, 0.0, 0.0, str(error), refused=True)
+        return LayoutChoice(settings, 0.0, 0.0, str(error), refused=True)
     assert time is not None  # only a conversion has none
     problems = memory.shortfalls()
-    return Candidate(settings, time.seconds, memory.peak.device_bytes, "".join(problems[:1]), _trainer_fits(memory))
+    return LayoutChoice(settings, time.seconds, memory.peak.device_bytes, "".join(problems[:1]), _trainer_fits(memory))
 
 
 def _trainer_fits(memory: MemoryPlan) -> bool:
@@ -162,7 +162,7 @@ def _layout(config: Config, tp: int, pp: int, vpp: int, ep: int) -> Settings:
     return {"parallel.tp": tp, "parallel.pp": pp, "parallel.vpp": vpp, "parallel.ep": ep} | other
 
 
-def _engines(asked: Asked) -> Iterator[Settings]:
+def _engine_choices(asked: SearchSetting) -> Iterator[Settings]:
     """Engines beside the trainer or on nodes of their own: their size, their share of a device, and sequences of a step."""
     for size in _powers(asked.nodes * asked.per_node):
         nodes = -(-size // asked.per_node)

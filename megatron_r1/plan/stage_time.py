@@ -9,17 +9,17 @@ from megatron_r1.config.lengths import lengths_after
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.plan.batches import batches
-from megatron_r1.plan.decode_time import ENGINE_COSTS, Engine, Sampling, cache_bytes_of_token, sampling
+from megatron_r1.plan.decode_time import ENGINE_COSTS, Engine, SampledRound, cache_bytes_of_token, sampling
 from megatron_r1.plan.devices import Accelerator
 from megatron_r1.plan.engine import engine_memory
 from megatron_r1.plan.job import Job
-from megatron_r1.plan.layer_time import Grid, Pass, forward_layer
-from megatron_r1.plan.lengths import USUAL_SPREAD, Lengths
+from megatron_r1.plan.layer_time import Grid, LayerPass, forward_layer
+from megatron_r1.plan.lengths import USUAL_SPREAD, ResponseLengths
 from megatron_r1.plan.round_time import ALL_COSTS, RoundSetting, round_seconds, samples_of
 from megatron_r1.plan.static import rank_state, reward_models
 from megatron_r1.plan.terms import Term, TimePhase
-from megatron_r1.plan.update_time import PCIE, Batch, Training, pass_seconds, update_seconds
-from megatron_r1.plan.work import ModelWork, work_of
+from megatron_r1.plan.update_time import PCIE, TrainedBatch, Training, pass_seconds, update_seconds
+from megatron_r1.plan.work import ModelWork, model_work
 from megatron_r1.training.pretrain_plan import PretrainPlan
 
 #: Part of a phase -> the key whose change cuts it.
@@ -99,8 +99,14 @@ def plan_time(job: Job, assumed: Assumed = NOTHING_SAID) -> TimePlan | None:
         raise ConfigError("runtime.device=cpu has no device to plan for: give --gpu NAME")
     if job.stage == "convert":
         return None
-    plan = {"grpo": _grpo, "pretrain": _pretrain, "sft": _samples, "reward-model": _samples, "rejection": _rejection}
-    return plan[job.stage](job, job.device, work_of(job.arch), assumed)
+    plan = {
+        "grpo": _time_grpo,
+        "pretrain": _time_pretrain,
+        "sft": _time_samples,
+        "reward-model": _time_samples,
+        "rejection": _time_rejection,
+    }
+    return plan[job.stage](job, job.device, model_work(job.arch), assumed)
 
 
 def grid_of(layout: Layout) -> Grid:
@@ -124,12 +130,12 @@ def _recomputed(job: Job, work: ModelWork, device: Accelerator) -> float:
     """Share of a layer's forward pass that its backward pass repeats."""
     if job.runtime.recompute != "selective":
         return 1.0 if job.runtime.recompute == "full" else 0.0
-    parts = forward_layer(work, device, grid_of(job.layout), Pass(4096, 2048), moe=work.moe_layers > 0)
+    parts = forward_layer(work, device, grid_of(job.layout), LayerPass(4096, 2048), moe=work.moe_layers > 0)
     again = sum(parts[part] * share for name in job.runtime.recompute_modules for part, share in _RECOMPUTED.get(name, {}).items())
     return min(again / sum(parts.values()), 1.0)
 
 
-def _grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
+def _time_grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
     config, stage, rollout = job.config, job.section, job.config.rollout
     limits = lengths_after(stage, rollout, assumed.updates_done)
     mean = min(assumed.response or limits.max_response_tokens * _RESPONSE_SHARE, limits.max_response_tokens)
@@ -139,7 +145,7 @@ def _grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> T
     setting = RoundSetting(
         grid=grid_of(job.layout), engine=engine, engines=engines, responses=stage.prompts_per_rollout * stage.group_size,
         group=stage.group_size, updates=stage.updates_per_rollout, prompt=min(assumed.prompt, config.data.max_prompt_tokens),
-        lengths=Lengths(mean, limits.max_response_tokens, assumed.spread), micro_batch=float(limits.micro_batch_tokens),
+        lengths=ResponseLengths(mean, limits.max_response_tokens, assumed.spread), micro_batch=float(limits.micro_batch_tokens),
         scoring_batch=float(limits.micro_batch_tokens), scored=scored, training=training_of(job, work, device),
         way="broadcast" if own else "gathered", offloaded=False,
     )  # fmt: skip
@@ -185,7 +191,7 @@ def _grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> T
 def _update_of_epochs(work: ModelWork, device: Accelerator, setting: RoundSetting) -> dict[str, float]:
     """Of a round that trains on its samples several times: the same number of updates on so many more samples."""
     whole, share = samples_of(setting), 1 / setting.updates
-    batch = Batch(whole.tokens * share, whole.pairs, setting.micro_batch, whole.sequences * share, whole.variation)
+    batch = TrainedBatch(whole.tokens * share, whole.pairs, setting.micro_batch, whole.sequences * share, whole.variation)
     parts = update_seconds(work, device, setting.grid, batch, setting.training)
     parts = {part: seconds * setting.updates for part, seconds in parts.items()}
     return parts | {"data": setting.responses * ALL_COSTS.sample}
@@ -228,7 +234,7 @@ def _moved(job: Job) -> dict[str, float]:
     return found
 
 
-def _pretrain(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
+def _time_pretrain(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
     """The last update of the phase that takes longest; the whole stage is the sum of all phases."""
     training, plan = training_of(job, work, device), PretrainPlan(job.config.pretrain)
     longest, whole, notes = -1.0, 0.0, []
@@ -236,7 +242,7 @@ def _pretrain(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) 
         length, of_phase = float(phase.sequence_length), 0.0
         ends = [level.first_update for level in phase.levels[1:]] + [phase.last_update + 1]
         for level, end in zip(phase.levels, ends, strict=True):
-            batch = Batch(level.rows * length, (length + 1) / 2, phase.micro_batch_size * length)
+            batch = TrainedBatch(level.rows * length, (length + 1) / 2, phase.micro_batch_size * length)
             parts = update_seconds(work, device, grid_of(layout), batch, training)
             of_phase += sum(parts.values()) * (end - level.first_update)
         notes.append(
@@ -252,14 +258,14 @@ def _pretrain(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) 
     return replace(found, stage_seconds=whole + phases[1].seconds * units)
 
 
-def _samples(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
+def _time_samples(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
     """An update of supervised training or of a reward model."""
     stage = job.section
     limit = float(stage.micro_batch_tokens if stage.max_tokens is None else min(stage.max_tokens, stage.micro_batch_tokens))
     pairwise = 2 if job.stage == "reward-model" and stage.kind == "helpful" else 1
-    lengths = Lengths(min(assumed.response or _SAMPLE, limit), int(limit), assumed.spread)
+    lengths = ResponseLengths(min(assumed.response or _SAMPLE, limit), int(limit), assumed.spread)
     samples = float(stage.batch_size * pairwise)
-    batch = Batch(
+    batch = TrainedBatch(
         samples * lengths.mean, lengths.mean_square() / lengths.mean / 2, float(stage.micro_batch_tokens), samples,
         lengths.variation(),
     )  # fmt: skip
@@ -270,13 +276,13 @@ def _samples(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -
     return TimePlan("update", phases, job.world_size, batch.tokens, flops, device.bf16_flops, None, None, notes)
 
 
-def _rejection(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
+def _time_rejection(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
     """The prompts of one call."""
     stage = job.section
     engine, engines, own = _engines(job, device, work, assumed)
     mean = min(assumed.response or stage.max_tokens * _RESPONSE_SHARE, float(stage.max_tokens))
     responses = stage.batch_prompts * stage.samples_per_prompt
-    lengths = Lengths(mean, stage.max_tokens, assumed.spread)
+    lengths = ResponseLengths(mean, stage.max_tokens, assumed.spread)
     drawn = sampling(
         work, device, engine, responses=responses, engines=engines, prompt=assumed.prompt, shared_by=stage.samples_per_prompt,
         lengths=lengths, costs=ENGINE_COSTS,
@@ -294,7 +300,7 @@ def _save(job: Job, after: str) -> TimePhase:
     return _phase("save", {"to the host": _moved(job)["checkpoint"] / job.config.checkpoint.interval}, after)
 
 
-def _sampled(parts: dict[str, float], drawn: Sampling) -> TimePhase:
+def _sampled(parts: dict[str, float], drawn: SampledRound) -> TimePhase:
     """Short of cache is what reads sequences again that had lost theirs."""
     short = {"decode": "decode, short of cache"} if drawn.read_again else {}
     return _phase("sampling", {short.get(part, part): seconds for part, seconds in parts.items()})

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from megatron_r1.plan.devices import Accelerator
-from megatron_r1.plan.layer_time import COSTS, PARTS, Costs, Grid, Pass, backward_layer, forward_layer, head_seconds
+from megatron_r1.plan.layer_time import COSTS, PARTS, Costs, Grid, LayerPass, backward_layer, forward_layer, head_seconds
 from megatron_r1.plan.work import ModelWork
 
 _GRADIENT, _WEIGHT = 4, 2  # bytes that travel: sums of gradients in fp32, weights in bf16
@@ -17,7 +17,7 @@ _HOPS = 2  # directions in which a pipeline's activations travel
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainedBatch:
     """What one update is computed on, over all copies of the model."""
 
     tokens: float
@@ -44,7 +44,7 @@ class Training:
     offloaded_optimizer: float = 0.0  #: share of Adam's state that stays on the host, where the step is made
 
 
-def micro_batches(batch: Batch, grid: Grid, training: Training) -> tuple[int, float]:
+def micro_batches(batch: TrainedBatch, grid: Grid, training: Training) -> tuple[int, float]:
     """Micro-batches of the copy that has most, and tokens of one."""
     own = batch.tokens / grid.dp
     if not training.even_ranks and batch.sequences and grid.dp > 1:
@@ -55,11 +55,18 @@ def micro_batches(batch: Batch, grid: Grid, training: Training) -> tuple[int, fl
 
 
 def pass_seconds(
-    work: ModelWork, device: Accelerator, grid: Grid, batch: Batch, training: Training, *, backward: bool, costs: Costs = COSTS
+    work: ModelWork,
+    device: Accelerator,
+    grid: Grid,
+    batch: TrainedBatch,
+    training: Training,
+    *,
+    backward: bool,
+    costs: Costs = COSTS,
 ) -> dict[str, float]:
     """Seconds of all micro-batches through the pipeline, by part; what waits in the pipeline is "bubble"."""
     count, tokens = micro_batches(batch, grid, training)
-    what = Pass(
+    what = LayerPass(
         tokens, batch.pairs, fp8=training.fp8, balanced=training.balanced_routing, graphs=training.graphs,
         overlapped=training.overlapped_dispatch, deepep=training.deepep, costs=costs,
     )  # fmt: skip
@@ -86,7 +93,7 @@ def pass_seconds(
 
 
 def update_seconds(
-    work: ModelWork, device: Accelerator, grid: Grid, batch: Batch, training: Training, costs: Costs = COSTS
+    work: ModelWork, device: Accelerator, grid: Grid, batch: TrainedBatch, training: Training, costs: Costs = COSTS
 ) -> dict[str, float]:
     """Seconds of one update of the weights, by part."""
     parts = pass_seconds(work, device, grid, batch, training, backward=True, costs=costs)

@@ -70,7 +70,7 @@ class ModelWork:
         return _MULTIPLY_AND_ADD * self.active + self.layers * self.pair_flops * pairs
 
 
-def work_of(arch: Architecture) -> ModelWork:
+def model_work(arch: Architecture) -> ModelWork:
     """The numbers of an architecture."""
     moe_layers = sum(arch.is_moe_layer(layer) for layer in range(arch.num_hidden_layers))
     last_rows = arch.feed_forward_rows(arch.num_hidden_layers - 1)

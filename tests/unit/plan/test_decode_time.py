@@ -10,23 +10,23 @@ from megatron_r1.model.presets import PRESETS
 from megatron_r1.plan.decode_time import (
     Engine,
     EngineCosts,
-    Sampling,
+    SampledRound,
     cache_bytes_of_token,
     cache_tokens,
     sampling,
     step_seconds,
 )
 from megatron_r1.plan.devices import DEVICES
-from megatron_r1.plan.lengths import Lengths
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.lengths import ResponseLengths
+from megatron_r1.plan.work import model_work
 
-V3, DENSE = work_of(PRESETS["671b"]), work_of(PRESETS["qwen2.5_7b"])
+V3, DENSE = model_work(PRESETS["671b"]), model_work(PRESETS["qwen2.5_7b"])
 H100 = DEVICES["H100"]
 COSTS = EngineCosts()
 
 
-def sample(engine: Engine, responses: int = 256, engines: int = 1, mean: float = 400, spread: float = 0.7) -> Sampling:
-    lengths = Lengths(mean, 4096, spread)
+def sample(engine: Engine, responses: int = 256, engines: int = 1, mean: float = 400, spread: float = 0.7) -> SampledRound:
+    lengths = ResponseLengths(mean, 4096, spread)
     return sampling(DENSE, H100, engine, responses=responses, engines=engines, prompt=100, shared_by=16, lengths=lengths)
 
 
@@ -74,7 +74,7 @@ def test_attention_of_groups_has_room_for_more_sequences() -> None:
 
 def test_a_round_lasts_as_long_as_its_longest_response() -> None:
     found = sample(Engine(1), responses=64)
-    longest = Lengths(400, 4096).quantiles(64)[-1]
+    longest = ResponseLengths(400, 4096).quantiles(64)[-1]
     assert found.seconds > longest * (step_seconds(DENSE, H100, Engine(1), 1, 100, COSTS) * 0.99)
     assert 0 < found.tail < found.seconds and found.sequences < found.fullest == 64
 

@@ -8,16 +8,16 @@ import pytest
 
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.plan.devices import DEVICES
-from megatron_r1.plan.layer_time import PARTS, Costs, Grid, Pass, backward_layer, forward_layer, head_seconds
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.layer_time import PARTS, Costs, Grid, LayerPass, backward_layer, forward_layer, head_seconds
+from megatron_r1.plan.work import model_work
 
-V3, DENSE = work_of(PRESETS["671b"]), work_of(PRESETS["qwen2.5_7b"])
+V3, DENSE = model_work(PRESETS["671b"]), model_work(PRESETS["qwen2.5_7b"])
 H100, GB200 = DEVICES["H100"], DEVICES["GB200"]
 ALONE = Grid(8)
 
 
 def test_a_dense_layer_by_hand() -> None:
-    parts = forward_layer(DENSE, H100, ALONE, Pass(10_000, 500), moe=False)
+    parts = forward_layer(DENSE, H100, ALONE, LayerPass(10_000, 500), moe=False)
     assert set(parts) == set(PARTS)
     matrices = 3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18944
     assert parts["products"] == pytest.approx(2 * 10_000 * matrices / (989.5e12 * 0.66))
@@ -26,14 +26,14 @@ def test_a_dense_layer_by_hand() -> None:
 
 
 def test_tensor_parallelism_cuts_products_and_costs_traffic() -> None:
-    one = forward_layer(DENSE, H100, ALONE, Pass(10_000, 500), moe=False)
-    four = forward_layer(DENSE, H100, Grid(8, tp=4), Pass(10_000, 500), moe=False)
+    one = forward_layer(DENSE, H100, ALONE, LayerPass(10_000, 500), moe=False)
+    four = forward_layer(DENSE, H100, Grid(8, tp=4), LayerPass(10_000, 500), moe=False)
     assert four["products"] == pytest.approx(one["products"] / 4)
     assert four["tensor"] == pytest.approx(4 * 10_000 * 3584 * 2 * 0.75 / (450e9 * 0.45))
 
 
 def test_expert_traffic_by_hand() -> None:
-    what = Pass(4096, 2048, balanced=True)
+    what = LayerPass(4096, 2048, balanced=True)
     near = forward_layer(V3, H100, Grid(64, ep=8), what, moe=True)["dispatch"]
     sent = 4096 * 7168 * 2 * 8
     assert near == pytest.approx(2 * sent * 7 / 8 / (450e9 * 0.45))
@@ -45,7 +45,7 @@ def test_expert_traffic_by_hand() -> None:
 
 
 def test_the_fullest_rank_decides_and_overlap_hides_traffic() -> None:
-    grid, what = Grid(64, ep=8), Pass(4096, 2048)
+    grid, what = Grid(64, ep=8), LayerPass(4096, 2048)
     uneven, even = (forward_layer(V3, H100, grid, replace(what, balanced=balanced), moe=True) for balanced in (False, True))
     assert uneven["dispatch"] == pytest.approx(even["dispatch"] * Costs().imbalance)
     hidden = forward_layer(V3, H100, grid, replace(what, overlapped=True), moe=True)
@@ -53,7 +53,7 @@ def test_the_fullest_rank_decides_and_overlap_hides_traffic() -> None:
 
 
 def test_few_tokens_wait_for_the_host_unless_layers_are_captured() -> None:
-    few = Pass(16, 8)
+    few = LayerPass(16, 8)
     parts = forward_layer(DENSE, H100, ALONE, few, moe=False)
     assert sum(parts.values()) == pytest.approx(Costs().launch)
     captured = forward_layer(DENSE, H100, ALONE, replace(few, graphs=True), moe=False)
@@ -61,7 +61,7 @@ def test_few_tokens_wait_for_the_host_unless_layers_are_captured() -> None:
 
 
 def test_backward_is_twice_the_products_and_recomputation_once_more() -> None:
-    forward = forward_layer(V3, H100, Grid(64, ep=8), Pass(4096, 2048), moe=True)
+    forward = forward_layer(V3, H100, Grid(64, ep=8), LayerPass(4096, 2048), moe=True)
     backward = backward_layer(forward)
     assert backward["products"] == 2 * forward["products"] and backward["attention"] == 2.5 * forward["attention"]
     again = backward_layer(forward, recompute=1.0)
@@ -69,7 +69,7 @@ def test_backward_is_twice_the_products_and_recomputation_once_more() -> None:
 
 
 def test_fp8_products_are_faster_and_attention_is_not() -> None:
-    plain, fp8 = (forward_layer(V3, H100, ALONE, Pass(4096, 2048, fp8=fp8), moe=True) for fp8 in (False, True))
+    plain, fp8 = (forward_layer(V3, H100, ALONE, LayerPass(4096, 2048, fp8=fp8), moe=True) for fp8 in (False, True))
     assert fp8["products"] < plain["products"] and fp8["attention"] == plain["attention"]
 
 

@@ -8,15 +8,15 @@ from megatron_r1.model.presets import PRESETS
 from megatron_r1.plan.decode_time import Engine
 from megatron_r1.plan.devices import DEVICES
 from megatron_r1.plan.layer_time import Grid
-from megatron_r1.plan.lengths import Lengths
+from megatron_r1.plan.lengths import ResponseLengths
 from megatron_r1.plan.round_time import AllCosts, RoundSetting, round_seconds, samples_of, step_seconds_of
 from megatron_r1.plan.update_time import Training
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.work import model_work
 
-DENSE, H100 = work_of(PRESETS["qwen2.5_7b"]), DEVICES["H100"]
+DENSE, H100 = model_work(PRESETS["qwen2.5_7b"]), DEVICES["H100"]
 SETTING = RoundSetting(
-    grid=Grid(8, tp=2), engine=Engine(1), engines=8, responses=512, group=16, updates=4, prompt=100.0, lengths=Lengths(400, 2048),
-    micro_batch=4096.0, scoring_batch=8192.0, scored=2, training=Training(), way="gathered",
+    grid=Grid(8, tp=2), engine=Engine(1), engines=8, responses=512, group=16, updates=4, prompt=100.0,
+    lengths=ResponseLengths(400, 2048), micro_batch=4096.0, scoring_batch=8192.0, scored=2, training=Training(), way="gathered",
 )  # fmt: skip
 
 
@@ -47,6 +47,6 @@ def test_engines_that_are_rounds_ahead_have_no_tail_to_wait_for() -> None:
 
 
 def test_samples_have_the_squares_of_their_lengths() -> None:
-    batch = samples_of(replace(SETTING, lengths=Lengths(400, 2048, spread=0)))
+    batch = samples_of(replace(SETTING, lengths=ResponseLengths(400, 2048, spread=0)))
     assert batch.tokens == 512 * 500 and batch.pairs == pytest.approx(250) and batch.variation == pytest.approx(0, abs=1e-6)
     assert samples_of(SETTING).pairs > 250

@@ -10,10 +10,10 @@ from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
 from megatron_r1.plan.decode_time import Engine, cache_tokens, sampling
 from megatron_r1.plan.job import Job, Stage, read_job
-from megatron_r1.plan.lengths import Lengths
+from megatron_r1.plan.lengths import ResponseLengths
 from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, TimePlan, grid_of, plan_time, training_of
 from megatron_r1.plan.terms import Term, TimePhase
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.work import model_work
 from tests.paths import ROOT
 
 V3 = ROOT / "examples/v3_671b"
@@ -120,7 +120,7 @@ def test_a_conversion_has_no_time_and_a_cpu_no_device() -> None:
 
 def test_switches_reach_the_times() -> None:
     plain = job("pretrain", "pretrain", "runtime.recompute=selective", nodes=256)
-    work = work_of(plain.arch)
+    work = model_work(plain.arch)
     assert plain.device is not None
     training = training_of(plain, work, plain.device)
     assert training.mtp and 0 < training.recompute < 0.2, "norms and up-projections of latent attention"
@@ -157,12 +157,12 @@ def test_the_documents_say_what_more_cache_gives() -> None:
     page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
     line = next(line for line in page.splitlines() if line.startswith("| `rollout.gpu_memory_utilization=0.8`"))
     assert float(line.split("|")[4].replace(",", "")) == pytest.approx(timed(wider, Assumed(response=8192)).seconds, rel=0.01)
-    work = work_of(wider.arch)
+    work = model_work(wider.arch)
     assert wider.device is not None
     engine = Engine(64, attention=8, max_sequences=1024)
     engine = replace(engine, cache_tokens=cache_tokens(work, wider.device, engine, 0.8))
     drawn = sampling(
-        work, wider.device, engine, responses=8192, engines=8, prompt=160.0, shared_by=16, lengths=Lengths(8192, 32768)
+        work, wider.device, engine, responses=8192, engines=8, prompt=160.0, shared_by=16, lengths=ResponseLengths(8192, 32768)
     )
     line = next(line for line in page.splitlines() if line.startswith("| attention of 8 devices"))
     assert float(line.split("|")[3].replace(",", "")) == pytest.approx(drawn.seconds, rel=0.01)

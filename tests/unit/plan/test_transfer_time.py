@@ -5,9 +5,9 @@ import pytest
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.plan.devices import DEVICES
 from megatron_r1.plan.transfer_time import TransferCosts, Way, transfer_seconds
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.work import model_work
 
-V3, DENSE = work_of(PRESETS["671b"]), work_of(PRESETS["qwen2.5_7b"])
+V3, DENSE = model_work(PRESETS["671b"]), model_work(PRESETS["qwen2.5_7b"])
 H100, COSTS = DEVICES["H100"], TransferCosts()
 
 

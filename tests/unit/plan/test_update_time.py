@@ -7,12 +7,12 @@ import pytest
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.plan.devices import DEVICES
 from megatron_r1.plan.layer_time import Grid
-from megatron_r1.plan.update_time import Batch, Training, micro_batches, own_parameters, pass_seconds, update_seconds
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.update_time import TrainedBatch, Training, micro_batches, own_parameters, pass_seconds, update_seconds
+from megatron_r1.plan.work import model_work
 
-V3, DENSE = work_of(PRESETS["671b"]), work_of(PRESETS["qwen2.5_7b"])
+V3, DENSE = model_work(PRESETS["671b"]), model_work(PRESETS["qwen2.5_7b"])
 H100 = DEVICES["H100"]
-ROWS = Batch(64 * 4096.0, 2048.0, 4096.0)
+ROWS = TrainedBatch(64 * 4096.0, 2048.0, 4096.0)
 
 
 def test_micro_batches_are_filled_evenly() -> None:
@@ -21,7 +21,7 @@ def test_micro_batches_are_filled_evenly() -> None:
 
 
 def test_copies_with_uneven_samples_wait_for_the_fullest() -> None:
-    batch = Batch(512 * 1000.0, 500.0, 10_000.0, sequences=512, variation=0.8)
+    batch = TrainedBatch(512 * 1000.0, 500.0, 10_000.0, sequences=512, variation=0.8)
     even, _ = micro_batches(batch, Grid(32), Training())
     uneven, _ = micro_batches(batch, Grid(32), Training(even_ranks=False))
     assert (even, uneven) == (2, 3)

@@ -7,13 +7,13 @@ import pytest
 from megatron_r1.model.flops import forward_flops, rows_of
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.model.size import count_parameters
-from megatron_r1.plan.work import work_of
+from megatron_r1.plan.work import model_work
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_parameters_and_flops_are_the_models(preset: str) -> None:
     arch = PRESETS[preset]
-    work = work_of(arch)
+    work = model_work(arch)
     mtp = sum(
         (arch.experts.count if row.is_expert and arch.experts else 1)
         * sum(shape[0] * shape[1] for shape in row.shapes if len(shape) == 2)
@@ -27,7 +27,7 @@ def test_parameters_and_flops_are_the_models(preset: str) -> None:
 
 
 def test_v3_decodes_on_its_compressed_rows() -> None:
-    work = work_of(PRESETS["671b"])
+    work = model_work(PRESETS["671b"])
     assert (work.layers, work.moe_layers, work.experts, work.per_token, work.mtp) == (61, 58, 256, 8, 1)
     assert (work.cached, work.cache_shares, work.expert_groups) == (576, 1, 4)
     assert work.absorbed_pair_flops == 2 * 128 * (576 + 512)
@@ -35,6 +35,6 @@ def test_v3_decodes_on_its_compressed_rows() -> None:
 
 
 def test_heads_share_the_cache_of_grouped_queries() -> None:
-    work = work_of(PRESETS["qwen2.5_7b"])
+    work = model_work(PRESETS["qwen2.5_7b"])
     assert (work.cached, work.cache_shares) == (2 * 4 * 128, 4)
     assert work.absorbed_pair_flops == work.pair_flops
