@@ -1,10 +1,13 @@
-"""Attention on a CPU whose values have another width than keys: torch's own bits, forward and backward."""
+"""Layers on a CPU: attention whose values have another width than keys has torch's own bits; experts in bf16 have few shapes."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_r1.mcore import host
 
@@ -25,3 +28,40 @@ def test_unfused_attention_has_torchs_bits(tokens, scale, dtype):
     assert torch.equal(found, expected)
     own, torchs = (torch.autograd.grad(output, inputs, gradient) for output in (found, expected))
     assert all(torch.equal(*pair) for pair in zip(own, torchs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_experts_in_bf16_have_few_shapes(dtype):
+    generator = torch.Generator().manual_seed(0)
+    counts, hidden, width = [33, 0, 64, 7], 16, 8
+    weights = [[torch.randn(shape, generator=generator) / 4 for shape in ((2 * width, hidden), (hidden, width))] for _ in counts]
+    weights = [[weight.to(dtype).requires_grad_() for weight in pair] for pair in weights]
+    linears = [[SimpleNamespace(weight=weight, _forward_pre_hooks={}) for weight in pair] for pair in weights]
+    experts = [SimpleNamespace(linear_fc1=first, linear_fc2=second) for first, second in linears]
+    layer = SimpleNamespace(tp_group=SimpleNamespace(size=lambda: 1), local_experts=experts)
+    x = torch.randn(sum(counts), hidden, generator=generator).to(dtype).requires_grad_()
+    probs = torch.rand(sum(counts), generator=generator).requires_grad_()
+    rows = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.mm.default and args[0].shape[1] in (hidden, width, 2 * width):
+                rows.add(args[0].shape[0])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        output, _ = layers.LeanExperts.forward(layer, x, torch.tensor(counts), probs)
+    assert rows == ({64, 32, 0} if dtype == torch.bfloat16 else set(counts)) and output.shape == x.shape
+    leaves = [x, probs, *(weight for pair in weights for weight in pair)]
+    found = torch.autograd.grad(output.float().square().sum(), leaves)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    parts, chosen = exact[0].split(counts), exact[1].unsqueeze(-1).split(counts)
+    outputs = []
+    for part, p, first, second in zip(parts, chosen, exact[2::2], exact[3::2], strict=True):
+        gate, up = F.linear(part, first).chunk(2, -1)
+        outputs.append(F.linear(F.silu(gate) * up * p, second))
+    whole = torch.cat(outputs)
+    bound = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    assert (output - whole).norm() < bound * whole.norm()
+    for one, other in zip(found, torch.autograd.grad(whole.square().sum(), exact), strict=True):
+        assert (one - other).norm() <= bound * other.norm()
