@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.mcore.elementwise import swiglu
+from megatron_r1.mcore.gloo_shards import all_gather, reduce_scatter
 from megatron_r1.mcore.packing import packed_positions
 from megatron_r1.mcore.rotate import rotate_packed, rotate_rows
 
@@ -125,18 +126,20 @@ def _rope_of_rows(module: ModuleType) -> None:
     module._apply_rotary_pos_emb_bshd = apply_rows
 
 
-def _leave_out_groups_of_one(module: ModuleType) -> None:
-    def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+def _shards_without_copies(module: ModuleType) -> None:
+    def replaced(collective: Callable[..., Any], own: Callable[..., None]) -> Callable[..., Any]:
         @functools.wraps(collective)
         def call(output: torch.Tensor, input_: torch.Tensor, *settings: Any, group: Any, **more: Any) -> Any:
             if group.size() == 1 and output.data_ptr() == input_.data_ptr():
                 return None
-            return collective(output, input_, *settings, group=group, **more)
+            if settings or more.get("async_op") or more.get("op", dist.ReduceOp.SUM) != dist.ReduceOp.SUM:
+                return collective(output, input_, *settings, group=group, **more)
+            return own(output, input_, group)
 
         return call
 
-    module.dist_all_gather_func = unless_alone(module.dist_all_gather_func)
-    module.dist_reduce_scatter_func = unless_alone(module.dist_reduce_scatter_func)
+    module.dist_all_gather_func = replaced(module.dist_all_gather_func, all_gather)
+    module.dist_reduce_scatter_func = replaced(module.dist_reduce_scatter_func, reduce_scatter)
 
 
 def _linear_alone(module: ModuleType) -> None:
@@ -332,10 +335,10 @@ FIXES: tuple[HostFix, ...] = (
         _uneven_reduce_scatter,
     ),
     HostFix(
-        "reduction alone", "megatron.core.distributed.param_and_grad_buffer", "_ParamAndGradBucketGroup.start_grad_sync",
+        "shards", "megatron.core.distributed.param_and_grad_buffer", "_ParamAndGradBucketGroup.start_grad_sync",
         "66adbe07814a48817cb5c37fa098cd61b89e6dfa3e285492222610b2167df1dc", "without_cuda",
-        "in a group of one gloo copies all gradients and all weights onto themselves, a twelfth of a step at hidden size 512",
-        _leave_out_groups_of_one,
+        "torch's ways over gloo copy all gradients and all weights several times, in a group of one onto themselves",
+        _shards_without_copies,
     ),
     HostFix(
         "linear alone", "megatron.core.tensor_parallel.layers", "linear_with_grad_accumulation_and_async_allreduce",

@@ -94,26 +94,26 @@ def check_uneven_reduce_scatter(module: ModuleType) -> None:
     assert module._reduce_scatter_along_first_dim(x, ONE_RANK, [3]) is x
 
 
-def check_reduction_alone(module: ModuleType) -> None:
-    """In place a group of one calls nothing; else the collective is called as ever."""
+def check_shards(module: ModuleType) -> None:
+    """In place a group of one calls nothing; what gloo's own cannot be replaced by is called as ever."""
     one_rank_world()
     group, buffer, other, called = torch.distributed.group.WORLD, torch.arange(4.0), torch.empty(4), []
-    fix = next(fix for fix in FIXES if fix.name == "reduction alone")
+    fix = next(fix for fix in FIXES if fix.name == "shards")
     fake = SimpleNamespace(dist_all_gather_func=lambda *tensors, group, **_: called.append((tensors, group)))
     fake.dist_reduce_scatter_func = fake.dist_all_gather_func
     fix.apply(fake)
-    two_ranks = SimpleNamespace(size=lambda: 2)
     for collective in (fake.dist_all_gather_func, fake.dist_reduce_scatter_func):
         assert collective(buffer, buffer[:4], group=group, async_op=False) is None and not called
+        other.zero_()
+        collective(other, buffer, group=group)
+        assert torch.equal(other, torch.arange(4.0)) and not called
         collective(other, buffer, group=group, async_op=True)
-        collective(buffer, buffer[:2], group=two_ranks)
-        assert [(tensors[0] is other, of) for tensors, of in called] == [(True, group), (False, two_ranks)]
+        collective(other, buffer, op=torch.distributed.ReduceOp.MAX, group=group)
+        assert [(tensors[0] is other, of) for tensors, of in called] == [(True, group)] * 2
         called.clear()
     with torch.distributed._coalescing_manager(group, async_ops=True) as manager:  # that has nothing to do
         module.dist_all_gather_func(buffer, buffer, group=group, async_op=True)
     manager.wait()
-    module.dist_all_gather_func(other, buffer, group=group)
-    assert torch.equal(other, torch.arange(4.0)) and torch.equal(buffer, other)
 
 
 def check_linear_alone(module: ModuleType) -> None:
@@ -296,7 +296,7 @@ CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "replicated down-projection": check_replicated_down_projection,
     "uneven gather": check_uneven_gather,
     "uneven reduce-scatter": check_uneven_reduce_scatter,
-    "reduction alone": check_reduction_alone,
+    "shards": check_shards,
     "rope of rows": check_rope_of_rows,
     "packed rope": check_packed_rope,
     "packed roll": check_packed_roll,
