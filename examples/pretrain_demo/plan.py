@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 MODELS = {"v3": "V3", "dense": "dense"}  #: name of the YAML -> in tables and curves
 TOKENS_OF = "tokens of "
 SEARCH_SEED = 100
-SEARCH_SHARE = 1 / 4  #: of the first phase's tokens, in a search for learning rates
+SEARCH_SHARE = 1 / 2  #: of the first phase's tokens, in a search for learning rates
 
 
 def plan_data(out: Path, text: Path | None) -> dict[str, list[str]]:

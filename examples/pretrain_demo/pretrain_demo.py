@@ -49,7 +49,7 @@ from megatron_r1.training.pretrain_plan import PretrainPlan
 
 RESULT, CURVES, REPORT = "result.md", "curves.png", "report.html"
 SEEDS = 3
-RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
+RATES = (3e-3, 6e-3, 1.2e-2)
 MOST_RATES = 6
 
 
