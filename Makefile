@@ -1,5 +1,5 @@
-# `make quickstart`, `make r1`, `make real-model`, `make pretrain-demo`, `make test`, `make test-fast`, `make lint`. Each sets up .venv
-# first; a second one installs nothing.
+# `make quickstart`, `make r1`, `make real-model`, `make pretrain-demo`, `make plans`, `make test`, `make test-fast`, `make lint`. Each
+# sets up .venv first; a second one installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 # Tests share the cores with their own child processes: one thread each.
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart r1 real-model pretrain-demo test test-fast setup lint clean system-packages
+.PHONY: quickstart r1 real-model pretrain-demo plans test test-fast setup lint clean system-packages
 
 quickstart: setup
 	@echo "== The main job: pretrain a tiny V3 base, train it with R1-Zero, compare (run folder: runs/quickstart)"
@@ -33,6 +33,10 @@ TEXT ?=
 pretrain-demo: setup
 	@echo "== A tiny V3 and a dense model of equal FLOPs a token, pretrained on real text (run folder: runs/pretrain_demo)"
 	$(BIN)/python examples/pretrain_demo/pretrain_demo.py $(if $(TEXT),--text '$(TEXT)')
+
+# The planner's figures in the presets' comments and in one_node's table.
+plans: setup
+	$(BIN)/python examples/plans.py
 
 test: setup
 	@sh tools/install_system_packages.sh test

@@ -22,6 +22,7 @@ export R1_PYTHON=${R1_PYTHON:-$R1_ROOT/.venv/bin/python}
 R1_LOGS=${R1_LOGS:-$R1_ROOT/slurm/logs}
 R1_MAX_FAILURES=${R1_MAX_FAILURES:-3}
 R1_LAUNCHER=${R1_LAUNCHER:-srun}
+R1_PLAN=${R1_PLAN:-1}
 R1_PREFLIGHT=${R1_PREFLIGHT:-1}
 R1_PREFLIGHT_SLOWEST=${R1_PREFLIGHT_SLOWEST:-0.5}
 
@@ -36,7 +37,14 @@ r1_stage() { # FIRST LAST COMMAND CONFIG [SETTING...]: a stage by its own config
 }
 
 r1_run() { # ARGUMENTS: of megatron-r1, on every rank of the job
+    if [ -n "${R1_PLAN_NODES:-}" ]; then # slurm/submit.sh: the planner alone, before there is a job
+        r1_plan "$R1_PLAN_NODES" "$R1_PLAN_TASKS" "$@"
+        exit 0
+    fi
     r1_prepare
+    if [ "$R1_PLAN" = 1 ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+        r1_plan "${SLURM_JOB_NUM_NODES_HET_GROUP_0:-$SLURM_NNODES}" "${SLURM_NTASKS_PER_NODE:-1}" "$@"
+    fi
     r1_preflight
     r1_serve_rollouts
     r1_train "$@"
@@ -69,6 +77,18 @@ r1_prepare() {
         "logs in $MEGATRON_R1_JOB"
     trap 'r1_stop USR1' USR1
     trap 'r1_stop TERM' TERM
+}
+
+r1_plan() { # NODES TASKS_PER_NODE ARGUMENTS: exit with 2 and one line if the job's devices or nodes have not the memory
+    local nodes=$1 tasks=$2 settings=()
+    shift 2
+    case $1 in
+        pretrain | sft | reward-model | grpo | pipeline) ;;
+        *) return 0 ;;
+    esac
+    if [ "${SLURM_HET_SIZE:-1}" -gt 1 ]; then settings=(rollout.placement=disaggregated rollout.servers=engines); fi
+    PYTHONPATH="$R1_ROOT${PYTHONPATH:+:$PYTHONPATH}" "$R1_PYTHON" -m megatron_r1.cli "$@" "${settings[@]}" --dry-run \
+        --world-size "$((nodes * tasks))" --gpus-per-node "$tasks" --gpu "${R1_GPU:-H800}" >/dev/null || exit 2
 }
 
 r1_slurm() { # COMMAND...: ask Slurm, again if it refuses: a controller that starts anew or is busy answers a moment later

@@ -83,6 +83,12 @@ submit() { # FILE JOB_NAME AFTER STAGE...: queue FILE after the job of the file 
     if [ -n "$id" ]; then
         printf '%-10s %-10s%s%s\n' "$file" "is $id" "$todo" "$behind"
     else
+        if [ "${R1_PLAN:-1}" = 1 ]; then
+            local todo_nodes todo_tasks
+            todo_nodes=$(sed -n 's/^#SBATCH --nodes=//p' "slurm/$file.sbatch")
+            todo_tasks=$(sed -n 's/^#SBATCH --ntasks-per-node=//p' "slurm/$file.sbatch")
+            R1_ROOT=$PWD R1_PLAN_NODES=$todo_nodes R1_PLAN_TASKS=$todo_tasks bash "slurm/$file.sbatch" "${SETTINGS[@]}"
+        fi
         # shellcheck disable=SC2086 # several options in one setting
         id=$(queue "$name" "${wait[@]}" ${R1_SBATCH_OPTIONS:-} "slurm/$file.sbatch" "${SETTINGS[@]}")
         printf '%-10s %-10s%s%s\n' "$file" "job $id" "$todo" "$behind"

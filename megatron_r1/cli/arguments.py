@@ -84,6 +84,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         "--world-size", type=_whole_number, metavar="N", help="of a dry run: ranks of the job; default: as few as the layout needs"
     )
     parser.add_argument("--gpus-per-node", type=_whole_number, metavar="N", help="of a dry run: ranks of a node; default: 8")
+    parser.add_argument("--gpu", metavar="NAME", help="of a dry run: the device whose memory is looked at; default: H800")
     parser.add_argument(
         "--mean-tokens",
         type=_whole_number,
@@ -123,6 +124,7 @@ def _add_pipelines(commands: argparse._SubParsersAction) -> None:
             "--world-size", type=_whole_number, metavar="N", help="of a dry run: also what the N ranks of each stage's job would do"
         )
         recipe.add_argument("--gpus-per-node", type=_whole_number, metavar="N", help="of a dry run: ranks of a node; default: 8")
+        recipe.add_argument("--gpu", metavar="NAME", help="of a dry run: the device whose memory is looked at; default: H800")
         recipe.set_defaults(handler=handle_recipe)
 
 

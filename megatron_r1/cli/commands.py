@@ -134,14 +134,15 @@ def readers() -> dict[str, tuple[str, ...]]:
 
 def handle_training(arguments: argparse.Namespace) -> int:
     """Run a training command, or say what it would do."""
-    _refuse_without_dry_run(arguments, "world_size", "gpus_per_node", "mean_tokens", "table")
+    _refuse_without_dry_run(arguments, "world_size", "gpus_per_node", "gpu", "mean_tokens", "table")
     if not arguments.dry_run:
         return run_command(arguments.command, arguments.config, arguments.overrides)
     config = load_config(arguments.config, arguments.overrides)
     from megatron_r1.pipeline.dry_run.found import DryRun
     from megatron_r1.pipeline.dry_run.plan import plan_training
 
-    job = DryRun(arguments.world_size, arguments.gpus_per_node or DryRun.gpus_per_node, arguments.mean_tokens, arguments.table)
+    per_node = arguments.gpus_per_node or DryRun.gpus_per_node
+    job = DryRun(arguments.world_size, per_node, arguments.mean_tokens, arguments.table, arguments.gpu)
     print(plan_training(arguments.name, config, job))
     return 0
 
@@ -232,12 +233,12 @@ def handle_recipe(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     use_locks(config.runtime.file_locks)
     first, last = arguments.first, arguments.last
-    _refuse_without_dry_run(arguments, "world_size", "gpus_per_node")
+    _refuse_without_dry_run(arguments, "world_size", "gpus_per_node", "gpu")
     if arguments.dry_run:
         from megatron_r1.pipeline.dry_run.found import DryRun
         from megatron_r1.pipeline.recipe.plan import describe_plan
 
-        job = DryRun(arguments.world_size, arguments.gpus_per_node or DryRun.gpus_per_node)
+        job = DryRun(arguments.world_size, arguments.gpus_per_node or DryRun.gpus_per_node, gpu=arguments.gpu)
         print(describe_plan(config, first, last, job if arguments.world_size else None))
     else:
         from megatron_r1.pipeline.commands import run_recipe_command

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_r1.config.section import MAY_CHANGE, Section
 
@@ -97,6 +97,18 @@ class RuntimeConfig(Section):
         "samples and counted (updates/skipped); the next one ends the run. 0: the first one does. Weights stay as they were.",
         json_schema_extra=MAY_CHANGE,
     )
+    plan: Literal["enforce", "warn", "off"] = Field(
+        "enforce",
+        description="What `--dry-run`, and so the start of a Slurm job, makes of a stage that devices or nodes have no memory for, "
+        "by `megatron-r1 plan`. enforce: one line and exit code 2; warn: the line alone; off: memory is not looked at. Ours.",
+        json_schema_extra=MAY_CHANGE,
+    )
+
+    @field_validator("plan", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads the bare word as a truth value
+
     file_locks: bool = Field(
         True,
         description="Whether a run folder, and files that grow, are locked while a process writes them. Set it to false on a file "

@@ -26,13 +26,13 @@ class ActivationBytes:
     """Bytes of one rank of a pipeline stage at its fullest moment."""
 
     kept: int  #: of the layers, for all micro-batches that are between forward and backward pass
-    recomputed: int  #: of the one layer that is computed again, with `runtime.recompute=full`
+    recomputed: int  #: of the one layer, or of its parts, that are computed again in the backward pass
     logits: int  #: on the last stage: those of the output layer and of every depth of multi-token prediction that is trained
 
     @property
     def all(self) -> int:
-        """Their sum."""
-        return self.kept + self.recomputed + self.logits
+        """At the fullest moment: the logits are gone when the first layer is computed again."""
+        return self.kept + max(self.recomputed, self.logits)
 
 
 def activation_bytes(
@@ -57,18 +57,21 @@ def activation_bytes(
     inputs = arch.hidden_size * positions * width // layout.tp
     is_last = stage == layout.pp - 1
     heads = (1 + (arch.mtp_depth if mtp_trained else 0)) if is_last else 0
-    full, kept, largest = recompute == "full", 0, 0
+    full, kept, again = recompute == "full", 0, 0
     for turn, times in enumerate(passes_in_flight(layout, stage, micro_batches)):
         chunk = stage + turn * layout.pp
         layers = list(range(sum(count[:chunk]), sum(count[: chunk + 1])))
         if is_last and mtp_trained and turn == layout.vpp - 1:
             layers += [arch.num_hidden_layers - 1] * arch.mtp_depth
-        of_layers = [layer_numbers(arch, layer, parts, imbalance) * positions * width // layout.tp for layer in layers]
-        kept += times * (inputs * len(of_layers) if full else sum(of_layers))
-        largest = max([largest, *of_layers])
+        whole, of_layers = (
+            [layer_numbers(arch, layer, left_out, imbalance) * positions * width // layout.tp for layer in layers]
+            for left_out in ((), parts)
+        )
+        kept += times * (inputs * len(layers) if full else sum(of_layers))
+        again = max([again, *(all_ - (inputs if full else kept_) for all_, kept_ in zip(whole, of_layers, strict=True))])
     return ActivationBytes(
         kept=kept,
-        recomputed=largest if full else 0,
+        recomputed=again if full or parts else 0,
         logits=logits_bytes(arch, layout, positions, width) * heads + (4 * WIDE_LOGITS if heads else 0),
     )
 

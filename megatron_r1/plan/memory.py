@@ -125,7 +125,8 @@ def _scoring_phases(job: Job, rank: RankState, stage: int, engine: EngineMemory 
     if rank.reward_models:
         model = Term("reward model that scores", max(rank.reward_models), "parallel.pp")
         scoring = (model,) if "reward_models" in job.runtime.offload else ()
-        phases.append(MemoryPhase("reward", (*left, *scoring, *passing), resident))
+        of_model = activation_terms(job, batch, stage, imbalance, backward=False, scores=True)
+        phases.append(MemoryPhase("reward", (*left, *scoring, *of_model), resident))
     reference = []
     if job.section.has_reference and "reference" in job.runtime.offload:
         # `auto` takes it beside where there is room; without, one tensor at a time is exchanged.
@@ -167,8 +168,10 @@ def _trainer_terms(job: Job, rank: RankState, moved: frozenset[str]) -> tuple[Te
     return tuple(term for term in terms if term.amount)
 
 
-def activation_terms(job: Job, batch: Batch, stage: int, imbalance: float, *, backward: bool) -> tuple[Term, ...]:
-    """What a pass over micro-batches takes of a rank beside its state."""
+def activation_terms(
+    job: Job, batch: Batch, stage: int, imbalance: float, *, backward: bool, scores: bool = False
+) -> tuple[Term, ...]:
+    """What a pass over micro-batches takes of a rank beside its state; `scores`: of a reward model, which has no logits."""
     runtime, width, layout = job.runtime, job.width, batch.layout
 
     def counted(factor: float, recompute: str) -> tuple[int, int, int]:
@@ -181,6 +184,12 @@ def activation_terms(job: Job, batch: Batch, stage: int, imbalance: float, *, ba
     recompute = runtime.recompute if backward else "full"
     kept, again, logits = counted(1.0, recompute)
     kept_more, again_more, _ = counted(imbalance, recompute)
+    if scores or job.arch.is_reward_model:
+        logits = 0
+    if again > logits:  # the logits are gone when the first layer is computed again, and come when the last one is through
+        logits = 0
+    else:
+        again = again_more = 0
     if not backward:  # nothing is kept; one layer is computed at a time
         kept = kept_more = 0
     extra = kept_more - kept + again_more - again
@@ -188,7 +197,7 @@ def activation_terms(job: Job, batch: Batch, stage: int, imbalance: float, *, ba
     terms = [
         Term("activations", kept, cut),
         Term("layer that is computed", again, batch.setting),
-        Term("logits", 0 if job.arch.is_reward_model else logits, "parallel.tp"),
+        Term("logits", logits, "parallel.tp"),
         Term("dispatch to experts", _dispatched(job, batch, imbalance), batch.setting),
         Term("imbalance of experts", extra, batch.setting),
     ]

@@ -36,7 +36,7 @@ class Jobs:
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.site = folder / "site.env"
-        settings = {"R1_PYTHON": sys.executable, "R1_LOGS": str(self.logs), "R1_PREFLIGHT": "0", **site}
+        settings = {"R1_PYTHON": sys.executable, "R1_LOGS": str(self.logs), "R1_PREFLIGHT": "0", "R1_PLAN": "0", **site}
         self.site.write_text("".join(f"{name}={value!r}\n" for name, value in settings.items()))
 
     def submit(self, script: str, *arguments: str, options: tuple[str, ...] = ("--nodes=2",), config: str, **variables: str) -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,12 +98,71 @@ def test_r1_sh_asks_again_where_slurm_fails_and_queues_nothing_twice(tmp_path):
     done = subprocess.run(
         ["bash", "slurm/r1.sh", f"run_dir={tmp_path / 'r1'}"], cwd=ROOT, capture_output=True, text=True, check=False,
         env=dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", R1_SLURM_PAUSES="0 0", R1_SITE="/dev/null",
-                 R1_PYTHON=sys.executable, RECIPE="examples/tiny_cpu/r1.yaml"),
+                 R1_PLAN="0", R1_PYTHON=sys.executable, RECIPE="examples/tiny_cpu/r1.yaml"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ids = dict(re.findall(r"^(\S+) +job (\d+)", done.stdout, re.MULTILINE))
     assert ids == dict(zip(["r1_zero", "r1_stage1", "r1_stage2", "r1_stage3", "r1_stage4", "distill"], "123456", strict=True))
     assert len((tmp_path / "queued").read_text().splitlines()) == 6
+
+
+def submit(folder: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A script that queues jobs, with an sbatch that writes down what it is given."""
+    fake = folder / "sbatch"
+    fake.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$*\" >>{folder / 'queued'}\necho 1\n")
+    fake.chmod(0o755)
+    (folder / "squeue").write_text("#!/bin/bash\n")
+    (folder / "squeue").chmod(0o755)
+    environment = dict(
+        os.environ, PATH=f"{folder}:{os.environ['PATH']}", R1_SITE="/dev/null", R1_PYTHON=sys.executable, **variables
+    )
+    return subprocess.run(["bash", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_submit_queues_what_fits_and_nothing_else(tmp_path: Path):
+    weights = "model.weights=/nowhere"
+    done = submit(tmp_path, "slurm/submit.sh", "--nodes=64", "--time=1:00", "slurm/r1_zero.sbatch", weights)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "queued").read_text() == f"--nodes=64 --time=1:00 slurm/r1_zero.sbatch {weights}\n"
+    done = submit(tmp_path, "slurm/submit.sh", "slurm/r1_zero.sbatch", weights, "runtime.recompute=none")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "grpo does not fit: update" in done.stderr
+    assert (tmp_path / "queued").read_text().count("\n") == 1
+    done = submit(tmp_path, "slurm/submit.sh", "--nodes=1", "slurm/nowhere.sbatch")
+    assert done.returncode == 2 and "slurm/nowhere.sbatch is no batch script" in done.stderr
+
+
+def test_r1_sh_queues_no_stage_that_does_not_fit(tmp_path: Path):
+    recipe = (ROOT / "examples/v3_671b/r1.yaml").read_text().replace("recompute: full", "recompute: none")
+    (tmp_path / "r1.yaml").write_text(recipe.replace("runs/v3_r1", str(tmp_path / "run")))
+    settings = ["model.weights=/nowhere", "recipe.stages.student.model.weights=/nowhere"]
+    done = submit(tmp_path, "slurm/r1.sh", *settings, RECIPE=str(tmp_path / "r1.yaml"))
+    assert done.returncode == 2 and "stage zero: grpo does not fit: update" in done.stderr, done.stderr
+    assert "r1_zero" not in ((tmp_path / "queued").read_text() if (tmp_path / "queued").exists() else "")
+
+
+def test_a_job_asks_as_it_starts_and_not_again_when_it_is_requeued(tmp_path: Path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\necho "$*" >>{tmp_path / "asked"}\n[[ "$*" != *no_room* ]] || exit 2\n')
+    python.chmod(0o755)
+    script = """
+        . slurm/common.sh
+        r1_prepare() { :; }; r1_preflight() { :; }; r1_serve_rollouts() { :; }; r1_train() { echo trained; }; r1_end() { :; }
+        r1_run grpo --config x "$@"
+    """
+    job = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8", "R1_GPU": "H20"}
+    environment = dict(os.environ, R1_ROOT=str(ROOT), R1_SITE="/dev/null", R1_PYTHON=str(python), **job)
+
+    def run(*settings: str, **more: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *settings], env=environment | more, capture_output=True, text=True, check=False
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    assert run("a=b") == (0, "trained\n")
+    asked = (tmp_path / "asked").read_text()
+    assert asked == "-m megatron_r1.cli grpo --config x a=b --dry-run --world-size 16 --gpus-per-node 8 --gpu H20\n"
+    assert run("no_room=1") == (2, "") and run("a=b", SLURM_RESTART_COUNT="1") == (0, "trained\n")
+    assert run("a=b", R1_PLAN="0") == (0, "trained\n") and (tmp_path / "asked").read_text().count("\n") == 2
 
 
 def test_a_script_that_is_submitted_from_elsewhere_says_so(jobs: Jobs, tmp_path):

@@ -95,7 +95,7 @@ def _seconds(value: float | None) -> str:
 
 def describe_unchecked(config: Config) -> Rows:
     """What the real run looks at and a dry run does not."""
-    unchecked = ["data", "tokenizer", "memory of devices and nodes"]
+    unchecked = ["data", "tokenizer"]
     weights = config.model.weights
     if weights is None:
         unchecked.append("weights (model.weights is not set: a run would start from random ones)")

@@ -26,6 +26,7 @@ class DryRun:
     gpus_per_node: int = 8  #: and so ranks of a node
     mean_tokens: int | None = None  #: of a response or a sample; None: a quarter of its limit
     table: Path | None = None  #: takes a line for every rank, tab-separated
+    gpu: str | None = None  #: a device of `plan.devices`; None: H800, the paper's
     is_measured: bool = False  #: whether engines beside the same ranks sample the model afterwards, as in a recipe
 
     def mean_of(self, limit: int) -> int:

@@ -25,6 +25,7 @@ from megatron_r1.pipeline.dry_run.describe import (
     table_of_ranks,
 )
 from megatron_r1.pipeline.dry_run.found import DryRun, Engines, Found
+from megatron_r1.pipeline.dry_run.room import describe_room
 from megatron_r1.pipeline.dry_run.stages import PLANNED
 from megatron_r1.rollout.options import engine_options
 from megatron_r1.runtime.device import resolve_device
@@ -48,6 +49,7 @@ def plan_training(command: str, config: Config, job: DryRun) -> str:
             *describe_layout(found),
             *PLANNED[command].batches(found),
             *describe_engines(found),
+            *describe_room(command, found),
             *describe_limits(found),
             *describe_unchecked(config),
         ]

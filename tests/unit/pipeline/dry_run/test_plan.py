@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "distill_qwen/qwen_1_5b": (("sft",), 8),
     "distill_qwen/qwen_7b": (("sft",), 8),
     "distill_qwen/qwen_14b": (("sft",), 8),
-    "distill_qwen/qwen_32b": (("sft",), None),
+    "distill_qwen/qwen_32b": (("sft",), 16),
     "distill_qwen/llama_8b": (("sft",), 8),
     "distill_qwen/llama_70b": (("sft",), None),
     "distill_qwen/zero_qwen_32b": (("grpo",), 64),
