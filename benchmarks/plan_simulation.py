@@ -3,14 +3,19 @@
 It makes runs of `megatron-r1 grpo` with a tiny DeepSeek-V3 on the CPU whose responses end with the same probability at every
 token, so that a round has a long tail. Rates are fitted on two of them, one engine with many and with few sequences at a time. Then
 the rounds of the others, which the fit never saw, are played with the lengths that they had: another limit of sequences, and two
-engines that share a queue. A round is what the timers rollout, reward, logprob, train and sync say together; records and
-checkpoints are left out on both sides.
+engines.
+
+By default time is the processors': in every round, what the process of the engine that was done last computed, and what the
+trainer's did, one after the other as in a synchronous round. So other work on the machine hardly matters; prompts are divided
+beforehand (`rollout.dispatch=fixed`), as a queue is emptied by the wall clock. With `--clock wall` engines share the queue, and a
+round is what the timers rollout, reward, logprob, train and sync say together; that needs a quiet machine, and two engines a core
+each. With two engines the trainer has two ranks, for which no rate is fitted: of that case sampling alone is compared.
 
     python -m benchmarks.plan_simulation --out plan_simulation.json
     python -m benchmarks.plan_simulation --run RUN_DIR     # of a run of yours: rates from its odd rounds, its even ones predicted
 
-The command ends with 0 only if the median error of a round's time is at most 15% in every predicted case, and the engines' idle
-share is at most 5 points off. Two engines need a core each; the bars are for a quiet machine.
+The command ends with 0 only if the median error of the time is at most 15% in every predicted case, and the engines' idle share is
+at most 5 points off.
 """
 
 from __future__ import annotations
@@ -24,24 +29,26 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import yaml
 
 from benchmarks.against_trl.folder import make_random_folder
-from benchmarks.against_trl.workloads import WORKLOADS, Workload, our_config
+from benchmarks.against_trl.workloads import WORKLOADS, our_config
 from benchmarks.measure import describe_machine, parser_of, positive, print_table, run, write_results
 from benchmarks.processes import run_watched
+from benchmarks.round_clocks import Clocks, run_by_processor_clock
 from megatron_r1.config.data import DataConfig
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
 from megatron_r1.plan.simulate import Mode, Setup, simulate
 from megatron_r1.plan.simulate_engines import EngineSpeed, PlayedEngines
 from megatron_r1.plan.simulate_fit import PARTS, FittedRates, RecordedRound, fit_rates, read_rounds
-from megatron_r1.plan.simulate_lengths import Replayed
+from megatron_r1.plan.simulate_lengths import Replayed, recorded_lengths
 
 BAR, IDLE_BAR = 0.15, 0.05  #: relative error of a round's time; difference of idle shares
 ANY_SPEED = EngineSpeed(((1, 1.0),))
-#: the tiny model, responses of 64 tokens in the mean and 192 at most
-WORKLOAD = replace(WORKLOADS["tiny"], name="tail", tokens=192, mixed=True)
+#: the tiny model, and rounds of 128 responses of 192 tokens at most, of which one in twenty is cut, and one update
+WORKLOAD = replace(WORKLOADS["tiny"], name="tail", prompts=16, group_size=8, minibatch=128, tokens=192, mixed=True)
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,10 @@ class Case:
 
 
 CASES = (
-    Case("256 sequences at a time", 256, is_fitted=True),
-    Case("32 sequences at a time", 32, is_fitted=True),
-    Case("96 sequences at a time", 96),
-    Case("two engines, 32 at a time each", 32, engines=2),
+    Case("128 sequences at a time", 128, is_fitted=True),
+    Case("16 sequences at a time", 16, is_fitted=True),
+    Case("48 sequences at a time", 48),
+    Case("two engines, 24 at a time each", 24, engines=2),
 )
 
 
@@ -68,6 +75,7 @@ class Outcome:
 
     case: str
     was_fitted: bool
+    whole: bool = True  #: whether whole rounds are compared, or sampling alone
     measured: list[float] = field(default_factory=list)  #: seconds
     predicted: list[float] = field(default_factory=list)
     rollout_measured: list[float] = field(default_factory=list)
@@ -77,8 +85,11 @@ class Outcome:
 
     @property
     def error(self) -> float:
-        """Median over rounds of the relative error of a round's time."""
-        return median(abs(p / m - 1) for p, m in zip(self.predicted, self.measured, strict=True))
+        """Median over rounds of the relative error of a round's time, or its sampling's."""
+        predicted, measured = self.rollout_predicted, self.rollout_measured
+        if self.whole:
+            predicted, measured = self.predicted, self.measured
+        return median(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))
 
     @property
     def idle_error(self) -> float:
@@ -91,9 +102,11 @@ class Outcome:
         return self.was_fitted or (self.error <= BAR and self.idle_error <= IDLE_BAR)
 
 
-def predict(case: str, was_fitted: bool, rates: FittedRates, engines: PlayedEngines, rounds: Sequence[RecordedRound]) -> Outcome:
+def predict(
+    case: str, was_fitted: bool, rates: FittedRates, engines: PlayedEngines, rounds: Sequence[RecordedRound], *, whole: bool = True
+) -> Outcome:
     """Play recorded rounds with their lengths, each by itself."""
-    outcome = Outcome(case, was_fitted)
+    outcome = Outcome(case, was_fitted, whole)
     own = replace(engines, speed=rates.speed, start_seconds=rates.start_seconds)
     trainer = replace(rates.trainer, rest=0.0)
     for recorded in rounds:
@@ -114,36 +127,52 @@ def engines_of(folder: Path, count: int) -> PlayedEngines:
     return PlayedEngines(count, rollout.max_num_seqs, ANY_SPEED, dispatch=rollout.dispatch)
 
 
-def config_of(case: Case, folder: Path, model: Path, rounds: int, seed: int, workload: Workload = WORKLOAD) -> dict[str, Any]:
+def config_of(case: Case, folder: Path, model: Path, rounds: int, seed: int, clock: str) -> dict[str, Any]:
     """The config of a case's run of grpo."""
     data = DataConfig(source="tally", template="r1_zero", max_prompt_tokens=32)
-    config: dict[str, Any] = our_config(workload, run_dir=folder, model=model, data=data, threads=1, seed=seed)
+    config: dict[str, Any] = our_config(WORKLOAD, run_dir=folder, model=model, data=data, threads=1, seed=seed)
     config["grpo"]["rollouts"] = config["checkpoint"]["interval"] = rounds
     config["rollout"]["max_num_seqs"] = case.max_num_seqs
+    config["rollout"]["dispatch"] = "queue" if clock == "wall" else "fixed"
     if case.engines > 1:
         config["rollout"] |= {"placement": "colocated", "engines_per_node": case.engines}
     return config
 
 
-def make_run(case: Case, folder: Path, model: Path, rounds: int, seed: int, workload: Workload = WORKLOAD) -> Path:
-    """Run grpo, and return its run folder."""
+def make_run(config: dict[str, Any], engines: int, clock: str) -> list[RecordedRound]:
+    """Run grpo, and return its rounds without the first, which warms up."""
+    folder = Path(config["run_dir"])
     path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(config_of(case, folder, model, rounds, seed, workload)), encoding="utf-8")
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={case.engines}"] if case.engines > 1 else []
-    run_watched([sys.executable, *start, "-m", "megatron_r1.cli", "grpo", "--config", str(path)])
-    return folder
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={engines}"] if engines > 1 else []
+    command = [sys.executable, *start, "-m", "megatron_r1.cli", "grpo", "--config", str(path)]
+    if clock == "wall":
+        run_watched(command)
+        return read_rounds(folder)[1:]
+    clocks, lengths = run_by_processor_clock(command, folder), recorded_lengths(folder)
+    return [by_processor_clock(step, lengths[step], clocks[step]) for step in sorted(clocks) if step > 1]
 
 
-def measure_cases(cases: Sequence[Case], rounds: int, seed: int, work: Path, workload: Workload = WORKLOAD) -> list[Outcome]:
-    """Make all runs, fit on those that are for it, and predict all. A run's first round warms up and is left out."""
-    model = make_random_folder(work / "model", workload, seed)
+def by_processor_clock(step: int, lengths: list[np.ndarray], clocks: Clocks) -> RecordedRound:
+    """A round as its processes' clocks tell it: the trainer's whole work counts as its update."""
+    busy = clocks["engine"]
+    seconds = dict.fromkeys((*PARTS, "rest"), 0.0) | {"rollout": max(busy), "train": max(clocks["trainer"])}
+    return RecordedRound(step, lengths, seconds, 1 - sum(busy) / (len(busy) * max(busy)))
+
+
+def measure_cases(cases: Sequence[Case], rounds: int, seed: int, clock: str, work: Path) -> list[Outcome]:
+    """Make all runs, fit on those that are for it, and predict all."""
+    model = make_random_folder(work / "model", WORKLOAD, seed)
     runs = []
     for number, case in enumerate(cases):
         print(f"{case.name} ...", file=sys.stderr, flush=True)
-        folder = make_run(case, work / f"run_{number}", model, rounds + 1, seed + number, workload)
-        runs.append((case, engines_of(folder, case.engines), read_rounds(folder)[1:]))
+        config = config_of(case, work / f"run_{number}", model, rounds + 1, seed + number, clock)
+        recorded = make_run(config, case.engines, clock)
+        runs.append((case, engines_of(work / f"run_{number}", case.engines), recorded))
     rates = fit_rates([(engines, recorded) for case, engines, recorded in runs if case.is_fitted])
-    return [predict(case.name, case.is_fitted, rates, engines, recorded) for case, engines, recorded in runs]
+    return [
+        predict(case.name, case.is_fitted, rates, engines, recorded, whole=case.engines == 1) for case, engines, recorded in runs
+    ]
 
 
 def measure_run(folder: Path, engines: int) -> list[Outcome]:
@@ -179,6 +208,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = parser_of("Rounds of GRPO as predicted against rounds that were run.", repeats=6, devices=False)
     parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="predict the even rounds of this run, and make none")
     parser.add_argument("--engines", type=positive, default=1, help="of --run")
+    parser.add_argument("--clock", choices=("processor", "wall"), default="processor", help="of the runs that are made")
     parser.add_argument("--cases", type=positive, nargs="*", help=f"numbers of the cases to run, from 1 to {len(CASES)}; all")
     return parser.parse_args(argv)
 
@@ -197,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             with tempfile.TemporaryDirectory() as work:
                 chosen = [CASES[number - 1] for number in sorted({*numbers, 1, 2})]
-                outcomes.extend(measure_cases(chosen, arguments.repeats, arguments.seed, Path(work)))
+                outcomes.extend(measure_cases(chosen, arguments.repeats, arguments.seed, arguments.clock, Path(work)))
         print_outcomes(outcomes)
         if arguments.out is not None:
             write_results(arguments.out, arguments, {"outcomes": [asdict(of) for of in outcomes]}, describe_machine("cpu"))
