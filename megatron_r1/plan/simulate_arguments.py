@@ -14,6 +14,7 @@ grpo.prompts_per_rollout, grpo.group_size, rollout.placement, rollout.dispatch, 
 EXAMPLES = """examples:
   megatron-r1 plan simulate rollout.placement=disaggregated --engines 64 --lengths lognormal:8000,0.8,0.5 \\
       --decode 1:0.020,64:0.033,256:0.07 --train-tokens-per-second 300000 --logprob-tokens-per-second 900000 --sync-seconds 3
+  megatron-r1 plan simulate --config examples/v3_671b/r1_zero.yaml --gpu H800 --nodes 64 --lengths lognormal:8000,0.7
   megatron-r1 plan simulate --like runs/r1_zero --oversampling 1.25   # a run's own rates and lengths, in other ways"""
 
 
@@ -27,6 +28,11 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         "--like", type=Path, metavar="RUN_DIR",
         help="take settings, lengths and rates from what a finished run of grpo has recorded; options below replace them",
     )  # fmt: skip
+    parser.add_argument(
+        "--gpu", metavar="NAME",
+        help="take the rates that `megatron-r1 plan` works out for this device, on --nodes; options below replace them",
+    )  # fmt: skip
+    parser.add_argument("--nodes", type=_count_up, metavar="N", help="of --gpu; default: as few as the layout needs")
     parser.add_argument("--rounds", type=_count_up, default=8, metavar="N", help="rounds to play (default: 8)")
     parser.add_argument("--seed", type=_from_zero, default=0, metavar="N", help="of the lengths (default: 0)")
     parser.add_argument(
@@ -41,7 +47,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         help="equal:TOKENS; lognormal:MEAN,SIGMA[,SHARED] with the part of its variance that a prompt's responses share; a "
         "run folder, whose prompts are drawn; replay:RUN_DIR, its rounds as they were",
     )  # fmt: skip
-    responses.add_argument("--prompt-tokens", type=_from_zero, metavar="N", help="of every prompt (default: 0)")
+    responses.add_argument("--prompt-tokens", type=_from_zero, metavar="N", help="of every prompt (default: 0; with --gpu 160)")
 
     engines = parser.add_argument_group("engines")
     engines.add_argument(

@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from megatron_r1.config.load import load_config
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError, DataError
@@ -19,6 +21,7 @@ from megatron_r1.plan.simulate_lengths import LengthSource, parse_lengths
 from megatron_r1.runtime.files import write_atomically
 
 PARTIAL = 1.25  #: oversampling of partial rollouts, unless told otherwise
+_MEASURED = 256  # prompts, by which the mean length is told to a plan
 _WIDTH = 34  # characters of a row's name
 _SECONDS = "seconds"  # a form: with as many digits as their size asks for
 
@@ -51,19 +54,20 @@ def describe_simulation(arguments: argparse.Namespace) -> str:
     Raises ConfigError, DataError.
     """
     config = load_config(_config_file(arguments), arguments.overrides)
-    setup = read_setup(arguments, config)
     source = arguments.lengths or (str(arguments.like) if arguments.like else None)
     if source is None:
         raise ConfigError("--lengths is needed: a distribution such as lognormal:4000,0.8, or a run folder")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
-    modes = [Mode(steps_off, factor) for factor in (1.0, *(arguments.oversampling or [PARTIAL])) for steps_off in (0, 1)]
-    modes = [mode for mode in dict.fromkeys(modes) if not (mode.steps_off and setup.colocated)]
     limit = max([config.rollout.max_response_tokens, *(phase.max_response_tokens for phase in config.grpo.length_schedule)])
 
     def lengths() -> LengthSource:
         return parse_lengths(source, limit)  # anew, as a replay has a place
 
+    mean = float(lengths().draw(_MEASURED, config.grpo.group_size, np.random.default_rng(arguments.seed)).mean())
+    setup = read_setup(arguments, config, mean)
+    modes = [Mode(steps_off, factor) for factor in (1.0, *(arguments.oversampling or [PARTIAL])) for steps_off in (0, 1)]
+    modes = [mode for mode in dict.fromkeys(modes) if not (mode.steps_off and setup.colocated)]
     played = {mode.name: simulate(setup, mode, lengths(), arguments.rounds, arguments.seed) for mode in modes}
     if arguments.json is not None:
         rounds = {name: [asdict(of) | {"engines_idle": of.engines_idle} for of in all_of] for name, all_of in played.items()}
@@ -71,21 +75,16 @@ def describe_simulation(arguments: argparse.Namespace) -> str:
     return "\n".join(_describe_rounds(setup, source, played))
 
 
-def read_setup(arguments: argparse.Namespace, config: Config) -> Setup:
-    """What is simulated: from the config, from the run of `--like`, and from the options. Raises ConfigError, DataError."""
+def read_setup(arguments: argparse.Namespace, config: Config, mean: float) -> Setup:
+    """What is simulated: from the config, from a run (`--like`) or a plan (`--gpu`), and from the options.
+
+    Args:
+        mean: tokens of a response.
+
+    Raises ConfigError, DataError.
+    """
     grpo, rollout = config.grpo, config.rollout
-    count = arguments.engines or (1 if rollout.placement == "single" else None)
-    if count is None:
-        raise ConfigError(f"--engines is needed: rollout.placement={rollout.placement} does not say how many there are")
-    prompt_tokens = arguments.prompt_tokens or 0
-    engines = PlayedEngines(count, rollout.max_num_seqs, EngineSpeed(((1, 1.0),)), arguments.cache_tokens, rollout.dispatch)
-    trainer, scorers = Trainer(Cost(), Cost()), Scorers()
-    if arguments.like is not None:
-        rates = fit_rates([(engines, read_rounds(arguments.like)[1:])], prompt_tokens)  # the first round warms up
-        engines = replace(engines, speed=rates.speed, start_seconds=rates.start_seconds)
-        trainer, scorers = rates.trainer, rates.scorers
-    elif arguments.decode is None:
-        raise ConfigError("--decode is needed: seconds of a step, as in 1:0.02,64:0.03, or --like RUN_DIR to take a run's")
+    engines, trainer, scorers, prompt_tokens = _known_rates(arguments, config, mean)
     speed = engines.speed
     speed = speed if arguments.decode is None else replace(speed, decode=arguments.decode)
     speed = speed if arguments.context_seconds is None else replace(speed, context_seconds=arguments.context_seconds)
@@ -99,9 +98,39 @@ def read_setup(arguments: argparse.Namespace, config: Config) -> Setup:
         trainer.rest if arguments.rest_seconds is None else arguments.rest_seconds,
     )
     scorers = replace(scorers, workers=arguments.scorers or scorers.workers, seconds=arguments.score_seconds or scorers.seconds)
-    engines = replace(engines, speed=speed)
+    engines = replace(engines, speed=speed, cache_tokens=arguments.cache_tokens or engines.cache_tokens)
     colocated = rollout.placement != "disaggregated"
     return Setup(grpo.prompts_per_rollout, grpo.group_size, engines, trainer, scorers, prompt_tokens, colocated)
+
+
+def _known_rates(arguments: argparse.Namespace, config: Config, mean: float) -> tuple[PlayedEngines, Trainer, Scorers, int]:
+    """Engines, trainer and scorers before the options that replace their rates, and the tokens of a prompt."""
+    rollout, is_planned = config.rollout, arguments.gpu is not None
+    if is_planned and arguments.like is not None:
+        raise ConfigError("rates come from --like or --gpu, not from both")
+    if arguments.nodes is not None and not is_planned:
+        raise ConfigError("--nodes is the size of a planned job: it needs --gpu NAME")
+    if is_planned:
+        from megatron_r1.plan.job import read_job  # which imports torch
+        from megatron_r1.plan.simulate_planned import planned_rates
+        from megatron_r1.plan.stage_time import Assumed
+
+        prompt_tokens = Assumed().prompt if arguments.prompt_tokens is None else arguments.prompt_tokens
+        rates = planned_rates(read_job(config, "grpo", arguments.gpu, arguments.nodes), Assumed(mean, prompt_tokens))
+        engines = replace(rates.engines, count=arguments.engines or rates.engines.count)
+        return engines, rates.trainer, Scorers(), int(prompt_tokens)
+    count = arguments.engines or (1 if rollout.placement == "single" else None)
+    if count is None:
+        raise ConfigError(f"--engines is needed: rollout.placement={rollout.placement} does not say how many there are")
+    prompt_tokens = arguments.prompt_tokens or 0
+    engines = PlayedEngines(count, rollout.max_num_seqs, EngineSpeed(((1, 1.0),)), dispatch=rollout.dispatch)
+    if arguments.like is not None:
+        fitted = fit_rates([(engines, read_rounds(arguments.like)[1:])], prompt_tokens)  # the first round warms up
+        engines = replace(engines, speed=fitted.speed, start_seconds=fitted.start_seconds)
+        return engines, fitted.trainer, fitted.scorers, prompt_tokens
+    if arguments.decode is None:
+        raise ConfigError("--decode is needed: seconds of a step, as in 1:0.02,64:0.03; --gpu NAME takes a plan's, --like a run's")
+    return engines, Trainer(Cost(), Cost()), Scorers(), prompt_tokens
 
 
 def _config_file(arguments: argparse.Namespace) -> Path | None:

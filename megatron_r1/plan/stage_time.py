@@ -139,7 +139,7 @@ def _time_grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed)
     config, stage, rollout = job.config, job.section, job.config.rollout
     limits = lengths_after(stage, rollout, assumed.updates_done)
     mean = min(assumed.response or limits.max_response_tokens * _RESPONSE_SHARE, limits.max_response_tokens)
-    engine, engines, own = _engines(job, device, work, assumed)
+    engine, engines, own = planned_engines(job, device, work, assumed)
     # A round of one update computes the policy's log-probs within it; the reference's take a pass of their own.
     scored = int(stage.updates_per_rollout > 1) + int(stage.has_reference)
     setting = RoundSetting(
@@ -197,7 +197,7 @@ def _update_of_epochs(work: ModelWork, device: Accelerator, setting: RoundSettin
     return parts | {"data": setting.responses * ALL_COSTS.sample}
 
 
-def _engines(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> tuple[Engine, int, int]:
+def planned_engines(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> tuple[Engine, int, int]:
     """An engine, their number, and how many devices they have to themselves."""
     rollout = job.config.rollout
     room = engine_memory(job, device.memory_bytes)
@@ -279,7 +279,7 @@ def _time_samples(job: Job, device: Accelerator, work: ModelWork, assumed: Assum
 def _time_rejection(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed) -> TimePlan:
     """The prompts of one call."""
     stage = job.section
-    engine, engines, own = _engines(job, device, work, assumed)
+    engine, engines, own = planned_engines(job, device, work, assumed)
     mean = min(assumed.response or stage.max_tokens * _RESPONSE_SHARE, float(stage.max_tokens))
     responses = stage.batch_prompts * stage.samples_per_prompt
     lengths = ResponseLengths(mean, stage.max_tokens, assumed.spread)
