@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-TIMES = ("seconds/", "tokens_per_second/", "flops_per_second/", "mfu/", "rollout/idle")
+TIMES = ("seconds/", "tokens_per_second/", "flops_per_second/", "mfu/", "memory/", "rollout/idle")
 
 
 def cpu_seconds(action: Callable[..., Any], *inputs: object) -> tuple[float, Any]:

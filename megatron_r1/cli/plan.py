@@ -14,7 +14,9 @@ from megatron_r1.plan.simulate_arguments import add_simulate
 
 if TYPE_CHECKING:
     from megatron_r1.config.schema import Config
-    from megatron_r1.plan.stage_time import Assumed
+    from megatron_r1.plan.job import Job
+    from megatron_r1.plan.memory import MemoryPlan
+    from megatron_r1.plan.stage_time import Assumed, TimePlan
 
 SIMULATE = "plan simulate"  #: the name of a command
 MOST_NODES = 100_000
@@ -58,12 +60,20 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     )
     plan.add_argument("--price", type=_price, metavar="DOLLARS", default=2.0, help="of a GPU-hour; default: 2")
     plan.add_argument("--json", type=Path, metavar="FILE.json", help="also write the plan there, in bytes")
+    plan.add_argument(
+        "--page", type=Path, metavar="FILE.html", help="also as a page: memory of every pipeline stage and phase, time line, cost"
+    )
+    plan.add_argument(
+        "--compare", type=Path, metavar="RUN_DIR", help="instead, what a finished run's metrics show beside what is planned for it"
+    )
     plan.set_defaults(handler=handle_plan)
     add_simulate(commands.add_parser(SIMULATE, help="play rounds of GRPO: idle engines, stale samples, the longest answers"))
 
 
 def handle_plan(arguments: argparse.Namespace) -> int:
     """Print the plan. The exit code is 2 if it does not fit."""
+    if arguments.compare is not None:
+        return _compare_with_run(arguments)
     config = load_config(arguments.config, arguments.overrides)
     from megatron_r1.plan.job import read_job
     from megatron_r1.plan.memory import IMBALANCE, plan_memory
@@ -90,8 +100,40 @@ def handle_plan(arguments: argparse.Namespace) -> int:
         found = {"stage": job.stage, "device": job.device_name, "ranks": job.world_size, "nodes": job.nodes}
         found |= {"fits": not problems, "memory": memory_rows(plan), "time": None if time is None else time_record(time)}
         write_atomically(arguments.json, json.dumps(found, indent=1) + "\n")
+    if arguments.page is not None:
+        _write_page(arguments, job, plan, time)
     if problems:
         raise ConfigError(f"{arguments.stage} does not fit: {problems[0]}")
+    return 0
+
+
+def _write_page(arguments: argparse.Namespace, job: Job, plan: MemoryPlan, time: TimePlan | None) -> None:
+    from megatron_r1.plan.memory import IMBALANCE, stage_phases
+    from megatron_r1.plan.table import describe_job
+    from megatron_r1.report.plan_page import PlanPage, write_plan_page
+
+    if not arguments.page.parent.is_dir():
+        raise ConfigError(f"--page {arguments.page}: there is no folder {arguments.page.parent}")
+    stages = [stage_phases(job, stage, plan.engine, arguments.imbalance or IMBALANCE) for stage in range(job.layout.pp)]
+    write_plan_page(
+        arguments.page,
+        PlanPage(
+            f"plan of {job.stage}", describe_job(job), stages, plan.device_bytes, plan.node_bytes, plan.shortfalls(), time,
+            arguments.price,
+        ),
+    )  # fmt: skip
+
+
+def _compare_with_run(arguments: argparse.Namespace) -> int:
+    """Print a run beside its plan."""
+    if arguments.config is not None or arguments.overrides:
+        raise ConfigError("--compare RUN_DIR takes the settings of the run: leave --config and settings out")
+    from megatron_r1.plan.compare import compare_run, describe_comparison
+    from megatron_r1.plan.table import describe_job
+
+    found = compare_run(arguments.compare, arguments.gpu, prompt=arguments.prompt_tokens)
+    print(describe_job(found.job))
+    print(describe_comparison(found))
     return 0
 
 

@@ -26,6 +26,14 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
 
+    def peak_memory(self) -> int:
+        """Bytes that tensors took of the device at most since the last call; 0 on a CPU, where nobody counts them."""
+        if self.kind == "cpu":
+            return 0
+        peak = torch.cuda.max_memory_allocated(self.torch_device)
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        return peak
+
     def release_memory(self) -> None:
         """Give back the memory of what nothing refers to any more; a model refers to itself through its hooks."""
         gc.collect()
@@ -83,7 +91,7 @@ def compute_capability() -> int:
 
 def device_in_use() -> Device:
     """The GPU that this process has begun to use, else the CPU."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized() and torch.cuda.is_available():
         return Device("cuda", torch.device("cuda", torch.cuda.current_device()), "cpu:gloo,cuda:nccl")
     return CPU
 

@@ -49,6 +49,7 @@ from megatron_r1.runtime.inputs import compare_inputs
 from megatron_r1.runtime.job import record_error, record_progress
 from megatron_r1.runtime.kept_tokens import keep_tokens
 from megatron_r1.runtime.metrics import MetricsWriter
+from megatron_r1.runtime.peak_memory import PeakMemory
 from megatron_r1.runtime.progress import Progress
 from megatron_r1.runtime.rollout_files import drop_rollouts_after, write_rollouts
 from megatron_r1.runtime.run_folder import CHECKPOINTS, claim_folder, prepare_folder
@@ -97,6 +98,7 @@ class Run:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._tokens: defaultdict[str, int] = defaultdict(int)
         self._flops = 0.0
+        self._memory = PeakMemory(lambda: device_in_use().peak_memory())
         self._step_started = time.perf_counter()
 
     @classmethod
@@ -201,11 +203,12 @@ class Run:
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to `seconds/<name>` of the next `record`."""
+        """Add the seconds of the block to `seconds/<name>` of the next `record`, which on a GPU gets `memory/<name>`, too."""
         started = time.perf_counter()
         self._heartbeat.begin(name)
         try:
-            yield
+            with self._memory.part(name):
+                yield
         finally:
             self._seconds[f"seconds/{name}"] += time.perf_counter() - started
 
@@ -252,7 +255,7 @@ class Run:
             rates = {f"tokens_per_second/{n}": t / self._seconds[f"seconds/{n}"] for n, t in self._tokens.items()}
             if self._tokens["train"]:
                 rates["tokens_per_second/device"] = self._tokens["train"] / world_size() / (now - self._step_started)
-            rates |= self._describe_speed(now - self._step_started)
+            rates |= self._describe_speed(now - self._step_started) | self._memory.take()
             with self._keeping_problem():
                 self._metrics.write(step, numbers | self._seconds | rates | {"seconds/step": now - self._step_started})
         if self._progress is not None:
