@@ -58,7 +58,6 @@ class Case:
     name: str
     max_num_seqs: int
     engines: int = 1
-    prompts: int = 16  #: of a round
     is_fitted: bool = False  #: rates come from it
 
 
@@ -66,7 +65,7 @@ CASES = (
     Case("128 sequences at a time", 128, is_fitted=True),
     Case("16 sequences at a time", 16, is_fitted=True),
     Case("48 sequences at a time", 48),
-    Case("two engines, 8 at a time each, 5 prompts", 8, engines=2, prompts=5),
+    Case("two engines, 24 at a time each", 24, engines=2),
 )
 
 
@@ -133,7 +132,6 @@ def config_of(case: Case, folder: Path, model: Path, rounds: int, seed: int, clo
     data = DataConfig(source="tally", template="r1_zero", max_prompt_tokens=32)
     config: dict[str, Any] = our_config(WORKLOAD, run_dir=folder, model=model, data=data, threads=1, seed=seed)
     config["grpo"]["rollouts"] = config["checkpoint"]["interval"] = rounds
-    config["grpo"] |= {"prompts_per_rollout": case.prompts, "minibatch_size": case.prompts * WORKLOAD.group_size}
     config["rollout"]["max_num_seqs"] = case.max_num_seqs
     config["rollout"]["dispatch"] = "queue" if clock == "wall" else "fixed"
     if case.engines > 1:
