@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from megatron_r1.conversion.model_shape import FOR_WANT
 from megatron_r1.model.size import count_parameters
+from megatron_r1.plan.batches import largest_batch
 from megatron_r1.plan.job import Job
 from megatron_r1.plan.memory import MemoryPlan
 from megatron_r1.plan.terms import MemoryPhase, Term
+from megatron_r1.plan.traffic import sync_bytes, update_traffic
 
 _SMALL = 0.05e9  #: bytes below which a term has no row of its own
 
@@ -47,9 +49,28 @@ def describe_memory(job: Job, plan: MemoryPlan) -> str:
             f"kind in {max(0.0, engine.cache) / 1e9:,.1f} GB of cache, {engine.sequence / 1e9:,.2f} GB each; "
             f"rollout.max_num_seqs={asked:,}"
         )
+    lines += describe_traffic(job, plan)
     problems = plan.shortfalls()
     lines.append("\nfits" if not problems else "\ndoes not fit: " + "\ndoes not fit: ".join(problems))
     return "\n".join(lines)
+
+
+def describe_traffic(job: Job, plan: MemoryPlan) -> list[str]:
+    """What a rank of the stage that is fullest in an update hands over, and what an engine is given."""
+    if not job.is_trained:
+        return []
+    batch, name = largest_batch(job), next(name for name in plan.fullest if name.startswith("update"))
+    found = update_traffic(
+        job.arch, batch.layout, plan.fullest[name], tokens=batch.tokens, micro_batches=batch.micro_batches, width=job.width,
+        recompute=job.runtime.recompute, trains_mtp=job.trains_mtp,
+    )  # fmt: skip
+    parts = {"gradients": found.gradients, "weights": found.weights, "pipeline": found.pipeline, "experts": found.experts}
+    told = ", ".join(f"{part} {amount / 1e9:,.1f}" for part, amount in parts.items())
+    lines = [f"\ntraffic of a rank in an update at the limits, GB: {told}"]
+    if plan.engine is not None:
+        given = sync_bytes(job.arch, "bfloat16" if job.width == 2 else "float32")
+        lines.append(f"weights that an engine is given, GB: {given / 1e9:,.1f}")
+    return lines
 
 
 def memory_rows(plan: MemoryPlan) -> list[dict[str, object]]:
