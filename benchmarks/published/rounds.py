@@ -7,7 +7,9 @@ length or tokens a second. Groups have 16 responses; a step of 512 prompts is 16
 
 from __future__ import annotations
 
-from benchmarks.published.rows import NotPredicted, Round
+from typing import Any
+
+from benchmarks.published.rows import NotPredicted, Round, Set
 from megatron_r1.plan.layer_time import Grid
 from megatron_r1.plan.update_time import Training
 
@@ -21,25 +23,25 @@ _DEEPEP = Training(recompute=0.1, deepep=True, even_ranks=False)
 _MATH_7B, _MOE_30B, _MOE_235B = 1340.0, 1020.0, 8000.0  # tokens of a response
 
 
-def _dapo(name: str, set_: str, model: str, device: str, grid: Grid, engine: int, mean: float, measured: tuple[float | None, ...],
-          **more: object) -> Round:  # fmt: skip
+def _dapo(name: str, of_set: Set, model: str, device: str, grid: Grid, engine: int, mean: float, measured: tuple[float | None, ...],
+          **more: Any) -> Round:  # fmt: skip
     names = ("step", "generation", "update", "log-probs", "sync")
     seconds = {part: value for part, value in zip(names, measured, strict=True) if value is not None}
-    settings = {"responses": 8192, "updates": 16, "limit": 8192, "graphs": False, "training": _DAPO, "scoring_batch": 30720.0}
-    return Round(name, set_, model, device, grid, engine, mean=mean, seconds=seconds, source=_PRACTICE, **(settings | more))  # type: ignore[arg-type]
+    usual: dict[str, Any] = {
+        "responses": 8192, "updates": 16, "limit": 8192, "graphs": False, "training": _DAPO, "scoring_batch": 30720.0,
+    }  # fmt: skip
+    return Round(name, of_set, model, device, grid, engine, mean=mean, seconds=seconds, source=_PRACTICE, **(usual | more))
 
 
-def _nemo(
-    name: str, model: str, device: str, grid: Grid, engine: int, mean: float, limit: int, step: float, **more: object
-) -> Round:
-    settings = {
+def _nemo(name: str, model: str, device: str, grid: Grid, engine: int, mean: float, limit: int, step: float, **more: Any) -> Round:
+    usual: dict[str, Any] = {
         "responses": 512, "updates": 1, "cache_share": 0.6, "micro_batch": float(limit), "prompt": 100.0,
         "training": Training(recompute=1.0),
     }  # fmt: skip
     return Round(
         name, "held out", model, device, grid, engine, mean=mean - 100, limit=limit - 100, seconds={"step": step}, source=_NEMO,
-        **(settings | more),
-    )  # type: ignore[arg-type]  # fmt: skip
+        **(usual | more),
+    )  # fmt: skip
 
 
 _V3_NEMO = {"accepted": 1.8, "drafts": 1}
