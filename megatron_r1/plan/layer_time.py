@@ -91,7 +91,7 @@ def forward_layer(work: ModelWork, device: Accelerator, grid: Grid, what: LayerP
         flops = 2 * routed * work.expert / device.gemm_flops(fp8=what.fp8, grouped=True)
         parts["experts"] = flops + local * _BF16 / device.memory_rate
         moved += routed * (_PASSES_OF_ROUTED * work.hidden + _PASSES_OF_WIDTH * work.expert_width) * _BF16
-        if grid.ep > 1:
+        if grid.ep * grid.etp > 1:
             parts["dispatch"] = _dispatch(work, device, grid, what, own * work.hidden * _BF16 * imbalance)
             if what.overlapped:
                 parts["dispatch"] *= 1 - what.costs.hidden_dispatch
@@ -120,16 +120,16 @@ def head_seconds(work: ModelWork, device: Accelerator, grid: Grid, tokens: float
 
 
 def _dispatch(work: ModelWork, device: Accelerator, grid: Grid, what: LayerPass, sent: float) -> float:
-    """Seconds in which `sent` bytes of hidden states, each for so many experts, reach them and come back.
+    """Seconds in which `sent` bytes of hidden states, each for so many experts and all ranks of one, reach them and come back.
 
     The ranks of an expert group are neighbours. An all-to-all sends a copy for each expert; DeepEP (V3 section 3.2.2) one to each
     other node, from where NVLink spreads it.
     """
-    copies = work.per_token * grid.etp
+    copies, group = work.per_token * grid.etp, grid.ep * grid.etp
     inside = min(max(device.domain // grid.etp, 1), grid.ep)
     domains = -(-grid.ep // inside)
     if domains == 1:
-        return 2 * sent * copies * (grid.ep - 1) / grid.ep / device.link_rate(False)
+        return 2 * sent * copies * (group - 1) / group / device.link_rate(group > device.domain)
     if what.deepep:
         near, far = copies, max(_domains_of_a_token(work, domains) - 1, 0.0)
         return 2 * max(sent * near / device.link_rate(False), sent * far / device.link_rate(True))

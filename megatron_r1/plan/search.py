@@ -10,9 +10,12 @@ import yaml
 
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import ConfigError
+from megatron_r1.plan.devices import CPU
 from megatron_r1.plan.job import Job, Stage, read_job
 from megatron_r1.plan.memory import IMBALANCE, MemoryPlan, plan_memory
-from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, plan_time
+from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, grid_of, plan_time
+from megatron_r1.plan.update_time import own_parameters
+from megatron_r1.plan.work import model_work
 
 Settings = dict[str, int | float | None]  #: dotted key -> value
 
@@ -20,7 +23,8 @@ _BEST = 3  # layouts that engines are tried with
 _SAMPLING = ("sampling", "weight sync")  # phases that an engine beside the trainer decides
 _UTILIZATIONS, _SEQUENCES = (0.4, 0.6, 0.8), (256, 1024)
 _VIRTUAL = (1, 2, 4)
-_SHOWN = 20
+_SHOWN, _EXAMPLES = 20, 5
+_GRADIENT = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class LayoutChoice:
     device_bytes: float  #: at the fullest moment; 0: it is refused
     reason: str = ""  #: why it does not fit; "": it does
     trainer_fits: bool = False  #: whether only the engine is in the way, if something is
-    refused: bool = False  #: whether the run itself would refuse it, whatever the memory
+    refused: bool = False  #: whether it is out before its memory is counted phase by phase
 
     @property
     def fits(self) -> bool:
@@ -58,6 +62,8 @@ def search(asked: SearchSetting) -> list[LayoutChoice]:
 
     The trainer's layout is chosen first, with the engine that the config has; then engines for the best layouts.
     """
+    if asked.gpu == CPU or (asked.gpu is None and asked.config.runtime.device == "cpu"):
+        raise ConfigError("--search: runtime.device=cpu has no device to plan for: give --gpu NAME")
     if asked.stage == "convert":
         raise ConfigError("--search: a conversion has no layout to choose by time")
     # The config's own layout need not fit so many ranks; this one does.
@@ -104,8 +110,9 @@ def describe_search(found: list[LayoutChoice]) -> str:
         lines.append(f"\n{len(beyond)} do not fit, the fastest of them:")
         lines += [f"  {one.seconds:9,.1f}  {_in_words(one.settings)}: {one.reason}" for one in beyond[:_SHOWN]]
     if refused:
-        lines.append(f"\n{refused} do not divide the model or the ranks, as:")
-        lines += [f"  {_in_words(one.settings)}: {one.reason}" for one in found[-min(refused, 3) :]]
+        lines.append(f"\n{refused} do not divide the model or the ranks, or hold too many weights, as:")
+        reasons = {one.reason: one for one in found if one.refused}
+        lines += [f"  {_in_words(one.settings)}: {one.reason}" for one in list(reasons.values())[:_EXAMPLES]]
     if fitting:
         lines += ["\nfastest:", as_yaml(fitting[0].settings).rstrip()]
     return "\n".join(lines)
@@ -118,6 +125,7 @@ def _in_words(settings: Settings) -> str:
 def _judge(asked: SearchSetting, settings: Settings) -> LayoutChoice:
     try:
         job = read_job(_with(asked.config, settings), asked.stage, asked.gpu, asked.nodes, devices_per_node=asked.per_node)
+        _check_weights(job)
         memory = plan_memory(job, asked.imbalance)
         if memory.engine is not None and memory.engine.sequences < 1:
             return LayoutChoice(settings, 0.0, 0.0, memory.shortfalls()[0], refused=True)
@@ -127,6 +135,14 @@ def _judge(asked: SearchSetting, settings: Settings) -> LayoutChoice:
     assert time is not None  # only a conversion has none
     problems = memory.shortfalls()
     return LayoutChoice(settings, time.seconds, memory.peak.device_bytes, "".join(problems[:1]), _trainer_fits(memory))
+
+
+def _check_weights(job: Job) -> None:
+    """Raises ConfigError for a layout whose weights and gradients alone do not fit: most of those that can be tried."""
+    assert job.device is not None  # `plan_time` has refused a CPU
+    held = own_parameters(model_work(job.arch), grid_of(job.layout)) * (job.width + _GRADIENT if job.is_trained else job.width)
+    if held > job.device.memory_bytes:
+        raise ConfigError(f"weights and gradients of a rank alone are {held / 1e9:,.0f} GB of {job.device.memory_bytes / 1e9:,.1f}")
 
 
 def _trainer_fits(memory: MemoryPlan) -> bool:

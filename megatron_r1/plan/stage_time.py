@@ -172,7 +172,7 @@ def _time_grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed)
         phases.append(_phase("log-probs", parts["log-probs"], phases[-1].name))
     phases.append(_phase("update", parts["update"], phases[-1].name))
     phases.append(_phase("weight sync", parts["sync"], "update"))
-    phases.append(_save(job, "update"))
+    phases.append(_save(job, "update", moved["checkpoint"]))
     phases.append(_phase("between rounds", parts["between"], "weight sync", "save"))
     forward = batch.tokens * work.token_flops(batch.pairs)
     flops = forward * (1 + scored + judged + 3 * stage.inner_epochs)
@@ -252,7 +252,7 @@ def _time_pretrain(job: Job, device: Accelerator, work: ModelWork, assumed: Assu
         whole += of_phase
         if of_phase > longest:
             longest, of_longest, trained = of_phase, parts, batch
-    phases = (_phase("update", of_longest), _save(job, "update"))
+    phases = (_phase("update", of_longest), _save(job, "update", _moved(job)["checkpoint"]))
     flops, units = 3 * trained.tokens * work.token_flops(trained.pairs), float(plan.total_updates)
     found = TimePlan("update", phases, job.world_size, trained.tokens, flops, device.bf16_flops, units, None, tuple(notes))
     return replace(found, stage_seconds=whole + phases[1].seconds * units)
@@ -272,7 +272,7 @@ def _time_samples(job: Job, device: Accelerator, work: ModelWork, assumed: Assum
     parts = update_seconds(work, device, grid_of(job.layout), batch, training_of(job, work, device))
     flops = 3 * batch.tokens * work.token_flops(batch.pairs)
     notes = (f"samples of {lengths.mean:,.0f} tokens in the mean, cut at {limit:,.0f} (--response-tokens)",)
-    phases = (_phase("update", parts), _save(job, "update"))
+    phases = (_phase("update", parts), _save(job, "update", _moved(job)["checkpoint"]))
     return TimePlan("update", phases, job.world_size, batch.tokens, flops, device.bf16_flops, None, None, notes)
 
 
@@ -296,8 +296,8 @@ def _time_rejection(job: Job, device: Accelerator, work: ModelWork, assumed: Ass
     return TimePlan(name, (_sampled(parts, drawn),), devices, tokens, flops, device.bf16_flops, None, None, notes)
 
 
-def _save(job: Job, after: str) -> TimePhase:
-    return _phase("save", {"to the host": _moved(job)["checkpoint"] / job.config.checkpoint.interval}, after)
+def _save(job: Job, after: str, seconds: float) -> TimePhase:
+    return _phase("save", {"to the host": seconds / job.config.checkpoint.interval}, after)
 
 
 def _sampled(parts: dict[str, float], drawn: SampledRound) -> TimePhase:

@@ -44,6 +44,13 @@ def test_expert_traffic_by_hand() -> None:
     assert forward_layer(V3, GB200, Grid(64, ep=64), what, moe=True)["dispatch"] < once  # one domain of 72
 
 
+def test_ranks_that_share_an_expert_all_get_its_tokens() -> None:
+    what = LayerPass(4096, 2048, balanced=True)
+    shared = forward_layer(V3, H100, Grid(64, tp=8, etp=8), what, moe=True)["dispatch"]
+    assert shared == pytest.approx(2 * 4096 / 8 * 7168 * 2 * 8 * 7 / (450e9 * 0.45))
+    assert forward_layer(V3, H100, ALONE, what, moe=True)["dispatch"] == 0
+
+
 def test_the_fullest_rank_decides_and_overlap_hides_traffic() -> None:
     grid, what = Grid(64, ep=8), LayerPass(4096, 2048)
     uneven, even = (forward_layer(V3, H100, grid, replace(what, balanced=balanced), moe=True) for balanced in (False, True))

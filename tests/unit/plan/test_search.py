@@ -74,13 +74,17 @@ def test_the_command_of_the_how_to(capsys: pytest.CaptureFixture[str], monkeypat
     command = next(line for line in page.splitlines() if line.startswith("    megatron-r1 plan --search"))
     assert cli.main(command.split()[1:]) == 0
     told = capsys.readouterr().out
-    assert "fastest:\nparallel:\n  tp: " in told and "do not fit, the fastest of them:" in told and "do not divide" in told
+    assert "fastest:\nparallel:\n  tp: " in told and "do not fit, the fastest of them:" in told and "too many weights" in told
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--search", "--stage", "sft", "--config", str(SFT)], "--search needs --nodes N"),
+        (
+            ["--search", "--stage", "sft", "--nodes", "1", "--gpu", "cpu", "--config", str(SFT)],
+            "has no device to plan for: give --gpu",
+        ),
         (["--search", "--stage", "convert", "--nodes", "1", "--config", str(SFT)], "a conversion has no layout to choose by time"),
         (["--search", "--stage", "sft", "--nodes", "1", "--gpus-per-node", "1", "--config", str(SFT)], "sft: nothing fits 1 node"),
     ],
