@@ -132,5 +132,8 @@ NOT_PREDICTED: list[NotPredicted] = [
     NotPredicted("Qwen3.5-9B with drafts, 8 H100", "401 to 247 s",
                  "linear attention, which no family here has", "SkyRL, speculative decoding"),
     NotPredicted("1.5B and 7B, 128 and 192 H800", "14.8 and 25.4 h", _LENGTHS, "AReaL 0.3, blog"),
+    NotPredicted("V3 served, a node of H800", "73.7k tok/s in, 14.8k out", "sequences of a step are not stated",
+                 "DeepSeek, open-infra-index"),
+    NotPredicted("Llama-8B in FP8", "a step shorter by 15 to 25%", _LENGTHS, "NeMo-RL, documentation of FP8"),
     NotPredicted("R1-Zero, 512 H800", "198 h", f"{_LENGTHS}; docs/cluster.md has the prediction for several", "R1 v2, B.4.4"),
 ]  # fmt: skip

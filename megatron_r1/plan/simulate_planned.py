@@ -30,22 +30,23 @@ def planned_rates(job: Job, assumed: Assumed) -> PlannedRates:
     Raises:
         ConfigError: it is none, there is no GPU to plan for, or the stage's engines do not fit.
     """
-    if job.stage != "grpo" or job.device is None:
+    device = job.device
+    if job.stage != "grpo" or device is None:
         raise ConfigError("rounds are simulated of grpo on GPUs: give --gpu NAME")
     time = plan_time(job, assumed)
     assert time is not None, "of grpo"
     work, rollout = model_work(job.arch), job.config.rollout
-    engine, count, _ = planned_engines(job, job.device, work, assumed)
+    engine, count, _ = planned_engines(job, device, work, assumed)
 
     def step(sequences: int, context: float = 0.0) -> float:
-        return step_seconds(work, job.device, engine, sequences, context, ENGINE_COSTS)
+        return step_seconds(work, device, engine, sequences, context, ENGINE_COSTS)
 
     # Weights are read once a step, or their products take longer: the rest is a straight line between powers of two.
     sizes = sorted({rollout.max_num_seqs, *(1 << power for power in range(rollout.max_num_seqs.bit_length()))})
     speed = EngineSpeed(
         tuple((sequences, step(sequences)) for sequences in sizes),
         context_seconds=(step(1, _FAR) - step(1)) / _FAR,
-        prefill_seconds=prefill_seconds(work, job.device, engine, 1.0),
+        prefill_seconds=prefill_seconds(work, device, engine, 1.0),
     )
     seconds = {phase.name: phase.seconds for phase in time.phases}
     scoring = seconds.get("log-probs", 0.0) + seconds.get("reward", 0.0)
