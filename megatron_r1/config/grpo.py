@@ -64,6 +64,13 @@ class GrpoConfig(Section):
         "experts, if neither their balance nor multi-token prediction is trained; elsewhere an error. Ours.",
         json_schema_extra=MAY_CHANGE,
     )
+    exact_entropy: bool = Field(
+        False,
+        description="Whether updates also measure the entropy of the whole distribution that each trained token is from "
+        "(entropy/exact; entropy/sampled is estimated from the sampled tokens alone). Logits are then never whole, whatever "
+        "runtime.whole_logits_mb says, by which sums round otherwise.",
+        json_schema_extra=MAY_CHANGE,
+    )
     reference_resident: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Whether the reference's weights stand on the device beside the policy's while log-probs are computed, so that "

@@ -67,6 +67,14 @@ class RuntimeConfig(Section):
         "DeepSeek-V3 recomputes (V3 section 3.2.3).",
         json_schema_extra=MAY_CHANGE,
     )
+    whole_logits_mb: int = Field(
+        256,
+        ge=0,
+        description="Megabytes of a micro-batch's logits on a rank above which they are not kept: log-probs and their gradient are "
+        "computed by tiles of some rows. Up to it logits are whole, which is faster where they are few. Sums round otherwise on "
+        "the other side of it. With megatron.cross_entropy_loss_fusion logits are always whole.",
+        json_schema_extra=MAY_CHANGE,
+    )
     offload: list[Literal["optimizer", "gradients", "reference", "reward_models"]] = Field(
         ["reference", "reward_models"],
         description="What leaves the device for the host (pinned, beside a GPU). optimizer: Adam's moments and the master weights "

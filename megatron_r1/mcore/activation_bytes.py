@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_r1.mcore.head_bytes import keeps_whole, tiles_bytes
 from megatron_r1.mcore.layout import Layout, padded_vocabulary
 from megatron_r1.model.architecture import Architecture
 
@@ -27,7 +28,7 @@ class ActivationBytes:
 
     kept: int  #: of the layers, for all micro-batches that are between forward and backward pass
     recomputed: int  #: of the one layer, or of its parts, that are computed again in the backward pass
-    logits: int  #: on the last stage: those of the output layer and of every depth of multi-token prediction that is trained
+    logits: int  #: on the last stage: of the output layer and of every depth of multi-token prediction that is trained
 
     @property
     def all(self) -> int:
@@ -38,6 +39,7 @@ class ActivationBytes:
 def activation_bytes(
     arch: Architecture, layout: Layout, *, recompute: str, tokens: int, stage: int, width: int = 2, mtp_trained: bool = False,
     modules: Collection[str] = (), micro_batches: int | None = None, imbalance: float = 1.0,
+    whole_logits_mb: int | None = None,
 ) -> ActivationBytes:  # fmt: skip
     """What a rank of this stage keeps.
 
@@ -50,6 +52,7 @@ def activation_bytes(
         mtp_trained: whether multi-token prediction is trained.
         micro_batches: of an update; fewer than the pipeline has stages keep less. None: enough.
         imbalance: as for `layer_numbers`.
+        whole_logits_mb: as `runtime.whole_logits_mb`; None: logits are whole, however many.
     """
     count = layout.decoder_layers(arch.num_hidden_layers)
     positions = tokens // layout.cp
@@ -72,7 +75,7 @@ def activation_bytes(
     return ActivationBytes(
         kept=kept,
         recomputed=again if full or parts else 0,
-        logits=logits_bytes(arch, layout, positions, width) * heads + (4 * WIDE_LOGITS if heads else 0),
+        logits=_of_heads(arch, layout, positions, width, heads, whole_logits_mb) if heads else 0,
     )
 
 
@@ -92,8 +95,17 @@ def passes_in_flight(layout: Layout, stage: int, micro_batches: int | None = Non
     return counts
 
 
+def _of_heads(arch: Architecture, layout: Layout, positions: int, width: int, heads: int, whole_logits_mb: int | None) -> int:
+    whole = logits_bytes(arch, layout, positions, width)
+    if whole_logits_mb is None or keeps_whole(whole, whole_logits_mb):
+        return heads * whole + 4 * WIDE_LOGITS
+    # Tiles keep the hidden states of all positions, of which each rank else has a part.
+    gathered = arch.hidden_size * positions * width if layout.tp > 1 else 0
+    return heads * gathered + tiles_bytes(arch.hidden_size, width)
+
+
 def logits_bytes(arch: Architecture, layout: Layout, positions: int, width: int = 2) -> int:
-    """Of one output layer: `cross_entropy` keeps the logits, and writes their gradient over them."""
+    """Of one output layer's whole logits: `cross_entropy` keeps them, and writes their gradient over them."""
     return positions * padded_vocabulary(arch.vocab_size, layout.tp) // layout.tp * width
 
 

@@ -18,7 +18,6 @@ from megatron_r1.config.megatron import MegatronConfig
 from megatron_r1.config.optimizer import MoeTrainingConfig, OptimizerConfig
 from megatron_r1.config.rates import RatesOf, constant_but_lr
 from megatron_r1.config.runtime import RuntimeConfig
-from megatron_r1.errors import CheckpointError
 from megatron_r1.mcore import nonfinite, parallel, provider
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.counts import count_minibatch
@@ -30,7 +29,6 @@ from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.flops import Work, update_flops
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.types import Metric, MicroBatch
-from megatron_r1.weights.finite import first_nonfinite
 from megatron_r1.weights.gather import GatheredWeights
 from megatron_r1.weights.generation import Generation
 from megatron_r1.weights.load import load_weights
@@ -47,11 +45,12 @@ from megatron_r1.mcore.ema import HostAverage
 from megatron_r1.mcore.gradient_kinds import GradientKinds
 from megatron_r1.mcore.layer_graphs import LayerGraphs
 from megatron_r1.mcore.left_out import LeftOut
+from megatron_r1.mcore.loss_slope import LossSlope, is_asked
 from megatron_r1.mcore.offload import TrainingOffload
 from megatron_r1.mcore.overlap import LateWeights, wrap_for_training
 from megatron_r1.mcore.routing import packed_sequences
 from megatron_r1.mcore.shares import Shares
-from megatron_r1.mcore.step_stats import StepStats, mtp_metric
+from megatron_r1.mcore.step_stats import StepStats, entropy_metric, mtp_metric
 from megatron_r1.mcore.transformer_config import this_machine
 
 #: Takes one number per token [B, N] (a policy: log-probs of the labels; a reward model: scores) of a whole micro-batch, also
@@ -193,9 +192,9 @@ class MegatronModel:
         counts = count_minibatch(micro_batches, self.device, self.groups.dp)
         self._balance.begin(total_tokens, counts.sequences)
         for module in self.modules:
-            module.mtp_loss, module.mtp_token_weight = None, total_tokens / (counts.trained_tokens or 1)
+            module.mtp_loss, module.entropy, module.mtp_token_weight = None, None, total_tokens / (counts.trained_tokens or 1)
         watch = nonfinite.UpdateWatch()
-        results = self._run(micro_batches, watch.watching(loss_fn), total_tokens, forward_only=False, beside=beside)
+        results = self._run(micro_batches, loss_fn, total_tokens, forward_only=False, beside=beside, watch=watch)
         self._late.passed()
         if (seen := look()) is not None:
             return self.skip_update(seen)
@@ -224,6 +223,7 @@ class MegatronModel:
             | of_kinds
             | self._balance.report(counts.sequences, self.groups.pp)
             | mtp_metric(self.modules, self.groups, counts.trained_tokens, self.device, trained=self.trains_mtp)
+            | entropy_metric(self.modules, self.groups, counts.trained_tokens, self.device)
         )
         self._balance.move_biases()
         loss = metrics.pop("loss").value
@@ -290,9 +290,12 @@ class MegatronModel:
         return found
 
     def _run(
-        self, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, total_tokens: int, forward_only: bool, beside: Beside | None
-    ) -> list[dict[str, Any]]:
+        self, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, total_tokens: int, forward_only: bool, beside: Beside | None,
+        watch: nonfinite.UpdateWatch | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Forward (and backward) over the pipeline; the loss callable's results of this rank's last stage, else empty."""
+        seen_loss = loss_fn if watch is None else watch.watching(loss_fn)
+        asks = watch is not None and is_asked(self.device, self.layout)
 
         def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module, return_schedule_plan: bool = False):
             packed = next(batches)
@@ -311,11 +314,14 @@ class MegatronModel:
                 fields = beside(lambda: per_token(forward()), whole)
                 for batch in (whole, packed):  # also for whoever goes through the micro-batches again
                     batch.token_fields.update(fields)
+            slope = LossSlope(lambda output: loss_fn(per_token(output), whole)[0] * total_tokens, micro_batch.labels.shape)
+            for module in self.modules:
+                module.loss_slope = slope if asks and not return_schedule_plan else None
             output = forward()
 
             def compute_loss(output: torch.Tensor):
                 # Every context-parallel rank computes the whole loss and derives it by its own tokens.
-                loss, metrics = loss_fn(per_token(output), whole)
+                loss, metrics = seen_loss(per_token(output), whole)
                 num_tokens = torch.tensor(micro_batch.num_tokens, dtype=torch.int, device=self.device)
                 return loss * total_tokens, num_tokens, {"loss": Metric(loss.detach(), "sum"), **metrics}
 
@@ -390,7 +396,4 @@ class MegatronModel:
         Raises:
             CheckpointError: on every rank: a weight is NaN or infinite.
         """
-        with failing_together():
-            broken = first_nonfinite(nonfinite.named_state(self.modules))
-            if broken is not None:
-                raise CheckpointError(f"{source}: weight {broken} holds NaN or infinite values: take an older checkpoint")
+        nonfinite.require_finite_of(source, self.modules)

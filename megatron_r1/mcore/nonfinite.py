@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
 
-from megatron_r1.errors import NonFiniteUpdate
+from megatron_r1.errors import CheckpointError, NonFiniteUpdate
 from megatron_r1.mcore.active import require_active
-from megatron_r1.runtime.distributed import any_rank, gather_objects
+from megatron_r1.runtime.distributed import any_rank, failing_together, gather_objects
 from megatron_r1.types import MicroBatch
 from megatron_r1.weights.finite import first_nonfinite
 
@@ -314,3 +315,15 @@ def require_finite(modules: Sequence[torch.nn.Module], updates: int) -> None:
             f"weight {broken} holds NaN or infinite values after update {updates}, whose gradient was finite; no engine was given "
             "it and no checkpoint holds it: look at the learning rate and the optimizer's eps"
         )
+
+
+def require_finite_of(source: Path, modules: Sequence[torch.nn.Module]) -> None:
+    """Look at every weight that was loaded from `source`. Collective.
+
+    Raises:
+        CheckpointError: on every rank: a weight is NaN or infinite.
+    """
+    with failing_together():
+        broken = first_nonfinite(named_state(modules))
+        if broken is not None:
+            raise CheckpointError(f"{source}: weight {broken} holds NaN or infinite values: take an older checkpoint")

@@ -34,13 +34,21 @@ class MegatronPolicy(MegatronModel):
         temperature: log-probs are those of softmax(logits / temperature), the distribution that the engine samples from.
         share_prompts: compute the prompt of a group's responses once for each micro-batch that holds several of them, in updates
             and log-probs. `shared_prompts.shares_prompts` says where that is exact.
+        exact_entropy: measure the entropy of the distribution that every trained token is from, in updates: "entropy/exact".
     """
 
-    def __init__(self, *settings: Any, temperature: float = 1.0, share_prompts: bool = False, **more_settings: Any) -> None:
+    def __init__(
+        self,
+        *settings: Any,
+        temperature: float = 1.0,
+        share_prompts: bool = False,
+        exact_entropy: bool = False,
+        **more_settings: Any,
+    ) -> None:
         self._share_prompts = share_prompts
         super().__init__(*settings, **more_settings)
         for module in self.modules:
-            module.logit_temperature = temperature
+            module.logit_temperature, module.measures_entropy = temperature, exact_entropy
 
     def train_step(
         self,

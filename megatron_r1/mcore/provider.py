@@ -64,7 +64,7 @@ def build_model(
             mtp_block_spec=mtp,
             vp_stage=vp_stage,
         )
-        module.vocabulary = arch.vocab_size
+        module.vocabulary, module.whole_logits = arch.vocab_size, runtime.whole_logits_mb * 10**6
         _scale_rope(module, arch)
         initialize_weights(module, arch, seed=seed)
         module.train_mtp = mtp is not None and moe.mtp_loss_scale > 0

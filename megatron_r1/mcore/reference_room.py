@@ -59,6 +59,7 @@ class ReferenceRoom:
         activations = activation_bytes(
             model.arch, model.layout, recompute=config.recompute_granularity or "none", tokens=model.micro_batch_tokens, stage=0,
             width=2 if config.bf16 else 4, mtp_trained=model.trains_mtp, modules=config.recompute_modules or (),
+            whole_logits_mb=model.modules[0].whole_logits // 10**6,
         )  # fmt: skip
         return ReferenceRoom(torch.cuda.mem_get_info(device)[0] + unused, absent, activations.all, reference)
 

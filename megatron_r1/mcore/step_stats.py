@@ -32,9 +32,22 @@ def mtp_metric(
     """The multi-token-prediction loss per trained token, on every rank; empty if it is not trained. Collective."""
     if not trained:
         return {}
+    return {"mtp/loss": _per_token([module.mtp_loss for module in modules], groups, trained_tokens, device)}
+
+
+def entropy_metric(
+    modules: Sequence[torch.nn.Module], groups: Groups, trained_tokens: float, device: torch.device
+) -> dict[str, Metric[float]]:
+    """The entropy of the predicted distribution per trained token, on every rank; empty if it is not measured. Collective."""
+    if not getattr(modules[0], "measures_entropy", False):
+        return {}
+    return {"entropy/exact": _per_token([module.entropy for module in modules], groups, trained_tokens, device)}
+
+
+def _per_token(sums: Sequence[torch.Tensor | None], groups: Groups, trained_tokens: float, device: torch.device) -> Metric[float]:
+    """What the last pipeline stage alone has summed over tokens, over all ranks."""
     none = torch.zeros((), device=device)
-    # The block is on the last pipeline stage alone.
-    loss = sum((none if m.mtp_loss is None else m.mtp_loss for m in modules), none).double()
-    all_reduce(loss, group=groups.dp_cp)
-    all_reduce(loss, group=groups.pp)
-    return {"mtp/loss": Metric(loss.item() / (trained_tokens or 1), "update_mean")}
+    total = sum((none if of_module is None else of_module for of_module in sums), none).double()
+    all_reduce(total, group=groups.dp_cp)
+    all_reduce(total, group=groups.pp)
+    return Metric(total.item() / (trained_tokens or 1), "update_mean")

@@ -26,14 +26,22 @@ LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # absolute; relative
 
 def case(
     name: str, mtp: bool = False, packed: bool = False, recompute: str = "none", model: str = "deepseek_v3", te: bool = False,
-    megatron: dict | None = None, **parallel: int,
+    megatron: dict | None = None, tiles: bool = False, **parallel: int,
 ) -> dict:  # fmt: skip
-    """One layout with one way of training, and switches of Megatron-Core's."""
+    """One layout with one way of training, and switches of Megatron-Core's; with `tiles`, without whole logits."""
     suffix = "".join(
         ["-mtp" * mtp, "-packed" * packed, f"-{recompute}" * (recompute != "none"), f"-{model}" * (model != "deepseek_v3")]
-        + ["-te" * te, *(f"-{name}={value}" for name, value in (megatron or {}).items())]
+        + ["-te" * te, "-tiles" * tiles, *(f"-{name}={value}" for name, value in (megatron or {}).items())]
     )
-    ways = {"mtp": mtp, "packed": packed, "recompute": recompute, "model": model, "te": te, "megatron": megatron or {}}
+    ways = {
+        "mtp": mtp,
+        "packed": packed,
+        "recompute": recompute,
+        "model": model,
+        "te": te,
+        "megatron": megatron or {},
+        "tiles": tiles,
+    }
     return {"name": name + suffix, **ways, "parallel": parallel}
 
 
@@ -48,6 +56,7 @@ ONE_RANK = [
     case("one", recompute="full", mtp=True, packed=True),
     case("one", recompute="selective"),
     case("one", recompute="selective", mtp=True, packed=True),
+    case("one", mtp=True, packed=True, tiles=True),
 ]
 
 TWO_RANKS = [
@@ -77,6 +86,11 @@ TWO_RANKS += [
     case("pp2-vpp2", pp=2, vpp=2, mtp=True, megatron={"pipeline_model_parallel_layout": "E|(tt|)*2tmL"}),
     case("pp2", pp=2, packed=True, megatron={"batch_p2p_comm": False}),
     case("tp2", tp=2, megatron={"bias_swiglu_fusion": True}),
+    case("dp2", mtp=True, megatron=OVERLAP, tiles=True),  # its weights are waited for where the output layer is called
+    case("tp2", tp=2, mtp=True, packed=True, tiles=True),
+    case("tp2", tp=2, model="qwen2", tiles=True),
+    case("pp2-vpp2", pp=2, vpp=2, model="qwen2", packed=True, tiles=True),
+    case("cp2", cp=2, tiles=True),
 ]
 
 FOUR_RANKS = [

@@ -62,7 +62,7 @@ def train(case: dict) -> list[dict[str, Any]]:
     models = {"deepseek_v3": full_architecture(mtp=int(case["mtp"])), "qwen2": qwen2_architecture(tied=True), **further_families()}
     arch = models[case["model"]]
     moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 * case["mtp"], mtp_trains_trunk=True)
-    runtime = RuntimeConfig(recompute=case["recompute"])
+    runtime = RuntimeConfig(recompute=case["recompute"], whole_logits_mb=0 if case["tiles"] else 256)
     # packed=False: the sequences of `batch` are as long as context parallelism needs them.
     switches = MegatronConfig(**case["megatron"])
     layout = parallel.resolve_layout(

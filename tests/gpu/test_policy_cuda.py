@@ -100,3 +100,24 @@ def test_the_cross_entropy_is_torchs_at_any_temperature_and_keeps_the_logits_alo
     vocab_parallel_cross_entropy(hidden @ weight.t(), labels, temperature=0.7, group=group).sum().backward()
     own = 2 * tokens * vocabulary + 4 * weight.numel()
     assert torch.cuda.max_memory_allocated() - before < own + 3 * 4 * WIDE_LOGITS, "the logits once, and some rows of float32"
+
+
+def test_tiles_are_torchs_and_take_no_logits(session) -> None:
+    import torch.distributed as dist
+
+    from megatron_r1.mcore.fused_head import Head, token_losses
+    from megatron_r1.mcore.head_bytes import TILE_ON_CUDA
+    from tests.head_cases import check_head
+
+    check_head(dist.group.WORLD, device="cuda", dtypes=(torch.bfloat16,))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    check_head(dist.group.WORLD, device="cuda", dtypes=(torch.float32,))
+    tokens, vocabulary, width = 16_384, 151_936, 64
+    hidden = torch.randn(tokens, width, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    labels = torch.randint(vocabulary, (tokens,), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    token_losses(hidden, weight, labels, Head(0.7, dist.group.WORLD, vocabulary))[0].sum().backward()
+    beside = 3 * 2 * TILE_ON_CUDA + 12 * weight.numel() + 16 * hidden.numel()
+    assert torch.cuda.max_memory_allocated() - before < beside < 2 * tokens * vocabulary / 2

@@ -103,6 +103,7 @@ def build_policy(
     freeze_router: bool = False,
     ema_decay: float | None = None,
     share_prompts: Literal["auto", "always", "never"] = "never",
+    exact_entropy: bool = False,
     rates: RatesOf | None = None,
 ) -> MegatronPolicy:
     """The policy on this job's layout, with the weights of `model.weights` or fresh ones.
@@ -139,6 +140,7 @@ def build_policy(
         packed=packed,
         ema_decay=ema_decay,
         share_prompts=shares_prompts(share_prompts, arch, layout, moe, session.device.kind),
+        exact_entropy=exact_entropy,
         rates=rates,
     )
     _load_given_weights(config.model, policy)

@@ -87,6 +87,7 @@ def run_grpo(config: Config, session: Session) -> Artifact:
             temperature=config.rollout.temperature,
             freeze_router=stage.freeze_router,
             share_prompts=stage.share_prompts,
+            exact_entropy=stage.exact_entropy,
         )
         policy.generation = with_end_of_turn(policy.generation, config.data, tokenizer)
         from megatron_r1.mcore.policy import ReferencePolicy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_r1.config.model import ParallelConfig
+from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.mcore.activation_bytes import (
     ActivationBytes,
     activation_bytes,
@@ -12,6 +13,7 @@ from megatron_r1.mcore.activation_bytes import (
     logits_bytes,
     passes_in_flight,
 )
+from megatron_r1.mcore.head_bytes import WHOLE_LOGITS_MB
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.presets import PRESETS
@@ -76,3 +78,20 @@ def test_logits_of_a_large_vocabulary_are_a_large_part() -> None:
     layout = resolve_layout(ParallelConfig(), arch, 8, mtp=False, packed=True)
     assert layer_numbers(arch, 0) * 2 == pytest.approx(114e3, rel=0.01), "bytes a token"
     assert logits_bytes(arch, layout, 32_768) == pytest.approx(9.96e9, rel=1e-3), "30e9 with a float32 softmax and a gradient"
+
+
+def test_many_logits_are_tiles_that_take_the_same_for_any_tokens() -> None:
+    assert RuntimeConfig().whole_logits_mb == WHOLE_LOGITS_MB
+    arch = PRESETS["671b"]
+
+    def logits(tokens: int, megabytes: int | None = WHOLE_LOGITS_MB, mtp: bool = False, **sizes: int) -> int:
+        layout = resolve_layout(ParallelConfig(**sizes), arch, 8, mtp=mtp, packed=True)
+        return activation_bytes(
+            arch, layout, recompute="full", tokens=tokens, stage=0, mtp_trained=mtp, whole_logits_mb=megabytes
+        ).logits  # fmt: skip
+
+    tiles = 2**27 * 2 + 8192 * 7168 * 4  # 0.5 GB, beside 8.5 GB of 32,768 tokens
+    assert logits(32_768) == logits(1024) == tiles
+    assert logits(32_768, 8500) == logits(32_768, None) == 32_768 * 129_280 * 2 + 2**28
+    assert logits(900) == 900 * 129_280 * 2 + 2**28
+    assert logits(32_768, tp=8, mtp=True) == tiles + 2 * 32_768 * 7168 * 2, "hidden states of all positions, for two heads"
