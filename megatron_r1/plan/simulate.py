@@ -170,8 +170,7 @@ def simulate(setup: Setup, mode: Mode, lengths: LengthSource, rounds: int, seed:
             if number > 1:
                 ready += setup.trainer.sync
                 played.syncing.append((begin, ready))
-            if number < rounds:
-                current = sample(ready, version=number - 1)
+            current = sample(ready, version=number - 1)  # after the last round, too: engines do not know that it is the last
         begin = max(ready, scored)
         tokens = sum(group.prompt_tokens + response.length for group in batch for response in group.responses)
         logprob, train = setup.trainer.logprob.of(tokens), setup.trainer.train.of(tokens)
