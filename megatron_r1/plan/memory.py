@@ -178,6 +178,7 @@ def activation_terms(
         found = activation_bytes(
             job.arch, layout, recompute=recompute, tokens=batch.tokens, stage=stage, width=width, mtp_trained=job.trains_mtp,
             modules=runtime.recompute_modules, micro_batches=batch.micro_batches, imbalance=factor,
+            whole_logits_mb=None if job.config.megatron.cross_entropy_loss_fusion else runtime.whole_logits_mb,
         )  # fmt: skip
         return found.kept, found.recomputed, found.logits
 
@@ -197,7 +198,7 @@ def activation_terms(
     terms = [
         Term("activations", kept, cut),
         Term("layer that is computed", again, batch.setting),
-        Term("logits", logits, "parallel.tp"),
+        Term("logits", logits, "runtime.whole_logits_mb"),
         Term("dispatch to experts", _dispatched(job, batch, imbalance), batch.setting),
         Term("imbalance of experts", extra, batch.setting),
     ]

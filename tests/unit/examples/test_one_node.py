@@ -16,7 +16,7 @@ from tests.paths import ROOT
 
 FOLDER = ROOT / "examples/one_node"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
-TOO_LARGE = {"Qwen2.5-7B", "Qwen3-4B", "Qwen3-8B"}  # for one GPU of 80 GB
+TOO_LARGE = {"Qwen2.5-7B", "Qwen3-8B"}  # for one GPU of 80 GB
 STATED = {
     "gsm8k": {  # verl's logs of Qwen2.5-0.5B-Instruct, 0.567 and 0.543
         "grpo.prompts_per_rollout": 256, "grpo.minibatch_size": 64 * 5, "grpo.group_size": 5, "grpo.optimizer.lr": 1e-6,
@@ -56,9 +56,10 @@ def test_every_model_is_there_for_one_gpu_and_for_eight() -> None:
 
 
 def test_memory_by_hand() -> None:
-    """0.5B on one GPU: 18 bytes a parameter, 24 inputs of 896 numbers, logits, and 256 MiB of cross entropy."""
+    """0.5B on one GPU: 18 bytes a parameter, 24 inputs of 896 numbers, one layer again; of logits there are tiles."""
     parameters, tokens = 494_032_768, 18_432
-    passing = 2 * tokens * (24 * 896 + 151_936) + 4 * 2**26
+    layer = 4 * 896 + 64 * (14 + 2 + 4 + (14 + 2 * 2) + 14) + 5 * 4864
+    passing = 2 * tokens * (24 * 896 + layer - 896)
     update = next(phase for phase in ONE_NODE[0].plan("math").phases if phase.name == "update")
     beside = sum(term.amount for term in update.device if term.name in ("CUDA, NCCL", "engine that sleeps"))
     assert update.device_bytes - beside == pytest.approx(18 * parameters + 1.05 * passing, rel=1e-3)

@@ -14,7 +14,7 @@ from megatron_r1.plan.search import LayoutChoice, SearchSetting, as_yaml, descri
 from megatron_r1.plan.stage_time import Assumed, plan_time
 from tests.paths import ROOT
 
-SFT = ROOT / "examples/distill_qwen/qwen_7b.yaml"
+SFT = ROOT / "examples/distill_qwen/qwen_14b.yaml"
 MATH = ROOT / "examples/one_node/math.yaml"
 
 
