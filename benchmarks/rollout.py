@@ -115,7 +115,7 @@ def sync_weights(engine: RolloutEngine, policy: MegatronPolicy, reports: list[Sy
     """One weight sync from the policy, as in training; keeps the report, returns the tensors sent."""
 
     def work() -> int:
-        reports.append(engine.load_weights(policy.weights(), version=0))
+        reports.append(engine.load_weights(policy.shards(), version=0))
         return reports[-1].num_tensors
 
     return work

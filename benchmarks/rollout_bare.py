@@ -26,7 +26,7 @@ from benchmarks.processes import cpu_seconds, with_descendants
 from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.model.architecture import Architecture
-from megatron_r1.pipeline.builders.engine_weights import read_hf_weights
+from megatron_r1.pipeline.builders.engine_weights import open_weights
 from megatron_r1.rollout.options import EngineOptions, engine_environment, engine_options
 from megatron_r1.rollout.vllm_client import VllmProcessEngine, response_seed
 from megatron_r1.runtime.launch import child_environment
@@ -90,7 +90,7 @@ def compare_with_bare(case: str, how: str, arguments: argparse.Namespace, work: 
     command = [sys.executable, "-m", "benchmarks.bare_vllm"]
     engine = VllmProcessEngine(options, Tokenizer.load(folder).decode, child_environment(), work / "engine.log", arguments.threads)
     try:
-        engine.load_weights(read_hf_weights(folder, torch.float32), version=0)
+        engine.load_weights(open_weights(folder, torch.float32), version=0)
         with RunningSide("bare vLLM", command, [str(job)], environment, work / "bare.log") as bare:
             bare.started()
             ours, peer = _our_turn(engine, prompts, sampling, arguments.seed), bare.turn()

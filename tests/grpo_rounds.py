@@ -37,9 +37,8 @@ class Engines:
         self._owners, self._rounds = owners, 0
 
     def load_weights(self, weights: Any, version: int) -> None:
-        """Let all ranks gather them."""
-        for _ in weights:
-            pass
+        """Let all ranks tell what they hold."""
+        weights.describe()
         self.version = version
 
     def sleep(self) -> None:

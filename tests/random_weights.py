@@ -17,6 +17,7 @@ from megatron_r1.model.rope import Llama3Scaling
 from megatron_r1.weights.hf_export import export_hf
 from megatron_r1.weights.mapping import hf_shapes, model_entries
 from megatron_r1.weights.safetensors_file import HfTensor, SafetensorsWriter
+from megatron_r1.weights.shard_plan import StoredWeights
 
 
 def full_architecture(mtp: int = 1) -> DeepseekV3:
@@ -74,6 +75,11 @@ def random_weights(
     for entry in model_entries(arch):
         made.update(dict.fromkeys(entry.copies, made[entry.name]))
     yield from made.items()
+
+
+def random_source(arch: Architecture, seed: int) -> StoredWeights:
+    """The same for an engine."""
+    return StoredWeights.of_tensors(dict(random_weights(arch, seed)))
 
 
 def write_safetensors(path: Path, tensors: Sequence[HfTensor], values: Iterable[tuple[str, torch.Tensor]]) -> int:

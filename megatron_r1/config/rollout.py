@@ -111,12 +111,13 @@ class RolloutConfig(Section):
         None,
         gt=0,
         description="Mebibytes of weights that go to an engine in one call, which must end within rollout.stall_seconds. null: a "
-        "1,024th of the model's weights, at least 64 and at most 1,024.",
+        "1,024th of the model's weights, at least 32 and at most 1,024. Who feeds an engine's workers has two such buckets.",
         json_schema_extra=MAY_CHANGE,
     )
     verify_weights: bool = Field(
         True,
-        description="Whether a checksum of every tensor in the engine is compared with the trainer's after each update of weights.",
+        description="Whether a checksum of every shard in the engine is compared with the trainer's in each update of weights. "
+        "Whether every shard came is looked at in any case.",
         json_schema_extra=MAY_CHANGE,
     )
     max_logprob_diff_mean: float = Field(

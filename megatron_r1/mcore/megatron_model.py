@@ -32,6 +32,7 @@ from megatron_r1.types import Metric, MicroBatch
 from megatron_r1.weights.gather import GatheredWeights
 from megatron_r1.weights.generation import Generation
 from megatron_r1.weights.load import load_weights
+from megatron_r1.weights.trainer_shards import TrainerShards
 
 require_active()
 
@@ -108,8 +109,7 @@ class MegatronModel:
         ema_decay: float | None = None,
         packed: bool = True,
     ) -> None:
-        self.arch, self.layout, self.device = arch, layout, device
-        self.micro_batch_tokens = micro_batch_tokens
+        self.arch, self.layout, self.device, self.micro_batch_tokens = arch, layout, device, micro_batch_tokens
         self._mtp_trains_trunk = moe.mtp_trains_trunk
         self.trains_mtp = arch.mtp_depth > 0 and moe.mtp_loss_scale > 0
         self.updates, self.offloaded = 0, frozenset(runtime.offload)
@@ -359,6 +359,11 @@ class MegatronModel:
         self._late.gather()
         return GatheredWeights(self.modules, self.arch, self.groups)
 
+    def shards(self) -> TrainerShards:
+        """The same, held by all ranks together, for an engine. Collective."""
+        self._late.gather()
+        return TrainerShards(self.modules, self.arch, self.groups)
+
     def load_hf(self, folder: Path, trunk_of: Architecture | None = None) -> None:
         """Take the weights of a Hugging Face folder; each rank reads what it holds. `trunk_of`: see `load_weights`."""
         with failing_together():
@@ -391,9 +396,5 @@ class MegatronModel:
         check_replicas(self.modules, self.arch, self.layout, self.groups)
 
     def check_finite(self, source: Path) -> None:
-        """Look at every weight that was loaded from `source`. Collective.
-
-        Raises:
-            CheckpointError: on every rank: a weight is NaN or infinite.
-        """
+        """Look at every weight that was loaded from `source`. Collective; raises CheckpointError if one is not finite."""
         nonfinite.require_finite_of(source, self.modules)

@@ -10,7 +10,8 @@ from megatron_r1.plan.job import Job
 from megatron_r1.plan.parameters import gradient_ranks
 from megatron_r1.plan.static import RankState
 from megatron_r1.plan.terms import Term
-from megatron_r1.rollout.weight_buckets import bucket_bytes
+from megatron_r1.rollout.sync.transfer import SLOTS
+from megatron_r1.rollout.sync.weight_buckets import bucket_bytes
 from megatron_r1.weights.mapping import model_entries
 
 #: Of nodes as NVIDIA builds them: DGX A100 and H100 have 2 TB; a tray of GB200 NVL72 has two Grace CPUs of 480 GB.
@@ -69,12 +70,11 @@ def converting(job: Job) -> tuple[Term, ...]:
 
 
 def shared_memory(job: Job) -> Term:
-    """The file in memory through which weights go to the engines of a node."""
+    """The files in memory through which weights go to the engines of a node."""
     rollout = opened_config(job).rollout
-    largest = job.arch.vocab_size * job.arch.hidden_size * job.width
-    bucket = max(bucket_bytes(rollout.bucket_mb, engine_weights(job.arch, 1, job.width)), largest)
+    bucket = bucket_bytes(rollout.bucket_mb, engine_weights(job.arch, 1, job.width))
     engines = rollout.engines_per_node if rollout.placement == "colocated" else 1
-    return Term("shared memory of weights", engines * bucket, "rollout.bucket_mb")
+    return Term("shared memory of weights", engines * SLOTS * bucket, "rollout.bucket_mb")
 
 
 def _optimizer_share(job: Job, rank: RankState) -> int:

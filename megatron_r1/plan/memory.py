@@ -13,7 +13,8 @@ from megatron_r1.plan.job import Job
 from megatron_r1.plan.overheads import COMMUNICATOR, CONTEXT, FRAGMENTATION, communicators
 from megatron_r1.plan.static import RankState, rank_state
 from megatron_r1.plan.terms import MemoryPhase, Term
-from megatron_r1.rollout.weight_buckets import bucket_bytes
+from megatron_r1.rollout.sync.transfer import SLOTS
+from megatron_r1.rollout.sync.weight_buckets import bucket_bytes
 
 #: Tokens of the rank whose experts are used most, over the mean: what a plan assumes.
 IMBALANCE = 1.3
@@ -137,16 +138,15 @@ def _scoring_phases(job: Job, rank: RankState, stage: int, engine: EngineMemory 
 
 
 def _sync_phase(job: Job, rank: RankState, engine: EngineMemory) -> MemoryPhase:
-    """New weights: the engine holds its own, without a cache if it slept, and the trainer gathers tensor after tensor."""
+    """New weights: the engine holds its own, without a cache if it slept, and the trainer gives it piece after piece."""
     rollout = opened_config(job).rollout
     trainer = _trainer_terms(job, rank, moved=frozenset(job.runtime.offload))
-    gathered = Term("gathered tensor", 2 * job.arch.vocab_size * job.arch.hidden_size * job.width, "parallel.tp")
+    bucket = bucket_bytes(rollout.bucket_mb, engine.weights * rollout.tensor_parallel_size)
+    piece = Term("piece of a tensor", min(bucket, rank.parameters.largest * job.width), "rollout.bucket_mb")
     apart = rollout.placement == "disaggregated"
-    device: list[Term] = [*trainer, gathered, _overhead(job)]
+    device: list[Term] = [*trainer, piece, _overhead(job)]
     if apart:
-        largest = job.arch.vocab_size * job.arch.hidden_size * job.width
-        whole = engine.weights * rollout.tensor_parallel_size
-        device.append(Term("bucket of weights", max(bucket_bytes(rollout.bucket_mb, whole), largest), "rollout.bucket_mb"))
+        device.append(Term("buckets of weights", SLOTS * bucket, "rollout.bucket_mb"))
     elif rollout.engines_sleep:
         device.append(Term("engine weights", engine.weights, "rollout.tensor_parallel_size"))
     else:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
-
-import torch
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.multi_node import FollowingPart
 from megatron_r1.rollout.prompt_queue import PromptQueue, take_all
 from megatron_r1.rollout.protocol import OnGroup, SingleEngine, SyncReport
+from megatron_r1.rollout.sync.transfer import WeightTransfer
 from megatron_r1.runtime.distributed import SharedCounter, failing_together, gather_objects, rank
 from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
+from megatron_r1.weights.shard_plan import WeightSource
 
 T = TypeVar("T")
 
@@ -48,7 +48,8 @@ class CollectiveEngine:
         self._start, self._restarts, self._sleeps, self._dispatch = start, restarts, sleeps, dispatch
         self._ranks = (rank(),) if peers is None else peers.ranks
         self._engine: SingleEngine | FollowingPart | None = None
-        self._weights: Iterable[tuple[str, torch.Tensor]] = ()
+        self._weights: WeightSource | None = None
+        self._transfer = WeightTransfer()
         self._version = 0
         self._busy = 0.0  # seconds of the last `generate` in which this rank's engine sampled
         self._idle = 0.0
@@ -71,11 +72,8 @@ class CollectiveEngine:
         """See `RolloutEngine.metrics`."""
         return {"rollout/idle": self._idle}
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
-        """See `RolloutEngine.load_weights`. `weights` is collective: every rank passes its own and all consume it to the end.
-
-        Lost engines can only be replaced if `weights` can be iterated again.
-        """
+    def load_weights(self, weights: WeightSource, version: int) -> SyncReport:
+        """See `RolloutEngine.load_weights`. Engines that are started later are given the same weights, as they are then."""
         self._weights, self._version = weights, version
         report = self._with_restarts(lambda: self._send(self._engine is not None), sends=True)
         return next(known for known in gather_objects(report) if known is not None)
@@ -154,20 +152,19 @@ class CollectiveEngine:
             own_lost = self._engine is not None and any(losses[peer] for peer in self._ranks)
             if not any_lost:
                 return result
-            if not restarts_left or isinstance(self._weights, Iterator):
+            if not restarts_left:
                 raise error or EngineLost(next(filter(None, losses)))
             if error is not None:
                 print(f"{error}; starting another one, {restarts_left} more to go", file=sys.stderr, flush=True)
         raise AssertionError("the last round returns or raises")
 
     def _send(self, receives: bool) -> SyncReport | None:
-        """Pass the weights to this rank's engine if it `receives` them, and consume the rest: other ranks take part in it."""
-        stream = iter(self._weights)
-        try:
-            return self._engine.load_weights(stream, self._version) if receives else None
-        finally:
-            for _ in stream:
-                pass
+        """Give this rank's engine the weights if it `receives` them, and other ranks' engines what this rank holds. Collective."""
+        assert self._weights is not None, "load_weights comes first"
+        if receives and self._engine is not None:
+            return self._engine.load_weights(self._weights, self._version, self._transfer)
+        self._transfer.give(self._weights)
+        return None
 
 
 def _idle_share(busy: Sequence[float]) -> float:

@@ -7,12 +7,10 @@ the workers; on every other node a process starts that node's share. Each node r
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from megatron_r1.errors import EngineLost
 from megatron_r1.rollout.channel.announcements import Announcement
@@ -20,9 +18,11 @@ from megatron_r1.rollout.channel.engine_channel import EngineChannel, OnPart
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.options import NODE_ADDRESS, EngineOptions, Part, engine_environment
-from megatron_r1.rollout.weight_buckets import SharedMemorySender
+from megatron_r1.rollout.sync.links import NodeLink
+from megatron_r1.rollout.sync.transfer import WeightTransfer
 from megatron_r1.runtime.distributed import failing_together
 from megatron_r1.runtime.peers import Peers
+from megatron_r1.weights.shard_plan import WeightSource
 
 
 class FollowingPart:
@@ -37,28 +37,27 @@ class FollowingPart:
     """
 
     def __init__(self, options: EngineOptions, environment: Mapping[str, str], log_path: Path, threads: int, peers: Peers) -> None:
-        self._options = options
         meeting = take_part(peers, None)
         needed = engine_environment(options.device, threads, peers.addresses[peers.number])
         self._channel = EngineProcess(HOST_MODULE, log_path, {**environment, **needed})
         try:
             with failing_together(peers.group):
                 self._channel.call("follow", options, meeting, timeout=options.start_timeout_seconds)
-            self._sender = SharedMemorySender(SharedCall(None, peers), options.bucket_bytes)
+            self._link = NodeLink(None, options, peers)
         except BaseException:
             self._channel.close()
             raise
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Put every bucket into this node's memory, in step with the head's rank, which puts it into the memory of its node."""
-        self._sender.send(((name, tensor) for name, tensor in weights if not self._options.is_draft_layer(name)), version)
+    def load_weights(self, weights: WeightSource, version: int, transfer: WeightTransfer) -> None:
+        """Feed this node's workers, in step with the head's rank, which feeds those of its node."""
+        transfer.send(weights, self._link)
 
     def sleep(self) -> None:
         """Nothing: the head sends this node's workers to sleep, and wakes them."""
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""
-        self._sender.close()
+        self._link.close()
         self._channel.close()
 
 
@@ -76,26 +75,6 @@ def take_part(peers: Peers, head: EngineChannel | None, timeout: float = 60.0) -
     if port is None:
         raise EngineLost(f"the engine process on {peers.addresses[0]}, which this node's workers follow, has ended")
     return Part(peers.number, peers.addresses[0], port)
-
-
-class SharedCall:
-    """A call that the head's rank makes once all peers are ready for it, and that ends for all peers when it ends there.
-
-    If a call names memory files with weights, the head learns the files of all nodes.
-
-    Args:
-        call: on the head's rank.
-    """
-
-    def __init__(self, call: Callable[..., Any] | None, peers: Peers) -> None:
-        self._call, self._peers = call, peers
-
-    def __call__(self, name: str, *args: Any) -> Any:
-        paths = self._peers.gather(args[0]["paths"] if name == "update_weights" else [])
-        if name == "update_weights":
-            args = (args[0] | {"paths": [path for of_peer in paths for path in of_peer]},)
-        with failing_together(self._peers.group):
-            return None if self._call is None else self._call(name, *args)
 
 
 class ServedParts:
@@ -121,9 +100,13 @@ class ServedParts:
         head, *others = self._channels
         if name == "start":
             return self._start(*args, timeout=timeout)
-        if name == "update_weights" and "content" in args[0]:
-            content = args[0]["content"]
-            args = (args[0] | {"paths": [other.call("keep_weights", content, timeout=timeout, stall=stall) for other in others]},)
+        if name == "update_weights" and "contents" in args[0]:
+            own, *contents = args[0]["contents"]
+            paths = [
+                other.call("keep_weights", content, timeout=timeout, stall=stall)
+                for other, content in zip(others, contents, strict=True)
+            ]
+            args = (args[0] | {"contents": [own], "paths": paths},)
         return head.call(name, *args, timeout=timeout, on_part=on_part, stall=stall)
 
     def close(self, patience: float = 0.0) -> None:

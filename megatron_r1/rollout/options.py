@@ -10,7 +10,7 @@ from megatron_r1.config.rollout import RolloutConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.rollout.cache_size import block_tokens
-from megatron_r1.rollout.weight_buckets import bucket_bytes
+from megatron_r1.rollout.sync.weight_buckets import bucket_bytes
 from megatron_r1.weights.mapping import model_entries
 
 #: Shapes that the attention kernels of vLLM 0.32 have on CPU; another one fails at the first token.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from megatron_r1.rollout.prompt_queue import Take
+from megatron_r1.rollout.sync.transfer import WeightTransfer
 from megatron_r1.types import Prompt, RolloutGroup, Sampling
+from megatron_r1.weights.shard_plan import WeightSource
 
 OnGroup = Callable[[RolloutGroup], None]  #: is called with a group as soon as its last response is sampled
 
@@ -19,21 +19,23 @@ class SyncReport:
     """One weight update, as the engine confirmed it."""
 
     version: int  #: the trainer's weights version that the engine now holds
-    num_tensors: int  #: Hugging Face tensors sent
-    num_bytes: int
-    num_verified: int  #: tensors whose checksum in the engine was compared with the trainer's; 0 with verification off
+    num_tensors: int  #: Hugging Face tensors of the engine's model
+    num_bytes: int  #: of these, each once
+    num_verified: int  #: tensors of which every shard's checksum in the engine was compared; 0 with verification off
     seconds: float  #: the whole update
-    verify_seconds: float  #: of which spent on checksums and their comparison
+    verify_seconds: float  #: of which spent, when all had come, on what must fit it
+    received_bytes: tuple[int, ...] = ()  #: that each worker was given
+    held_bytes: tuple[int, ...] = ()  #: of what each worker holds
 
 
 class RolloutEngine(Protocol):
     """Samples responses from the weights that it was given last."""
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
+    def load_weights(self, weights: WeightSource, version: int) -> SyncReport:
         """Replace all weights.
 
         Args:
-            weights: (Hugging Face name, full tensor), every tensor of the model once; consumed completely.
+            weights: every tensor of the model, held by all ranks together.
             version: what `RolloutGroup.weights_version` says from now on.
 
         Raises:
@@ -76,8 +78,12 @@ class RolloutEngine(Protocol):
 class SingleEngine(Protocol):
     """One of several engines that share a batch."""
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
-        """See `RolloutEngine.load_weights`."""
+    def load_weights(self, weights: WeightSource, version: int, transfer: WeightTransfer) -> SyncReport:
+        """See `RolloutEngine.load_weights`. Collective with `transfer.give` on the ranks without an engine.
+
+        Args:
+            transfer: this rank's.
+        """
 
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, take: Take, on_group: OnGroup | None = None

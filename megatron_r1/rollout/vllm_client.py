@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.channel.announcements import Announcement
 from megatron_r1.rollout.channel.engine_channel import ASK, EngineChannel, OnPart
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.channel.remote import ServedEngine
-from megatron_r1.rollout.multi_node import ServedParts, SharedCall, take_part
+from megatron_r1.rollout.multi_node import ServedParts, take_part
 from megatron_r1.rollout.options import EngineOptions, engine_environment
 from megatron_r1.rollout.prompt_queue import Take, take_all
 from megatron_r1.rollout.protocol import OnGroup, SyncReport
-from megatron_r1.rollout.verify_weights import verify_held
+from megatron_r1.rollout.sync.links import EngineLink, NodeLink, ServerLink
+from megatron_r1.rollout.sync.transfer import WeightTransfer
+from megatron_r1.rollout.sync.verify_weights import verify_held
 from megatron_r1.rollout.vllm.stream import Answer, Request
-from megatron_r1.rollout.weight_buckets import NetworkSender, SharedMemorySender, WeightSender
 from megatron_r1.runtime.device import device_in_use
 from megatron_r1.runtime.distributed import collective_timeout, failing_together
 from megatron_r1.runtime.launch import address_towards
 from megatron_r1.runtime.peers import Peers
 from megatron_r1.types import Prompt, Rollout, RolloutGroup, Sampling
-from megatron_r1.weights.checksum import checksum
+from megatron_r1.weights.shard_plan import WeightSource
 
 
 class VllmProcessEngine:
@@ -65,6 +65,7 @@ class VllmProcessEngine:
         self.version: int | None = None
         self._constants: dict[str, int] | None = None
         self._servers, self._peers = servers, peers
+        self._own_transfer = WeightTransfer()
         self._is_asleep = False
         needed = engine_environment(options.device, threads, None if peers is None else peers.addresses[0])
         self._channel = _open_channel(options, {**environment, **needed}, needed, log_path, servers)
@@ -76,32 +77,34 @@ class VllmProcessEngine:
                 part = take_part(peers, self._channel)
                 with failing_together(peers.group):
                     self._call("start", options, part, timeout=options.start_timeout_seconds)
-            self._sender = self._open_transfer()
+            self._link = self._open_link()
         except BaseException:
             self._channel.close()
             raise
         self.start_seconds = time.monotonic() - started
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> SyncReport:
-        """See `RolloutEngine.load_weights`."""
+    def load_weights(self, weights: WeightSource, version: int, transfer: WeightTransfer | None = None) -> SyncReport:
+        """See `SingleEngine.load_weights`; without a `transfer` in a job of one rank."""
         started = time.monotonic()
-        sent: dict[str, int] = {}
-        dtypes: dict[str, str] = {}
-        counts = [0, 0]
         self.version = None
-        if self._is_asleep:
-            self._call("wake_up", ["weights"])  # the cache's memory is still the transfer's
-        self._sender.send(self._watched(weights, sent, dtypes, counts), version)
+        sent = (transfer or self._own_transfer).send(weights, self._link, self._wake_for_weights)
+        self._link.release()
+        self._link.finish(version)
         verify_started = time.monotonic()
-        if self.options.verify_weights:
-            reports = self._call("call_workers", "held_weights", dtypes)
-            self._constants = verify_held(sent, reports, self._constants)
+        reports = self._call("call_workers", "held_weights", self.options.verify_weights)
+        self._constants = verify_held(reports, self._constants if self.options.verify_weights else None)
         if self._is_asleep:
             self._call("wake_up", ["kv_cache"])
             self._is_asleep = False
         self.version = version
         now = time.monotonic()
-        return SyncReport(version, counts[0], counts[1], len(sent), now - started, now - verify_started)
+        verified = sent.num_tensors if self.options.verify_weights else 0
+        received, held = (tuple(getattr(report, kind) for report in reports) for kind in ("received_bytes", "held_bytes"))
+        return SyncReport(version, sent.num_tensors, sent.num_bytes, verified, now - started, now - verify_started, received, held)
+
+    def _wake_for_weights(self) -> None:
+        if self._is_asleep:
+            self._call("wake_up", ["weights"])  # the cache's memory is still the transfer's
 
     def generate(
         self,
@@ -189,44 +192,27 @@ class VllmProcessEngine:
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""
-        self._sender.close()
+        self._link.close()
         self._channel.close()
 
-    def _open_transfer(self) -> WeightSender:
+    def _open_link(self) -> EngineLink:
         if self.options.transfer == "nccl":
-            from megatron_r1.rollout.vllm.nccl_transfer import NcclSender  # the only part of vLLM that a trainer imports
+            from megatron_r1.rollout.vllm.nccl_transfer import NcclLink  # the only part of vLLM that a trainer imports
 
-            return NcclSender(
+            return NcclLink(
                 self._call,
-                self.options.bucket_bytes,
+                self.options,
                 address_towards(self._servers[0].host),
-                self.options.tensor_parallel_size,
                 min(self.options.stall_seconds, collective_timeout().total_seconds()),  # the engine's half is one call
                 device_in_use().torch_device,
             )
-        if self._servers:
-            return NetworkSender(self._call, self.options.bucket_bytes)
-        call = self._call if self._peers is None else SharedCall(self._call, self._peers)
-        return SharedMemorySender(call, self.options.bucket_bytes)
+        self._call("init_weight_transfer_engine", {})
+        return ServerLink(self._call, self.options) if self._servers else NodeLink(self._call, self.options, self._peers)
 
     def _call(self, name: str, *args: Any, timeout: float | None = None, on_part: OnPart | None = None) -> Any:
         """Call the engine. It gives signs of life while it samples; every other call but the start ends within `stall_seconds`."""
         stall = None if name == "start" else self.options.stall_seconds
         return self._channel.call(name, *args, timeout=timeout or self.options.step_timeout_seconds, on_part=on_part, stall=stall)
-
-    def _watched(
-        self, weights: Iterable[tuple[str, torch.Tensor]], sent: dict[str, int], dtypes: dict[str, str], counts: list[int]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Pass on the tensors that the engine's model has, and take their checksums."""
-        for name, tensor in weights:
-            if self.options.is_draft_layer(name):
-                continue
-            counts[0] += 1
-            counts[1] += tensor.nbytes
-            if self.options.verify_weights:
-                sent[name] = checksum(tensor)
-                dtypes[name] = str(tensor.dtype).removeprefix("torch.")
-            yield name, tensor
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         length, limit = len(prompt.token_ids), self.options.max_model_len

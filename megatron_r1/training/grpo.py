@@ -54,7 +54,7 @@ def train_grpo(
         NonFiniteUpdate: see `runtime.skip_nonfinite_updates`.
     """
     policy.offload()
-    engine.load_weights(policy.weights(), version=policy.updates)
+    engine.load_weights(policy.shards(), version=policy.updates)
     if run.step == 0:
         run.record(0, evaluate(0))
     for step in run.steps(stage.rollouts, "GRPO"):
@@ -96,7 +96,7 @@ def train_grpo(
         with run.timer("sync"):
             policy.check_weights()
             policy.offload()
-            engine.load_weights(policy.weights(), version=policy.updates)
+            engine.load_weights(policy.shards(), version=policy.updates)
         if reference and is_due(policy.updates, len(stats), stage.reference_update_interval):
             reference.refresh()
         with run.timer("evaluate"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from megatron_r1.types import Metric, MicroBatch, Prompt, RolloutGroup, TrainingSample
+from megatron_r1.weights.shard_plan import WeightSource
 
 
 class Stats(Protocol):
@@ -95,8 +96,8 @@ class Policy(Protocol):
     def offload(self) -> None:
         """Leave as much of the device to an engine as `runtime.offload` says; the next update takes it back."""
 
-    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full tensor); can be iterated again."""
+    def shards(self) -> WeightSource:
+        """The weights as they are, held by all ranks together. Collective."""
 
 
 class Reference(Protocol):

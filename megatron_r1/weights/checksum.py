@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import xxhash
 
 MASK = (1 << 64) - 1
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,6 +44,16 @@ def checksum(tensor: torch.Tensor, row_offset: int = 0, column_offset: int = 0) 
         per_row = (bits[start : start + step] * column_weights).sum(1)  # in 64 bits, as the weights are
         total += int((per_row * row_weights[start : start + step]).sum())
     return total & MASK
+
+
+def shard_checksum(shard: torch.Tensor) -> int:
+    """Checksum of the bits of a shard by itself, wherever in its tensor it stands: an integer in [0, 2^64).
+
+    Two that are compared must be of the same kind of device. On a CPU it is XXH3, at the speed of memory; elsewhere `checksum`.
+    """
+    if not shard.is_cpu:
+        return checksum(shard)
+    return xxhash.xxh3_64_intdigest(shard.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 @lru_cache(maxsize=64)

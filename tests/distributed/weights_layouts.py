@@ -21,10 +21,13 @@ from megatron_r1.config.runtime import RuntimeConfig
 from megatron_r1.errors import ConversionError, ReplicasDiffer
 from megatron_r1.mcore import host
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.rollout.sync.transfer import WeightTransfer
 from megatron_r1.weights.gather import gather_weights
 from megatron_r1.weights.hf import HfFolder
 from megatron_r1.weights.load import load_weights
 from megatron_r1.weights.local_weights import local_weights
+from megatron_r1.weights.trainer_shards import TrainerShards
+from tests.engine_layouts import MemoryEngine, engine_boxes
 from tests.random_weights import random_ids
 
 host.activate("cpu")
@@ -59,7 +62,30 @@ def round_trip(folder: Path, modules: list[provider.R1GPTModel], arch: Architect
             wrong.append(name)
     if sorted(names) != sorted(source.files):
         wrong.append("the names are not the folder's")
+    wrong += engines_are_fed(modules, arch, groups, source)
     return wrong + surplus_is_refused_everywhere(modules, arch, groups)
+
+
+def engines_are_fed(modules: list, arch: Architecture, groups: object, source: HfFolder) -> list[str]:
+    """Engines of one and two workers beside the first and the last rank get exactly what they hold, twice by one plan."""
+    transfer, shards = WeightTransfer(), TrainerShards(modules, arch, groups)
+    last = dist.get_world_size() - 1
+    layouts = {0: {"tp": 2}, last: {"dp": 2, "expert_parallel": arch.experts is not None}}
+    mine = layouts.get(dist.get_rank())
+    engine = None if mine is None else MemoryEngine(engine_boxes(arch, **mine), source.dtype)
+    wrong = []
+    for _ in range(2):
+        if engine is None:
+            transfer.give(shards)
+            continue
+        transfer.send(shards, engine)
+        wrong += engine.problems(source.read)
+        for held in engine.held:
+            for tensor in held.values():
+                tensor.zero_()
+    if engine is not None and engine.plans != 1:
+        wrong.append("the plan was made again")
+    return wrong
 
 
 def all_logits(modules: list[provider.R1GPTModel], ids: torch.Tensor, vocab_size: int) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_r1.rollout.sync.verify_weights import HeldReport
 from megatron_r1.rollout.vllm import cpu_latent, packed_linear
 from megatron_r1.rollout.vllm.held_weights import read_held
 from megatron_r1.rollout.vllm.worker import HeldWeights
@@ -18,11 +19,43 @@ _SHARE = cpu_latent.share_prompts
 class CorruptingWorker(HeldWeights):
     """Flips single bits of vLLM's memory."""
 
-    def flip_bit(self, name: str, row: int | None = None) -> None:
-        """Flip the lowest bit of one element of a parameter or buffer, in a row or the middle one; a second call restores it."""
-        model = self.model_runner.model
+    def damage(self, name: str, row: int | None = None) -> None:
+        """In the next update flip the lowest bit of one element of a parameter or buffer, in a row or the middle one.
+
+        A weight is damaged after it was written and before it is compared, all else while the worker looks at it.
+        """
+        model, live = self.model_runner.model, self.weight_transfer_engine.live
         tensor = dict([*model.named_parameters(), *model.named_buffers()])[name]
-        _flip(tensor.data if row is None else tensor.data[row : row + 1])
+        self._damaged = tensor.data if row is None else tensor.data[row : row + 1]
+        weights = {_memory(parameter) for parameter in model.parameters() if id(parameter) in live.sources}
+        if _memory(tensor) not in weights:  # what vLLM derives may be a view of a weight
+            return
+        damaged, self._damaged, own = self._damaged, None, live.read
+
+        def read(*args: Any) -> list[torch.Tensor]:
+            _flip(damaged)
+            found = [values.clone() for values in own(*args)]
+            _flip(damaged)
+            return found
+
+        live.read = read
+
+    def held_weights(self, verifies: bool) -> HeldReport:
+        """With the damage, which ends with it."""
+        damaged, self._damaged = getattr(self, "_damaged", None), None
+        vars(self.weight_transfer_engine.live).pop("read", None)
+        if damaged is not None:
+            _flip(damaged)
+        report = super().held_weights(verifies)
+        if damaged is not None:
+            _flip(damaged)
+        return report
+
+    def forget_piece(self, name: str) -> None:
+        """Take one piece of a tensor out of the plan of all further updates."""
+        transfer = self.weight_transfer_engine
+        found = [(pieces, piece) for pieces in transfer._plan for piece in pieces if transfer.live.boxes[piece.index][0] == name]
+        found[0][0].remove(found[0][1])
 
     def replace_router_bias(self, layer: int) -> None:
         """Give a router a copy of its bias that later updates would not reach, with one bit changed."""
@@ -89,6 +122,10 @@ class CorruptingWorker(HeldWeights):
         found = list(read_held(self.model_runner.model))
         assert len({(held.name, held.memory.data_ptr(), id(held.source)) for held in found}) == len(found)
         return {held.name: held.read().detach().numpy().copy() for held in found}
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _flip(tensor: torch.Tensor) -> None:

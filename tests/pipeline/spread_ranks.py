@@ -17,15 +17,7 @@ from megatron_r1.runtime.distributed import gather_objects
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.peers import find_peers
 from tests.pipeline.engine_cases import SAMPLING, prompts, spread_case
-from tests.random_weights import random_weights
-
-
-class Weights:
-    """The same on every rank, as often as they are wanted."""
-
-    def __iter__(self):
-        return random_weights(ARCH, 0)
-
+from tests.random_weights import random_source, random_weights
 
 rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world_size), rank=rank, world_size=world_size)
@@ -44,7 +36,7 @@ def start() -> VllmProcessEngine | FollowingPart:
 
 
 engine = CollectiveEngine(start, restarts=2, peers=peers)
-report = engine.load_weights(Weights(), 1)
+report = engine.load_weights(random_source(ARCH, 0), 1)
 draft = [name for name, _ in random_weights(ARCH, 0) if name.startswith("model.layers.3.")]
 assert report.num_verified == sum(1 for _ in random_weights(ARCH, 0)) - len(draft) and draft
 groups = engine.generate(prompts(ARCH, 8), SAMPLING, seed=1)

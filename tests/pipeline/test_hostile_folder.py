@@ -16,10 +16,11 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_r1 import cli
 from megatron_r1.errors import CheckpointError
-from megatron_r1.pipeline.builders.engine_weights import read_hf_weights
+from megatron_r1.pipeline.builders.engine_weights import open_weights
 from megatron_r1.runtime import distributed
 from megatron_r1.runtime.checkpoints import COMPLETE, MANIFEST, manifest_entry
 from megatron_r1.runtime.files import file_checksum
+from megatron_r1.weights.boxes import whole_box
 from tests.paths import ROOT
 
 CONFIG = str(ROOT / "examples/tiny_cpu/r1_zero.yaml")
@@ -127,12 +128,14 @@ def test_a_model_folder_runs_nothing(capfd, tmp_path, converted, unpacked, comma
 
 def test_weights_for_an_engine_are_read_without_running_anything(tmp_path, converted):
     """What evaluate, the recipe's samplers and GRPO read a Megatron folder with."""
-    assert sum(1 for _ in read_hf_weights(converted, torch.float32)) > 10
+    opened = open_weights(converted, torch.float32)
+    names = list(opened.names())
+    assert len(names) > 10 and opened.read(names[0], whole_box(opened.shape(names[0]))).dtype == torch.float32
     folder = shutil.copytree(converted, tmp_path / "model")
     poison_index(folder / "policy", tmp_path / "ran")
     seal_again(folder)
     with pytest.raises(CheckpointError, match="posix.mkdir"):
-        next(iter(read_hf_weights(folder, torch.float32)))
+        open_weights(folder, torch.float32)
     assert not (tmp_path / "ran").exists()
 
 

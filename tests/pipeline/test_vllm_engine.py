@@ -15,9 +15,11 @@ from megatron_r1.evaluation.models import EngineModel, Pass
 from megatron_r1.evaluation.sample_ledger import open_samples
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.prompt_queue import Taken
+from megatron_r1.rollout.sync.transfer import WeightTransfer
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
 from megatron_r1.types import Prompt
+from megatron_r1.weights.shard_plan import StoredWeights
 from tests.pipeline.engine_cases import (
     SAMPLING,
     UNEVEN_V3,
@@ -28,7 +30,7 @@ from tests.pipeline.engine_cases import (
     prompts,
     sampled,
 )
-from tests.random_weights import random_weights, write_random_model
+from tests.random_weights import random_source, random_weights, write_random_model
 
 ARCH = PRESETS["tiny"]
 EOS = 1
@@ -56,7 +58,7 @@ def engine(tmp_path_factory):
 def second(tmp_path_factory):
     """Another engine, which nothing but seed 1 was loaded into."""
     engine = start(tmp_path_factory.mktemp("second"))
-    engine.load_weights(random_weights(ARCH, 1), version=1)
+    engine.load_weights(random_source(ARCH, 1), version=1)
     yield engine
     end(engine)
 
@@ -64,7 +66,7 @@ def second(tmp_path_factory):
 @pytest.fixture
 def loaded(engine):
     """The engine with the weights of seed 0."""
-    engine.load_weights(random_weights(ARCH, 0), version=0)
+    engine.load_weights(random_source(ARCH, 0), version=0)
     return engine
 
 
@@ -94,10 +96,12 @@ def test_every_part_of_v3_on_two_ranks(tmp_path):
     arch = resolve_architecture("tiny", UNEVEN_V3)
     engine = VllmProcessEngine(options(arch, 2), str, child_environment(), tmp_path / "engine.log")
     try:
-        engine.load_weights(random_weights(arch, 1), version=0)
-        report = engine.load_weights(random_weights(arch, 0), version=1)
+        engine.load_weights(random_source(arch, 1), version=0)
+        report = engine.load_weights(random_source(arch, 0), version=1)
         draft = [name for name, _ in random_weights(arch, 0) if name.startswith("model.layers.3.")]
         assert report.num_verified == sum(1 for _ in random_weights(arch, 0)) - len(draft) and draft
+        for received, held in zip(report.received_bytes, report.held_bytes, strict=True):
+            assert held < received < 1.02 * held < 0.75 * report.num_bytes, "two ranks, each its own"
         groups = engine.generate(prompts(arch, 8), SAMPLING, seed=1)
     finally:
         engine.close()
@@ -106,9 +110,9 @@ def test_every_part_of_v3_on_two_ranks(tmp_path):
 
 
 def test_update_equals_a_fresh_engine(engine, second):
-    engine.load_weights(random_weights(ARCH, 0), version=0)
+    engine.load_weights(random_source(ARCH, 0), version=0)
     before = sampled(engine.generate(prompts(ARCH), SAMPLING, seed=5))
-    report = engine.load_weights(random_weights(ARCH, 1), version=1)
+    report = engine.load_weights(random_source(ARCH, 1), version=1)
     assert report.num_verified == report.num_tensors == sum(1 for _ in random_weights(ARCH, 1))
     after = sampled(engine.generate(prompts(ARCH), SAMPLING, seed=5))
     assert before != after
@@ -118,12 +122,15 @@ def test_update_equals_a_fresh_engine(engine, second):
 def test_weights_over_nccl_go_in_buckets_and_a_lost_engine_is_not_waited_for(engine):
     """Both halves on the real model, with a communicator that is played: every bucket is a call of its own."""
     (calls,) = engine._call("call_workers", "update_over_nccl", ARCH, 0, 1 << 20, False)
-    assert calls[:2] == ["init_weight_transfer_engine", "start_weight_update"] and calls[-1] == "finish_weight_update"
+    begin = ["init_weight_transfer_engine", "call_workers", "call_workers", "start_weight_update"]
     size = sum(tensor.nbytes for _, tensor in random_weights(ARCH, 0))
-    assert calls[2:-1] == ["update_weights"] * len(calls[2:-1]) and size / (1 << 20) <= len(calls[2:-1]) <= size / (1 << 19)
+    buckets = len(calls) - len(begin) - 1
+    assert calls == [*begin, *["update_weights"] * buckets, "finish_weight_update"] and size / (1 << 20) <= buckets <= size / (
+        1 << 19
+    )
     check_held_tensors(engine, ARCH)
     (calls,) = engine._call("call_workers", "update_over_nccl", ARCH, 0, 1 << 20, True)
-    assert calls[2:] == ["update_weights", "lost: the rollout engine gave no sign"]
+    assert calls[len(begin) :] == ["update_weights", "lost: the rollout engine gave no sign"]
 
 
 def test_the_prompt_of_a_group_is_computed_once_to_the_same_bits(loaded):
@@ -227,26 +234,28 @@ CORRUPTIONS = {
 
 
 def test_one_flipped_bit_is_named(engine):
-    """Damage after the update and before the check is found, whatever it hits."""
+    """Damage before the check is found, whatever it hits."""
     check_corruptions(engine, ARCH, {(target, None): named for target, named in CORRUPTIONS.items()})
 
 
-def test_check_finds_experts_that_are_not_in_the_order_of_the_kernel(tmp_path):
-    """What goes to a wrong place in silence, the checksums see."""
-    unfixed = replace(options(ARCH), worker_extension="tests.pipeline.unfixed_worker.HeldWeights")
-    engine = VllmProcessEngine(unfixed, str, child_environment(), tmp_path / "engine.log")
-    try:
-        with pytest.raises(WeightSyncError, match=r"different: model.layers.1.mlp.experts.0.down_proj.weight.* and 43 more$"):
-            engine.load_weights(random_weights(ARCH, 0), version=0)
-    finally:
-        end(engine)
-
-
 def test_missing_and_unknown_tensors_are_named(engine):
-    weights = dict(random_weights(ARCH, 0))
-    with pytest.raises(WeightSyncError, match="held but not sent: model.layers.2.mlp.experts.7.down_proj.weight"):
-        engine.load_weights(((n, t) for n, t in weights.items() if n != "model.layers.2.mlp.experts.7.down_proj.weight"), 1)
-    engine.load_weights(weights.items(), 1)
+    weights, last = dict(random_weights(ARCH, 0)), "model.layers.2.mlp.experts.7.down_proj.weight"
+    fewer = {name: tensor for name, tensor in weights.items() if name != last}
+    with pytest.raises(WeightSyncError, match=f"held but not sent: {last}$"):
+        engine.load_weights(StoredWeights.of_tensors(fewer), 1)
+    with pytest.raises(WeightSyncError, match="sent but not held: model.surplus$"):
+        engine.load_weights(StoredWeights.of_tensors(weights | {"model.surplus": weights[last]}), 1)
+    engine.load_weights(StoredWeights.of_tensors(weights), 1)
+
+
+def test_what_never_came_is_named_without_checksums(engine):
+    engine.load_weights(random_source(ARCH, 0), 0)
+    engine._call("call_workers", "forget_piece", "model.norm.weight")
+    own, engine.options = engine.options, replace(engine.options, verify_weights=False)
+    with pytest.raises(WeightSyncError, match="held but never sent: model.norm.weight$"):
+        engine.load_weights(random_source(ARCH, 0), 1)
+    engine.options, engine._own_transfer = own, WeightTransfer()
+    engine.load_weights(random_source(ARCH, 0), 1)
 
 
 def test_every_copy_is_checked(second):
@@ -254,18 +263,18 @@ def test_every_copy_is_checked(second):
     second.generate(prompts(ARCH, 1), SAMPLING, seed=0)
     (packed,) = second._call("call_workers", "keep_packed")
     with pytest.raises(WeightSyncError, match=f"underived: {packed}.weight, packed"):
-        second.load_weights(random_weights(ARCH, 0), version=1)
+        second.load_weights(random_source(ARCH, 0), version=1)
     second._call("call_workers", "replace_router_bias", 1)
-    with pytest.raises(WeightSyncError, match=r"contradictions: model.layers.1.mlp.gate.e_score_correction_bias"):
-        second.load_weights(random_weights(ARCH, 0), version=1)
+    with pytest.raises(WeightSyncError, match=r"copy that is not updated: model.layers.1.mlp.gate.e_score_correction_bias"):
+        second.load_weights(random_source(ARCH, 0), version=1)
     second._call("call_workers", "add_parameter")
     with pytest.raises(WeightSyncError, match="uncovered: surplus"):
-        second.load_weights(random_weights(ARCH, 0), version=1)
+        second.load_weights(random_source(ARCH, 0), version=1)
     os.kill(second._channel.pid, signal.SIGKILL)
     with pytest.raises(RolloutError, match="died in start_weight_update .*SIGKILL.*engine.log"):
-        second.load_weights(random_weights(ARCH, 0), version=2)
+        second.load_weights(random_source(ARCH, 0), version=2)
     with pytest.raises(RolloutError, match="closed"):
-        second.load_weights(random_weights(ARCH, 0), version=2)
+        second.load_weights(random_source(ARCH, 0), version=2)
 
 
 def test_an_evaluation_goes_on_after_a_kill_with_the_same_responses(loaded, tmp_path):

@@ -13,7 +13,7 @@ from megatron_r1.rollout.channel.announcements import find_servers
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
 from megatron_r1.runtime.launch import child_environment
 from tests.pipeline.engine_cases import SAMPLING, difference_to_transformers, prompts, sampled, spread_case
-from tests.random_weights import random_weights, write_random_model
+from tests.random_weights import random_source, write_random_model
 from tests.ranks import ROOT, run_ranks
 
 
@@ -47,7 +47,7 @@ def test_servers_of_two_nodes_hold_one_engine(beside_ranks, tmp_path):
     try:
         found = find_servers(tmp_path, 60)
         engine = VllmProcessEngine(options, str, child_environment(), tmp_path / "unused.log", servers=found)
-        engine.load_weights(random_weights(arch, 0), version=1)
+        engine.load_weights(random_source(arch, 0), version=1)
         groups = engine.generate(prompts(arch, 8), SAMPLING, seed=1)
         engine.close()
     finally:

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_r1.errors import EngineLost
+from megatron_r1.rollout.sync.transfer import WeightTransfer
 from megatron_r1.rollout.vllm.in_place import InPlaceTransfer
-from megatron_r1.rollout.vllm.nccl_transfer import NcclEngine, NcclSender
-from tests.random_weights import random_weights
+from megatron_r1.rollout.vllm.nccl_transfer import NcclEngine, NcclLink
+from tests.random_weights import random_source
 
 _SECONDS = 60.0
 
@@ -58,37 +60,33 @@ class Wire:
         self._left = threading.Event()
         self._is_lost = is_lost
 
-    def join(self, rank: int) -> Wire.End:
-        return Wire.End(self, rank)
+    def send(self, tensor: torch.Tensor, dst: int) -> None:
+        assert dst == 1
+        if not self._is_lost:
+            self._sent.put(tensor.clone())
+        elif not self._left.wait(_SECONDS):
+            raise AssertionError("what was sent to a lost engine was not aborted")
 
-    class End:
-        def __init__(self, wire: Wire, rank: int) -> None:
-            self._wire, self._rank = wire, rank
+    def recv(self, tensor: torch.Tensor, src: int) -> None:
+        assert src == 0
+        tensor.copy_(self._sent.get(timeout=_SECONDS))
 
-        def broadcast(self, tensor: torch.Tensor, src: int) -> None:
-            if self._rank != src:
-                tensor.copy_(self._wire._sent.get(timeout=_SECONDS))
-            elif not self._wire._is_lost:
-                self._wire._sent.put(tensor.clone())
-            elif not self._wire._left.wait(_SECONDS):
-                raise AssertionError("the broadcast to a lost engine was not aborted")
-
-        def destroy(self) -> None:
-            self._wire._left.set()
+    def destroy(self) -> None:
+        self._left.set()
 
 
 def update_over_nccl(worker: Any, arch: Any, seed: int, bucket_bytes: int, is_lost: bool) -> list[str]:
-    """Send weights from a `NcclSender` to a `NcclEngine` of the worker's model; the calls that the engine got.
+    """Send weights over a `NcclLink` to a `NcclEngine` of the worker's model; the calls that the engine got.
 
     Args:
-        is_lost: the engine dies in its second bucket.
+        is_lost: the engine dies in its first bucket.
     """
     like: InPlaceTransfer = worker.weight_transfer_engine
     engine = NcclEngine(like.config, like.vllm_config, like.device, like.model)
     wire, calls = Wire(is_lost), []
-    engine.join = lambda meeting, rank, device: wire.join(rank)
+    engine.join = lambda meeting, rank, device: wire
 
-    def call(name: str, *args: Any) -> None:
+    def call(name: str, *args: Any) -> Any:
         calls.append(name)
         if name == "init_weight_transfer_engine":
             engine.init_transfer_engine(engine.parse_init_info(args[0]))
@@ -96,17 +94,26 @@ def update_over_nccl(worker: Any, arch: Any, seed: int, bucket_bytes: int, is_lo
             if is_lost:
                 raise EngineLost("the rollout engine gave no sign")
             engine.update_weights(args[0])
-        elif name == "start_weight_update":
-            engine.start_weight_update()
+        elif name == "call_workers" and args[0] == "weight_boxes":
+            return [engine.live.boxes]
+        elif name == "call_workers":
+            engine.take_plan(args[1][0], args[2])
         else:
-            engine.finish_weight_update()
+            getattr(engine, name)()
+        return None
 
-    join = lambda meeting, rank, device: wire.join(rank)
-    sender = NcclSender(call, bucket_bytes, "127.0.0.1", 1, _SECONDS, torch.device("cpu"), join)
+    settings = {
+        "bucket_bytes": bucket_bytes, "verify_weights": True, "tensor_parallel_size": 1, "is_draft_layer": lambda name: False,
+    }  # fmt: skip
+    link = NcclLink(call, SimpleNamespace(**settings), "127.0.0.1", _SECONDS, torch.device("cpu"), lambda *_: wire)
     try:
-        sender.send(random_weights(arch, seed), 1)
+        WeightTransfer().send(random_source(arch, seed), link)
+        link.finish(1)
+        report = engine.report()
+        assert not report.unsent and not report.different and report.held_bytes < report.received_bytes < 1.02 * report.held_bytes
     except EngineLost as error:
         calls.append(f"lost: {error}")
-    sender.close()
+    link.release()
+    link.close()
     engine.shutdown()
     return calls

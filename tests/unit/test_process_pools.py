@@ -18,7 +18,7 @@ from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.mcore import ask_ranks
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.process_pools import shared_memory_problem, starting_processes
-from megatron_r1.rollout.weight_buckets import SharedMemorySender
+from megatron_r1.rollout.sync.memory_file import MemoryFile
 
 ERRORS = (errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ENOSYS)
 
@@ -96,17 +96,14 @@ def test_an_engine_that_does_not_start_is_told_why(monkeypatch, number):
 def test_weights_without_shared_memory_are_one_line(monkeypatch, where, name):
     refuse(monkeypatch, where, name, errno.ENOSPC)
     with pytest.raises(ConfigError, match=r"no shared memory for the weights: No space left on device; .*memfd, not in /dev/shm"):
-        SharedMemorySender(lambda *args: None).send([("a", torch.zeros(4))], 1)
+        MemoryFile(100)
 
 
 def test_weights_do_not_need_dev_shm(monkeypatch):
     refuse(monkeypatch, shared_memory._posixshmem, "shm_open", errno.EROFS)
     refuse(monkeypatch, multiprocessing.synchronize._multiprocessing, "SemLock", errno.EROFS)
-    sent = []
-    sender = SharedMemorySender(lambda name, *args: sent.append((name, *args)), bucket_bytes=64)
-    sender.send([("a", torch.arange(8.0)), ("b", torch.arange(40.0)), ("c", torch.arange(2.0))], 1)
-    buckets = [args[0] for name, *args in sent if name == "update_weights"]
-    assert [bucket["names"] for bucket in buckets] == [["a"], ["b"], ["c"]]
-    with open(buckets[-1]["paths"][0], "rb") as file:
-        assert torch.frombuffer(bytearray(file.read(8)), dtype=torch.float32).tolist() == [0, 1]
-    sender.close()
+    file = MemoryFile(8)
+    file.bytes.view(torch.float32)[1] = 2.0
+    with open(file.path, "rb") as opened:
+        assert torch.frombuffer(bytearray(opened.read(8)), dtype=torch.float32).tolist() == [0, 2]
+    file.close()

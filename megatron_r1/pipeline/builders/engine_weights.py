@@ -1,9 +1,8 @@
-"""The weights of any model folder under their Hugging Face names, as a rollout engine takes them."""
+"""The weights of any model folder under their Hugging Face names, as a rollout engine is given them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,9 +14,11 @@ from megatron_r1.rollout.protocol import RolloutEngine
 from megatron_r1.runtime.checkpoints import COMPLETE, verify_checkpoint
 from megatron_r1.runtime.distributed import on_rank_zero
 from megatron_r1.runtime.files import new_checksum
+from megatron_r1.weights.boxes import Box, slices_within, whole_box
 from megatron_r1.weights.fused_tensors import unfuse
 from megatron_r1.weights.hf import CONFIG, HfFolder
 from megatron_r1.weights.mapping import ROUTER_BIAS
+from megatron_r1.weights.shard_plan import StoredWeights
 
 _READ_BYTES = 1 << 20  # at the start and at the end of each file
 
@@ -26,27 +27,16 @@ def load_engine(engine: RolloutEngine, folder: Path, runtime: RuntimeConfig) -> 
     """Give an engine the weights of a model folder, in the engine's dtype. All ranks call this together.
 
     Raises:
-        CheckpointError, ConversionError: see `read_hf_weights`.
+        CheckpointError, ConversionError: see `open_weights`.
     """
     dtype = torch.bfloat16 if runtime.dtype == "bf16" else torch.float32
     # Each rank reads a Hugging Face folder for itself: a rank without an engine need not.
     unneeded = isinstance(engine, CollectiveEngine) and not engine.takes_part and not holds_megatron(folder)
-    engine.load_weights(() if unneeded else _FolderWeights(folder, dtype), version=0)
+    engine.load_weights(StoredWeights.of_tensors({}) if unneeded else open_weights(folder, dtype), version=0)
 
 
-@dataclass(frozen=True)
-class _FolderWeights:
-    """Reads the folder again each time it is iterated."""
-
-    folder: Path
-    dtype: torch.dtype
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return read_hf_weights(self.folder, self.dtype)
-
-
-def read_hf_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a Hugging Face folder, a converted folder, a checkpoint or a run (its newest checkpoint), one at a time.
+def open_weights(folder: Path, dtype: torch.dtype) -> StoredWeights:
+    """The tensors of a Hugging Face folder, a converted folder, a checkpoint or a run (its newest checkpoint), read when asked for.
 
     Nothing is written and no policy is built: Megatron's fused tensors are split as they are read. All ranks call this together.
 
@@ -54,26 +44,47 @@ def read_hf_weights(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, tor
         dtype: of the engine. For a bf16 engine, fp32 tensors are rounded to bf16, except the router's bias.
 
     Raises:
-        CheckpointError, ConversionError: see `HfFolder` and `open_megatron`.
+        CheckpointError, ConversionError: see `HfFolder` and `open_megatron`; also as it is read.
     """
-    for name, tensor in _read_megatron(folder) if holds_megatron(folder) else _read_hf(folder):
-        narrows = tensor.dtype is torch.float32 and not name.endswith(ROUTER_BIAS)
-        yield name, tensor.to(dtype) if narrows else tensor
+    return _open_megatron_weights(folder, dtype) if holds_megatron(folder) else _open_hf_weights(folder, dtype)
 
 
-def _read_hf(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _open_hf_weights(folder: Path, dtype: torch.dtype) -> StoredWeights:
     opened = HfFolder(folder)
-    for name in opened.files:
-        yield name, opened.read(name)
+    shapes = {name: (opened.shape(name), _sent_dtype(name, opened.dtype(name), dtype)) for name in opened.files}
+
+    def read(name: str, box: Box) -> torch.Tensor:
+        rows, columns = (slice(*box[axis]) if axis < len(box) else slice(None) for axis in (0, 1))
+        return opened.read(name, rows, columns, shapes[name][1])
+
+    return StoredWeights(shapes, read)
 
 
-def _read_megatron(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _open_megatron_weights(folder: Path, dtype: torch.dtype) -> StoredWeights:
     opened, _ = open_megatron(folder)
     verify_checkpoint(opened.folder)
+    shapes, places = {}, {}
     for number, entry in enumerate(opened.entries):
-        parts = unfuse(entry, opened.read(number))
-        for name, part in [*zip(entry.hf, parts, strict=True), *((copy, parts[0]) for copy in entry.copies)]:
-            yield name, part.contiguous()
+        for part, (name, shape) in enumerate(zip(entry.hf, entry.shapes, strict=True)):
+            shapes[name] = shape, _sent_dtype(name, opened.dtype(number), dtype)
+            places[name] = number, part
+
+    @lru_cache(maxsize=1)  # what is fused is asked for one part after the other
+    def read_entry(number: int) -> list[torch.Tensor]:
+        return unfuse(opened.entries[number], opened.read(number))
+
+    def read(name: str, box: Box) -> torch.Tensor:
+        number, part = places[name]
+        return read_entry(number)[part][slices_within(box, whole_box(shapes[name][0]))].to(shapes[name][1])
+
+    return StoredWeights(shapes, read)
+
+
+def _sent_dtype(name: str, stored: torch.dtype, engine: torch.dtype) -> torch.dtype:
+    """FP8 weights are dequantised, as `HfFolder` does."""
+    if stored is torch.float8_e4m3fn:
+        return torch.bfloat16
+    return engine if stored is torch.float32 and not name.endswith(ROUTER_BIAS) else stored
 
 
 def weights_fingerprint(folder: Path) -> str:

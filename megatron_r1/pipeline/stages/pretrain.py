@@ -279,7 +279,7 @@ def _build_gate(
 
     def measure() -> float:
         policy.offload()
-        engine.load_weights(policy.weights(), version=policy.updates)
+        engine.load_weights(policy.shards(), version=policy.updates)
         own = engine.generate(prompts, Sampling(1, 0.0, 1.0, config.rollout.max_response_tokens), seed=0, on_group=rewards.submit)
         engine.sleep()
         groups = rewards.collect(own, prompts)

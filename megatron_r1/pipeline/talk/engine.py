@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_r1.errors import RolloutError
-from megatron_r1.pipeline.builders.engine_weights import read_hf_weights
+from megatron_r1.pipeline.builders.engine_weights import open_weights
 from megatron_r1.pipeline.builders.engines import open_lone_engine
 from megatron_r1.pipeline.talk.model import TalkModel
 from megatron_r1.rollout.vllm_client import VllmProcessEngine
@@ -30,7 +30,7 @@ def open_talk_engine(model: TalkModel) -> Iterator[VllmProcessEngine]:
     try:
         engine = open_lone_engine(model.config, model.device.kind, model.arch, model.tokenizer, folder / "engine.log")
         try:
-            engine.load_weights(read_hf_weights(model.folder, dtype), version=0)
+            engine.load_weights(open_weights(model.folder, dtype), version=0)
             yield engine
         finally:
             engine.close()

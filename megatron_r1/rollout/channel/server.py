@@ -9,7 +9,6 @@ again.
 from __future__ import annotations
 
 import faulthandler
-import mmap
 import os
 import secrets
 import signal
@@ -19,12 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_r1.errors import R1Error
 from megatron_r1.rollout.channel.announcements import SERVED, Announcement, announce
 from megatron_r1.rollout.channel.engine_channel import ASK
 from megatron_r1.rollout.channel.keyed import KEY_BYTES, KeyedConnection
 from megatron_r1.rollout.channel.local import HOST_MODULE, EngineProcess
 from megatron_r1.rollout.channel.reception import Reception, listen_at
+from megatron_r1.rollout.sync.memory_file import MemoryFile
 from megatron_r1.runtime.launch import LaunchInfo
 
 
@@ -36,25 +38,27 @@ class WeightStore:
     """Weights from the network in an anonymous memory file, in which an engine process of this node finds them."""
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("megatron_r1-weights")
+        self._file: MemoryFile | None = None
 
     def keep(self, content: bytearray) -> str:
         """Put the content of a bucket into the file and return its path."""
-        os.ftruncate(self._fd, max(len(content), 1))
-        with mmap.mmap(self._fd, max(len(content), 1)) as shared:
-            shared[: len(content)] = content
-        return f"/proc/{os.getpid()}/fd/{self._fd}"
+        size = max(len(content), 1)
+        if self._file is None or len(self._file.bytes) < size:
+            self.close()
+            self._file = MemoryFile(size)  # workers map it as long as it serves
+        if content:
+            self._file.bytes[: len(content)].copy_(torch.frombuffer(content, dtype=torch.uint8))
+        return self._file.path
 
     def keep_bucket(self, bucket: dict[str, Any]) -> dict[str, Any]:
         """The bucket with the fields of `vllm.shared_memory.SharedMemoryBucket`: this node's path stands before the others."""
-        others = bucket.get("paths", [])
-        return {name: value for name, value in bucket.items() if name != "content"} | {
-            "paths": [self.keep(bucket["content"]), *others]
-        }
+        return {"number": bucket["number"], "paths": [self.keep(bucket["contents"][0]), *bucket.get("paths", [])]}
 
     def close(self) -> None:
         """Free the memory."""
-        os.close(self._fd)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def serve_rollouts(folder: Path, launch: LaunchInfo, environment: Mapping[str, str], address: str | None = None) -> None:
@@ -114,7 +118,7 @@ def serve_trainer(connection: KeyedConnection, environment: Mapping[str, str], l
             if name == "keep_weights":
                 _send_to_trainer(connection, (True, weights.keep(*args)))
                 continue
-            if name == "update_weights" and "content" in args[0]:
+            if name == "update_weights" and "contents" in args[0]:
                 args = (weights.keep_bucket(args[0]),)
             try:
                 answer = (

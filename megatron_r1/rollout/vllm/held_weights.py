@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
-from vllm._custom_ops import cpu_prepack_moe_weight
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -23,6 +21,8 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from megatron_r1.model.registry import vllm_fused_parts
+from megatron_r1.rollout.vllm.kernel_order import KernelOrder, find_order
+from megatron_r1.weights.boxes import Box, box_shape, slices_within
 
 FUSED_PARTS = vllm_fused_parts()
 
@@ -35,33 +35,56 @@ class Held:
     """A Hugging Face tensor, or this worker's shard of it, as found in vLLM's memory."""
 
     name: str  #: Hugging Face name
-    memory: torch.Tensor  #: view of the live parameter: of its shape, or flat if there are `places`
+    memory: torch.Tensor  #: view of the live parameter: of its shape, or flat if there is an `order`
     source: torch.Tensor  #: the parameter that it is part of
     axis: int | None = None  #: axis on which vLLM shards it; None: the whole tensor
     start: int = 0  #: index of the shard's first entry on that axis
-    places: torch.Tensor | None = None  #: of its shape: where each entry stands in `memory`, if a kernel has rearranged them
+    order: KernelOrder | None = None  #: in which a kernel keeps the matrix that it is part of
+    part: tuple[slice, slice] = (slice(None), slice(None))  #: of that matrix
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> tuple[int, ...]:
         """Of the tensor, or of this worker's shard."""
-        return self.memory.shape if self.places is None else self.places.shape
+        return tuple(self.memory.shape) if self.order is None else tuple(side.stop - side.start for side in self.part)
 
-    def read(self) -> torch.Tensor:
-        """Its values; a view of the live parameter where that is possible."""
-        return self.memory if self.places is None else self.memory.take(self.places)
+    @property
+    def box(self) -> Box:
+        """The part of the whole tensor that it is."""
+        spans = ((self.start, self.start + size) if at == self.axis else (0, size) for at, size in enumerate(self.shape))
+        return tuple(spans)
 
-    def write(self, whole: torch.Tensor) -> None:
-        """Overwrite it in place with its part of the whole tensor, which may lie on another device and be of another type.
+    def read(self, box: Box | None = None) -> torch.Tensor:
+        """Its values, or those of a box within the whole tensor; a view of the live parameter where that is possible."""
+        where = self._find(box or self.box)
+        if self.order is None:
+            return self.memory[where]
+        (rows, columns), (row, column) = box_shape(box or self.box), self._corner(where)
+        return self.order.read(self.memory, row, column, rows, columns)
 
-        Raises ValueError if the tensor does not have the shape of the one that is held.
+    def write(self, values: torch.Tensor, box: Box | None = None) -> None:
+        """Overwrite it, or a box within the whole tensor, in place with values of any dtype, from any device.
+
+        Raises ValueError if values have another shape than the box, or the box is not part of what is held.
         """
-        part = whole if self.axis is None else whole.narrow(self.axis, self.start, self.shape[self.axis])
-        if part.shape != self.shape:
-            raise ValueError(f"{self.name} {list(whole.shape)} does not fit the engine's {list(self.shape)}")
-        if self.places is None:
-            self.memory.copy_(part)
+        where = self._find(box or self.box)
+        if tuple(values.shape) != box_shape(box or self.box):
+            raise ValueError(f"{self.name}: values of shape {list(values.shape)} do not fit {list(box_shape(box or self.box))}")
+        if self.order is None:
+            self.memory[where].copy_(values)
         else:
-            self.memory[self.places] = part.to(self.memory.device, self.memory.dtype)
+            self.order.write(self.memory, *self._corner(where), values.to(self.memory.device, self.memory.dtype))
+
+    def _find(self, box: Box) -> tuple[slice, ...]:
+        """Where a box stands in what is held."""
+        own = self.box
+        if len(box) != len(own) or any(a < first or b > last for (a, b), (first, last) in zip(box, own, strict=True)):
+            raise ValueError(f"{self.name} {box} is not part of what the engine holds of it, {own}")
+        return slices_within(box, own)
+
+    def _corner(self, where: tuple[slice, ...]) -> tuple[int, int]:
+        """First row and column in the kernel's matrix."""
+        rows, columns = self.part
+        return rows.start + where[0].start, columns.start + where[1].start
 
 
 def read_held(model: torch.nn.Module) -> Iterator[Held]:
@@ -140,11 +163,11 @@ def _read_experts(name: str, module: RoutedExperts) -> Iterator[Held]:
     axis_0, axis_1 = (0, 1) if parallel.tp_size > 1 else (None, None)
     start = parallel.tp_rank * width
     experts = name.removesuffix(".routed_experts")
-    first, second = slice(width), slice(half, half + width)
+    first, second, all_ = slice(0, width), slice(half, half + width), slice(0, hidden)
     for e in range(module.w13_weight.shape[0]):
-        yield _expert(module, f"{experts}.{e}.gate_proj.weight", module.w13_weight, e, (first, slice(hidden)), axis_0, start)
-        yield _expert(module, f"{experts}.{e}.up_proj.weight", module.w13_weight, e, (second, slice(hidden)), axis_0, start)
-        yield _expert(module, f"{experts}.{e}.down_proj.weight", module.w2_weight, e, (slice(hidden), first), axis_1, start)
+        yield _expert(module, f"{experts}.{e}.gate_proj.weight", module.w13_weight, e, (first, all_), axis_0, start)
+        yield _expert(module, f"{experts}.{e}.up_proj.weight", module.w13_weight, e, (second, all_), axis_0, start)
+        yield _expert(module, f"{experts}.{e}.down_proj.weight", module.w2_weight, e, (all_, first), axis_1, start)
     if module.e_score_correction_bias is not None:
         yield _router_bias(experts, module.e_score_correction_bias)
 
@@ -165,26 +188,7 @@ def _expert(
     if not isinstance(kernel, CPUUnquantizedExperts):
         return Held(name, weight[e][part], weight, axis, start)
     rows, columns = weight.shape[1:]
-    places = _packed_places(rows, columns, weight.dtype, kernel.isa).view(rows, columns)[part]
-    return Held(name, weight[e].view(-1), weight, axis, start, places)
-
-
-@lru_cache(maxsize=8)
-def _packed_places(rows: int, columns: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
-    """[rows * columns] the place to which the kernel's packing moves each entry of an expert's matrix.
-
-    Found by packing a matrix whose entries are their own positions; 16-bit types carry the position in two halves.
-    """
-    position = torch.arange(rows * columns)
-    integer, bits = (torch.int32, 31) if dtype.itemsize == 4 else (torch.int16, 15)
-    packed = torch.zeros_like(position)
-    for shift in range(0, 31, bits):
-        digits = ((position >> shift) & ((1 << bits) - 1)).to(integer).view(dtype).view(1, rows, columns)
-        packed |= cpu_prepack_moe_weight(digits, isa).view(integer).flatten().long() << shift
-    order, places = packed.sort()
-    if not torch.equal(order, position):
-        raise RuntimeError(f"packing [{rows}, {columns}] {dtype} for {isa} is not a rearrangement")
-    return places
+    return Held(name, weight[e].view(-1), weight, axis, start, find_order(rows, columns, weight.dtype, kernel.isa), part)
 
 
 #: The first kind that matches reads the module.

@@ -1,13 +1,13 @@
 """Weight transfer over NCCL in buckets, both halves, on vLLM's communicator. For CUDA.
 
-Every bucket is one call to the engine beside one broadcast of its bytes. vLLM's own nccl back end sends all weights within one
-call, which at 1,342 GB gives no sign of life for minutes, and loads them by the layerwise reload (see `in_place.py`). This has not
-been run: no GPU was at hand; tests play the communicator.
+Every bucket is one call to the engine beside one message to each worker, with this worker's pieces. vLLM's own nccl back end sends
+all weights within one call, which at 1,342 GB gives no sign of life for minutes, and loads them by the layerwise reload (see
+`in_place.py`). This has not been run: no GPU was at hand; tests play the communicator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,9 +17,12 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from megatron_r1.errors import EngineLost
-from megatron_r1.rollout.vllm.in_place import InPlaceTransfer, WeightBucket
-from megatron_r1.rollout.weight_buckets import BucketSender, copy_into_buffer
+from megatron_r1.rollout.options import EngineOptions
+from megatron_r1.rollout.sync.links import Call, EngineLink
+from megatron_r1.rollout.sync.transfer import SLOTS
+from megatron_r1.rollout.vllm.in_place import InPlaceTransfer, NumberedBucket
 from megatron_r1.runtime.launch import free_port
+from megatron_r1.weights.shard_plan import FeedPlan, Named
 
 NCCL_BACKEND = "nccl_buckets"
 
@@ -27,8 +30,11 @@ NCCL_BACKEND = "nccl_buckets"
 class Communicator(Protocol):
     """What is needed of vLLM's `PyNcclCommunicator`."""
 
-    def broadcast(self, tensor: torch.Tensor, src: int) -> None:
-        """Send the tensor from rank `src`, or receive into it; enqueued on the current stream."""
+    def send(self, tensor: torch.Tensor, dst: int) -> None:
+        """Send the tensor to a rank; enqueued on the current stream."""
+
+    def recv(self, tensor: torch.Tensor, src: int) -> None:
+        """Receive a tensor from a rank; enqueued on the current stream."""
 
     def destroy(self) -> None:
         """Abort what is going on and leave."""
@@ -66,107 +72,130 @@ def join_nccl(meeting: NcclMeeting, rank: int, device: torch.device) -> Communic
     return communicator
 
 
-class NcclSender(BucketSender):
-    """The trainer's half.
+class NcclLink(EngineLink):
+    """From a rank to all workers of an engine; see `sync.transfer.WeightLink`.
 
     Args:
-        call: calls a method of the engine by name and waits for it.
-        bucket_bytes: see `BucketSender`.
+        call: of the engine.
         address: under which the workers reach this process.
-        workers: of the engine.
         timeout_seconds: for the meeting.
-        device: on which buckets are packed.
+        device: of the buckets.
         join: see `join_nccl`.
     """
 
     def __init__(
         self,
-        call: Callable[..., Any],
-        bucket_bytes: int,
+        call: Call,
+        options: EngineOptions,
         address: str,
-        workers: int,
         timeout_seconds: float,
         device: torch.device,
         join: Join = join_nccl,
     ) -> None:
+        super().__init__(call, options)
         self.device = device
         self._group: Communicator | None = None
-        self._packed = torch.empty(0, dtype=torch.uint8, device=device)
-        self._meeting = NcclMeeting(address, free_port(""), 1 + workers, timeout_seconds)
-        self._join = join
-        super().__init__(call, bucket_bytes)
+        self._slots: list[torch.Tensor] = []
+        self._regions: list[list[tuple[int, int]]] = []
+        self._size = 0
+        meeting = NcclMeeting(address, free_port(""), 1 + options.tensor_parallel_size, timeout_seconds)
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(call, "init_weight_transfer_engine", vars(meeting))
+            self._group = join(meeting, 0, device)
+            answer.result()
 
     def close(self) -> None:
-        """See `WeightSender.close`."""
+        """See `EngineLink`."""
         group, self._group = self._group, None
         if group is not None:
             group.destroy()
 
-    def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """See `WeightSender.send`."""
-        try:
-            super().send(weights, version)
-        finally:
-            self._packed = self._packed[:0].clone()  # training needs the memory
+    def release(self) -> None:
+        """Give the buckets back until the next update: training needs the memory."""
+        self._slots = []
 
-    def _open(self) -> None:
-        with ThreadPoolExecutor(1) as thread:
-            answer = thread.submit(self._call, "init_weight_transfer_engine", vars(self._meeting))
-            self._group = self._join(self._meeting, 0, self.device)
-            answer.result()
+    def _destinations(self) -> list[list[list[Named]]]:
+        return [[worker] for worker in self._workers]
 
-    def _write(self, tensors: list[tuple[torch.Tensor, int]], num_bytes: int) -> dict[str, Any]:
-        if len(self._packed) < num_bytes:
-            self._packed = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
-        copy_into_buffer(tensors, self._packed)
-        return {}
+    def open_buckets(self, size: int) -> list[str]:
+        """See `WeightLink`; no other process writes into them."""
+        self._size, self._slots = size, []
+        return []
 
-    def _deliver(self, bucket: dict[str, Any]) -> None:
-        """The call and the broadcast end together. If the engine is lost the broadcast is aborted, not waited for."""
+    def bucket(self, slot: int) -> torch.Tensor:
+        """See `WeightLink`."""
+        if not self._slots:
+            self._slots = [torch.empty(self._size, dtype=torch.uint8, device=self.device) for _ in range(SLOTS)]
+        return self._slots[slot]
+
+    def tell_plan(self, plan: FeedPlan) -> None:
+        """See `WeightLink`."""
+        self._regions = [bucket.regions for bucket in plan.buckets]
+        super().tell_plan(plan)
+
+    def deliver(self, number: int) -> None:
+        """The call and the messages end together. If the engine is lost the messages are aborted, not waited for."""
         group = self._group
-        if group is None:
+        if group is None or self._call is None:
             raise EngineLost("the NCCL group with the rollout engine is closed")
 
         def leave(answer: Future[Any]) -> None:
             if answer.exception() is not None:
                 self.close()
 
+        if number == 0:
+            self._start()
+        regions, content = self._regions[number], self.bucket(number % SLOTS)
+        torch.accelerator.synchronize()  # what this rank wrote
         with ThreadPoolExecutor(1) as thread:
-            answer = thread.submit(self._call, "update_weights", bucket)
+            sizes = [stop - start for start, stop in regions]
+            answer = thread.submit(self._call, "update_weights", {"number": number, "sizes": sizes})
             answer.add_done_callback(leave)
             try:
-                group.broadcast(self._packed[: bucket["num_bytes"]], 0)
+                for worker, (start, stop) in enumerate(regions):
+                    if start < stop:
+                        group.send(content[start:stop], 1 + worker)
             except RuntimeError as error:
                 self.close()
                 answer.result()  # says more, if the engine is lost
                 raise EngineLost(f"the weights did not reach the rollout engine: {error}") from None
             answer.result()
-        torch.accelerator.synchronize()  # before the next bucket overwrites this one
+        torch.accelerator.synchronize()  # before a later bucket overwrites this one
+
+
+@dataclass
+class NcclBucket(NumberedBucket):
+    """A bucket that comes over NCCL."""
+
+    sizes: list[int]  #: bytes of each worker's part
 
 
 class NcclEngine(InPlaceTransfer):
     """Worker half."""
 
     init_info_cls = NcclMeeting
+    update_info_cls = NcclBucket
     _group: Communicator | None = None
-    _packed: torch.Tensor | None = None  # lives as long as an update does: between two of them the KV cache has the memory
+    _region: torch.Tensor | None = None  # lives as long as an update does: between two of them the KV cache has the memory
     join: Join = staticmethod(join_nccl)
 
     def init_transfer_engine(self, init_info: NcclMeeting) -> None:
         """Join the trainer's group. Ranks of it: the trainer, then the workers in vLLM's order."""
         self._group = self.join(init_info, 1 + self.parallel_config.rank, self.device)
 
-    def receive_weights(self, update_info: WeightBucket) -> None:
-        """Receive one bucket and write this worker's slices of it."""
+    def receive_weights(self, update_info: NcclBucket) -> None:
+        """Receive this worker's pieces of one bucket and write them."""
         assert self._group is not None, "vLLM calls init_transfer_engine first"
-        if self._packed is None or len(self._packed) < update_info.num_bytes:
-            self._packed = torch.empty(update_info.num_bytes, dtype=torch.uint8, device=self.device)
-        self._group.broadcast(self._packed[: update_info.num_bytes], 0)
-        self.write(update_info.tensors(self._packed))
+        size = update_info.sizes[self.parallel_config.rank]
+        if self._region is None or len(self._region) < size:
+            self._region = torch.empty(size, dtype=torch.uint8, device=self.device)
+        if size:
+            self._group.recv(self._region[:size], 0)
+        self.take_bucket(update_info.number, self._region)
 
     def finish_weight_update(self) -> None:
         """See `InPlaceTransfer`."""
-        self._packed = None
+        self._region = None
         super().finish_weight_update()
 
     def shutdown(self) -> None:

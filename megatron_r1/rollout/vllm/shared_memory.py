@@ -1,30 +1,25 @@
 """Weight transfer through shared memory, as a back end of vLLM's own weight-transfer API.
 
-A rank on the engine's node writes buckets of tensors into an anonymous memory file and names the layout. The workers of that node
-take their slices out of it. vLLM ships nccl and ipc back ends for CUDA and none for CPU; this one serves both.
+The ranks of a trainer write buckets into anonymous memory files on the engine's node. The workers of that node take their pieces
+out of them. vLLM ships nccl and ipc back ends for CUDA and none for CPU; this one serves both.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 from dataclasses import dataclass
 
 import torch
-from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from megatron_r1.rollout.vllm.in_place import InPlaceTransfer, WeightBucket
+from megatron_r1.rollout.sync.transfer import map_file
+from megatron_r1.rollout.vllm.in_place import InPlaceTransfer, NumberedBucket
 
 SHM_BACKEND = "shm"
 
 
 @dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
-
-
-@dataclass
-class SharedMemoryBucket(WeightBucket):
+class SharedMemoryBucket(NumberedBucket):
     """A bucket in the memory of the engine's nodes."""
 
     paths: list[str]  #: on each of the engine's nodes, the file that holds the bucket there
@@ -33,23 +28,28 @@ class SharedMemoryBucket(WeightBucket):
 class SharedMemoryEngine(InPlaceTransfer):
     """Worker half of the transfer."""
 
-    init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryBucket
 
-    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        """Nothing to open."""
-
     def receive_weights(self, update_info: SharedMemoryBucket) -> None:
-        """Write this worker's slices of one bucket, read where the trainer put them: all workers of a node map the same memory."""
-        path = update_info.paths[self.parallel_config.node_rank]
-        # The trainer overwrites the file with the next bucket, but not before every worker has answered for this one. ACCESS_COPY
-        # copies what is written to, which is nothing; torch takes no buffer that cannot be. The map ends with the last tensor.
-        with open(path, "rb") as file:
-            shared = mmap.mmap(file.fileno(), update_info.num_bytes, access=mmap.ACCESS_COPY)
-        self.write(update_info.tensors(torch.frombuffer(shared, dtype=torch.uint8)))
+        """Write this worker's pieces of one bucket, read where the trainer put them: all workers of a node map the same memory.
 
-    def shutdown(self) -> None:
-        """Nothing to close."""
+        The trainer overwrites a file with a later bucket, but not before every worker has answered for this one.
+        """
+        self.take_bucket(update_info.number, self._mapped(update_info.paths[self.parallel_config.node_rank]))
+
+    def _mapped(self, path: str) -> torch.Tensor:
+        """The bytes of a file. It stays mapped: to map it anew for every bucket costs as much as to copy the bucket."""
+        known = os.stat(path)
+        key = (known.st_dev, known.st_ino, known.st_size)
+        maps = self.__dict__.setdefault("_maps", {})
+        if key not in maps:
+            if len(maps) >= _MOST_MAPS:
+                maps.clear()  # of an earlier plan
+            maps[key] = map_file(path)
+        return maps[key]
+
+
+_MOST_MAPS = 2  #: files that are mapped at a time: one that is read, one that is written
 
 
 def register_transfer() -> None:

@@ -134,7 +134,7 @@ class FakeEngine:
         self.weights, self.prompts = {}, []
 
     def load_weights(self, weights, version):
-        self.weights = dict(weights)
+        self.weights = list(weights.names())
 
     def generate(self, prompts, sampling, seed, on_group):
         self.prompts += prompts

@@ -83,7 +83,7 @@ def test_engines_on_nodes_of_their_own_have_a_phase_of_their_own() -> None:
     plan = plan_memory(stage4("rollout.placement=disaggregated", "rollout.servers=x", "rollout.gpu_memory_utilization=0.9"))
     found = phases(plan)
     assert "engine cache" in device(found[ENGINES_OWN]) and "engine weights" not in device(found["sampling"])
-    assert "engine weights" not in device(found["weight sync"]) and "bucket of weights" in device(found["weight sync"])
+    assert "engine weights" not in device(found["weight sync"]) and "buckets of weights" in device(found["weight sync"])
 
 
 def test_imbalance_and_recomputation_are_terms() -> None:

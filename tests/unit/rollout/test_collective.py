@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from megatron_r1.rollout.channel.reception import Reception, listen_at
 from megatron_r1.rollout.channel.remote import ServedEngine
 from megatron_r1.rollout.channel.server import serve_trainer
 from megatron_r1.rollout.options import engine_options
-from megatron_r1.rollout.weight_buckets import NetworkSender
+from megatron_r1.rollout.sync.links import ServerLink
+from megatron_r1.rollout.sync.transfer import WeightTransfer
+from megatron_r1.weights.boxes import box_shape, volume
+from megatron_r1.weights.shard_plan import StoredWeights
 from tests.paths import ROOT
 from tests.patience import patient
 from tests.ranks import run_ranks
@@ -35,6 +39,7 @@ from megatron_r1.errors import EngineLost, RolloutError
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.runtime import distributed
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
+from tests.engine_layouts import MemoryEngine
 
 rank = int(sys.argv[1])
 distributed._STORE = dist.FileStore(sys.argv[3], 3)
@@ -42,12 +47,22 @@ dist.init_process_group("gloo", store=distributed._STORE, rank=rank, world_size=
 started = ends = 0
 deaths = {1: ["load", 2, 0], 2: []}[rank] if rank else []  # what the engines of this rank die in, one after the other
 
-class Weights:
-    def __iter__(self):
-        for i in range(4):
-            value = torch.ones(1)
-            dist.all_reduce(value)  # hangs unless all ranks iterate
-            yield f"t{i}", value
+class Weights:  # rank 2 holds them, and has no engine
+    def describe(self):
+        return "weights"
+    def find_holders(self, described):
+        return self
+    def names(self):
+        return ["t"]
+    def shape(self, name):
+        return (4,)
+    def dtype(self, name):
+        return torch.float32
+    def boxes(self, name):
+        return [(((0, 4),), (2,))]
+    def read(self, name, box):
+        assert rank == 2
+        return torch.arange(4.0)
 
 class Engine:
     def __init__(self):
@@ -55,9 +70,11 @@ class Engine:
         started += 1
         self.version, self.asleep = None, False
 
-    def load_weights(self, weights, version):
+    def load_weights(self, weights, version, transfer):
         self.asleep = False
-        assert len([next(iter(weights)), *weights]) == 4
+        held = MemoryEngine([[("t", ((0, 4),))]])
+        transfer.send(weights, held)
+        assert held.problems(lambda name: torch.arange(4.0)) == []
         if deaths[:1] == ["load"]:
             deaths.pop(0)
             raise EngineLost("died in load")
@@ -158,8 +175,9 @@ while True:
     if name == "pid":
         connection.send((True, (os.getpid(), os.environ.get("EXTRA"))))
     elif name == "update_weights":
-        content = open(args[0]["paths"][0], "rb").read()[: args[0]["num_bytes"]]
-        connection.send((True, (content, args[0]["names"], args[0]["offsets"], args[0]["shapes"])))
+        connection.send((True, open(args[0]["paths"][0], "rb").read()))
+    elif name == "call_workers" and args[0] == "weight_boxes":
+        connection.send((True, [[(f"t{i}", ((0, i + 1), (0, 5))) for i in range(9)]]))
     elif name == "parts":
         for part in args:
             connection.send((None, part))
@@ -252,19 +270,27 @@ def test_a_dead_or_silent_engine_on_another_node_is_told_and_the_next_one_is_new
 
 def test_weights_come_over_the_connection_bit_by_bit(server):
     engine = ServedEngine(server, {}, timeout=LONG)
-    received = {}
+    buckets, plans = [], []
 
     def call(name, *args):
         answer = engine.call(name, *args, timeout=LONG)
         if name == "update_weights":
-            content, names, offsets, shapes = answer
-            for tensor, offset, shape in zip(names, offsets, shapes, strict=True):
-                size = 4 * torch.Size(shape).numel()
-                received[tensor] = torch.frombuffer(bytearray(content[offset : offset + size]), dtype=torch.float32).view(shape)
+            buckets.append(answer)
+        elif name == "call_workers" and args[0] == "take_plan":
+            plans.append(args[1][0])
         return answer
 
     sent = {f"t{i}": torch.randn(i + 1, 5) for i in range(9)}
-    NetworkSender(call, bucket_bytes=200).send(sent.items(), version=1)
+    settings = {"bucket_bytes": 4096, "verify_weights": True, "nodes": 1, "is_draft_layer": lambda name: False}
+    link = ServerLink(call, SimpleNamespace(**settings))
+    WeightTransfer().send(StoredWeights.of_tensors(sent), link)
+    link.close()
+    received = {}
+    for content, pieces in zip(buckets, plans[0], strict=True):
+        for piece in pieces:
+            size = 4 * volume(piece.box)
+            values = torch.frombuffer(bytearray(content[piece.offset : piece.offset + size]), dtype=torch.float32)
+            received[f"t{piece.index}"] = values.view(box_shape(piece.box))
     assert received.keys() == sent.keys() and all(torch.equal(received[name], sent[name]) for name in sent)
     engine.close()
 

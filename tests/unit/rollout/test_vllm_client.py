@@ -19,6 +19,8 @@ from megatron_r1.model.presets import PRESETS
 from megatron_r1.rollout import vllm_client as engine_process
 from megatron_r1.rollout.channel.local import EngineProcess
 from megatron_r1.rollout.options import engine_options
+from megatron_r1.rollout.sync.verify_weights import HeldReport
+from megatron_r1.weights.shard_plan import StoredWeights
 from tests.paths import ROOT
 from tests.patience import patient, wait_until
 from tests.pipeline.engine_cases import options
@@ -126,6 +128,9 @@ def test_an_engine_sleeps_between_sampling_and_the_next_weights(monkeypatch, tmp
         def call(self, name, *args, **limits):
             calls.append((name, *(args[0] if name == "wake_up" else ())))
             assert name == "start" or limits["stall"] == 300, "an engine that does not come back is given up"
+            if name == "call_workers":
+                return [[("model.norm.weight", ((0, 4),))]] if args[0] == "weight_boxes" else [HeldReport()]
+            return None
 
         def close(self, patience=0.0):
             pass
@@ -134,19 +139,21 @@ def test_an_engine_sleeps_between_sampling_and_the_next_weights(monkeypatch, tmp
     for sleeps in (True, False):
         awake = replace(options(PRESETS["tiny"]), verify_weights=False, sleep=sleeps)
         engine = engine_process.VllmProcessEngine(awake, str, {}, tmp_path / "engine.log")
-        weights = [("model.norm.weight", torch.ones(4))]
-        transfer = [("start_weight_update",), ("update_weights",), ("finish_weight_update",)]
+        weights = StoredWeights.of_tensors({"model.norm.weight": torch.ones(4)})
+        asked = ("call_workers",)  # what workers hold, and the plan: once; what came: always
+        transfer = [("start_weight_update",), ("update_weights",), ("finish_weight_update",), asked]
+        first = [asked, asked, *transfer]
         calls.clear()
         engine.load_weights(weights, 1)
-        assert calls == transfer, "it starts awake"
+        assert calls == first, "it starts awake"
         engine.sleep()
         engine.sleep()
         engine.load_weights(weights, 2)
         engine.close()
         if not sleeps:
-            assert calls == 2 * transfer
+            assert calls == first + transfer
             continue
-        assert calls[3:] == [("sleep",), ("wake_up", "weights"), *transfer, ("wake_up", "kv_cache")]
+        assert calls[len(first) :] == [("sleep",), ("wake_up", "weights"), *transfer, ("wake_up", "kv_cache")]
         engine.sleep()
         with pytest.raises(RolloutError, match="no weights"):
             engine.generate([], None, 0)

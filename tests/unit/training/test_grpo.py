@@ -105,8 +105,7 @@ class Trainer:
         self.updates, self.micro_batch_tokens, self.seen, self.reports = updates, 0, [], True
         self.events: list[str] = []
 
-    def weights(self) -> list[tuple[str, torch.Tensor]]:
-        return []
+    def shards(self) -> None: ...
 
     def offload(self) -> None:
         self.events.append("offload")

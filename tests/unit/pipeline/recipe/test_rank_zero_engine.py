@@ -18,6 +18,7 @@ from megatron_r1.pipeline.recipe import rank_zero_engine as driving
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.runtime import distributed
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
+from megatron_r1.weights.shard_plan import StoredWeights
 
 rank, world_size = int(sys.argv[1]), int(sys.argv[2])
 distributed._STORE = dist.FileStore(sys.argv[3], world_size)
@@ -26,7 +27,8 @@ opened = []
 deaths = [1] if rank == 1 else []  # groups after which the engine of rank 1 dies, once
 
 class Engine:
-    def load_weights(self, weights, version):
+    def load_weights(self, weights, version, transfer):
+        transfer.give(weights)
         return version
 
     def sample(self, prompts, sampling, seed, take, on_group):
@@ -52,7 +54,7 @@ class Engine:
 def open_loaded(session, config, log):
     engine = CollectiveEngine(Engine if rank < 2 else None, restarts=1)
     opened.append(log)
-    engine.load_weights((), 0)
+    engine.load_weights(StoredWeights.of_tensors({}), 0)
     yield engine
     opened.append("closed")
     engine.close()

@@ -10,8 +10,7 @@ from megatron_r1.model.families.llama import Llama
 from megatron_r1.model.families.qwen2 import Qwen2
 from megatron_r1.model.presets import PRESETS, resolve_architecture
 from megatron_r1.rollout.options import engine_options
-from megatron_r1.rollout.verify_weights import HeldReport, verify_held
-from megatron_r1.weights.checksum import MASK
+from megatron_r1.rollout.sync.verify_weights import HeldReport, verify_held
 from tests.pipeline.engine_cases import options
 from tests.ranks import run_ranks
 
@@ -22,37 +21,31 @@ DENSE = {
 
 
 def test_agreement_returns_the_constants():
-    worker = HeldReport(replicated={"a": 1}, sharded={"b": 5}, constants={"rope": 9})
-    other = HeldReport(replicated={"a": 1}, sharded={"b": MASK - 1}, constants={"rope": 9})
-    constants = verify_held({"a": 1, "b": 3}, [worker, other], None)
-    assert constants == verify_held({"a": 1, "b": 3}, [worker, other], constants)
+    worker, other = HeldReport(constants={"rope": 9}), HeldReport(constants={"rope": 9})
+    constants = verify_held([worker, other], None)
+    assert constants == verify_held([worker, other], constants) and len(constants) == 2
 
 
 @pytest.mark.parametrize(
     ("worker", "message"),
     [
-        (HeldReport(replicated={"a": 2}), "different: a"),
-        (HeldReport(), "sent but not held: a"),
-        (HeldReport(replicated={"a": 1, "b": 1}), "held but not sent: b"),
-        (HeldReport(replicated={"a": 1}, uncovered=["w"]), "uncovered: w"),
-        (HeldReport(replicated={"a": 1}, underived=["W_UV"]), "underived: W_UV"),
-        (HeldReport(replicated={"a": 1}, contradictions=["c"]), "contradictions: c"),
-        (HeldReport(replicated={"a": 1}, constants={"rope": 8}), "changed constants: worker 0 rope"),
+        (HeldReport(different=["a"]), "different: a"),
+        (HeldReport(unsent=["b"]), "held but never sent: b"),
+        (HeldReport(uncovered=["w"]), "uncovered: w"),
+        (HeldReport(underived=["W_UV"]), "underived: W_UV"),
+        (HeldReport(unreached=["c"]), "with a copy that is not updated: c"),
+        (HeldReport(constants={"rope": 8}), "changed constants: worker 0 rope"),
     ],
 )
 def test_each_difference_is_named(worker, message):
     with pytest.raises(WeightSyncError, match=message):
-        verify_held({"a": 1}, [worker], {"worker 0 rope": 9} if worker.constants else None)
+        verify_held([worker], {"worker 0 rope": 9} if worker.constants else None)
 
 
-def test_workers_must_agree_on_what_is_not_sharded():
-    with pytest.raises(WeightSyncError, match="contradictions: a"):
-        verify_held({"a": 1}, [HeldReport(replicated={"a": 1}), HeldReport(replicated={"a": 2})], None)
-
-
-def test_many_names_are_cut():
+def test_many_names_are_cut_and_each_is_named_once():
+    names = [f"t{i}" for i in range(10)]
     with pytest.raises(WeightSyncError, match="t0, t1, t2, t3, t4 and 5 more") as caught:
-        verify_held({f"t{i}": 0 for i in range(10)}, [HeldReport(replicated={f"t{i}": 1 for i in range(10)})], None)
+        verify_held([HeldReport(different=names), HeldReport(different=names)], None)
     assert "\n" not in str(caught.value)
 
 
@@ -106,22 +99,37 @@ from megatron_r1.rewards.protocol import Verdict
 from megatron_r1.rollout.collective import CollectiveEngine
 from megatron_r1.training.scoring import CollectiveRewards
 from megatron_r1.types import Prompt, Rollout, RolloutGroup
+from tests.engine_layouts import MemoryEngine
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[3], 2), rank=rank, world_size=2)
 
-def weights(fail_at=None):
-    for i in range(6):
-        value = torch.ones(1)
-        dist.all_reduce(value)  # hangs unless both ranks iterate
-        if i == fail_at:
+class Weights:  # rank 1 holds them, rank 0 has the engine
+    def __init__(self, fails=False):
+        self._fails = fails
+    def describe(self):
+        return "weights"
+    def find_holders(self, described):
+        return self
+    def names(self):
+        return ["t0", "t1"]
+    def shape(self, name):
+        return (2,)
+    def dtype(self, name):
+        return torch.float32
+    def boxes(self, name):
+        return [(((0, 2),), (1,))]
+    def read(self, name, box):
+        if self._fails:
             raise ConversionError("bad tensor")
-        yield f"t{i}", value
+        return torch.ones(2)
 
-def load(weights, version):
-    for name, _ in weights:
-        if version == 13 and name == "t2":
-            raise WeightSyncError("tensor t2 differs")
+def load(weights, version, transfer):
+    to = MemoryEngine([[("t0", ((0, 2),)), ("t1", ((0, 2),))]])
+    transfer.send(weights, to)
+    assert to.problems(lambda name: torch.ones(2)) == []
+    if version == 13:
+        raise WeightSyncError("tensor t2 differs")
     return f"version {version}"
 
 def fails(call, error, message):
@@ -157,7 +165,7 @@ class GroupScoring:
         return [{"accuracy": [Verdict(float(n), "correct")]} for n, _ in enumerate(groups)]
 
 engine = CollectiveEngine(start if rank == 0 else None)
-assert engine.load_weights(weights(), 1) == "version 1"
+assert engine.load_weights(Weights(), 1) == "version 1"
 fails(lambda: CollectiveRewards(RewardConfig(), (lambda: 1 / 0) if rank else None), ZeroDivisionError, "")
 rewards = CollectiveRewards(RewardConfig(), GroupScoring if rank == 0 else None)
 prompts = [Prompt(name, "", "", "", (1,)) for name in "pq"]
@@ -170,9 +178,9 @@ if rank == 0:
     rewards._scoring.started.clear()
 own = engine.generate(prompts[:1], None, 3, on_group=rewards.submit)
 fails(lambda: rewards.collect(own, prompts[:1]), RewardError, "no judge")
-fails(lambda: engine.load_weights(weights(), 13), WeightSyncError, "t2 differs")
-fails(lambda: engine.load_weights(weights(fail_at=3), 2), ConversionError, "bad tensor")
-assert engine.load_weights(weights(), 4) == "version 4"
+fails(lambda: engine.load_weights(Weights(), 13), WeightSyncError, "t2 differs")
+fails(lambda: engine.load_weights(Weights(fails=True), 2), ConversionError, "bad tensor")
+assert engine.load_weights(Weights(), 4) == "version 4"
 fails(lambda: CollectiveEngine(lambda: 1 / 0), ZeroDivisionError, "")
 engine.close()
 dist.destroy_process_group()  # without it gloo's threads sometimes abort the interpreter as it ends
