@@ -38,10 +38,10 @@ from megatron_r1.runtime.launch import child_environment
 from megatron_r1.runtime.memory import free_memory
 
 MEMORY, TIME = 1 / 8, 1.1  #: the bars: of naive's
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  #: of the largest number, over as many as a gradient has
+TOLERANCE = {"fp32": 5e-6, "bf16": 2e-2}  #: the norm of the difference over that of naive's; logits are rounded otherwise
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FREE = 0.9  #: of the free memory, what naive may take
-_COMPARED = 2**24  # numbers of a gradient that are compared at a time
+_COMPARED = 2**22  # numbers of a gradient that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def draw(tokens: int, settings: argparse.Namespace) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(settings.seed)
     dtype, size = DTYPES[settings.dtype], settings.hidden[0]
     hidden = torch.empty((tokens, size), dtype=dtype).normal_(generator=generator)
-    weight = torch.empty((settings.vocabulary, size), dtype=dtype).normal_(std=4 * size**-0.5, generator=generator)
+    weight = torch.empty((settings.vocabulary, size), dtype=dtype).normal_(std=2 * size**-0.5, generator=generator)
     labels = torch.randint(settings.vocabulary, (tokens,), generator=generator)
     return hidden.requires_grad_(), weight.requires_grad_(), labels, torch.randn(tokens, generator=generator) / tokens
 
@@ -125,17 +125,17 @@ def measure_side(side: str, tokens: int, hidden: int, settings: argparse.Namespa
 
 
 def differences(sides: list[str], folder: Path) -> Iterator[tuple[str, str, float]]:
-    """Each side but the first, and how far each of its numbers is from the first's, over the largest of these."""
+    """Each side but the first, and the norm of the difference of its numbers to the first's, over the norm of these."""
     for file in ("losses", "hidden", "weight"):
         want = np.load(folder / f"{sides[0]}_{file}.npy", mmap_mode="r").reshape(-1)
         for side in sides[1:]:
             found = np.load(folder / f"{side}_{file}.npy", mmap_mode="r").reshape(-1)
-            off, largest = 0.0, 0.0
+            off = whole = 0.0
             for start in range(0, len(want), _COMPARED):
-                part = want[start : start + _COMPARED]
-                off = np.maximum(off, np.abs(found[start : start + _COMPARED] - part).max())
-                largest = np.maximum(largest, np.abs(part).max())
-            yield side, file, float(off / largest)
+                part = want[start : start + _COMPARED].astype(np.float64)
+                off += np.square(found[start : start + _COMPARED] - part).sum()
+                whole += np.square(part).sum()
+            yield side, file, float(np.sqrt(off / whole))
 
 
 @dataclass
@@ -209,7 +209,7 @@ def benchmark(settings: argparse.Namespace) -> None:
     print_table(header, [row_of(case, side) for case in cases for side in case.steps])
     known = [case.difference for case in cases if case.difference is not None]
     if known:
-        print(f"largest difference of losses and gradients to naive, over the largest of them: {max(known):.1e}")
+        print(f"largest difference of losses and gradients to naive, in norm: {max(known):.1e}")
     if settings.out is not None:
         write_results(settings.out, settings, {"logprob": [asdict(case) for case in cases]}, machine)
     problems = problems_of(cases)
