@@ -48,7 +48,7 @@ from megatron_r1.mcore.layer_graphs import LayerGraphs
 from megatron_r1.mcore.left_out import LeftOut
 from megatron_r1.mcore.loss_slope import LossSlope, is_asked
 from megatron_r1.mcore.offload import TrainingOffload
-from megatron_r1.mcore.overlap import LateWeights, wrap_for_training
+from megatron_r1.mcore.overlap import LateWeights, free_with, wrap_for_training
 from megatron_r1.mcore.routing import packed_sequences
 from megatron_r1.mcore.shares import Shares
 from megatron_r1.mcore.step_stats import StepStats, entropy_metric, mtp_metric
@@ -144,7 +144,9 @@ class MegatronModel:
 
     def _add_optimizer(self, optimizer: OptimizerConfig, runtime: RuntimeConfig) -> None:
         config = self.modules[0].config
-        self.chunks = list(wrap_for_training(self.chunks, config, self.switches))
+        wrapped = wrap_for_training(self.chunks, config, self.switches)
+        self.chunks = list(wrapped)
+        free_with(self, wrapped)
         self.optimizer = build_optimizer(self.arch, optimizer, runtime, self.chunks, self.switches)
         self._kinds = GradientKinds(self.modules, self.optimizer)
         self._state = TrainingOffload(self.offloaded, self.optimizer, self.chunks, self.device)
@@ -318,6 +320,8 @@ class MegatronModel:
             for module in self.modules:
                 module.loss_slope = slope if asks and not return_schedule_plan else None
             output = forward()
+            for module in self.modules:
+                module.loss_slope = None  # it holds the micro-batch, and this model
 
             def compute_loss(output: torch.Tensor):
                 # Every context-parallel rank computes the whole loss and derives it by its own tokens.
@@ -331,14 +335,10 @@ class MegatronModel:
         iterators = [iter(micro_batches) for _ in self.chunks]
         interleaved = len(self.chunks) > 1
         return self._forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iterators if interleaved else iterators[0],
-            model=self.chunks if interleaved else self.chunks[0],
-            num_microbatches=len(micro_batches),
-            seq_length=width,
-            micro_batch_size=rows,
-            forward_only=forward_only,
-        )
+            forward_step_func=forward_step, data_iterator=iterators if interleaved else iterators[0],
+            model=self.chunks if interleaved else self.chunks[0], num_microbatches=len(micro_batches), seq_length=width,
+            micro_batch_size=rows, forward_only=forward_only,
+        )  # fmt: skip
 
     _OUTPUT = "output"  # what `_per_token` gives, in words
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -27,6 +29,33 @@ def wrap_for_training(
         without_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = without_sync if len(wrapped) > 1 else without_sync[0]
     return wrapped
+
+
+def free_with(owner: object, wrapped: Sequence[DistributedDataParallel]) -> None:
+    """Have the chunks go when `owner`, which alone has a use for them, goes: weights, and buffers of weights and gradients.
+
+    Megatron-Core hangs hooks, which hold the chunk, on nodes of autograd that the chunk's list holds, and its token dispatchers
+    keep tensors of the last pass, whose graph ends in those nodes. Python does not see either circle whole, and would keep both.
+    """
+    nodes = [chunk.grad_accs for chunk in wrapped]
+    keepers = [
+        keeper
+        for chunk in wrapped
+        for module in chunk.modules()
+        if (dispatcher := getattr(module, "token_dispatcher", None)) is not None
+        for keeper in (dispatcher, getattr(dispatcher, "_comm_manager", None))
+        if keeper is not None
+    ]
+    weakref.finalize(owner, _let_go, nodes, keepers).atexit = False
+
+
+def _let_go(nodes: Sequence[list[Any]], keepers: Sequence[object]) -> None:
+    for of_chunk in nodes:
+        of_chunk.clear()
+    for keeper in keepers:
+        for name, value in vars(keeper).items():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                setattr(keeper, name, None)
 
 
 class LateWeights:

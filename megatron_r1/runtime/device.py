@@ -37,6 +37,7 @@ class Device:
     def release_memory(self) -> None:
         """Give back the memory of what nothing refers to any more; a model refers to itself through its hooks."""
         gc.collect()
+        gc.collect()  # what was held by something that the first one freed: see `overlap.free_with`
         if self.kind == "cuda":
             torch.cuda.empty_cache()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
@@ -131,13 +130,16 @@ def test_a_run_in_phases_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pyte
     from megatron_r1.mcore.ema import HostAverage
 
     models: list[weakref.ref] = []
+    parts: list[weakref.ref] = []
     build = megatron_model.MegatronModel.__init__
 
     def build_and_look(self: Any, *given: Any, **named: Any) -> None:
-        gc.collect()
-        assert not any(model() for model in models), "the model of the phase before is freed first"
-        models.append(weakref.ref(self))
+        assert not any(held() is not None for held in models + parts), (
+            "the model of the phase before is freed first, buffers and all"
+        )
         build(self, *given, **named)
+        models.append(weakref.ref(self))
+        parts.extend(map(weakref.ref, (*self.chunks, *self.modules)))
 
     take = megatron_model.MegatronModel._take_rates
     rates: list[tuple[float, ...]] = []
