@@ -34,7 +34,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; what it leaves out keeps its default")
     plan.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
     plan.add_argument("--stage", choices=_STAGES, default="grpo", help="what is planned (default grpo)")
-    plan.add_argument("--gpu", metavar="NAME", help="A100, H20, H800, H100, H200, B200 or GB200; default: H800")
+    plan.add_argument("--gpu", metavar="NAME", help="A100, H20, H800, H100, H200, B200 or GB200; default: H800, and with runtime.device=cpu this machine")
     plan.add_argument("--nodes", type=_count, metavar="N", help="default: as few as the layout needs")
     plan.add_argument("--gpus-per-node", type=_count, metavar="N", default=8, help="ranks of a node; default: 8")
     plan.add_argument(
@@ -89,6 +89,8 @@ def handle_plan(arguments: argparse.Namespace) -> int:
     if arguments.search:
         return _search(arguments, config, assumed)
     job = read_job(config, arguments.stage, arguments.gpu, arguments.nodes, devices_per_node=arguments.gpus_per_node)
+    if job.device is None:
+        return _plan_on_cpus(arguments, job)
     plan = plan_memory(job, arguments.imbalance or IMBALANCE)
     print(describe_job(job))
     print(describe_memory(job, plan))
@@ -102,6 +104,28 @@ def handle_plan(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.json, json.dumps(found, indent=1) + "\n")
     if arguments.page is not None:
         _write_page(arguments, job, plan, time)
+    if problems:
+        raise ConfigError(f"{arguments.stage} does not fit: {problems[0]}")
+    return 0
+
+
+def _plan_on_cpus(arguments: argparse.Namespace, job: Job) -> int:
+    """Print what the processes take of a machine. Times and pages are of devices."""
+    from megatron_r1.plan.cpu_table import describe_cpu_memory
+    from megatron_r1.plan.memory_cpu import plan_cpu_memory
+    from megatron_r1.plan.table import describe_job, memory_rows
+    from megatron_r1.runtime.files import write_atomically
+
+    if arguments.page is not None:
+        raise ConfigError("--page is of devices, and runtime.device=cpu has none: give --gpu NAME, or leave --page out")
+    plan = plan_cpu_memory(job)
+    print(describe_job(job))
+    print(describe_cpu_memory(plan))
+    problems = plan.shortfalls()
+    if arguments.json is not None:
+        found = {"stage": job.stage, "device": job.device_name, "ranks": job.world_size, "nodes": job.nodes}
+        found |= {"fits": not problems, "memory": memory_rows(plan), "time": None}
+        write_atomically(arguments.json, json.dumps(found, indent=1) + "\n")
     if problems:
         raise ConfigError(f"{arguments.stage} does not fit: {problems[0]}")
     return 0

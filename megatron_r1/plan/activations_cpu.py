@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_r1.mcore.activation_bytes import WIDE_LOGITS_ON_CPU, layer_numbers, logits_bytes, passes_in_flight
+from megatron_r1.mcore.head_bytes import keeps_whole
 from megatron_r1.mcore.layout import Layout
 from megatron_r1.model.architecture import Architecture
 
@@ -30,7 +31,7 @@ class Rows:
 
 def cpu_activation_bytes(
     arch: Architecture, layout: Layout, rows: Rows, stage: int, *, recompute: str, modules: Collection[str] = (),
-    mtp_trained: bool = False, micro_batches: int | None = None,
+    mtp_trained: bool = False, micro_batches: int | None = None, whole_logits_mb: int | None = None,
 ) -> int:  # fmt: skip
     """Bytes that a rank's passes keep at the fullest moment, in float32; see `activation_bytes` for the arguments."""
     counts = layout.decoder_layers(arch.num_hidden_layers)
@@ -53,7 +54,7 @@ def cpu_activation_bytes(
     kept += 2 * turned * rows.positions  # cosines and sines of all layers
     if is_last and mtp_trained:
         kept += 3 * arch.mtp_depth * arch.hidden_size * rows.positions / layout.tp  # both norms and what is projected of them
-    most = kept + (_around(arch, layout, rows, mtp_trained) if is_last else 0.0)
+    most = kept + (_around(arch, layout, rows, mtp_trained, whole_logits_mb) if is_last else 0.0)
     for held, again in reversed(passes) if full or parts else ():  # what is around the layers is gone by then
         most = max(most, kept + again)
         kept -= held
@@ -102,10 +103,12 @@ def cpu_layer_numbers(arch: Architecture, layer: int, rows: Rows, recomputed: Co
     return each * rows.positions + cells * rows.cells
 
 
-def _around(arch: Architecture, layout: Layout, rows: Rows, mtp_trained: bool) -> float:
-    """Of the last norm and the output layer, and of the part of the logits that is wide for a moment."""
+def _around(arch: Architecture, layout: Layout, rows: Rows, mtp_trained: bool, whole_logits_mb: int | None) -> float:
+    """Of the last norm and the output layer, and the logits, unless they are computed by tiles."""
     heads = 1 + (arch.mtp_depth if mtp_trained else 0)
     logits = 0 if arch.is_reward_model else logits_bytes(arch, layout, rows.positions, 1)
+    if whole_logits_mb is not None and not keeps_whole(logits * _WIDTH, whole_logits_mb):
+        logits = 0
     return heads * (2 * arch.hidden_size * rows.positions / layout.tp + logits)
 
 

@@ -20,6 +20,8 @@ class Batch:
     micro_batches: int  #: of a data-parallel rank in an update
     layout: Layout  #: of this part
     setting: str  #: the key that makes micro-batches smaller
+    longest: int  #: tokens of the longest sample, or of a row of a pretraining
+    samples: int  #: of a data-parallel rank in an update
 
 
 def batches(job: Job) -> list[Batch]:
@@ -46,10 +48,12 @@ def _pretrain(job: Job) -> list[Batch]:
             layout = resolve_layout(
                 parallel, job.arch, job.world_size, mtp=job.trains_mtp, packed=stage.mask_documents, stages=stages
             )
-        count = -(-max(level.rows for level in phase.levels) // (phase.micro_batch_size * layout.dp))
+        rows = max(level.rows for level in phase.levels)
+        count = -(-rows // (phase.micro_batch_size * layout.dp))
         smaller = "pretrain.micro_batch_size" if phase.micro_batch_size > 1 else "parallel.cp"
         name = f"phase {phase.number}" if stage.phases else ""
-        found.append(Batch(name, phase.micro_batch_size * phase.sequence_length, count, layout, smaller))
+        tokens, samples = phase.micro_batch_size * phase.sequence_length, -(-rows // layout.dp)
+        found.append(Batch(name, tokens, count, layout, smaller, phase.sequence_length, samples))
     return found
 
 
@@ -79,4 +83,4 @@ def _grpo(job: Job) -> list[Batch]:
 def _packed_batch(job: Job, tokens: int, longest: int, samples: int, setting: str) -> Batch:
     """With samples at their limit, which need the most micro-batches."""
     of_rank = -(-samples // job.layout.dp)
-    return Batch("", tokens, -(-of_rank // max(1, tokens // longest)), job.layout, setting)
+    return Batch("", tokens, -(-of_rank // max(1, tokens // longest)), job.layout, setting, longest, of_rank)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from megatron_r1.config.lengths import for_longest_response
 from megatron_r1.config.rollout import RolloutConfig
@@ -13,6 +14,7 @@ from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.rows import Split
 from megatron_r1.plan.job import Job
 from megatron_r1.plan.terms import Term
+from megatron_r1.rollout.cache_size import choose_cache, sequence_bytes
 
 #: Tokens that vLLM 0.32 computes in one step at most, by which it measures its activations as it starts: its default on such GPUs.
 _STEP_TOKENS = 8192
@@ -79,6 +81,32 @@ def engine_memory(job: Job, device_bytes: int) -> EngineMemory:
     cache = budget - weights - activations if rollout.kv_cache_bytes is None else float(rollout.kv_cache_bytes)
     sequence = cached_bytes(arch, config.data.max_prompt_tokens + longest, size, job.width)
     return EngineMemory(weights, activations, _GRAPHS, cache, sequence, budget)
+
+
+def cpu_engine_memory(job: Job, free_bytes: int) -> EngineMemory:
+    """One process of an engine of this stage on a CPU, which fills its whole cache with zeros as it starts.
+
+    Args:
+        free_bytes: of a machine, which its engines share.
+
+    Raises:
+        ConfigError: `rollout.tensor_parallel_size` does not divide the model.
+    """
+    found = engine_memory(job, free_bytes)
+    rollout = opened_config(job).rollout
+    longest = job.section.max_tokens if job.stage == "rejection" else rollout.max_response_tokens
+    tokens = job.config.data.max_prompt_tokens + longest
+    size = rollout.tensor_parallel_size
+    dtype: Literal["float32", "bfloat16"] = "float32" if job.width == 4 else "bfloat16"
+    cache = rollout.kv_cache_bytes
+    if cache is None:
+        engines = 1 if rollout.placement == "single" else rollout.engines_per_node
+        workers = engines * size // rollout.nodes_per_engine
+        cache = choose_cache(
+            job.arch, dtype, max_model_len=tokens, max_num_seqs=rollout.max_num_seqs, workers=size,
+            free_bytes=free_bytes // workers, share=rollout.gpu_memory_utilization,
+        ).bytes  # fmt: skip
+    return replace(found, graphs=0.0, cache=float(cache), sequence=sequence_bytes(job.arch, dtype, tokens, size))
 
 
 def engine_weights(arch: Architecture, size: int, width: int) -> int:

@@ -45,9 +45,9 @@ def resident(job: Job, rank: RankState) -> tuple[Term, ...]:
         terms.append(Term("reference", ranks * state.reference if "reference" in offload else 0, "runtime.offload"))
         kept = sum(rank.reward_models) if "reward_models" in offload else 0
         terms.append(Term("reward models", ranks * kept, "runtime.offload"))
-        terms.append(Term("rollouts", _rollouts(job), "grpo.prompts_per_rollout"))
+        terms.append(Term("rollouts", rollout_bytes(job), "grpo.prompts_per_rollout"))
     if job.stage == "pretrain" and job.config.pretrain.ema_decay is not None:
-        terms.append(Term("average of the weights", ranks * 8 * _optimizer_share(job, rank), "pretrain.ema_decay"))
+        terms.append(Term("average of the weights", ranks * average_of_weights(job, rank), "pretrain.ema_decay"))
     return tuple(term for term in terms if term.amount)
 
 
@@ -64,9 +64,13 @@ def saved(job: Job, rank: RankState) -> Term:
 
 def converting(job: Job) -> tuple[Term, ...]:
     """What the processes of a conversion hold on a node: a few tensors each, never the model."""
+    return Term("processes", job.devices_per_node * PROCESS), Term("system", _SYSTEM), converted_tensors(job)
+
+
+def converted_tensors(job: Job) -> Term:
+    """Those at hand in a conversion."""
     largest = max(math.prod(entry.full_shape) for entry in model_entries(job.arch))
-    tensors = job.devices_per_node * _CONVERTED * largest * _FLOAT32
-    return Term("processes", job.devices_per_node * PROCESS), Term("system", _SYSTEM), Term("tensors", tensors)
+    return Term("tensors", job.devices_per_node * _CONVERTED * largest * _FLOAT32)
 
 
 def shared_memory(job: Job) -> Term:
@@ -77,12 +81,13 @@ def shared_memory(job: Job) -> Term:
     return Term("shared memory of weights", engines * SLOTS * bucket, "rollout.bucket_mb")
 
 
-def _optimizer_share(job: Job, rank: RankState) -> int:
+def average_of_weights(job: Job, rank: RankState) -> int:
+    """Of a rank, with the copy that is written."""
     dense, experts = gradient_ranks(job.layout)
-    return rank.parameters.dense // dense + rank.parameters.experts // experts
+    return 8 * (rank.parameters.dense // dense + rank.parameters.experts // experts)
 
 
-def _rollouts(job: Job) -> float:
+def rollout_bytes(job: Job) -> float:
     """Of the responses of a round that a node's engines sample, all at the limit of the first rounds."""
     stage = job.config.grpo
     tokens = job.config.data.max_prompt_tokens + job.config.rollout.max_response_tokens

@@ -36,11 +36,11 @@ def describe_memory(job: Job, plan: MemoryPlan) -> str:
     lines = []
     if any(phase.device for phase in plan.phases):
         lines.append(f"\nmemory of a device, GB, of the pipeline stage that needs most; each has {plan.device_bytes / 1e9:,.1f}")
-        lines += _terms_table(plan.phases, [phase.device for phase in plan.phases], plan.device_bytes)
+        lines += terms_table(plan.phases, [phase.device for phase in plan.phases], plan.device_bytes)
         if job.layout.pp > 1:
             lines.append("stage: " + ", ".join(f"{name} {stage}" for name, stage in plan.fullest.items()))
     lines.append(f"\nmemory of a node, GB; each has {plan.node_bytes / 1e9:,.0f}")
-    lines += _terms_table(plan.phases, [phase.host for phase in plan.phases], plan.node_bytes)
+    lines += terms_table(plan.phases, [phase.host for phase in plan.phases], plan.node_bytes)
     if plan.engine is not None:
         engine = plan.engine
         asked = job.config.rollout.max_num_seqs
@@ -92,7 +92,8 @@ def _records(terms: Iterable[Term]) -> list[dict[str, object]]:
     return [{"name": term.name, "bytes": round(term.amount), "setting": term.setting} for term in terms]
 
 
-def _terms_table(phases: Sequence[MemoryPhase], parts: Sequence[Sequence[Term]], room: float) -> list[str]:
+def terms_table(phases: Sequence[MemoryPhase], parts: Sequence[Sequence[Term]], room: float) -> list[str]:
+    """The lines of a table of the `parts` of phases, in gigabytes, with what they leave of `room` bytes."""
     names = list(dict.fromkeys(term.name for terms in parts for term in terms))
     amounts = {name: [sum(term.amount for term in terms if term.name == name) for terms in parts] for name in names}
     small = [name for name in names if max(amounts[name]) < _SMALL]

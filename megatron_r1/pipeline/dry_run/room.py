@@ -7,8 +7,10 @@ from typing import cast
 
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.dry_run.found import Found, Rows
+from megatron_r1.plan.devices import CPU
 from megatron_r1.plan.job import Stage, read_job
 from megatron_r1.plan.memory import MemoryPlan, plan_memory
+from megatron_r1.plan.memory_cpu import plan_cpu_memory
 
 
 def describe_room(command: str, found: Found) -> Rows:
@@ -18,13 +20,14 @@ def describe_room(command: str, found: Found) -> Rows:
         ConfigError: with "enforce", one line for the first thing that does not fit.
     """
     choice = found.config.runtime.plan
-    if choice == "off" or found.device == "cpu":
-        return [("room", "memory is not looked at: " + ("runtime.plan=off" if choice == "off" else "the ranks are on CPUs"))]
+    if choice == "off":
+        return [("room", "memory is not looked at: runtime.plan=off")]
+    on_cpus = found.device == "cpu"
     job = read_job(
-        found.config, cast(Stage, command), found.job.gpu, devices_per_node=found.cluster.per_node,
+        found.config, cast(Stage, command), CPU if on_cpus else found.job.gpu, devices_per_node=found.cluster.per_node,
         world_size=found.cluster.world_size,
     )  # fmt: skip
-    plan = plan_memory(job)
+    plan = plan_cpu_memory(job) if on_cpus else plan_memory(job)
     problems = plan.shortfalls()
     if problems and choice == "enforce":
         raise ConfigError(
@@ -32,6 +35,9 @@ def describe_room(command: str, found: Found) -> Rows:
         )
     for problem in problems:
         print(f"{command} does not fit: {problem}", file=sys.stderr, flush=True)
+    if on_cpus:
+        room = f"this machine of {plan.node_bytes / 1e9:,.1f} GB"
+        return [("room", f"{room}: {', '.join(f'{phase.name} {phase.host_bytes / 1e9:,.1f}' for phase in plan.phases)}")]
     of_device = f"{job.device_name} of {plan.device_bytes / 1e9:,.1f} GB"
     return [("room", f"{of_device}: {phase_peaks(plan)}"), ("", node_peak(plan))]
 

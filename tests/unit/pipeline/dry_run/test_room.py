@@ -51,3 +51,15 @@ def test_bad_input_is_one_line(capsys) -> None:
     assert (code, out) == (2, "") and "--gpu H900: there is no such device in the table" in err and err.count("\n") == 1
     assert cli.main([*ZERO[:1], "--config", ZERO[3], "--gpu", "H800"]) == 2
     assert "--gpu says what a dry run is to look at" in capsys.readouterr().err
+
+
+def test_on_cpus_it_is_the_machine_that_must_have_room(capsys, monkeypatch) -> None:
+    tiny = ["grpo", "--dry-run", "--config", str(ROOT / "examples/tiny_cpu/r1_zero.yaml")]
+    for room, code in ((8 * 10**9, 0), (10**9, 2)):
+        monkeypatch.setattr("megatron_r1.plan.memory_cpu.machine_bytes", lambda room=room: room)
+        assert cli.main(tiny) == code
+        told = capsys.readouterr()
+        assert ("room        this machine of 8.0 GB: sampling 1." in told.out) == (code == 0)
+        assert told.err.startswith("megatron-r1: error: grpo does not fit: ") == (code == 2)
+    assert cli.main([*tiny, "runtime.plan=warn"]) == 0
+    assert capsys.readouterr().err.startswith("grpo does not fit: ")

@@ -1,0 +1,220 @@
+"""The memory of a stage whose ranks are on CPUs: what each process holds, phase by phase, and a machine's processes together.
+
+Ranks, engines and whoever writes a checkpoint share one memory, so a stage fits if the machine holds the sum. `runtime.offload`
+moves nothing here. Terms of the model are counted as on GPUs; what a process takes beside them was measured (`TRAINER`, `ENGINE`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megatron_r1.mcore.activation_bytes import logits_bytes
+from megatron_r1.mcore.head_bytes import TILE, keeps_whole
+from megatron_r1.mcore.shared_prompts import shares_prompts
+from megatron_r1.plan import host
+from megatron_r1.plan.activations_cpu import Rows, cpu_activation_bytes, cpu_layer_numbers, wide_logits
+from megatron_r1.plan.batches import Batch, batches, largest_batch
+from megatron_r1.plan.engine import EngineMemory, cpu_engine_memory, opened_config, samples
+from megatron_r1.plan.job import Job
+from megatron_r1.plan.memory import MemoryPlan
+from megatron_r1.plan.static import RankState, rank_state
+from megatron_r1.plan.terms import MemoryPhase, Term
+from megatron_r1.rollout.sync.weight_buckets import bucket_bytes
+from megatron_r1.runtime.heap import KEPT_BYTES
+
+#: A rank without any tensor of the model: Python, torch for CPUs, Megatron-Core, gloo, the project. Measured, resident, libraries
+#: included: `benchmarks.plan_memory`.
+TRAINER = 0.55e9
+#: An engine's process likewise, with vLLM in place of Megatron-Core.
+ENGINE = 0.66e9
+#: Of either, the pages of libraries that all processes of a machine share.
+SHARED = 0.20e9
+_FLOAT32 = 4
+_PROCESS = "process"
+
+
+@dataclass(frozen=True)
+class CpuMemoryPlan(MemoryPlan):
+    """`device` of a phase is the process of the rank that needs most, `host` is the machine that needs most."""
+
+    def shortfalls(self) -> list[str]:
+        """One line if a machine's processes do not fit; [] if they do."""
+        node = self.host_peak
+        if node.host_bytes <= self.node_bytes:
+            return []
+        cut = node.largest(host=True)
+        most = "" if cut is None else f"; of it {cut.name} {_gb(cut.amount)} GB"
+        most += f": change {cut.setting}" if cut is not None and cut.setting else ""
+        return [f"{node.name} needs {_gb(node.host_bytes)} GB of the machine, which has {_gb(self.node_bytes)} GB{most}"]
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, which is taken for every machine of the job."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def plan_cpu_memory(job: Job, room: int | None = None) -> CpuMemoryPlan:
+    """The memory of a stage on CPUs.
+
+    Args:
+        room: bytes of a machine; None: of this one.
+
+    Raises:
+        ConfigError: something of the stage does not divide.
+    """
+    room = machine_bytes() if room is None else room
+    engine = cpu_engine_memory(job, room) if samples(job) else None
+    of_stages = [cpu_stage_phases(job, stage, engine) for stage in range(job.layout.pp)]
+    fullest, phases = {}, []
+    for same in zip(*of_stages, strict=True):
+        name = same[0].name
+        fullest[name] = max(range(len(same)), key=lambda stage: same[stage].device_bytes)
+        of_ranks = _ranks_of_machine(job, same, fullest[name])
+        phases.append(MemoryPhase(name, same[fullest[name]].device, (*of_ranks, *same[fullest[name]].host)))
+    return CpuMemoryPlan(tuple(phases), fullest, room, room, engine)
+
+
+def _ranks_of_machine(job: Job, same: tuple[MemoryPhase, ...], fullest: int) -> Iterable[Term]:
+    """The terms of all ranks of a machine: of one that has them all, stage by stage; else as if all were of the fullest stage."""
+    share = job.devices_per_node / len(same)  # ranks of each stage
+    counted: dict[tuple[str, str], float] = defaultdict(float)
+    for stage in range(len(same)):
+        for term in same[stage if job.nodes == 1 else fullest].device:
+            counted[term.name, term.setting] += share * (term.amount - (SHARED if term.name == _PROCESS else 0))
+    return [Term("shared libraries", SHARED), *(Term(name, amount, setting) for (name, setting), amount in counted.items())]
+
+
+def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[MemoryPhase]:
+    """The phases of a rank of one pipeline stage; `host` is what the other processes of a machine hold meanwhile."""
+    if job.stage == "convert":
+        return [MemoryPhase("converting", (), (host.converted_tensors(job), Term("processes", job.devices_per_node * TRAINER)))]
+    rank = rank_state(job, stage)
+    others = (*_engines(job, engine), *_rollouts(job))
+    static = _state(job, rank) if job.is_trained else (Term(_PROCESS, TRAINER),)
+    kept = _kept_by_heap(job, stage) if job.is_trained else ()
+    phases = []
+    if engine is not None:
+        phases.append(MemoryPhase("sampling", (*static, *kept), others))
+    if job.stage == "grpo":
+        phases.append(MemoryPhase("log-probs", (*static, *_forward(job, largest_batch(job), stage)), others))
+    if not job.is_trained:
+        return phases
+    for batch in batches(job):
+        name = f"update, {batch.name}" if batch.name else "update"
+        phases.append(MemoryPhase(name, (*static, *_passes(job, batch, stage)), others))
+    writing: tuple[Term, ...] = ()
+    if job.config.checkpoint.asynchronous:  # a forked process writes; what training changes meanwhile is there twice
+        writing = (Term("checkpoint", rank.state.weights + rank.state.optimizer, "checkpoint.asynchronous"),)
+    phases.append(MemoryPhase("saving", (*static, *kept, *writing), others))
+    if engine is not None:
+        rollout = opened_config(job).rollout
+        slots, all_weights = host.shared_memory(job), engine.weights * rollout.tensor_parallel_size
+        bucket = bucket_bytes(rollout.bucket_mb, all_weights)
+        shared = Term(slots.name, min(slots.amount, all_weights), slots.setting)  # pages that nothing was written to take nothing
+        piece = Term("piece of a tensor", min(bucket, rank.parameters.largest * job.width), "rollout.bucket_mb")
+        phases.append(MemoryPhase("weight sync", (*static, *kept, piece), (*others, shared)))
+    return phases
+
+
+def _state(job: Job, rank: RankState) -> tuple[Term, ...]:
+    state = rank.state
+    split = "parallel.ep" if job.arch.experts is not None else "parallel.tp"
+    average = host.average_of_weights(job, rank) if job.stage == "pretrain" and job.config.pretrain.ema_decay is not None else 0
+    terms = [
+        Term(_PROCESS, TRAINER),
+        Term("weights", state.weights, split),
+        Term("gradients", state.gradients, split),
+        Term("optimizer", state.optimizer + state.host, split),
+        Term("reference", state.reference, "grpo.kl_coef"),
+        Term("reward models", sum(rank.reward_models), "reward.model"),
+        Term("average of the weights", average, "pretrain.ema_decay"),
+    ]
+    return tuple(term for term in terms if term.amount)
+
+
+def _engines(job: Job, engine: EngineMemory | None) -> tuple[Term, ...]:
+    """All engine processes of a machine."""
+    if engine is None:
+        return ()
+    rollout = opened_config(job).rollout
+    engines = 1 if rollout.placement == "single" else rollout.engines_per_node
+    count = engines * rollout.tensor_parallel_size // rollout.nodes_per_engine
+    if rollout.tensor_parallel_size > 1:  # the workers of an engine have a process beside them
+        count += engines
+    workers = engines * rollout.tensor_parallel_size // rollout.nodes_per_engine
+    return (
+        Term("engine processes", count * (ENGINE - SHARED), "rollout.engines_per_node"),
+        Term("engine weights", workers * engine.weights, "rollout.engines_per_node"),
+        Term("engine activations", workers * engine.activations, "rollout.max_num_seqs"),
+        Term("engine cache", workers * engine.cache, "rollout.kv_cache_bytes"),
+    )
+
+
+def _rollouts(job: Job) -> tuple[Term, ...]:
+    """Responses of a round."""
+    return (Term("rollouts", host.rollout_bytes(job), "grpo.prompts_per_rollout"),) if job.stage == "grpo" else ()
+
+
+def rows_of(job: Job, batch: Batch) -> Rows:
+    """The rows of the largest micro-batch, with samples at their limit: no more than an update has."""
+    if job.stage == "pretrain":
+        width = batch.longest // batch.layout.cp
+        positions = batch.tokens // batch.layout.cp
+        return Rows(positions, width, positions, is_packed=job.config.pretrain.mask_documents)
+    count = max(1, min(batch.tokens // batch.longest, batch.samples))
+    tokens = count * batch.longest
+    if job.stage == "grpo" and shares_prompts(job.section.share_prompts, job.arch, batch.layout, job.moe, "cpu"):
+        # A group's prompt is there once. As many prompts as have room with their whole groups.
+        prompt, group = job.config.data.max_prompt_tokens, job.section.group_size
+        bundle = prompt + group * (batch.longest - prompt)
+        tokens = min(batch.tokens, -(-batch.samples * bundle // group))
+    positions = tokens // batch.layout.cp
+    return Rows(positions, batch.longest // batch.layout.cp, positions, is_packed=True)
+
+
+def _passes(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
+    """What passes over a micro-batch keep, and the gradients of a layer on their way back."""
+    rows, layout, runtime = rows_of(job, batch), batch.layout, job.runtime
+    kept = cpu_activation_bytes(
+        job.arch, layout, rows, stage, recompute=runtime.recompute, modules=runtime.recompute_modules, mtp_trained=job.trains_mtp,
+        micro_batches=batch.micro_batches, whole_logits_mb=runtime.whole_logits_mb,
+    )  # fmt: skip
+    return (
+        Term("activations", kept, "runtime.recompute" if runtime.recompute == "none" else batch.setting),
+        *_moment(job, batch, stage, rows),
+    )
+
+
+def _kept_by_heap(job: Job, stage: int) -> tuple[Term, ...]:
+    """Of what an update freed, which the process keeps for the next one: `runtime.heap`."""
+    freed = sum(term.amount for term in _passes(job, largest_batch(job), stage))
+    return (Term("kept by the heap", min(freed, KEPT_BYTES)),)
+
+
+def _forward(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
+    """A pass without gradient: one layer at a time, then the logits."""
+    return _moment(job, batch, stage, rows_of(job, batch))
+
+
+def _moment(job: Job, batch: Batch, stage: int, rows: Rows) -> tuple[Term, ...]:
+    """What is there for a moment: of the widest layer, or of the logits."""
+    layout = batch.layout
+    counts = layout.decoder_layers(job.arch.num_hidden_layers)
+    chunks = range(stage, layout.pp * layout.vpp, layout.pp)
+    layers = [layer for chunk in chunks for layer in range(sum(counts[:chunk]), sum(counts[: chunk + 1]))]
+    of_layer = max((cpu_layer_numbers(job.arch, layer, rows) for layer in layers), default=0.0) * _FLOAT32 / layout.tp
+    of_logits = 0
+    if stage == layout.pp - 1 and not job.arch.is_reward_model:
+        whole = logits_bytes(job.arch, layout, rows.positions, _FLOAT32)
+        tiled = not keeps_whole(whole, job.runtime.whole_logits_mb)
+        of_logits = wide_logits(job.arch, layout, rows.positions) + (TILE * _FLOAT32 if tiled else 0)
+    if of_logits > of_layer:
+        return (Term("part of the logits", of_logits, batch.setting),)
+    return (Term("layer that is computed", of_layer, batch.setting),)
+
+
+def _gb(amount: float) -> str:
+    return f"{amount / 1e9:,.1f}"
