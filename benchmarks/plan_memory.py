@@ -74,7 +74,7 @@ def config_of(model: str, stage: str, folder: Path) -> dict[str, Any]:
         "run_dir": str(folder / "run"),
         "model": MODELS[model],
         "runtime": {"device": "cpu", "dtype": "fp32", "threads": 1},
-        "data": {"source": "tally", "template": "r1_zero", "max_prompt_tokens": 32},
+        "data": {"source": "tally", "template": "r1_zero", "max_prompt_tokens": 16},
         "checkpoint": {"asynchronous": False},  # how much is there twice depends on how fast the disk is
         "evaluate": {"interval": 0, "problems": 0},
     }

@@ -34,7 +34,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; what it leaves out keeps its default")
     plan.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
     plan.add_argument("--stage", choices=_STAGES, default="grpo", help="what is planned (default grpo)")
-    plan.add_argument("--gpu", metavar="NAME", help="A100, H20, H800, H100, H200, B200 or GB200; default: H800, and with runtime.device=cpu this machine")
+    plan.add_argument("--gpu", metavar="NAME", help="A100, H20, H800, H100, H200, B200 or GB200; default: H800; on CPUs none")
     plan.add_argument("--nodes", type=_count, metavar="N", help="default: as few as the layout needs")
     plan.add_argument("--gpus-per-node", type=_count, metavar="N", default=8, help="ranks of a node; default: 8")
     plan.add_argument(

@@ -30,7 +30,9 @@ from megatron_r1.runtime.heap import KEPT_BYTES
 TRAINER = 0.55e9
 #: An engine's process likewise, with vLLM in place of Megatron-Core.
 ENGINE = 0.66e9
-#: Of either, the pages of libraries that all processes of a machine share.
+#: torchrun's own, where a machine has several ranks.
+LAUNCHER = 0.12e9
+#: Of a rank or an engine, the pages of libraries that all processes of a machine share.
 SHARED = 0.20e9
 _FLOAT32 = 4
 _PROCESS = "process"
@@ -84,7 +86,8 @@ def _ranks_of_machine(job: Job, same: tuple[MemoryPhase, ...], fullest: int) -> 
     for stage in range(len(same)):
         for term in same[stage if job.nodes == 1 else fullest].device:
             counted[term.name, term.setting] += share * (term.amount - (SHARED if term.name == _PROCESS else 0))
-    return [Term("shared libraries", SHARED), *(Term(name, amount, setting) for (name, setting), amount in counted.items())]
+    beside = [Term("shared libraries", SHARED), *([Term("launcher", LAUNCHER)] if job.devices_per_node > 1 else [])]
+    return [*beside, *(Term(name, amount, setting) for (name, setting), amount in counted.items())]
 
 
 def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[MemoryPhase]:

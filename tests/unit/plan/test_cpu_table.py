@@ -10,7 +10,8 @@ from megatron_r1 import cli
 from megatron_r1.plan import memory_cpu
 from tests.paths import ROOT
 
-ZERO = ["plan", "--stage", "grpo", "--config", str(ROOT / "examples/tiny_cpu/r1_zero.yaml")]
+ZERO = ["plan", "--config", str(ROOT / "examples/tiny_cpu/r1_zero.yaml"), "--stage", "grpo"]
+PAGE = ROOT / "docs/how_to/plan.md"
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,7 @@ def _room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_tables_and_that_it_fits(capsys, tmp_path) -> None:
     assert cli.main([*ZERO, "--json", str(tmp_path / "plan.json")]) == 0
     out = capsys.readouterr().out
+    assert f"    megatron-r1 {' '.join(ZERO)}\n".replace(f"{ROOT}/", "") in PAGE.read_text(encoding="utf-8")
     assert "plan of grpo: 1 rank(s) on 1 node(s) of 1 CPU" in out
     assert "resident memory of the process of the rank that needs most, GB; the machine has 8.0" in out
     assert "of all processes of a machine" in out and "engine: 0.07 GB of cache" in out and "fits; times are planned" in out

@@ -9,7 +9,7 @@ from megatron_r1.mcore.activation_bytes import logits_bytes
 from megatron_r1.plan.activations_cpu import cpu_activation_bytes
 from megatron_r1.plan.batches import largest_batch
 from megatron_r1.plan.job import Job, Stage, read_job
-from megatron_r1.plan.memory_cpu import ENGINE, SHARED, TRAINER, CpuMemoryPlan, machine_bytes, plan_cpu_memory, rows_of
+from megatron_r1.plan.memory_cpu import ENGINE, LAUNCHER, SHARED, TRAINER, CpuMemoryPlan, machine_bytes, plan_cpu_memory, rows_of
 from megatron_r1.plan.terms import MemoryPhase
 from megatron_r1.runtime.heap import KEPT_BYTES
 
@@ -45,6 +45,7 @@ def test_ranks_of_a_machine_have_the_libraries_once_and_share_the_optimizer() ->
     assert of_rank["optimizer"] == pytest.approx(alone["optimizer"] / 2, rel=1e-3)
     assert both["weights"] == 2 * alone["weights"] and both["optimizer"] == pytest.approx(alone["optimizer"], rel=1e-3)
     assert both["process"] + both["shared libraries"] == pytest.approx(2 * TRAINER - SHARED)
+    assert both["launcher"] == LAUNCHER and "launcher" not in terms(one, "update", of_machine=True)
 
 
 def test_a_machine_has_each_pipeline_stage_once() -> None:
