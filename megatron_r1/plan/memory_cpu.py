@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_r1.mcore.activation_bytes import logits_bytes
-from megatron_r1.mcore.head_bytes import TILE, keeps_whole
+from megatron_r1.mcore.head_bytes import keeps_whole, rows_at_a_time
 from megatron_r1.mcore.shared_prompts import shares_prompts
 from megatron_r1.plan import host
 from megatron_r1.plan.activations_cpu import Rows, cpu_activation_bytes, cpu_layer_numbers, wide_logits
@@ -96,7 +96,7 @@ def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[
         return [MemoryPhase("converting", (), (host.converted_tensors(job), Term("processes", job.devices_per_node * TRAINER)))]
     rank = rank_state(job, stage)
     others = (*_engines(job, engine), *_rollouts(job))
-    static = _state(job, rank) if job.is_trained else (Term(_PROCESS, TRAINER),)
+    static = _state_terms(job, rank) if job.is_trained else (Term(_PROCESS, TRAINER),)
     kept = _kept_by_heap(job, stage) if job.is_trained else ()
     phases = []
     if engine is not None:
@@ -107,7 +107,7 @@ def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[
         return phases
     for batch in batches(job):
         name = f"update, {batch.name}" if batch.name else "update"
-        phases.append(MemoryPhase(name, (*static, *_passes(job, batch, stage)), others))
+        phases.append(MemoryPhase(name, (*static, *_passing_terms(job, batch, stage)), others))
     writing: tuple[Term, ...] = ()
     if job.config.checkpoint.asynchronous:  # a forked process writes; what training changes meanwhile is there twice
         writing = (Term("checkpoint", rank.state.weights + rank.state.optimizer, "checkpoint.asynchronous"),)
@@ -122,7 +122,7 @@ def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[
     return phases
 
 
-def _state(job: Job, rank: RankState) -> tuple[Term, ...]:
+def _state_terms(job: Job, rank: RankState) -> tuple[Term, ...]:
     state = rank.state
     split = "parallel.ep" if job.arch.experts is not None else "parallel.tp"
     average = host.average_of_weights(job, rank) if job.stage == "pretrain" and job.config.pretrain.ema_decay is not None else 0
@@ -161,7 +161,7 @@ def _rollouts(job: Job) -> tuple[Term, ...]:
     return (Term("rollouts", host.rollout_bytes(job), "grpo.prompts_per_rollout"),) if job.stage == "grpo" else ()
 
 
-def rows_of(job: Job, batch: Batch) -> Rows:
+def cpu_rows(job: Job, batch: Batch) -> Rows:
     """The rows of the largest micro-batch, with samples at their limit: no more than an update has."""
     if job.stage == "pretrain":
         width = batch.longest // batch.layout.cp
@@ -178,9 +178,9 @@ def rows_of(job: Job, batch: Batch) -> Rows:
     return Rows(positions, batch.longest // batch.layout.cp, positions, is_packed=True)
 
 
-def _passes(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
+def _passing_terms(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
     """What passes over a micro-batch keep, and the gradients of a layer on their way back."""
-    rows, layout, runtime = rows_of(job, batch), batch.layout, job.runtime
+    rows, layout, runtime = cpu_rows(job, batch), batch.layout, job.runtime
     kept = cpu_activation_bytes(
         job.arch, layout, rows, stage, recompute=runtime.recompute, modules=runtime.recompute_modules, mtp_trained=job.trains_mtp,
         micro_batches=batch.micro_batches, whole_logits_mb=runtime.whole_logits_mb,
@@ -193,13 +193,13 @@ def _passes(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
 
 def _kept_by_heap(job: Job, stage: int) -> tuple[Term, ...]:
     """Of what an update freed, which the process keeps for the next one: `runtime.heap`."""
-    freed = sum(term.amount for term in _passes(job, largest_batch(job), stage))
+    freed = sum(term.amount for term in _passing_terms(job, largest_batch(job), stage))
     return (Term("kept by the heap", min(freed, KEPT_BYTES)),)
 
 
 def _forward(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
     """A pass without gradient: one layer at a time, then the logits."""
-    return _moment(job, batch, stage, rows_of(job, batch))
+    return _moment(job, batch, stage, cpu_rows(job, batch))
 
 
 def _moment(job: Job, batch: Batch, stage: int, rows: Rows) -> tuple[Term, ...]:
@@ -212,8 +212,10 @@ def _moment(job: Job, batch: Batch, stage: int, rows: Rows) -> tuple[Term, ...]:
     of_logits = 0
     if stage == layout.pp - 1 and not job.arch.is_reward_model:
         whole = logits_bytes(job.arch, layout, rows.positions, _FLOAT32)
-        tiled = not keeps_whole(whole, job.runtime.whole_logits_mb)
-        of_logits = wide_logits(job.arch, layout, rows.positions) + (TILE * _FLOAT32 if tiled else 0)
+        of_logits = wide_logits(job.arch, layout, rows.positions)
+        if not keeps_whole(whole, job.runtime.whole_logits_mb):
+            width = whole // rows.positions
+            of_logits += rows_at_a_time(width // _FLOAT32, rows.positions, cuda=False) * width
     if of_logits > of_layer:
         return (Term("part of the logits", of_logits, batch.setting),)
     return (Term("layer that is computed", of_layer, batch.setting),)

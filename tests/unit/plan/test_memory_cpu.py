@@ -9,7 +9,7 @@ from megatron_r1.mcore.activation_bytes import logits_bytes
 from megatron_r1.plan.activations_cpu import cpu_activation_bytes
 from megatron_r1.plan.batches import largest_batch
 from megatron_r1.plan.job import Job, Stage, read_job
-from megatron_r1.plan.memory_cpu import ENGINE, LAUNCHER, SHARED, TRAINER, CpuMemoryPlan, machine_bytes, plan_cpu_memory, rows_of
+from megatron_r1.plan.memory_cpu import ENGINE, LAUNCHER, SHARED, TRAINER, CpuMemoryPlan, cpu_rows, machine_bytes, plan_cpu_memory
 from megatron_r1.plan.terms import MemoryPhase
 from megatron_r1.runtime.heap import KEPT_BYTES
 
@@ -34,7 +34,7 @@ def test_a_rank_in_fp32_holds_16_bytes_a_parameter_and_what_its_passes_keep() ->
     assert held["process"] == TRAINER
     assert held["optimizer"] == pytest.approx(2 * held["weights"], rel=1e-4)
     assert held["gradients"] == pytest.approx(held["weights"], rel=1e-4)
-    rows = rows_of(asked, largest_batch(asked))
+    rows = cpu_rows(asked, largest_batch(asked))
     assert (rows.positions, rows.width, rows.is_packed) == (16 * 64, 64, False)
     assert held["activations"] == cpu_activation_bytes(asked.arch, asked.layout, rows, 0, recompute="none", mtp_trained=True)
 
@@ -57,17 +57,17 @@ def test_a_machine_has_each_pipeline_stage_once() -> None:
 def test_a_micro_batch_has_no_more_samples_than_an_update() -> None:
     asked = job("grpo")
     assert largest_batch(asked).tokens == 34816, "the default"
-    rows = rows_of(asked, largest_batch(asked))
+    rows = cpu_rows(asked, largest_batch(asked))
     assert rows.positions == 128 * 63 and rows.width == 63 and rows.is_packed, "128 samples of 32 and 31 tokens"
     split = job("grpo", "grpo.micro_batch_tokens=640")
-    assert rows_of(split, largest_batch(split)).positions == 10 * 63
+    assert cpu_rows(split, largest_batch(split)).positions == 10 * 63
 
 
 def test_without_experts_a_prompt_is_there_once_for_its_group() -> None:
     asked = job("grpo", preset="tiny_qwen2")
-    assert rows_of(asked, largest_batch(asked)).positions == 8 * (32 + 16 * 31)
+    assert cpu_rows(asked, largest_batch(asked)).positions == 8 * (32 + 16 * 31)
     never = job("grpo", "grpo.share_prompts=never", preset="tiny_qwen2")
-    assert rows_of(never, largest_batch(never)).positions == 128 * 63
+    assert cpu_rows(never, largest_batch(never)).positions == 128 * 63
 
 
 def test_logits_by_tiles_are_not_kept() -> None:
