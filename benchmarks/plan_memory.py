@@ -24,6 +24,7 @@ import yaml
 
 from benchmarks.processes import ROOT, CommandFailed, with_descendants
 from megatron_r1.config.load import load_config
+from megatron_r1.data.tally.tokenizer import train_tally_tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.plan.job import Stage, read_job
 from megatron_r1.plan.memory_cpu import plan_cpu_memory
@@ -31,6 +32,7 @@ from megatron_r1.runtime.launch import child_environment
 
 BAR = 0.10
 _POLL_SECONDS = 0.5
+_TALLY_TOKENS = 448  #: of the tokenizer of SFT
 _SAMPLE_TOKENS = 64  #: of a sample of SFT
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny"},
@@ -81,7 +83,7 @@ def config_of(model: str, stage: str, folder: Path) -> dict[str, Any]:
     if stage == "pretrain":
         config["pretrain"] = {"steps": 3, "global_batch_size": 32}
     elif stage == "sft":
-        config["data"] = {"template": "r1_chat"}
+        config["data"] = {"template": "r1_chat", "tokenizer": str(folder / "tokenizer")}
         config["sft"] = {
             "sources": [{"path": str(folder / "samples.jsonl"), "format": "pair"}], "epochs": 2, "max_tokens": _SAMPLE_TOKENS,
             "overlong": "truncate",
@@ -147,6 +149,7 @@ def compare(model: str, stage: str, ranks: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_samples(folder / "samples.jsonl")
+        train_tally_tokenizer(_TALLY_TOKENS).save(folder / "tokenizer")
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(config_of(model, stage, folder)), encoding="utf-8")
         predicted, measured = predict(config, stage, ranks), measure(config, stage, ranks, folder / "log")
