@@ -147,6 +147,9 @@ def run(benchmark: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     try:
         if arguments.out is not None and not arguments.out.parent.is_dir():
             raise ConfigError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
+        work = getattr(arguments, "dir", None)
+        if work is not None and not work.is_dir():
+            raise ConfigError(f"--dir {work}: there is no such folder")
         benchmark(arguments)
     except R1Error as error:
         print(f"error: {error}", file=sys.stderr)

@@ -51,9 +51,10 @@ def test_a_missing_folder_is_told_before_anything_is_measured(tmp_path: Path, ca
     def benchmark(arguments: argparse.Namespace) -> None:
         pytest.fail("measured first")
 
-    assert measure.run(benchmark, argparse.Namespace(out=tmp_path / "none" / "result.json")) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "there is no folder" in message
+    for where in ({"out": tmp_path / "none" / "result.json"}, {"out": None, "dir": tmp_path / "none"}):
+        assert measure.run(benchmark, argparse.Namespace(**where)) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and "folder" in message and str(tmp_path / "none") in message
 
 
 def test_every_channel_brings_the_bucket() -> None:
