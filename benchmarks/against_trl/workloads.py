@@ -36,7 +36,7 @@ class Workload:
     tokens: int  #: most tokens of a response
     mixed: bool  #: whether responses end by themselves, with the same probability at every token
     bar: float  #: least ratio of samples per second
-    micro_batch_tokens: int  #: of our forward passes
+    micro_batch_tokens: int  #: of our forward passes; with long responses about a group, as many as TRL's batch of 8
     trl_batches: tuple[int, ...]  #: sequences of TRL's forward passes, of which it takes the faster on the machine
     terms: tuple[int, int] | None  #: fewest and most numbers in a prompt's sum; None: the quickstart's prompts
 
@@ -71,8 +71,8 @@ WORKLOADS = {
         Workload("tiny", "the quickstart's DeepSeek-V3, hidden size 128", resolve_architecture("tiny"),
                  16, 16, 128, 32, False, 1.0, 8192, (128, 32), None),
         Workload("smollm2", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 8, 8, 64, 32, False, 1.3, 4096, (32, 8), (40, 60)),
-        Workload("mixed", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 4, 8, 32, 256, True, 2.0, 4096, (32, 8), (40, 60)),
-        Workload("qwen2", "a Qwen2 of 8 layers, hidden size 512", _QWEN2, 4, 8, 32, 512, True, 2.0, 4096, (32, 8), (40, 60)),
+        Workload("mixed", "SmolLM2-135M's shape, hidden size 576", _SMOLLM2, 4, 8, 32, 256, True, 2.0, 1024, (32, 8), (40, 60)),
+        Workload("qwen2", "a Qwen2 of 8 layers, hidden size 512", _QWEN2, 4, 8, 32, 512, True, 2.0, 2048, (32, 8), (40, 60)),
     )
 }  # fmt: skip
 
