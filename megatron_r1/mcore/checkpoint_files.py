@@ -61,7 +61,7 @@ def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten
     # The stock queue lives in a process that is spawned, imports the program again, and outlives it when it is killed.
     filesystem_async._results_queue = queue.SimpleQueue()
     sharded, common = save_preprocess(state)
-    dict_list_map_inplace(_in_memory_of_its_own, sharded)
+    dict_list_map_inplace(_as_written, sharded)
     on_rank_zero(lambda: _save_common(common, folder))
     writer, metadata = _Planner(_FORMAT.sharded_backend, _FORMAT.sharded_backend_version, thread_count=1).async_save(
         sharded, folder
@@ -76,11 +76,23 @@ def plan_folder(state: dict[str, Any], checkpoint: Path, name: str) -> Unwritten
     )
 
 
-def _in_memory_of_its_own(entry: Any) -> Any:
-    """Copy pinned tensors: a forked process may share such memory with this one, which goes on writing to it."""
-    if isinstance(entry, ShardedTensor) and entry.data.device.type == "cpu" and entry.data.is_pinned():
-        entry.data = entry.data.clone()
+def _as_written(entry: Any) -> Any:
+    """Have tensors on the CPU in a form that is written as it lies there.
+
+    Pinned ones are copied: a forked process may share such memory with this one, which goes on writing to it. Of part of a buffer,
+    as every weight is, torch's serializer would write the whole buffer, and Megatron-Core copies it for that: all weights at once.
+    """
+    if isinstance(entry, ShardedTensor) and entry.data.device.type == "cpu":
+        entry.data = entry.data.clone() if entry.data.is_pinned() else storage_of_its_own(entry.data)
     return entry
+
+
+def storage_of_its_own(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor with a storage that is no larger than itself; one with gaps or without numbers as it is."""
+    if not tensor.is_contiguous() or not tensor.numel():
+        return tensor
+    same = torch.from_numpy(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # NumPy has no bfloat16
+    return same.view(tensor.dtype).view(tensor.shape)
 
 
 def join(parts: Sequence[Unwritten]) -> Unwritten:
