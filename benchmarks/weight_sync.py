@@ -109,7 +109,7 @@ def be_rank(rank: int, folder: Path, settings: argparse.Namespace) -> None:
     engine = CollectiveEngine(start if rank == 0 else None)
     found: list[dict[str, Any]] = []
     for name in settings.layouts:
-        layout = parallel.resolve_layout(ParallelConfig(**LAYOUTS[name]), arch, RANKS, mtp=False, packed=True)
+        layout = parallel.resolve_layout(ParallelConfig(**LAYOUTS[name]), arch, RANKS, mtp=False)
         parallel.build_process_groups(layout, seed=1)
         modules = provider.build_model(arch, layout, RuntimeConfig(dtype=dtype), MoeTrainingConfig(), seed=7)
         shards = TrainerShards(modules, arch, parallel.groups())

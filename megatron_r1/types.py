@@ -173,7 +173,8 @@ class MicroBatch:
     """What one forward pass takes: sequences packed end to end ("thd"), or `[B, T]` rows when `cu_seqlens` is None.
 
     Packed: B is 1, the row holds S sequences and `cu_seqlens[-1]` is N; padding stands at the end as sequences of its own,
-    without loss and with sample id `PADDING`.
+    without loss and with sample id `PADDING`. Where context parallelism cuts sequences, padding also stands behind each: see
+    `lengths`.
     Responses may share their prompt: it is then a sequence of its own, without loss and with sample id `PROMPT`, and those that
     name it in `prompts` go on from it: they attend to it, and their positions follow its.
     All tensors are on the CPU until the policy moves them.
@@ -188,6 +189,8 @@ class MicroBatch:
     sample_ids: list[int] = field(default_factory=list)
     #: [S] which sequence is the prompt that each goes on from, itself: none; or []
     prompts: list[int] = field(default_factory=list)
+    #: [S] tokens of each sequence, without the padding behind it; or []: nothing is behind any
+    lengths: list[int] = field(default_factory=list)
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)  #: name -> [B, N] float32: "advantages",
     #: "old_logprobs", "ref_logprobs", "rollout_logprobs", "sequence_lengths" (trained tokens of the token's sequence)
     documents: torch.Tensor | None = None  #: [B, N] int64, of a stream of documents: the number of the one at each position
@@ -210,10 +213,23 @@ class MicroBatch:
             return [True] * self.token_ids.shape[0]
         return [sample_id >= 0 for sample_id in self.sample_ids]
 
+    def sequence_tokens(self) -> torch.Tensor:
+        """[S] int64 tokens of each packed sequence, without padding behind it; of padding at the end of the row, all."""
+        assert self.cu_seqlens is not None, "only packed micro-batches hold several sequences in a row"
+        if not self.lengths:
+            return self.cu_seqlens.diff().long()
+        return torch.tensor(self.lengths, device=self.cu_seqlens.device)
+
+    def of_samples(self) -> torch.Tensor:
+        """[1, N] bool: which positions are tokens of a sample, neither padding nor a shared prompt."""
+        assert self.cu_seqlens is not None, "only packed micro-batches hold samples"
+        numbers = self.sequence_numbers()
+        ends = self.cu_seqlens[:-1] + self.sequence_tokens() * torch.tensor(self.is_real, device=numbers.device)
+        return torch.arange(self.num_tokens, device=numbers.device) < ends[numbers]
+
     def prompt_tokens(self) -> torch.Tensor:
         """[S] int64 tokens of the prompt that each packed sequence goes on from: 0 if it has none."""
-        assert self.cu_seqlens is not None, "only packed micro-batches hold several sequences in a row"
-        lengths = self.cu_seqlens.diff().long()
+        lengths = self.sequence_tokens()
         if not self.prompts:
             return torch.zeros_like(lengths)
         prompts = torch.tensor(self.prompts, device=lengths.device)

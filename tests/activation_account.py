@@ -74,7 +74,7 @@ def most_kept(
     Args:
         lengths: targets of the samples of this rank, which are packed; not `packed`: rows of a micro-batch each, all alike.
     """
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=mtp, packed=packed)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=mtp)
     if dist.is_initialized():
         dist.destroy_process_group()
     with meta._quick_start():

@@ -5,7 +5,7 @@ Used by the unit test of one rank and by the ranks of `distributed/train_layouts
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from megatron_r1.training.pretrain import loss_over
 from megatron_r1.training.reward_model import reward_loss_of
 from megatron_r1.types import TrainingSample
 from tests.random_weights import full_architecture
+
+if TYPE_CHECKING:
+    from megatron_r1.mcore.step_stats import StepStats
 
 LENGTHS = (40, 24, 7, 16, 9, 33, 12, 20)
 BALANCED = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3)
@@ -39,7 +42,7 @@ def build_model(
     arch = full_architecture(mtp=1)
     if stage == "reward_model":
         arch = arch.as_reward_model("helpful")
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=stage != "reward_model", packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=stage != "reward_model")
     parallel.build_process_groups(layout, seed=1)
     runtime = RuntimeConfig(recompute=recompute, recompute_modules=["layernorm", "moe"], skip_nonfinite_updates=1)
     return (MegatronRewardModel if stage == "reward_model" else MegatronPolicy)(
@@ -48,23 +51,32 @@ def build_model(
     )  # fmt: skip
 
 
-def one_update(stage: str, model: Any) -> dict[str, Any]:
-    """Loss, gradient norm, metrics, router biases and the whole gradient of the first update: the same on every rank."""
+def make_batch(stage: str) -> list[Any]:
+    """Samples, or the examples of a reward model: always the same."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(130, (length + 1,), generator=generator).tolist() for length in LENGTHS]
     if stage == "reward_model":
-        examples = [ScoredExample((ids[i], ids[i + 1])) for i in range(0, len(ids), 2)]
-        stats = model.train_step(examples, reward_loss_of("helpful", examples))
-    else:
-        samples = [TrainingSample(tokens, [0] * 3 + [1] * (len(tokens) - 4)) for tokens in ids]
-        loss_fn = loss_over(sum(sample.num_trained for sample in samples))
-        if stage == "grpo":
-            for place, sample in enumerate(samples):
-                sample.advantage = float(place % 3 - 1)
-                sample.rollout_logprobs = sample.old_logprobs = torch.full((sample.num_targets,), -4.9)
-                sample.ref_logprobs = torch.full((sample.num_targets,), -5.0)
-            loss_fn = loss_of(GrpoConfig(kl_coef=0.04), samples)
-        stats = model.train_step(samples, loss_fn)
+        return [ScoredExample((ids[i], ids[i + 1])) for i in range(0, len(ids), 2)]
+    return [TrainingSample(tokens, [0] * 3 + [1] * (len(tokens) - 4)) for tokens in ids]
+
+
+def one_update(stage: str, model: Any) -> dict[str, Any]:
+    """What `finish_update` gives of the first update."""
+    batch = make_batch(stage)
+    if stage == "reward_model":
+        return finish_update(model, model.train_step(batch, reward_loss_of("helpful", batch)))
+    loss_fn = loss_over(sum(sample.num_trained for sample in batch))
+    if stage == "grpo":
+        for place, sample in enumerate(batch):
+            sample.advantage = float(place % 3 - 1)
+            sample.rollout_logprobs = sample.old_logprobs = torch.full((sample.num_targets,), -4.9)
+            sample.ref_logprobs = torch.full((sample.num_targets,), -5.0)
+        loss_fn = loss_of(GrpoConfig(kl_coef=0.04), batch)
+    return finish_update(model, model.train_step(batch, loss_fn))
+
+
+def finish_update(model: Any, stats: StepStats) -> dict[str, Any]:
+    """Loss, gradient norm, metrics, router biases and the whole gradient of an update: the same on every rank."""
     biases = torch.cat([tensor for name, tensor in model.weights() if name.endswith("e_score_correction_bias")])
     return {
         "loss": stats.loss, "grad_norm": stats.grad_norm, "bias": biases,

@@ -25,7 +25,7 @@ def built_ranks(
     arch: Architecture, world_size: int, **sizes: int
 ) -> Iterator[tuple[parallel.Layout, list[torch.nn.Module], parallel.Groups]]:
     """Layout, modules and groups of rank 0, then of rank 1, ...; the groups are there until the next rank is asked for."""
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=arch.mtp_depth > 0, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=arch.mtp_depth > 0)
     if dist.is_initialized():
         dist.destroy_process_group()
     with meta._quick_start():

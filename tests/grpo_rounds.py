@@ -121,7 +121,7 @@ def play_rounds(sizes: dict[str, int], owners: Sequence[int], folder: Path, worl
     config = Config(runtime=runtime, grpo=stage, checkpoint=CheckpointConfig(interval=5, asynchronous=False), run_dir=str(folder))
     moe, share = (MoeTrainingConfig(), sizes["share_prompts"]) if "share_prompts" in sizes else (MOE, 0)
     sizes = {name: size for name, size in sizes.items() if name != "share_prompts"}
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), ARCHITECTURE, world_size, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), ARCHITECTURE, world_size, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     model = MegatronPolicy(
         ARCHITECTURE, layout, runtime, moe, optimizer=OPTIMIZER, total_updates=12, seed=7, device=torch.device("cpu"),

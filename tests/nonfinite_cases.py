@@ -97,7 +97,7 @@ def run_case(case: Case, folder: Path, skip: int, world_size: int = 1) -> Outcom
         arch, kind = arch.as_reward_model("helpful"), MegatronRewardModel
     runtime = RuntimeConfig(device="cpu", dtype=case.dtype, skip_nonfinite_updates=skip)
     config = Config(runtime=runtime, checkpoint=CheckpointConfig(interval=1, asynchronous=False), run_dir=str(folder))
-    with_layout = parallel.resolve_layout(ParallelConfig(**case.sizes), arch, world_size, mtp=False, packed=True)
+    with_layout = parallel.resolve_layout(ParallelConfig(**case.sizes), arch, world_size, mtp=False)
     parallel.build_process_groups(with_layout, seed=1)
     model = kind(
         arch, with_layout, runtime, MOE, optimizer=OPTIMIZER.model_copy(update={"lr": case.lr}), total_updates=2 * STEPS, seed=7,
@@ -368,7 +368,7 @@ def check_faults(world_size: int) -> None:
         (ARCHITECTURE, {"tp": 2}, "bf16", "decoder.layers.1.mlp.router.weight"),
         (qwen2_architecture(tied=True), {"pp": 2}, "bf16", "output_layer.weight"),
     ):
-        layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=True)
+        layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False)
         parallel.build_process_groups(layout, seed=1)
         model = MegatronPolicy(
             arch, layout, RuntimeConfig(device="cpu", dtype=dtype), MOE, total_updates=4, seed=7, device=torch.device("cpu"),

@@ -25,6 +25,7 @@ LAYOUTS = [
     ("v3", {"pp": 2, "vpp": 2}),
     ("qwen2", {"tp": 2}),
     ("qwen2", {}),
+    ("qwen2", {"cp": 2}),
 ]
 UPDATES = 2
 #: A round of `benchmarks.data_plane`: responses, tokens of one in the mean, minibatches, inner epochs.
@@ -48,7 +49,7 @@ def build_reward_model(model: str, sizes: dict[str, int], world_size: int, micro
     from megatron_r1.mcore.reward_model import MegatronRewardModel
 
     arch = ARCHITECTURES[model]
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     return MegatronRewardModel(
         arch, layout, RuntimeConfig(), MoeTrainingConfig(), optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1), total_updates=4,

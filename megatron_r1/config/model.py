@@ -66,7 +66,8 @@ class ParallelConfig(Section):
     cp: int = Field(
         1,
         gt=0,
-        description="Context parallelism: the number of ranks that share a sequence. Only pretraining takes more than 1.",
+        description="Context parallelism: the number of ranks that share a sequence. Outside pretraining each sequence of a packed "
+        "micro-batch is padded to a multiple of 2 x cp tokens.",
         json_schema_extra=MAY_CHANGE,
     )
     sequence_parallel: bool | None = Field(

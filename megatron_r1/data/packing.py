@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -48,6 +47,7 @@ def pack_samples(
     dp_size: int,
     pad_multiple: int,
     count_multiple: int = 1,
+    sequence_multiple: int = 1,
     share_prompts: bool = False,
 ) -> list[MicroBatches]:
     """Every sample once, in micro-batches of one padded length N. Planned from lengths alone; reading a micro-batch fills it.
@@ -59,6 +59,8 @@ def pack_samples(
         dp_size: data-parallel ranks.
         pad_multiple: N is a multiple of this (tensor parallel with sequence parallel needs a multiple of tp).
         count_multiple: the number of micro-batches is a multiple of this (an interleaved pipeline needs a multiple of pp).
+        sequence_multiple: every sequence begins at a multiple of this, with padding behind the one before (context parallelism cuts
+            each into 2 * cp equal parts); `pad_multiple` is one, too.
         share_prompts: samples of one group in a micro-batch share their prompt; and micro-batches get about as many tokens each.
 
     Returns:
@@ -89,9 +91,9 @@ def pack_samples(
         bundles = [bundle for numbers in at_home for bundle in bundle_samples(samples, numbers, max_tokens)]
         of_bundles = [homes[bundle[0]] for bundle in bundles]
     bins_per_rank, size = assign_bins(
-        [bundle_tokens(samples, bundle) for bundle in bundles],
+        [bundle_tokens(samples, bundle, sequence_multiple) for bundle in bundles],
         of_bundles,
-        max_tokens=max_tokens,
+        max_tokens=round_up(max_tokens, sequence_multiple),
         dp_size=dp_size,
         pad_multiple=pad_multiple,
         count_multiple=count_multiple,
@@ -101,7 +103,7 @@ def pack_samples(
     longest = max(lengths)
 
     def fill(chosen: list[int]) -> MicroBatch:
-        return _fill_row(samples, [bundles[number] for number in chosen], size, longest, fields)
+        return _fill_row(samples, [bundles[number] for number in chosen], size, longest, fields, sequence_multiple)
 
     return [MicroBatches(bins, fill) for bins in bins_per_rank]
 
@@ -128,12 +130,17 @@ def assign_bins(
     for index in _longest_first(lengths):
         ranks[homes[index]].append(index)
     bins_per_rank = [_best_fit(lengths, chosen, max_tokens) for chosen in ranks]
-    num_bins = -(-max(len(bins) for bins in bins_per_rank) // count_multiple) * count_multiple
+    num_bins = round_up(max(len(bins) for bins in bins_per_rank), count_multiple)
     if level:
         bins_per_rank = [_level(lengths, bins, num_bins, max_tokens) for bins in bins_per_rank]
     fullest = max(sum(lengths[i] for i in chosen) for bins in bins_per_rank for chosen in bins)
-    size = -(-fullest // pad_multiple) * pad_multiple
+    size = round_up(fullest, pad_multiple)
     return [bins + [[] for _ in range(num_bins - len(bins))] for bins in bins_per_rank], size
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple, or the number if it is one."""
+    return -(-number // multiple) * multiple
 
 
 def distribute(lengths: Sequence[int], dp_size: int) -> list[int]:
@@ -168,8 +175,8 @@ def distribute_bundles(samples: Sequence[TrainingSample], max_tokens: int, dp_si
 
 def unpack_token_values(micro_batch: MicroBatch, values_1N: torch.Tensor) -> dict[int, torch.Tensor]:
     """Per-token values of a packed micro-batch as {sample id: [T-1]}, aligned like the fields of `TrainingSample`."""
-    bounds = micro_batch.cu_seqlens.tolist()
-    spans = [values_1N[0, start:end] for start, end in pairwise(bounds)]
+    starts = micro_batch.cu_seqlens[:-1].tolist()
+    spans = [values_1N[0, start : start + n] for start, n in zip(starts, micro_batch.sequence_tokens().tolist(), strict=True)]
     found = {}
     for number, sample_id in enumerate(micro_batch.sample_ids):
         if sample_id >= 0:
@@ -223,7 +230,7 @@ def _has_field(samples: Sequence[TrainingSample], name: str) -> bool:
 
 
 def _fill_row(
-    samples: Sequence[TrainingSample], bundles: list[list[int]], size: int, longest: int, fields: list[str]
+    samples: Sequence[TrainingSample], bundles: list[list[int]], size: int, longest: int, fields: list[str], multiple: int
 ) -> MicroBatch:
     row = MicroBatch(
         token_ids=torch.zeros(1, size, dtype=torch.int64),
@@ -245,7 +252,8 @@ def _fill_row(
         ids[place], labels[place] = sample.token_ids[first:last], sample.token_ids[first + 1 : last + 1]
         positions[place] = np.arange(first, last)
         row.sample_ids.append(sample_id)
-        bounds.append(place.stop)
+        row.lengths.append(last - first)
+        bounds.append(round_up(place.stop, multiple))
         return place
 
     for bundle in bundles:
@@ -267,7 +275,7 @@ def _fill_row(
             values["sequence_lengths"][place] = max(sample.num_trained, 1)
             for name in fields:
                 values[name][place] = getattr(sample, name)[shared:]
-    close_row(row, bounds, longest)
+    close_row(row, bounds, round_up(longest, multiple))
     return row
 
 
@@ -284,5 +292,6 @@ def close_row(row: MicroBatch, bounds: list[int], longest: int) -> None:
         if row.prompts:
             row.prompts.append(len(row.sample_ids))
         row.sample_ids.append(PADDING)
+        row.lengths.append(end - start)
         bounds.append(end)
     row.cu_seqlens = torch.tensor(bounds, dtype=torch.int32)

@@ -24,10 +24,11 @@ def shared_tokens(sample: TrainingSample) -> int:
     return before if (sample.num_targets - before) * sample.num_targets <= MOST_CELLS else 0
 
 
-def bundle_tokens(samples: Sequence[TrainingSample], bundle: Sequence[int]) -> int:
-    """Positions that the bundle takes."""
-    total = sum(samples[number].num_targets for number in bundle)
-    return total - (len(bundle) - 1) * shared_tokens(samples[bundle[0]])
+def bundle_tokens(samples: Sequence[TrainingSample], bundle: Sequence[int], multiple: int = 1) -> int:
+    """Positions that the bundle takes, if each of its sequences takes a multiple of `multiple`."""
+    shared = shared_tokens(samples[bundle[0]]) if len(bundle) > 1 else 0
+    parts = [shared, *(samples[number].num_targets - shared for number in bundle)]
+    return sum(-(-part // multiple) * multiple for part in parts)
 
 
 def bundle_samples(samples: Sequence[TrainingSample], numbers: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -38,7 +38,7 @@ def work_of(micro_batch: MicroBatch) -> Work:
         tokens, pairs = rows.tokens, rows.pairs
     else:
         real = torch.tensor([number != PADDING for number in micro_batch.sample_ids], device=micro_batch.cu_seqlens.device)
-        lengths = micro_batch.cu_seqlens.diff().long() * real
+        lengths = micro_batch.sequence_tokens() * real
         tokens = int(lengths.sum())
         pairs = int((lengths * (lengths + 1) // 2 + lengths * micro_batch.prompt_tokens()).sum())
     return Work(tokens, pairs, int(micro_batch.loss_mask.count_nonzero()))

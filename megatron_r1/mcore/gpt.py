@@ -19,11 +19,12 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, roll_tensor
+from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler
 
 from megatron_r1.mcore.cross_entropy import vocab_parallel_cross_entropy
 from megatron_r1.mcore.fused_head import Head, Slope, token_losses
 from megatron_r1.mcore.loss_slope import LossSlope
+from megatron_r1.mcore.shift import shift_left
 
 #: Logits from which on those of positions without loss are left out. With fewer, which a small vocabulary has, it would gain
 #: nothing: matrix products of other shapes only round differently.
@@ -207,10 +208,9 @@ class R1GPTModel(GPTModel):
         if self.mtp_trains_trunk:
             hidden_states = trunk
         mask = torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask
-        rolled = {"cp_group": self.cp_group, "packed_seq_params": packed_seq_params}
+        bounds = None if packed_seq_params is None else packed_seq_params.cu_seqlens_q
         for hidden in predicted:
-            labels, _ = roll_tensor(labels, **rolled)
-            mask, _ = roll_tensor(mask, **rolled)
+            labels, mask = (shift_left(values, bounds, self.cp_group) for values in (labels, mask))
             scale = self.config.mtp_loss_scaling_factor / depths * self.mtp_token_weight
             slope = None if self.loss_slope is None else LossSlope(partial(_weighed, mask, scale), labels.shape)
             loss = mask * self._label_loss(hidden, weight, labels, mask, slope)

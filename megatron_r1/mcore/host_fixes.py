@@ -267,23 +267,6 @@ def _rope_by_position(module: ModuleType) -> None:
     module._apply_rotary_pos_emb_thd = apply_thd
 
 
-def _roll_packed_at_once(module: ModuleType) -> None:
-    per_sequence_roll = module._roll_tensor_packed_seq
-
-    def roll(
-        tensor: torch.Tensor, shifts: int, dims: int, packed_seq_params: Any, cp_group: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if cp_group is not None and cp_group.size() > 1:
-            return per_sequence_roll(tensor, shifts, dims, packed_seq_params, cp_group)
-        ends = packed_seq_params.cu_seqlens_q[1:].long()
-        rolled = tensor.roll(-1, -1)
-        rolled[..., ends - 1] = 0
-        rolled[..., int(ends[-1]) :] = tensor[..., int(ends[-1]) :]
-        return rolled, rolled.sum()
-
-    module._roll_tensor_packed_seq = roll
-
-
 FIXES: tuple[HostFix, ...] = (
     HostFix(
         "jit fuser off", "megatron.core.jit", "enable_jit_fuser",
@@ -387,11 +370,5 @@ FIXES: tuple[HostFix, ...] = (
         "43ef0a5f0572526dcb377ace35c83229002f24be7a3535907ea6dd4c62667b25", "without_cuda",
         "a Python loop over sequences, twice per layer",
         _rope_by_position,
-    ),
-    HostFix(
-        "packed roll", "megatron.core.transformer.multi_token_prediction", "_roll_tensor_packed_seq",
-        "c6e208b53512d5d8263eb6ae4161a3c171147a8b38a8c42d96a2bbc02a47a71c", "without_cuda",
-        "a Python loop over sequences, five times per step and depth",
-        _roll_packed_at_once,
     ),
 )  # fmt: skip

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.elementwise import rms_norm, swiglu
-from megatron_r1.mcore.packing import RowGroup, SharedRows, group_rows, local_token_indices, packed_positions
+from megatron_r1.mcore.packing import MaskedRows, RowGroup, cut_rows, group_rows, local_token_indices
+from megatron_r1.mcore.shift import shift_left
 from megatron_r1.types import filled
 
 require_active()
@@ -25,6 +26,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from megatron.core.utils import make_viewless_tensor
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -68,8 +70,8 @@ class CoreAttention(MegatronModule):
     """Causal attention by torch's scaled_dot_product_attention: rows [s, b], packed sequences (thd), context parallel.
 
     Keys and values may have fewer heads than queries: neighbouring query heads share one. No scale means 1 / sqrt(head width).
-    Under context parallelism keys and values are gathered over the group and put into sequence order; queries stay local and
-    are masked by their positions.
+    Under context parallelism keys and values are gathered over the group and put into sequence order; queries stay local, and each
+    sees the keys of its own sequence up to its own position. Ranks hold the parts of sequences that Transformer Engine's do.
     """
 
     def __init__(self, config: TransformerConfig, *, softmax_scale: float | None, pg_collection: Any, **_: Any) -> None:
@@ -81,19 +83,29 @@ class CoreAttention(MegatronModule):
         attn_mask_type: Any = None, attention_bias: None = None, packed_seq_params: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """Attention output [s, b, heads * v_dim] from [s, b, heads, dim], or [t, heads, v_dim] from packed [t, heads, dim]."""
+        size, rank = self.cp_group.size(), self.cp_group.rank()
         if packed_seq_params is None:
-            cu_seqlens = None
-        else:
-            cu_seqlens = packed_seq_params.cu_seqlens_q
-            query, key, value = (x.unsqueeze(1) for x in (query, key, value))
-        if self.cp_group.size() > 1:
-            output = self._context_parallel(query, key, value, cu_seqlens)
-        elif cu_seqlens is None:
-            output = self._attend(query, key, value)
-        else:
-            rows = getattr(packed_seq_params, "rows", None) or group_rows(cu_seqlens)
-            output = self._packed(query, key, value, rows)
-        return output.flatten(2) if packed_seq_params is None else output.squeeze(1)
+            mask = None
+            if size > 1:
+                bounds = torch.tensor([0, query.shape[0] * size], device=query.device)
+                key, value = self._gather(key, value, bounds)
+                mask = torch.arange(len(key), device=key.device) <= local_token_indices(bounds, size, rank)[:, None]
+            return self._attend(query, key, value, mask).flatten(2)
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        bounds = packed_seq_params.cu_seqlens_q
+        rows = getattr(packed_seq_params, "rows", None) or group_rows(bounds)
+        if size > 1:
+            bounds = bounds if bounds.dim() == 1 else bounds[0]
+            key, value = self._gather(key, value, bounds)
+            if not isinstance(rows[0], MaskedRows):
+                rows = cut_rows(rows, bounds, size, rank)
+        return self._packed(query, key, value, rows).squeeze(1)
+
+    def _gather(self, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> list[torch.Tensor]:
+        """Those of all context-parallel ranks, in the order of the micro-batch."""
+        size = self.cp_group.size()
+        order = torch.cat([local_token_indices(bounds, size, rank) for rank in range(size)]).argsort()
+        return [gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group)[order] for x in (key, value)]
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
@@ -110,11 +122,11 @@ class CoreAttention(MegatronModule):
         return output.permute(2, 0, 1, 3)
 
     def _packed(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup | SharedRows]
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup | MaskedRows]
     ) -> torch.Tensor:
         """Rows of right-padded sequences: a causal row never looks at the padding behind it."""
-        if any(isinstance(group, SharedRows) for group in groups):
-            return self._attend_shared(query, key, value, groups)
+        if any(isinstance(group, MaskedRows) for group in groups):
+            return self._attend_masked(query, key, value, groups)
         if groups[0].tokens is None and groups[0].cells.shape[0] == query.shape[0]:
             return self._attend_rows(query, key, value, groups[0])
         output = value.new_zeros(*query.shape[:-1], value.shape[-1])  # tokens after the last sequence attend to nothing
@@ -128,40 +140,23 @@ class CoreAttention(MegatronModule):
         rows = (_to_rows(x, group) for x in (query, key, value))
         return self._attend(*rows).transpose(0, 1).flatten(0, 1)[group.cells].unsqueeze(1)
 
-    def _attend_shared(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup | SharedRows]
+    def _attend_masked(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: Sequence[RowGroup | MaskedRows]
     ) -> torch.Tensor:
-        """As `_packed`, where sequences also attend to a prompt that they share. Every token is in one group."""
+        """As `_packed`, where keys are not those of the queries alone. Every query is in one group."""
         outputs, places = [], []
         for group in groups:
-            own = group.own if isinstance(group, SharedRows) else group
+            own, keys = (group.queries, group.keys) if isinstance(group, MaskedRows) else (group, group)
             tokens = filled(own.tokens)
-            inputs = [x.index_select(0, tokens) for x in (query, key, value)]
+            inputs = [query.index_select(0, tokens)]
+            inputs += [x if keys.tokens is None else x.index_select(0, keys.tokens) for x in (key, value)]
             if isinstance(group, RowGroup):
                 outputs.append(self._attend_rows(*inputs, group))
             else:
-                rows = [_to_rows(x, own) for x in inputs]
-                for number, x in enumerate((key, value), 1):
-                    shared = _to_rows(x.index_select(0, filled(group.prompt.tokens)), group.prompt)
-                    rows[number] = torch.cat([shared, rows[number]])
+                rows = [_to_rows(x, of) for x, of in zip(inputs, (own, keys, keys), strict=True)]
                 outputs.append(self._attend(*rows, group.mask).transpose(0, 1).flatten(0, 1)[own.cells].unsqueeze(1))
             places.append(tokens)
         return torch.cat(outputs).index_select(0, torch.cat(places).argsort())
-
-    def _context_parallel(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor | None
-    ) -> torch.Tensor:
-        size, rank = self.cp_group.size(), self.cp_group.rank()
-        if cu_seqlens is None:
-            cu_seqlens = torch.tensor([0, query.shape[0] * size], dtype=torch.int32, device=query.device)
-        order = torch.cat([local_token_indices(cu_seqlens, size, r) for r in range(size)]).argsort()
-        key, value = (gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group)[order] for x in (key, value))
-        tokens = local_token_indices(cu_seqlens, size, rank)
-        # One row with a block mask: a query sees the keys of its own sequence up to its own position.
-        starts = tokens - packed_positions(cu_seqlens, len(tokens), size, rank)
-        keys = torch.arange(key.shape[0], device=key.device)
-        mask = (keys <= tokens[:, None]) & (keys >= starts[:, None])
-        return self._attend(query, key, value, mask[None, None])
 
 
 def _attend_unfused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
@@ -222,7 +217,16 @@ def _gathered_weight(linear: torch.nn.Module) -> torch.Tensor:
 
 
 class MtpLayer(MultiTokenPredictionLayer):
-    """Megatron-Core's multi-token-prediction layer that can also recompute packed sequences."""
+    """Megatron-Core's multi-token-prediction layer that can also recompute packed sequences, and shifts all of them at once."""
+
+    def _get_embeddings(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, embedding: Callable, hidden_states: torch.Tensor,
+        packed_seq_params: Any = None,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        bounds = None if packed_seq_params is None else packed_seq_params.cu_seqlens_q
+        input_ids, position_ids = (shift_left(ids, bounds, self.cp_group) for ids in (input_ids, position_ids))
+        embedded = embedding(input_ids=input_ids, position_ids=position_ids)
+        return input_ids, position_ids, embedded, make_viewless_tensor(hidden_states, requires_grad=True, keep_graph=True)
 
     def _checkpointed_forward(
         self, forward_func: Callable, *args: Any, packed_seq_params: Any = None, sequence_len_offset: Any = None, **kwargs: Any

@@ -40,6 +40,11 @@ class Layout:
         return self.tp * self.cp * 2
 
     @property
+    def sequence_multiple(self) -> int:
+        """What the room of every packed sequence is a multiple of: context parallelism cuts each into equal parts, two a rank."""
+        return 2 * self.cp if self.cp > 1 else 1
+
+    @property
     def count_multiple(self) -> int:
         """What the number of micro-batches of a data-parallel rank is a multiple of: an interleaved pipeline needs that."""
         return self.pp if self.vpp > 1 else 1
@@ -51,14 +56,15 @@ def group_sizes(layout: Layout) -> list[int]:
     expert_dp = layout.world_size // (etp * ep * pp)
     embeddings = [min(pp, 2), 1]  # of the ends of a pipeline: word embeddings, position embeddings
     whole = tp * cp * dp
+    of_share = [tp * cp * pp] if cp > 1 else []  # `parallel` makes it; without context parallelism there is one
     return [
         dp * cp, dp * cp, dp, dp, cp, tp * pp, tp, pp, *embeddings, whole, tp * dp, tp * cp,
-        ep, etp, etp * ep, etp * ep * pp, expert_dp, expert_dp, layout.world_size,
+        ep, etp, etp * ep, etp * ep * pp, expert_dp, expert_dp, layout.world_size, *of_share,
     ]  # fmt: skip
 
 
 def resolve_layout(
-    parallel: ParallelConfig, arch: Architecture, world_size: int, *, mtp: bool, packed: bool, stages: str | None = None
+    parallel: ParallelConfig, arch: Architecture, world_size: int, *, mtp: bool, stages: str | None = None
 ) -> Layout:
     """The layout that `parallel` asks for on `world_size` ranks.
 
@@ -67,7 +73,6 @@ def resolve_layout(
         arch: the model that is laid out.
         world_size: number of processes.
         mtp: whether multi-token prediction is trained.
-        packed: whether micro-batches are packed by `data.packing`, whose sequences have any length.
         stages: `megatron.pipeline_model_parallel_layout`.
 
     Raises:
@@ -98,10 +103,6 @@ def resolve_layout(
     )
     _require_fit(not sequence_parallel or tp > 1, "parallel.sequence_parallel=true needs parallel.tp above 1; leave it unset")
     _require_fit(
-        not (packed and cp > 1),
-        f"parallel.cp={cp} needs sequence lengths divisible by {2 * cp}, and packed sequences have any length: set parallel.cp=1",
-    )
-    _require_fit(
         not mtp or arch.mtp_depth > 0,
         "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0",
     )
@@ -112,7 +113,7 @@ def smallest_layout(parallel: ParallelConfig, arch: Architecture, stages: str | 
     """The layout of these sizes on as few ranks as they need. Raises ConfigError if the sizes do not fit the model."""
     etp = parallel.etp or (parallel.tp if parallel.ep == 1 else 1)
     world_size = parallel.pp * math.lcm(parallel.tp * parallel.cp, etp * parallel.ep)
-    return resolve_layout(parallel, arch, world_size, mtp=False, packed=False, stages=stages)
+    return resolve_layout(parallel, arch, world_size, mtp=False, stages=stages)
 
 
 def stage_layers(num_layers: int, stages: int) -> list[int]:

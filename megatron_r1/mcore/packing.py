@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from megatron_r1.types import filled
 
 _MAX_PADDING = 4
 _MOST_CELLS = 1 << 24  # of the mask of several rows
@@ -20,13 +23,8 @@ def packed_positions(cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int = 1
         cp_size: context-parallel ranks.
         cp_rank: this rank, which holds chunks r and 2 * cp_size - 1 - r of every sequence (the zigzag order).
     """
-    if cu_seqlens.dim() == 2:
-        assert cp_size == 1, "no prompt is shared under context parallelism"
-        bounds, first = cu_seqlens.long()
-        tokens = torch.arange(num_tokens, device=bounds.device)
-        sequence = torch.searchsorted(bounds[1:], tokens, right=True)
-        return torch.where(sequence < len(bounds) - 1, tokens - bounds[sequence] + first[sequence], 0)
-    bounds = cu_seqlens.long() // cp_size
+    first = cu_seqlens[1] if cu_seqlens.dim() == 2 else None
+    bounds = (cu_seqlens if first is None else cu_seqlens[0]).long() // cp_size
     tokens = torch.arange(num_tokens, device=cu_seqlens.device)
     sequence = torch.searchsorted(bounds[1:], tokens, right=True)
     inside = sequence < len(bounds) - 1
@@ -35,6 +33,8 @@ def packed_positions(cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int = 1
     if cp_size > 1:
         chunk = (bounds[sequence + 1] - bounds[sequence]) // 2
         position += torch.where(position < chunk, cp_rank, 2 * cp_size - 2 - cp_rank) * chunk
+    if first is not None:
+        position += first[sequence]
     return torch.where(inside, position, 0)
 
 
@@ -54,7 +54,10 @@ def local_token_indices(cu_seqlens: torch.Tensor, cp_size: int, cp_rank: int) ->
     return starts + packed_positions(cu_seqlens, num_local, cp_size, cp_rank)
 
 
-def encode_sequences(cu_seqlens: torch.Tensor, is_real: list[bool], num_tokens: int, cp_size: int = 1) -> torch.Tensor:
+def encode_sequences(
+    cu_seqlens: torch.Tensor, is_real: list[bool], num_tokens: int, cp_size: int = 1, cp_rank: int = 0,
+    lengths: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The sequence of every local token, written in bits: [num_tokens, bits] bool. Sequences count from 1; 0 is padding.
 
     Args:
@@ -62,11 +65,17 @@ def encode_sequences(cu_seqlens: torch.Tensor, is_real: list[bool], num_tokens: 
         is_real: [S] whether a sequence is one, or padding.
         num_tokens: tokens on this rank.
         cp_size: context-parallel ranks; each holds its part of every sequence, in the same order.
+        cp_rank: this rank.
+        lengths: [S] tokens of each sequence; what is behind them is padding. None: nothing is.
     """
     device = cu_seqlens.device
     names = torch.tensor([number * real for number, real in enumerate(is_real, 1)] + [0], device=device)
     tokens = torch.arange(num_tokens, device=device)
-    numbers = names[torch.searchsorted(cu_seqlens[1:].long() // cp_size, tokens, right=True)]
+    sequence = torch.searchsorted(cu_seqlens[1:].long() // cp_size, tokens, right=True)
+    numbers = names[sequence]
+    if lengths is not None:
+        ends = torch.nn.functional.pad(lengths, (0, 1))
+        numbers = numbers * (packed_positions(cu_seqlens, num_tokens, cp_size, cp_rank) < ends[sequence])
     return (numbers[:, None] >> torch.arange(len(is_real).bit_length(), device=device) & 1).bool()
 
 
@@ -110,15 +119,47 @@ def group_rows(cu_seqlens: torch.Tensor) -> list[RowGroup]:
 
 
 @dataclass(frozen=True)
-class SharedRows:
-    """Sequences that go on from shared prompts: a row's queries are its own tokens, its keys those of its prompt and its own."""
+class MaskedRows:
+    """Rows whose keys are others than their queries: of sequences that go on from shared prompts, those of the prompt, too."""
 
-    own: RowGroup
-    prompt: RowGroup
-    mask: torch.Tensor  #: [rows, 1, own width, prompt width + own width] bool: what a query sees
+    queries: RowGroup
+    keys: RowGroup
+    mask: torch.Tensor  #: [rows, 1, width of queries, width of keys] bool: what a query sees
 
 
-def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | SharedRows]:
+def cut_rows(groups: Sequence[RowGroup | MaskedRows], cu_seqlens: torch.Tensor, cp_size: int, cp_rank: int) -> list[MaskedRows]:
+    """The rows of one context-parallel rank: its own queries, and all keys.
+
+    Args:
+        groups: rows of the whole micro-batch, each token as a query of one of them.
+        cu_seqlens: [S+1] boundaries; every length is divisible by 2 * cp_size.
+        cp_size: context-parallel ranks.
+        cp_rank: this rank.
+    """
+    held = local_token_indices(cu_seqlens, cp_size, cp_rank)
+    tokens = torch.arange(len(held), device=held.device)
+    bounds = cu_seqlens.long() // cp_size
+    places = tokens - bounds[torch.searchsorted(bounds[1:], tokens, right=True)]  # among this rank's tokens of the sequence
+    cut = []
+    for group in groups:
+        whole = group if isinstance(group, RowGroup) else group.queries
+        cells = held.new_full((int(cu_seqlens[-1]),), -1)
+        cells[slice(None) if whole.tokens is None else whole.tokens] = whole.cells
+        own = (cells[held] >= 0).nonzero().flatten()
+        rows, positions = cells[held[own]] // whole.width, cells[held[own]] % whole.width
+        width = whole.width // cp_size
+        queries = RowGroup(own, rows * width + places[own], whole.num_rows, width)
+        # Cells without a query see what a first token sees: a row of a softmax must not be empty.
+        seen = held.new_zeros(whole.num_rows * width).index_copy(0, queries.cells, positions).view(whole.num_rows, width, 1)
+        if isinstance(group, RowGroup):
+            cut.append(MaskedRows(queries, group, (torch.arange(whole.width, device=held.device) <= seen)[:, None]))
+        else:
+            mask = group.mask[:, 0].gather(1, seen.expand(-1, -1, group.keys.width))
+            cut.append(MaskedRows(queries, group.keys, mask[:, None]))
+    return cut
+
+
+def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | MaskedRows]:
     """As `group_rows`, where sequences go on from others.
 
     Args:
@@ -131,7 +172,7 @@ def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | 
     first = alone.nonzero().flatten()
     bounds = torch.cat([lengths.new_zeros(1), lengths[first].cumsum(0)])
     where = _tokens_of(first, lengths, starts)
-    groups: list[RowGroup | SharedRows] = [
+    groups: list[RowGroup | MaskedRows] = [
         RowGroup(where if group.tokens is None else where[group.tokens], group.cells, group.num_rows, group.width)
         for group in group_rows(bounds)
     ]
@@ -151,13 +192,17 @@ def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | 
     return groups
 
 
-def _shared_rows(members: torch.Tensor, of: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> SharedRows:
+def _shared_rows(members: torch.Tensor, of: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> MaskedRows:
     own, prompt = (_row_group(numbers, lengths, starts) for numbers in (members, of[members]))
     queries = torch.arange(own.width, device=lengths.device)
-    keys = torch.arange(prompt.width + own.width, device=lengths.device)
-    in_prompt = keys < lengths[of[members]][:, None]
-    before = (keys >= prompt.width) & (keys - prompt.width <= queries[:, None])
-    return SharedRows(own, prompt, (in_prompt[:, None] | before)[:, None])
+    places = torch.arange(prompt.width + own.width, device=lengths.device)
+    in_prompt = places < lengths[of[members]][:, None]
+    before = (places >= prompt.width) & (places - prompt.width <= queries[:, None])
+    width = prompt.width + own.width
+    cells = [group.cells // group.width * width + group.cells % group.width for group in (prompt, own)]
+    tokens = torch.cat([filled(prompt.tokens), filled(own.tokens)])
+    keys = RowGroup(tokens, torch.cat([cells[0], cells[1] + prompt.width]), own.num_rows, width)
+    return MaskedRows(own, keys, (in_prompt[:, None] | before)[:, None])
 
 
 def _row_group(numbers: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> RowGroup:

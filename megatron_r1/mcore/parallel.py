@@ -14,6 +14,7 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.layout import Layout, resolve_layout
 from megatron_r1.mcore.packing import local_token_indices
+from megatron_r1.mcore.rank_groups import share_groups
 from megatron_r1.mcore.shares import Place
 from megatron_r1.runtime.distributed import collective_timeout
 from megatron_r1.runtime.gloo import sharing_the_worlds_thread
@@ -31,6 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 _built: tuple[Layout, dist.ProcessGroup] | None = None  # layout of the groups that are there, and the world they divide
+_share: dist.ProcessGroup | None = None  # the ranks that compute this rank's samples, where Megatron-Core has no group of them
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def build_process_groups(layout: Layout, seed: int) -> None:
     Groups of the same layout are kept, for models that live side by side; those of another layout are replaced. torch.distributed
     is already initialised with `layout.world_size` ranks.
     """
-    global _built
+    global _built, _share
     if not parallel_state.model_parallel_is_initialized() or _built != (layout, dist.group.WORLD):
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
@@ -66,6 +68,8 @@ def build_process_groups(layout: Layout, seed: int) -> None:
                 expert_model_parallel_size=layout.ep,
                 expert_tensor_parallel_size=layout.etp,
             )
+            made = [(ranks, parallel_state.create_group(ranks)) for ranks in (share_groups(layout) if layout.cp > 1 else ())]
+        _share = next((group for ranks, group in made if dist.get_rank() in ranks), None)
         _built = (layout, dist.group.WORLD)
     # It keeps the shape of the first scale, and a loss without a schedule has another than one with.
     MoEAuxLossAutoScaler.main_loss_backward_scale = None
@@ -134,7 +138,7 @@ def find_share() -> Place:
         speaks=is_last and of_tensor == of_context == 0,
         is_first=parallel_state.is_pipeline_first_stage(),
         is_last=is_last,
-        peers=parallel_state.get_model_parallel_group(),
+        peers=_share or parallel_state.get_model_parallel_group(),
     )
 
 

@@ -118,8 +118,7 @@ class MegatronPolicy(MegatronModel):
                 logprobs_1N = forward().float()
             found.update(unpack_token_values(micro_batch, logprobs_1N.cpu()))
             # Packing writes zeros where no sample is.
-            is_real = torch.tensor(micro_batch.is_real, device=logprobs_1N.device)[micro_batch.sequence_numbers()]
-            return {"ref_logprobs": torch.where(is_real, logprobs_1N, 0.0)}
+            return {"ref_logprobs": torch.where(micro_batch.of_samples(), logprobs_1N, 0.0)}
 
         return run
 
@@ -148,6 +147,7 @@ class MegatronPolicy(MegatronModel):
             dp_size=self.layout.dp,
             pad_multiple=self.pad_multiple,
             count_multiple=self.layout.count_multiple,
+            sequence_multiple=self.layout.sequence_multiple,
             share_prompts=self._share_prompts,
         )
         return per_rank[self.shares.number]

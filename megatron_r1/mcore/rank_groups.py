@@ -17,10 +17,19 @@ _ORDER = inspect.signature(parallel_state.initialize_model_parallel).parameters[
 def rank_groups(layout: Layout) -> dict[str, list[list[int]]]:
     """Axis -> its groups, each with its ranks in order. ep, etp and expert_dp are of experts, the others of everything else."""
     expert_dp = layout.world_size // (layout.etp * layout.ep * layout.pp)
-    dense = parallel_state.RankGenerator(tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order=_ORDER)
+    dense = _dense(layout)
     experts = parallel_state.RankGenerator(tp=layout.etp, ep=layout.ep, dp=expert_dp, pp=layout.pp, cp=1, order=_ORDER)
     return {axis: dense.get_ranks(axis) for axis in ("tp", "cp", "dp", "pp")} | {
         "ep": experts.get_ranks("ep"),
         "etp": experts.get_ranks("tp"),
         "expert_dp": experts.get_ranks("dp"),
     }
+
+
+def share_groups(layout: Layout) -> list[list[int]]:
+    """The ranks that compute the same samples together, over tensor, context and pipeline parallelism."""
+    return _dense(layout).get_ranks("tp-cp-pp")
+
+
+def _dense(layout: Layout) -> parallel_state.RankGenerator:
+    return parallel_state.RankGenerator(tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order=_ORDER)

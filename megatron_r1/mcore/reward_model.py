@@ -108,5 +108,6 @@ class MegatronRewardModel(MegatronModel):
             dp_size=self.layout.dp,
             pad_multiple=self.pad_multiple,
             count_multiple=self.layout.count_multiple,
+            sequence_multiple=self.layout.sequence_multiple,
         )
         return per_rank[self.shares.number]

@@ -6,16 +6,16 @@ sequence, and its padding for tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_r1.mcore.active import require_active
+from megatron_r1.mcore.active import on_transformer_engine, require_active
 from megatron_r1.mcore.layout import Layout
-from megatron_r1.mcore.packing import RowGroup, SharedRows, decode_sequences, encode_sequences, share_rows
+from megatron_r1.mcore.packing import MaskedRows, RowGroup, cut_rows, decode_sequences, encode_sequences, group_rows, share_rows
 from megatron_r1.mcore.parallel import Groups
 from megatron_r1.types import MicroBatch
 
@@ -34,7 +34,8 @@ class PackedSequences(PackedSeqParams):
     """Megatron-Core's description of a packed micro-batch, and which sequence each token of this rank's hidden states is of."""
 
     sequence_bits: torch.Tensor | None = None  #: [1, tokens, bits] bool, see `packing.encode_sequences`
-    rows: list[RowGroup | SharedRows] | None = None  #: how sequences that share prompts attend; None: there are none
+    #: how own attention takes sequences that share prompts, or of which this rank has a part; None: there are none
+    rows: Sequence[RowGroup | MaskedRows] | None = None
 
 
 def packed_sequences(whole: MicroBatch, layout: Layout, groups: Groups) -> PackedSequences | None:
@@ -44,12 +45,14 @@ def packed_sequences(whole: MicroBatch, layout: Layout, groups: Groups) -> Packe
         return None
     before = whole.prompt_tokens()
     longest = int((bounds.diff() + before).max())
-    bits = encode_sequences(bounds, whole.is_real, whole.num_tokens // layout.cp, layout.cp)
+    lengths = whole.sequence_tokens() if whole.lengths else None
+    bits = encode_sequences(bounds, whole.is_real, whole.num_tokens // layout.cp, layout.cp, groups.cp.rank(), lengths)
     if layout.sequence_parallel:
         bits = bits.chunk(layout.tp)[groups.tp.rank()]
-    rows = None
+    rows: Sequence[RowGroup | MaskedRows] | None = share_rows(bounds, whole.prompts) if whole.prompts else None
+    if layout.cp > 1 and not on_transformer_engine():
+        rows = cut_rows(rows or group_rows(bounds), bounds, layout.cp, groups.cp.rank())
     if whole.prompts:
-        rows = share_rows(bounds, whole.prompts)
         bounds = torch.stack([bounds.long(), torch.nn.functional.pad(before, (0, 1))])
     return PackedSequences(
         qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,

@@ -1,7 +1,7 @@
 """Where the arrays of training samples are: each data-parallel rank has its share of them, and none has another's.
 
-Of the ranks that compute a share together (tensor and pipeline parallel), one speaks for it: it receives the share from the ranks
-that hold it, gives it to its peers, and later reports what came of it.
+Of the ranks that compute a share together (tensor, context and pipeline parallel), one speaks for it: it receives the share from
+the ranks that hold it, gives it to its peers, and later reports what came of it.
 No Megatron-Core here: `parallel.find_share` knows who is who.
 """
 

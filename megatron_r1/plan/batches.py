@@ -45,9 +45,7 @@ def _pretrain(job: Job) -> list[Batch]:
         if phase.settings.cp is not None:
             parallel = job.config.parallel.model_copy(update={"cp": phase.settings.cp})
             stages = job.config.megatron.pipeline_model_parallel_layout
-            layout = resolve_layout(
-                parallel, job.arch, job.world_size, mtp=job.trains_mtp, packed=stage.mask_documents, stages=stages
-            )
+            layout = resolve_layout(parallel, job.arch, job.world_size, mtp=job.trains_mtp, stages=stages)
         rows = max(level.rows for level in phase.levels)
         count = -(-rows // (phase.micro_batch_size * layout.dp))
         smaller = "pretrain.micro_batch_size" if phase.micro_batch_size > 1 else "parallel.cp"

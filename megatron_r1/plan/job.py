@@ -139,7 +139,7 @@ def _resolve(
     packed = trains and (stage != "pretrain" or config.pretrain.mask_documents)
     moe = _moe(stage, config)
     mtp = stage in ("pretrain", "sft", "grpo") and moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
-    layout = resolve_layout(parallel, arch, world_size, mtp=mtp, packed=packed, stages=stages)
+    layout = resolve_layout(parallel, arch, world_size, mtp=mtp, stages=stages)
     work = SwitchContext(arch, layout, config.runtime, moe, packed, trains)
     machine = planned_machine("cpu" if device is None else "cuda", config.megatron.fp8_recipe)
     switches = resolve_switches(config.megatron, work, machine) if trains else Switches()

@@ -36,7 +36,7 @@ def load_under(sizes: dict[str, int], checkpoint: Path, source: HfFolder, world_
     from megatron_r1.mcore.policy import MegatronPolicy
 
     arch = source.architecture()
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=False)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False)
     parallel.build_process_groups(layout, 0)
     policy = MegatronPolicy(
         arch, layout, RuntimeConfig(dtype="fp32"), MoeTrainingConfig(), optimizer=None, total_updates=1, seed=1,

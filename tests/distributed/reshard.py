@@ -35,7 +35,7 @@ def build(model: str, layout: dict[str, int]) -> MegatronPolicy:
     """The policy with a schedule that moves in every update."""
     mtp = model.endswith("-mtp")
     arch = uneven_qwen2() if model == "qwen2" else full_architecture(mtp=int(mtp))
-    resolved = parallel.resolve_layout(ParallelConfig(**layout), arch, dist.get_world_size(), mtp=mtp, packed=False)
+    resolved = parallel.resolve_layout(ParallelConfig(**layout), arch, dist.get_world_size(), mtp=mtp)
     parallel.build_process_groups(resolved, seed=1)
     return MegatronPolicy(
         arch, resolved, RuntimeConfig(), MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 * mtp),

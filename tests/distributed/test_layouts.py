@@ -118,9 +118,15 @@ ONE_UPDATE = {
         {"stage": "grpo", "micro_batch_tokens": 64, "ep": 2, "recompute": "full"},
         {"stage": "grpo", "micro_batch_tokens": 200, "tp": 2, "recompute": "selective"},
         {"stage": "reward_model", "micro_batch_tokens": 80},
+        *[{"stage": stage, "micro_batch_tokens": 80, "cp": 2} for stage in ("sft", "reward_model")],
+        {"stage": "grpo", "micro_batch_tokens": 200, "cp": 2, "recompute": "full"},
         {"stage": "reward_model", "micro_batch_tokens": 200, "tp": 2, "ep": 2},
     ],
-    4: [{"stage": "sft", "micro_batch_tokens": 64, "tp": 2, "ep": 2}, {"stage": "sft", "micro_batch_tokens": 64, "pp": 2, "ep": 2}],
+    4: [
+        *[{"stage": "sft", "micro_batch_tokens": 64, **sizes, "ep": 2} for sizes in ({"tp": 2}, {"pp": 2})],
+        {"stage": "sft", "micro_batch_tokens": 64, "cp": 4},
+        {"stage": "grpo", "micro_batch_tokens": 64, "tp": 2, "cp": 2},
+    ],
 }
 
 
@@ -128,8 +134,11 @@ ONE_UPDATE = {
 #: that compute a prompt once for its responses.
 ROUNDS: dict[int, list[tuple[dict[str, int], list[int]]]] = {
     1: [({}, [0]), ({"share_prompts": 0}, [0])],
-    2: [({}, [0, 1]), ({"pp": 2}, [1]), ({"tp": 2}, [1, 0]), ({"share_prompts": 1}, [0, 1]), ({"tp": 2, "share_prompts": 1}, [0])],
-    4: [({}, [3, 1, 2]), ({"tp": 2}, [0, 3]), ({"pp": 2, "ep": 2}, [2, 1])],
+    2: [
+        *[({}, [0, 1]), ({"pp": 2}, [1]), ({"tp": 2}, [1, 0]), ({"cp": 2}, [1])],
+        *[({"share_prompts": 1}, [0, 1]), ({"tp": 2, "share_prompts": 1}, [0])],
+    ],
+    4: [({}, [3, 1, 2]), ({"tp": 2}, [0, 3]), ({"pp": 2, "ep": 2}, [2, 1]), ({"pp": 2, "cp": 2}, [1, 2])],
 }
 
 

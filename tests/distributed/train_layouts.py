@@ -63,10 +63,9 @@ def train(case: dict) -> list[dict[str, Any]]:
     arch = models[case["model"]]
     moe = MoeTrainingConfig(bias_update_rate=1e-3, aux_loss_coeff=1e-2, mtp_loss_scale=0.3 * case["mtp"], mtp_trains_trunk=True)
     runtime = RuntimeConfig(recompute=case["recompute"], whole_logits_mb=0 if case["tiles"] else 256)
-    # packed=False: the sequences of `batch` are as long as context parallelism needs them.
     switches = MegatronConfig(**case["megatron"])
     layout = parallel.resolve_layout(
-        ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"], packed=False,
+        ParallelConfig(**case["parallel"]), arch, dist.get_world_size(), mtp=case["mtp"],
         stages=switches.pipeline_model_parallel_layout,
     )  # fmt: skip
     parallel.build_process_groups(layout, seed=1)

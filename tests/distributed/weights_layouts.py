@@ -43,7 +43,7 @@ def build(folder: Path, dtype: str, sizes: dict[str, int]) -> tuple[list[provide
     """The model of a folder, loaded, its architecture and its layout."""
     arch = HfFolder(folder).architecture()
     mtp = arch.mtp_depth > 0
-    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, dist.get_world_size(), mtp=mtp, packed=False)
+    layout = parallel.resolve_layout(ParallelConfig(**sizes), arch, dist.get_world_size(), mtp=mtp)
     parallel.build_process_groups(layout, seed=1)
     moe = MoeTrainingConfig(bias_update_rate=1e-3, mtp_loss_scale=0.3 if mtp else 0.0)
     modules = provider.build_model(arch, layout, RuntimeConfig(dtype=dtype), moe, seed=7)

@@ -43,7 +43,7 @@ def make_policy(skip: int = 0, clip_grad: float = 1.0, dtype: str = "fp32", long
     from megatron_r1.mcore import parallel
     from megatron_r1.mcore.policy import MegatronPolicy
 
-    layout = parallel.resolve_layout(ParallelConfig(), ARCHITECTURE, 1, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(), ARCHITECTURE, 1, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     return MegatronPolicy(
         ARCHITECTURE, layout, RuntimeConfig(device="cpu", dtype=dtype, skip_nonfinite_updates=skip), MOE,

@@ -82,11 +82,11 @@ def build_tokenizer(data: DataConfig, model: ModelConfig, arch: Architecture) ->
     return tokenizer
 
 
-def resolve_policy_layout(config: Config, arch: Architecture, world_size: int, *, moe: MoeTrainingConfig, packed: bool) -> Layout:
+def resolve_policy_layout(config: Config, arch: Architecture, world_size: int, *, moe: MoeTrainingConfig) -> Layout:
     """The layout of a policy on so many ranks. Raises ConfigError if it does not fit them, the model or Megatron-Core."""
     mtp = moe.mtp_loss_scale > 0 and arch.mtp_depth > 0
     stages = config.megatron.pipeline_model_parallel_layout
-    return resolve_layout(config.parallel, arch, world_size, mtp=mtp, packed=packed, stages=stages)
+    return resolve_layout(config.parallel, arch, world_size, mtp=mtp, stages=stages)
 
 
 def build_policy(
@@ -121,7 +121,7 @@ def build_policy(
     from megatron_r1.mcore.shared_prompts import shares_prompts
 
     require_layers_for(arch, config.runtime)
-    layout = resolve_policy_layout(config, arch, session.launch.world_size, moe=moe, packed=packed)
+    layout = resolve_policy_layout(config, arch, session.launch.world_size, moe=moe)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     policy = MegatronPolicy(
@@ -168,7 +168,7 @@ def build_reward_model(
     arch = reward_architecture(found, weights, label)
     require_layers_for(arch, config.runtime)
     stages = config.megatron.pipeline_model_parallel_layout
-    layout = resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, packed=True, stages=stages)
+    layout = resolve_layout(config.parallel, arch, session.launch.world_size, mtp=False, stages=stages)
     require_open_files(needed_file_descriptors(layout.world_size, group_sizes(layout)))
     parallel.build_process_groups(layout, config.seed)
     model = MegatronRewardModel(

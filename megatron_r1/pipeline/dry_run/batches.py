@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_r1.data.packing import assign_bins
+from megatron_r1.data.packing import assign_bins, round_up
 from megatron_r1.mcore.layout import Layout
 
 
@@ -20,9 +20,10 @@ class Packing:
 
 def pack_lengths(lengths: list[int], layout: Layout, max_tokens: int) -> Packing:
     """The packing of samples with these numbers of targets, the whole batch."""
+    multiple = layout.sequence_multiple
     bins, width = assign_bins(
-        lengths,
-        max_tokens=max_tokens,
+        [round_up(length, multiple) for length in lengths],
+        max_tokens=round_up(max_tokens, multiple),
         dp_size=layout.dp,
         pad_multiple=layout.pad_multiple,
         count_multiple=layout.count_multiple,

@@ -11,7 +11,6 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.resume import check_settings, input_paths, require_longer
 from megatron_r1.config.schema import Config
 from megatron_r1.data.tokenizer import Tokenizer
@@ -157,11 +156,6 @@ def finish_stage(
 
     on_rank_zero(seal)
     return artifact
-
-
-def require_no_context_parallel(parallel: ParallelConfig) -> None:
-    """Raises ConfigError if `parallel.cp` is above 1."""
-    require_setting(parallel.cp == 1, "parallel.cp above 1 works for pretraining only: packed responses are not cut for it")
 
 
 def require_setting(condition: bool, message: str) -> None:

@@ -24,7 +24,6 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import (
     checkpoint_writer,
     finish_stage,
-    require_no_context_parallel,
     require_setting,
     resume_run,
     unless_finished,
@@ -52,7 +51,6 @@ def check_grpo(config: Config) -> None:
         config.rollout.top_p == 1.0,
         "rollout.top_p must be 1 in training: the ratio is over the whole softmax, which top-p would cut",
     )
-    require_no_context_parallel(config.parallel)
     check_lengths(config)
     find_policy_loss(stage.loss)
 

@@ -114,6 +114,11 @@ def check_length(phase: Phase, arch: Architecture) -> str:
 
 def _check_rows(named: str, phase: Phase, layout: Layout, masked: bool) -> None:
     """Raises ConfigError if the ranks that share a row of tokens cannot have equal parts of it."""
+    require_setting(
+        layout.cp == 1 or not masked,
+        f"{phase.key}: context parallelism over {layout.cp} ranks cuts every document into {2 * layout.cp} equal parts, and "
+        "pretrain.mask_documents takes documents of any length: set it to false, or cp to 1",
+    )
     tokens = phase.sequence_length * (phase.micro_batch_size if masked else 1)  # masked, a micro-batch is one row
     multiple = math.lcm(2 * layout.cp if layout.cp > 1 else 1, layout.cp * layout.tp if layout.sequence_parallel else 1)
     require_setting(
@@ -163,7 +168,7 @@ def phase_architecture(arch: Architecture, phase: Phase) -> Architecture:
 def phase_layout(config: Config, arch: Architecture, phase: Phase, world_size: int) -> Layout:
     """The layout of a phase on so many ranks. Raises ConfigError, see `resolve_policy_layout`."""
     stage = config.pretrain
-    return resolve_policy_layout(phase_config(config, phase), arch, world_size, moe=stage.moe, packed=stage.mask_documents)
+    return resolve_policy_layout(phase_config(config, phase), arch, world_size, moe=stage.moe)
 
 
 @unless_finished

@@ -14,7 +14,6 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import (
     checkpoint_writer,
     finish_stage,
-    require_no_context_parallel,
     require_setting,
     resume_run,
     unless_finished,
@@ -25,7 +24,6 @@ from megatron_r1.training.reward_model import count_reward_updates, train_reward
 
 def check_reward_model(config: Config) -> None:
     """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
-    require_no_context_parallel(config.parallel)
     require_setting(config.data.template == "r1_chat", "data.template must be r1_chat: a reward model reads whole conversations")
     if asked_with := config.data.asked_with():
         require_setting(False, f"data.{min(asked_with)} is for prompts: a reward model reads conversations as they are; drop it")

@@ -14,7 +14,6 @@ from megatron_r1.pipeline.session import Session
 from megatron_r1.pipeline.stages.common import (
     checkpoint_writer,
     finish_stage,
-    require_no_context_parallel,
     require_setting,
     resume_run,
     unless_finished,
@@ -26,7 +25,6 @@ from megatron_r1.training.sft import count_sft_updates, train_sft
 
 def check_sft(config: Config) -> None:
     """What can be said of the settings alone. Raises ConfigError if they contradict each other."""
-    require_no_context_parallel(config.parallel)
     token_limit(config.sft)
 
 

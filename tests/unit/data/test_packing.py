@@ -26,7 +26,10 @@ def make_samples(lengths: list[int], logprobs: bool = True, seed: int = 0) -> li
     return samples
 
 
-def check(samples: list[TrainingSample], ranks: list[list[MicroBatch]], max_tokens: int, dp_size: int, pad_multiple: int) -> None:
+def check(
+    samples: list[TrainingSample], ranks: list[list[MicroBatch]], max_tokens: int, dp_size: int, pad_multiple: int,
+    multiple: int = 1,
+) -> None:  # fmt: skip
     assert len(ranks) == dp_size
     assert len({len(batches) for batches in ranks}) == 1
     batches = [batch for rank in ranks for batch in rank]
@@ -35,14 +38,20 @@ def check(samples: list[TrainingSample], ranks: list[list[MicroBatch]], max_toke
     rows, size = sizes.pop()
     assert rows == 1 and size % pad_multiple == 0 and size < max_tokens + pad_multiple
     assert sorted(i for b in batches for i in b.sample_ids if i != PADDING) == list(range(len(samples)))
-    longest = max(s.num_targets for s in samples)
+    longest = -(-max(s.num_targets for s in samples) // multiple) * multiple
     for batch in batches:
         bounds = batch.cu_seqlens.tolist()
         assert batch.cu_seqlens.dtype == torch.int32 and bounds[0] == 0 and bounds[-1] == size
         assert len(batch.sample_ids) == len(bounds) - 1
-        assert sum(samples[i].num_targets for i in batch.sample_ids if i != PADDING) <= max_tokens
-        for sample_id, start, end in zip(batch.sample_ids, bounds[:-1], bounds[1:], strict=True):
-            assert 0 < end - start <= longest
+        assert sum(samples[i].num_targets for i in batch.sample_ids if i != PADDING) <= -(-max_tokens // multiple) * multiple
+        assert batch.sequence_tokens().tolist() == batch.lengths
+        of_samples = torch.zeros(1, size, dtype=torch.bool)
+        for sample_id, start, end, length in zip(batch.sample_ids, bounds[:-1], bounds[1:], batch.lengths, strict=True):
+            assert 0 < end - start <= longest and start % multiple == 0 and length <= end - start < length + multiple
+            for tensor in (batch.token_ids, batch.labels, batch.loss_mask, batch.token_fields["advantages"]):
+                assert not tensor[0, start + length : end].any(), "padding"
+            of_samples[0, start : start + length] = sample_id != PADDING
+            end = start + length
             assert batch.position_ids[0, start:end].tolist() == list(range(end - start))
             if sample_id == PADDING:
                 assert not batch.loss_mask[0, start:end].any() and not batch.token_ids[0, start:end].any()
@@ -58,17 +67,21 @@ def check(samples: list[TrainingSample], ranks: list[list[MicroBatch]], max_toke
             for name in ("rollout_logprobs", "old_logprobs", "ref_logprobs"):
                 if getattr(sample, name) is not None:
                     assert batch.token_fields[name][0, start:end].tolist() == getattr(sample, name).tolist()
+        assert torch.equal(batch.of_samples(), of_samples)
 
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
-@pytest.mark.parametrize("pad_multiple", [1, 8])
-def test_every_sample_is_packed_once_whatever_the_lengths(dp_size, pad_multiple):
+@pytest.mark.parametrize(("pad_multiple", "multiple"), [(1, 1), (8, 1), (8, 4), (24, 6)])
+def test_every_sample_is_packed_once_whatever_the_lengths(dp_size, pad_multiple, multiple):
     rng = random.Random(4)
     for trial in range(15):
         samples = make_samples([rng.randint(2, 50) for _ in range(rng.randint(1, 60))], logprobs=bool(trial % 2), seed=trial)
         max_tokens = rng.randint(50, 300)
-        ranks = pack_samples(samples, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple)
-        check(samples, ranks, max_tokens, dp_size, pad_multiple)
+        ranks = pack_samples(samples, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, sequence_multiple=multiple)
+        check(samples, ranks, max_tokens, dp_size, pad_multiple, multiple)
+        for batch in ranks[0]:
+            for number, values in unpack_token_values(batch, batch.labels).items():
+                assert values.tolist() == samples[number].token_ids[1:].tolist()
 
 
 def test_ranks_without_samples_get_padding_that_trains_nothing():

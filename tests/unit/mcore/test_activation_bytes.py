@@ -33,7 +33,7 @@ SPARSE = full_architecture().model_copy(
 @pytest.mark.parametrize("arch", [DENSE, SPARSE], ids=lambda arch: arch.model_type)
 def test_what_is_computed_again_is_not_kept(arch: Architecture) -> None:
     """The formula against torch's account: tests/unit/plan/test_activations_cpu.py."""
-    tokens, layout = 512, resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    tokens, layout = 512, resolve_layout(ParallelConfig(), arch, 1, mtp=False)
     numbers = tokens * 4
 
     def counted(recompute: str, *modules: str) -> ActivationBytes:
@@ -75,7 +75,7 @@ def test_more_tokens_for_some_experts_keep_more() -> None:
 
 def test_logits_of_a_large_vocabulary_are_a_large_part() -> None:
     arch = PRESETS["qwen2.5_1.5b"]
-    layout = resolve_layout(ParallelConfig(), arch, 8, mtp=False, packed=True)
+    layout = resolve_layout(ParallelConfig(), arch, 8, mtp=False)
     assert layer_numbers(arch, 0) * 2 == pytest.approx(114e3, rel=0.01), "bytes a token"
     assert logits_bytes(arch, layout, 32_768) == pytest.approx(9.96e9, rel=1e-3), "30e9 with a float32 softmax and a gradient"
 
@@ -85,7 +85,7 @@ def test_many_logits_are_tiles_that_take_the_same_for_any_tokens() -> None:
     arch = PRESETS["671b"]
 
     def logits(tokens: int, megabytes: int | None = WHOLE_LOGITS_MB, mtp: bool = False, **sizes: int) -> int:
-        layout = resolve_layout(ParallelConfig(**sizes), arch, 8, mtp=mtp, packed=True)
+        layout = resolve_layout(ParallelConfig(**sizes), arch, 8, mtp=mtp)
         return activation_bytes(
             arch, layout, recompute="full", tokens=tokens, stage=0, mtp_trained=mtp, whole_logits_mb=megabytes
         ).logits  # fmt: skip

@@ -51,7 +51,7 @@ def fresh_group() -> Iterator[None]:
 def make(arch: Architecture, layers: str, seed: int = 1, trains: bool = False) -> MegatronPolicy:
     """The whole model on this process."""
     one_rank_world()
-    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     with LAYERS[layers]():
         return MegatronPolicy(

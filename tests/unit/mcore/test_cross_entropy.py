@@ -27,7 +27,7 @@ from megatron_r1.mcore import cross_entropy, parallel, provider
 @pytest.fixture(scope="module")
 def group() -> dist.ProcessGroup:
     one_rank_world()
-    layout = parallel.resolve_layout(ParallelConfig(), full_architecture(), 1, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(), full_architecture(), 1, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     return parallel.groups().tp
 
@@ -36,7 +36,7 @@ def group() -> dist.ProcessGroup:
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_the_model_divides_logits_in_float32(group: dist.ProcessGroup, tied: bool, temperature: float) -> None:
     arch = qwen2_architecture(tied=True) if tied else full_architecture()
-    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False)
     model = provider.build_model(arch, layout, RuntimeConfig(dtype="bf16"), MoeTrainingConfig(), seed=1)[0].bfloat16()
     model.logit_temperature = temperature
     for parameter in model.parameters():

@@ -272,15 +272,6 @@ def check_packed_rope(module: ModuleType) -> None:
         assert torch.equal(ours.grad, stock.grad), (width, latent, interleaved)
 
 
-def check_packed_roll(module: ModuleType) -> None:
-    tokens = torch.arange(1, 9).view(1, -1)
-    packing = SimpleNamespace(cu_seqlens_q=torch.tensor([0, 3, 4, 7], dtype=torch.int32))
-    rolled, total = module.roll_tensor(tokens, shifts=-1, dims=-1, cp_group=ONE_RANK, packed_seq_params=packing)
-    assert rolled.tolist() == [[2, 3, 0, 0, 6, 7, 0, 8]]
-    assert total == 26
-    assert tokens.tolist() == [list(range(1, 9))]
-
-
 CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "linear alone": check_linear_alone,
     "copy alone": check_region_alone,
@@ -299,7 +290,6 @@ CHECKS: dict[str, Callable[[ModuleType], None]] = {
     "shards": check_shards,
     "rope of rows": check_rope_of_rows,
     "packed rope": check_packed_rope,
-    "packed roll": check_packed_roll,
 }
 
 

@@ -11,8 +11,8 @@ from megatron_r1.model.presets import PRESETS, resolve_architecture
 from tests.random_weights import full_architecture, qwen2_architecture
 
 
-def resolve(world_size: int, *, mtp: bool = False, packed: bool = True, preset: str = "tiny", **sizes: object) -> Layout:
-    return resolve_layout(ParallelConfig(**sizes), PRESETS[preset], world_size, mtp=mtp, packed=packed)
+def resolve(world_size: int, *, mtp: bool = False, preset: str = "tiny", **sizes: object) -> Layout:
+    return resolve_layout(ParallelConfig(**sizes), PRESETS[preset], world_size, mtp=mtp)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def resolve(world_size: int, *, mtp: bool = False, packed: bool = True, preset: 
         (2, {"ep": 2}, Layout(ep=2, dp=2, world_size=2)),
         (4, {"tp": 2, "ep": 2}, Layout(tp=2, ep=2, etp=1, dp=2, sequence_parallel=True, world_size=4)),
         (4, {"tp": 2, "ep": 2, "etp": 2}, Layout(tp=2, ep=2, etp=2, dp=2, sequence_parallel=True, world_size=4)),
-        (4, {"tp": 2, "cp": 2, "packed": False}, Layout(tp=2, cp=2, etp=2, sequence_parallel=True, world_size=4)),
+        (4, {"tp": 2, "cp": 2}, Layout(tp=2, cp=2, etp=2, sequence_parallel=True, world_size=4)),
     ],
 )
 def test_what_is_left_is_data_parallel(world_size: int, sizes: dict, expected: Layout) -> None:
@@ -37,7 +37,7 @@ def test_interleaved_stages() -> None:
 
 
 def test_the_671b_recipe() -> None:
-    layout = resolve(2048, preset="671b", pp=16, ep=64, mtp=True, packed=False)
+    layout = resolve(2048, preset="671b", pp=16, ep=64, mtp=True)
     assert (layout.dp, layout.etp) == (128, 1)
 
 
@@ -55,11 +55,6 @@ def test_the_671b_recipe() -> None:
         (2, {"etp": 2}, "parallel.etp=2 with tp=1 needs parallel.ep above 1"),
         (2, {"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel=false with tp=2"),
         (1, {"sequence_parallel": True}, "parallel.sequence_parallel=true needs parallel.tp above 1"),
-        (
-            2,
-            {"cp": 2},
-            "parallel.cp=2 needs sequence lengths divisible by 4, and packed sequences have any length: set parallel.cp=1",
-        ),
         (1, {"mtp": True}, "moe.mtp_loss_scale above 0 needs a model with num_nextn_predict_layers above 0"),
     ],
 )
@@ -80,7 +75,7 @@ def test_refusals_name_the_key(world_size: int, sizes: dict, message: str) -> No
 )
 def test_every_split_dimension_is_checked(sizes: dict, overrides: dict, what: str) -> None:
     with pytest.raises(ConfigError, match=f"does not divide {what} of the model"):
-        resolve_layout(ParallelConfig(**sizes), resolve_architecture("tiny", overrides), 4, mtp=False, packed=True)
+        resolve_layout(ParallelConfig(**sizes), resolve_architecture("tiny", overrides), 4, mtp=False)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +89,7 @@ def test_every_split_dimension_is_checked(sizes: dict, overrides: dict, what: st
 def test_what_a_dense_model_cannot_have_is_refused(world_size: int, sizes: dict, message: str) -> None:
     mtp = sizes.pop("mtp", False)
     with pytest.raises(ConfigError, match=message):
-        resolve_layout(ParallelConfig(**sizes), qwen2_architecture(), world_size, mtp=mtp, packed=True)
+        resolve_layout(ParallelConfig(**sizes), qwen2_architecture(), world_size, mtp=mtp)
 
 
 def test_uneven_stages_give_the_first_ones_more() -> None:
@@ -116,7 +111,7 @@ STAGED = full_architecture(mtp=1)  # five layers
     ],
 )
 def test_stages_by_a_layout_string(text, sizes, layers):
-    layout = resolve_layout(ParallelConfig(**sizes), STAGED, 4, mtp=True, packed=True, stages=text)
+    layout = resolve_layout(ParallelConfig(**sizes), STAGED, 4, mtp=True, stages=text)
     assert layout.decoder_layers(STAGED.num_hidden_layers) == layers
     assert [word for stage in layout.stages for word in stage] == ["embedding", *["decoder"] * 5, "mtp", "loss"]
 
@@ -138,5 +133,5 @@ def test_stages_by_a_layout_string(text, sizes, layers):
 )
 def test_a_layout_string_that_does_not_fit_is_one_line(text, sizes, says):
     with pytest.raises(ConfigError) as raised:
-        resolve_layout(ParallelConfig(**sizes), STAGED, 2, mtp=True, packed=True, stages=text)
+        resolve_layout(ParallelConfig(**sizes), STAGED, 2, mtp=True, stages=text)
     assert says in str(raised.value) and "\n" not in str(raised.value)

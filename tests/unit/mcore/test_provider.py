@@ -44,7 +44,7 @@ SMALL = {
 def build(arch: Architecture, moe: MoeTrainingConfig | None = None, seed: int = 1, **options: object) -> provider.R1GPTModel:
     """The whole model on this process."""
     one_rank_world()
-    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     return provider.build_model(arch, layout, RuntimeConfig(), moe or MoeTrainingConfig(), seed=seed, **options)[0]
 

@@ -14,7 +14,8 @@ host.activate("cpu")
 
 from megatron_r1.mcore.layout import resolve_layout
 from megatron_r1.mcore.meta import meta_ranks
-from megatron_r1.mcore.rank_groups import rank_groups
+from megatron_r1.mcore.parallel import find_share
+from megatron_r1.mcore.rank_groups import rank_groups, share_groups
 from megatron_r1.model.presets import PRESETS
 
 
@@ -23,10 +24,12 @@ from megatron_r1.model.presets import PRESETS
 )
 def test_groups_are_those_that_are_built(sizes: dict[str, int], world_size: int) -> None:
     arch = PRESETS["tiny"]
-    layout = resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=False)
+    layout = resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False)
     groups = rank_groups(layout)
     for number, rank in zip((1, world_size - 2), meta_ranks(arch, layout, (1, world_size - 2)), strict=True):
         for axis, of_axis in groups.items():
             assert sorted(chain(*of_axis)) == list(range(world_size))
             (mine,) = (group for group in of_axis if number in group)
             assert mine == dist.get_process_group_ranks(getattr(rank.groups, axis)), axis
+        (mine,) = (group for group in share_groups(layout) if number in group)
+        assert mine == dist.get_process_group_ranks(find_share().peers) and len(mine) == layout.tp * layout.cp * layout.pp

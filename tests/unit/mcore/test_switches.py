@@ -46,7 +46,7 @@ def work_of(
     arch: Architecture = V3, *, world: int = 64, packed: bool = False, moe: MoeTrainingConfig = MOE, trains: bool = True,
     runtime: dict[str, Any] | None = None, **sizes: int,
 ) -> SwitchContext:  # fmt: skip
-    layout = resolve_layout(ParallelConfig(**sizes), arch, world, mtp=False, packed=packed)
+    layout = resolve_layout(ParallelConfig(**sizes), arch, world, mtp=False)
     return SwitchContext(arch, layout, RuntimeConfig(**({"dtype": "bf16"} | (runtime or {}))), moe, packed, trains)
 
 

@@ -29,7 +29,7 @@ def check(
     arch: Architecture, rows: Rows, lengths: list[int], *, rank: int = 0, world_size: int = 1, recompute: str = "none",
     modules: tuple[str, ...] = (), mtp: bool = False, **sizes: int,
 ) -> None:  # fmt: skip
-    layout = resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=mtp, packed=rows.is_packed)
+    layout = resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=mtp)
     settings = {"recompute": recompute, "modules": modules}
     found = most_kept(
         arch, lengths, TOKENS, world_size=world_size, rank=rank, mtp=mtp, packed=rows.is_packed, **settings, **sizes
@@ -82,6 +82,6 @@ def test_only_attention_of_latent_vectors_grows_with_the_square() -> None:
 
 
 def test_of_the_logits_a_part_is_wide_at_a_time() -> None:
-    layout = resolve_layout(ParallelConfig(), DENSE, 1, mtp=False, packed=True)
+    layout = resolve_layout(ParallelConfig(), DENSE, 1, mtp=False)
     assert wide_logits(DENSE, layout, 10) == 3 * 10 * 130 * 4 and wide_logits(DENSE, layout, 10**6) == 3 * 2**22
     assert wide_logits(DENSE.as_reward_model("helpful"), layout, 10) == 0

@@ -62,7 +62,7 @@ def ranks_of(layout: Layout) -> list[int]:
     if isinstance(value, dict) else str(value),
 )  # fmt: skip
 def test_parameters_are_those_that_are_built(arch: Architecture, size: int, sizes: dict[str, int]) -> None:
-    layout = resolve_layout(ParallelConfig(**sizes), arch, size, mtp=False, packed=False)
+    layout = resolve_layout(ParallelConfig(**sizes), arch, size, mtp=False)
     ranks = ranks_of(layout)
     for stage, built in enumerate(meta.meta_ranks(arch, layout, ranks)):
         held = held_parameters(arch, layout, stage)
@@ -77,7 +77,7 @@ def test_parameters_are_those_that_are_built(arch: Architecture, size: int, size
 
 def test_the_published_model_is_counted_as_built() -> None:
     arch = PRESETS["671b"]
-    layout = resolve_layout(ParallelConfig(tp=8, pp=16, ep=32), arch, 512, mtp=False, packed=True)
+    layout = resolve_layout(ParallelConfig(tp=8, pp=16, ep=32), arch, 512, mtp=False)
     ranks = [0, 480]
     for stage, built in zip((0, 15), meta.meta_ranks(arch, layout, ranks), strict=True):
         held = held_parameters(arch, layout, stage, trains_mtp=True)

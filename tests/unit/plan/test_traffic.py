@@ -65,7 +65,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 def test_an_update_hands_over_what_is_planned(
     arch: Architecture, world_size: int, rank: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False, packed=False)
+    layout = resolve_layout(ParallelConfig(**sizes), arch, world_size, mtp=False)
     copies = arch.experts.per_token if arch.experts is not None else 1
     counted = Collectives({TOKENS * copies * arch.hidden_size * 4})
     stock, shards = megatron_model.MegatronModel._run, Counter[str]()

@@ -143,13 +143,16 @@ def test_the_shape_of_a_config_alone_is_taken(tmp_path):
         (["grpo", "--config", LITE, "runtime.recompute=selective", "runtime.recompute_modules=[x]"], "Megatron-Core refuses"),
         (["grpo", "--config", LITE, "model.weights=/nowhere", "parallel.tp=3"], "for want of model.weights)"),
         (["sft", "--config", LITE, "sft.max_tokens=5000"], "sft.max_tokens=5000 is more than sft.micro_batch_tokens=4096"),
-        (["sft", "--config", LITE, "parallel.cp=2"], "parallel.cp above 1"),
         (["reward-model", "--config", LITE], "data.template must be r1_chat"),
         (["pretrain", "--config", LITE, "--world-size", "8"], "1 micro-batches do not divide over 8 data-parallel ranks"),
         (["pretrain", "--config", LITE, "pretrain.micro_batch_size=3"], "does not divide pretrain.global_batch_size"),
         (
             ["pretrain", "--config", LITE, "parallel.ep=1", "parallel.cp=2", "pretrain.sequence_length=62"],
             "pretrain.sequence_length=62 makes rows of 62 tokens, no multiple of 4",
+        ),
+        (
+            ["pretrain", "--config", LITE, "parallel.ep=1", "parallel.cp=2", "pretrain.mask_documents=true"],
+            "cuts every document into 4 equal parts",
         ),
     ],
 )  # fmt: skip

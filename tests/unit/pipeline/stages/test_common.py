@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.load import load_config
-from megatron_r1.config.model import ParallelConfig
 from megatron_r1.config.resume import input_paths
 from megatron_r1.config.schema import Config
 from megatron_r1.errors import CheckpointError, ConfigError, DataError
 from megatron_r1.pipeline.artifact import Artifact
-from megatron_r1.pipeline.stages.common import require_no_context_parallel, stage_artifact, unless_finished
+from megatron_r1.pipeline.stages.common import stage_artifact, unless_finished
 from megatron_r1.runtime.inputs import compare_inputs
 
 
@@ -130,9 +129,3 @@ def test_a_damaged_manifest_is_named(finished):
     (finished[2] / "run/hf/artifact.json").write_text('{"stage": "grpo"}')
     with pytest.raises(CheckpointError, match=r"artifact\.json cannot be read .* remove .*/run/hf to make it again"):
         start(finished)
-
-
-def test_context_parallel_is_refused():
-    require_no_context_parallel(ParallelConfig())
-    with pytest.raises(ConfigError, match=r"parallel\.cp above 1 works for pretraining only"):
-        require_no_context_parallel(ParallelConfig(cp=2))
