@@ -1,6 +1,7 @@
 """Predicted against measured: the resident memory of runs on CPUs, what `megatron-r1 plan` says beside what the processes took.
 
-Models of random weights, few updates, samples that are as long as the limits say; micro-batches have their default size. Measured,
+Models of random weights, few updates, samples that are as long as the limits say; micro-batches have their default size, but for
+SmolLM2's, which are so small that two ranks and an engine take 9 GB. Measured,
 every half second, are the rank that takes most (VmHWM) and all processes together. There, pages that processes share count once;
 Pss does not tell that of libraries, which programs of others may have open, too. The exit code is 0 only if every number is within
 10%.
@@ -32,6 +33,7 @@ from megatron_r1.runtime.launch import child_environment
 
 BAR = 0.10
 _POLL_SECONDS = 0.5
+_PROMPT_TOKENS = 9  #: of every problem of the tally
 _TALLY_TOKENS = 448  #: of the tokenizer of SFT
 _SAMPLE_TOKENS = 64  #: of a sample of SFT
 MODELS: dict[str, dict[str, Any]] = {
@@ -45,6 +47,14 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
+#: Smaller batches and micro-batches of the largest model.
+SMALLER: dict[str, dict[str, dict[str, int]]] = {
+    "smollm2": {
+        "pretrain": {"global_batch_size": 8, "micro_batch_size": 4},
+        "sft": {"batch_size": 16, "micro_batch_tokens": 256, "epochs": 1},
+        "grpo": {"prompts_per_rollout": 2, "minibatch_size": 32, "micro_batch_tokens": 256},
+    },
+}
 STAGES = ("pretrain", "sft", "grpo")
 
 
@@ -76,7 +86,7 @@ def config_of(model: str, stage: str, folder: Path) -> dict[str, Any]:
         "run_dir": str(folder / "run"),
         "model": MODELS[model],
         "runtime": {"device": "cpu", "dtype": "fp32", "threads": 1},
-        "data": {"source": "tally", "template": "r1_zero", "max_prompt_tokens": 16},
+        "data": {"source": "tally", "template": "r1_zero", "max_prompt_tokens": _PROMPT_TOKENS},
         "checkpoint": {"asynchronous": False},  # how much is there twice depends on how fast the disk is
         "evaluate": {"interval": 0, "problems": 0},
     }
@@ -89,8 +99,9 @@ def config_of(model: str, stage: str, folder: Path) -> dict[str, Any]:
             "overlong": "truncate",
         }  # fmt: skip
     else:
-        config["grpo"] = {"rollouts": 2, "prompts_per_rollout": 8, "group_size": 16, "minibatch_size": 128}
+        config["grpo"] = {"rollouts": 3, "prompts_per_rollout": 8, "group_size": 16, "minibatch_size": 128}
         config["rollout"] = {"max_response_tokens": 32, "max_num_seqs": 128}
+    config[stage] |= SMALLER.get(model, {}).get(stage, {})
     return config
 
 

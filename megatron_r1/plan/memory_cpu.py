@@ -20,10 +20,11 @@ from megatron_r1.plan.batches import Batch, batches, largest_batch
 from megatron_r1.plan.engine import EngineMemory, cpu_engine_memory, opened_config, samples
 from megatron_r1.plan.job import Job
 from megatron_r1.plan.memory import MemoryPlan
+from megatron_r1.plan.parameters import gradient_ranks
 from megatron_r1.plan.static import RankState, rank_state
 from megatron_r1.plan.terms import MemoryPhase, Term
 from megatron_r1.rollout.sync.weight_buckets import bucket_bytes
-from megatron_r1.runtime.heap import KEPT_BYTES
+from megatron_r1.runtime.heap import LARGEST_ON_HEAP
 
 #: A rank without any tensor of the model: Python, torch for CPUs, Megatron-Core, gloo, the project. Measured, resident, libraries
 #: included: `benchmarks.plan_memory`.
@@ -34,6 +35,10 @@ ENGINE = 0.66e9
 LAUNCHER = 0.12e9
 #: Of a rank or an engine, the pages of libraries that all processes of a machine share.
 SHARED = 0.20e9
+#: What a process takes for a byte of activations after some updates: between blocks of many sizes the C library's heap has holes.
+#: glibc before 2.38 asks for more than it needs for an aligned block, and so leaves holes of that very size alone. Fitted to four
+#: rows of `benchmarks.plan_memory` on one rank: `tiny` in GRPO 1.33 and SFT 1.45, `small` in pretraining 1.41 and SFT 1.18.
+HEAP = 1.3
 _FLOAT32 = 4
 _PROCESS = "process"
 
@@ -97,7 +102,7 @@ def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[
     rank = rank_state(job, stage)
     others = (*_engines(job, engine), *_rollouts(job))
     static = _state_terms(job, rank) if job.is_trained else (Term(_PROCESS, TRAINER),)
-    kept = _kept_by_heap(job, stage) if job.is_trained else ()
+    kept = _kept_by_heap(job, stage, rank) if job.is_trained else ()
     phases = []
     if engine is not None:
         phases.append(MemoryPhase("sampling", (*static, *kept), others))
@@ -107,7 +112,9 @@ def cpu_stage_phases(job: Job, stage: int, engine: EngineMemory | None) -> list[
         return phases
     for batch in batches(job):
         name = f"update, {batch.name}" if batch.name else "update"
-        phases.append(MemoryPhase(name, (*static, *_passing_terms(job, batch, stage)), others))
+        phases.append(MemoryPhase(name, (*static, *_passing_terms(job, batch, stage, rank)), others))
+    if received := _received(job, rank):
+        phases.append(MemoryPhase("sum of gradients", (*static, *kept, received), others))
     writing: tuple[Term, ...] = ()
     if job.config.checkpoint.asynchronous:  # a forked process writes; what training changes meanwhile is there twice
         writing = (Term("checkpoint", rank.state.weights + rank.state.optimizer, "checkpoint.asynchronous"),)
@@ -178,23 +185,47 @@ def cpu_rows(job: Job, batch: Batch) -> Rows:
     return Rows(positions, batch.longest // batch.layout.cp, positions, is_packed=True)
 
 
-def _passing_terms(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
-    """What passes over a micro-batch keep, and the gradients of a layer on their way back."""
+def _passing_terms(job: Job, batch: Batch, stage: int, rank: RankState) -> tuple[Term, ...]:
+    """What passes over a micro-batch keep when the first layer's gradients come, and the largest of these."""
     rows, layout, runtime = cpu_rows(job, batch), batch.layout, job.runtime
     kept = cpu_activation_bytes(
         job.arch, layout, rows, stage, recompute=runtime.recompute, modules=runtime.recompute_modules, mtp_trained=job.trains_mtp,
         micro_batches=batch.micro_batches, whole_logits_mb=runtime.whole_logits_mb,
     )  # fmt: skip
-    return (
-        Term("activations", kept, "runtime.recompute" if runtime.recompute == "none" else batch.setting),
-        *_moment(job, batch, stage, rows),
-    )
+    cut = _cutting_setting(job, batch)
+    terms = [
+        Term("activations", kept, cut),
+        Term("holes of the heap", (HEAP - 1) * kept, cut),
+        Term("gradient of a weight", _FLOAT32 * rank.parameters.largest),
+        Term("part of the logits", _part_of_logits(job, batch, stage, rows), batch.setting),
+    ]
+    return tuple(term for term in terms if term.amount)
 
 
-def _kept_by_heap(job: Job, stage: int) -> tuple[Term, ...]:
-    """Of what an update freed, which the process keeps for the next one: `runtime.heap`."""
-    freed = sum(term.amount for term in _passing_terms(job, largest_batch(job), stage))
-    return (Term("kept by the heap", min(freed, KEPT_BYTES)),)
+def _cutting_setting(job: Job, batch: Batch) -> str:
+    """The setting that makes activations fewer."""
+    return "runtime.recompute" if job.runtime.recompute == "none" else batch.setting
+
+
+def _received(job: Job, rank: RankState) -> Term | None:
+    """Other data-parallel ranks' gradients for this one's part of a buffer, before they are summed; None: they fit in holes."""
+    dense, experts = gradient_ranks(job.layout)
+    buffers = [(rank.parameters.dense_buffer, dense), (rank.parameters.expert_buffer, experts)]
+    if job.layout.ep == 1:  # experts lie in one buffer with all else
+        buffers = [(rank.parameters.dense_buffer + rank.parameters.expert_buffer, dense)]
+    most = max(_FLOAT32 * elements * (ranks - 1) // ranks for elements, ranks in buffers)
+    return Term("gradients of other ranks", most, "parallel.tp") if most > LARGEST_ON_HEAP else None
+
+
+def _kept_by_heap(job: Job, stage: int, rank: RankState) -> tuple[Term, ...]:
+    """What an update freed stays with the process for the next one, however much it is: whatever lasts and lies at the heap's end
+    keeps all below it. Blocks that are too large for the heap, as whole logits are, go back."""
+    batch = largest_batch(job)
+    terms = _passing_terms(job, batch, stage, rank)
+    freed = sum(term.amount for term in terms if term.name in ("activations", "holes of the heap"))
+    whole = _whole_logits(job, batch, stage, cpu_rows(job, batch))
+    heads = 1 + (job.arch.mtp_depth if job.trains_mtp else 0)
+    return (Term("kept by the heap", freed - heads * whole if whole > LARGEST_ON_HEAP else freed, _cutting_setting(job, batch)),)
 
 
 def _forward(job: Job, batch: Batch, stage: int) -> tuple[Term, ...]:
@@ -209,16 +240,29 @@ def _moment(job: Job, batch: Batch, stage: int, rows: Rows) -> tuple[Term, ...]:
     chunks = range(stage, layout.pp * layout.vpp, layout.pp)
     layers = [layer for chunk in chunks for layer in range(sum(counts[:chunk]), sum(counts[: chunk + 1]))]
     of_layer = max((cpu_layer_numbers(job.arch, layer, rows) for layer in layers), default=0.0) * _FLOAT32 / layout.tp
-    of_logits = 0
-    if stage == layout.pp - 1 and not job.arch.is_reward_model:
-        whole = logits_bytes(job.arch, layout, rows.positions, _FLOAT32)
-        of_logits = wide_logits(job.arch, layout, rows.positions)
-        if not keeps_whole(whole, job.runtime.whole_logits_mb):
-            width = whole // rows.positions
-            of_logits += rows_at_a_time(width // _FLOAT32, rows.positions, cuda=False) * width
+    of_logits = _part_of_logits(job, batch, stage, rows)
     if of_logits > of_layer:
         return (Term("part of the logits", of_logits, batch.setting),)
     return (Term("layer that is computed", of_layer, batch.setting),)
+
+
+def _part_of_logits(job: Job, batch: Batch, stage: int, rows: Rows) -> int:
+    """What of the logits is there for a moment: in float32 and in copies, or a tile of those that are not kept whole."""
+    if stage < batch.layout.pp - 1 or job.arch.is_reward_model:
+        return 0
+    found = wide_logits(job.arch, batch.layout, rows.positions)
+    if _whole_logits(job, batch, stage, rows):
+        return found
+    width = logits_bytes(job.arch, batch.layout, rows.positions, _FLOAT32) // rows.positions
+    return found + rows_at_a_time(width // _FLOAT32, rows.positions, cuda=False) * width
+
+
+def _whole_logits(job: Job, batch: Batch, stage: int, rows: Rows) -> int:
+    """Bytes of the logits of one head; 0 where they are not kept."""
+    if stage < batch.layout.pp - 1 or job.arch.is_reward_model:
+        return 0
+    whole = logits_bytes(job.arch, batch.layout, rows.positions, _FLOAT32)
+    return whole if keeps_whole(whole, job.runtime.whole_logits_mb) else 0
 
 
 def _gb(amount: float) -> str:

@@ -9,9 +9,19 @@ from megatron_r1.mcore.activation_bytes import logits_bytes
 from megatron_r1.plan.activations_cpu import cpu_activation_bytes
 from megatron_r1.plan.batches import largest_batch
 from megatron_r1.plan.job import Job, Stage, read_job
-from megatron_r1.plan.memory_cpu import ENGINE, LAUNCHER, SHARED, TRAINER, CpuMemoryPlan, cpu_rows, machine_bytes, plan_cpu_memory
+from megatron_r1.plan.memory_cpu import (
+    ENGINE,
+    HEAP,
+    LAUNCHER,
+    SHARED,
+    TRAINER,
+    CpuMemoryPlan,
+    cpu_rows,
+    machine_bytes,
+    plan_cpu_memory,
+)
 from megatron_r1.plan.terms import MemoryPhase
-from megatron_r1.runtime.heap import KEPT_BYTES
+from megatron_r1.runtime.heap import LARGEST_ON_HEAP
 
 CPU = ["runtime.device=cpu", "runtime.dtype=fp32", "run_dir=/nowhere", "data.max_prompt_tokens=32"]
 ROUND = ["grpo.prompts_per_rollout=8", "grpo.minibatch_size=128", "rollout.max_response_tokens=32", "rollout.max_num_seqs=128"]
@@ -93,11 +103,34 @@ def test_an_engine_holds_weights_and_a_cache_that_is_full_of_zeros() -> None:
     assert two["engine weights"] == 2 * one["engine weights"] and two["engine processes"] == 2 * one["engine processes"]
 
 
-def test_the_heap_keeps_what_an_update_freed_up_to_its_limit() -> None:
+def test_the_heap_keeps_what_an_update_freed_but_blocks_that_are_none_of_its_own() -> None:
     plan = plan_cpu_memory(job("grpo"), ROOM)
-    held = terms(plan, "sampling")
-    assert held["kept by the heap"] == KEPT_BYTES, "activations of 8,064 positions are more"
-    assert "activations" not in held and "kept by the heap" not in terms(plan, "update")
+    held, passing = terms(plan, "sampling"), terms(plan, "update")
+    assert held["kept by the heap"] == pytest.approx(HEAP * passing["activations"]), "8,064 positions have no whole logits"
+    assert "activations" not in held and "kept by the heap" not in passing
+    asked = job("pretrain")
+    plan = plan_cpu_memory(asked, ROOM)
+    logits = logits_bytes(asked.arch, asked.layout, 1024, 4)
+    assert logits > LARGEST_ON_HEAP
+    whole = HEAP * terms(plan, "update")["activations"]
+    assert terms(plan, "saving")["kept by the heap"] == pytest.approx(whole - 2 * logits), "multi-token prediction has some, too"
+
+
+def test_activations_leave_holes_in_the_heap() -> None:
+    asked = job("pretrain")
+    held = terms(plan_cpu_memory(asked, ROOM), "update")
+    assert held["holes of the heap"] == pytest.approx((HEAP - 1) * held["activations"])
+    assert held["gradient of a weight"] == 4 * asked.arch.vocab_size * asked.arch.hidden_size
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(2, 1 / 2), (4, 3 / 4), (512, 511 / 512)])
+def test_gradients_of_the_other_ranks_arrive_whole(ranks: int, share: float) -> None:
+    asked = job("pretrain", f"pretrain.global_batch_size={16 * ranks}", ranks=ranks)
+    held = terms(plan_cpu_memory(asked, ROOM), "sum of gradients")
+    assert held["gradients of other ranks"] == pytest.approx(share * held["gradients"], rel=1e-3)
+    assert "sum of gradients" not in {phase.name for phase in plan_cpu_memory(job("pretrain"), ROOM).phases}
+    few = plan_cpu_memory(job("pretrain", ranks=2, preset="tiny"), ROOM)
+    assert "sum of gradients" not in {phase.name for phase in few.phases}, "they fit into the heap's holes"
 
 
 def test_a_checkpoint_that_is_written_meanwhile_is_there_twice() -> None:
@@ -119,6 +152,6 @@ def test_what_does_not_fit_is_one_line_with_what_to_change() -> None:
     asked = job("grpo")
     assert plan_cpu_memory(asked, ROOM).shortfalls() == []
     (line,) = plan_cpu_memory(asked, 3 * 10**9).shortfalls()
-    assert line.startswith("update needs ") and "of the machine, which has 3.0 GB; of it activations" in line
+    assert line.startswith("saving needs ") and "of the machine, which has 3.0 GB; of it kept by the heap" in line
     assert line.endswith("change runtime.recompute")
     assert plan_cpu_memory(asked).node_bytes == machine_bytes() > 10**9
