@@ -30,6 +30,44 @@ def test_unfused_attention_has_torchs_bits(tokens, scale, dtype):
     assert all(torch.equal(*pair) for pair in zip(own, torchs, strict=True))
 
 
+class LargestTensor(TorchDispatchMode):
+    """Most numbers of a tensor that is made while it watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            self.numbers = max(self.numbers, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("widths", [(24, 16), (16, 24), (16, 16)], ids=["narrow values", "wide values", "one width"])
+@pytest.mark.parametrize("scale", [None, 0.13])
+@pytest.mark.parametrize("kind", ["causal", "masked", "grouped"])
+def test_long_rows_are_attended_to_without_all_their_scores(widths, scale, kind):
+    generator, tokens, rows, heads = torch.Generator().manual_seed(0), layers._LONGEST_UNFUSED + 45, 2, 4
+    of_keys = 2 if kind == "grouped" else heads
+    shapes = ((heads, widths[0]), (of_keys, widths[0]), (of_keys, widths[1]))
+    inputs = [torch.randn(tokens, rows, *shape, generator=generator).requires_grad_() for shape in shapes]
+    gradient = torch.randn(tokens, rows, heads, widths[1], generator=generator)
+    sees = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    mask = sees.expand(rows, 1, tokens, tokens) if kind == "masked" else None
+    layer = SimpleNamespace(scale=scale)
+    with LargestTensor() as watch:
+        found = layers.CoreAttention._attend(layer, *inputs, mask)
+        own = torch.autograd.grad(found, inputs, gradient)
+    assert watch.numbers < rows * heads * tokens**2  # the mask itself has rows * tokens^2
+    query, key, value = exact = [x.detach().double().requires_grad_() for x in inputs]
+    key, value = (x.repeat_interleave(heads // of_keys, 2) for x in (key, value))
+    scores = torch.einsum("sbhd,tbhd->bhst", query, key) * (widths[0] ** -0.5 if scale is None else scale)
+    expected = torch.einsum("bhst,tbhd->sbhd", scores.masked_fill(~sees, -torch.inf).softmax(-1), value)
+    for a, b in zip((found, *own), (expected, *torch.autograd.grad(expected, exact, gradient.double())), strict=True):
+        assert torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_of_experts_in_bf16_have_few_shapes(dtype):
     generator = torch.Generator().manual_seed(0)
