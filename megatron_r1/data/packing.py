@@ -84,11 +84,12 @@ def pack_samples(
         raise ValueError("some samples have a home and some do not")
     bundles, of_bundles = [[number] for number in range(len(samples))], homes or None
     if share_prompts:
-        homes = homes or distribute_bundles(samples, max_tokens, dp_size)
+        max_tokens = round_up(max_tokens, sequence_multiple)
+        homes = homes or distribute_bundles(samples, max_tokens, dp_size, sequence_multiple)
         at_home: list[list[int]] = [[] for _ in range(dp_size)]
         for number, home in enumerate(homes):
             at_home[home].append(number)
-        bundles = [bundle for numbers in at_home for bundle in bundle_samples(samples, numbers, max_tokens)]
+        bundles = [bundle for numbers in at_home for bundle in bundle_samples(samples, numbers, max_tokens, sequence_multiple)]
         of_bundles = [homes[bundle[0]] for bundle in bundles]
     bins_per_rank, size = assign_bins(
         [bundle_tokens(samples, bundle, sequence_multiple) for bundle in bundles],
@@ -157,16 +158,20 @@ def distribute(lengths: Sequence[int], dp_size: int) -> list[int]:
     return homes
 
 
-def distribute_bundles(samples: Sequence[TrainingSample], max_tokens: int, dp_size: int) -> list[int]:
-    """The data-parallel rank of every sample of a minibatch, where samples of a group share their prompt on one rank."""
+def distribute_bundles(samples: Sequence[TrainingSample], max_tokens: int, dp_size: int, multiple: int = 1) -> list[int]:
+    """The data-parallel rank of every sample of a minibatch, where samples of a group share their prompt on one rank.
+
+    Args: see `bundle_samples`.
+    """
     numbers = range(len(samples))
-    bundles = bundle_samples(samples, numbers, max_tokens)
+    bundles = bundle_samples(samples, numbers, max_tokens, multiple)
     if dp_size > 1:
-        total = sum(bundle_tokens(samples, bundle) for bundle in bundles)
+        total = sum(bundle_tokens(samples, bundle, multiple) for bundle in bundles)
         longest = max(sample.num_targets for sample in samples)
-        bundles = bundle_samples(samples, numbers, min(max_tokens, max(longest, -(-total // (dp_size * _PARTS)))))
+        part = round_up(max(longest, -(-total // (dp_size * _PARTS))), multiple)
+        bundles = bundle_samples(samples, numbers, min(max_tokens, part), multiple)
     homes = [0] * len(samples)
-    of_bundles = distribute([bundle_tokens(samples, bundle) for bundle in bundles], dp_size)
+    of_bundles = distribute([bundle_tokens(samples, bundle, multiple) for bundle in bundles], dp_size)
     for bundle, home in zip(bundles, of_bundles, strict=True):
         for number in bundle:
             homes[number] = home

@@ -28,13 +28,15 @@ def bundle_tokens(samples: Sequence[TrainingSample], bundle: Sequence[int], mult
     """Positions that the bundle takes, if each of its sequences takes a multiple of `multiple`."""
     shared = shared_tokens(samples[bundle[0]]) if len(bundle) > 1 else 0
     parts = [shared, *(samples[number].num_targets - shared for number in bundle)]
-    return sum(-(-part // multiple) * multiple for part in parts)
+    return sum(_up(part, multiple) for part in parts)
 
 
-def bundle_samples(samples: Sequence[TrainingSample], numbers: Sequence[int], max_tokens: int) -> list[list[int]]:
+def bundle_samples(
+    samples: Sequence[TrainingSample], numbers: Sequence[int], max_tokens: int, multiple: int = 1
+) -> list[list[int]]:
     """Bundles of at most `max_tokens` positions that hold each of `numbers` once, equal parts of a group that needs several.
 
-    No sample has more targets than `max_tokens`.
+    Each sequence takes a multiple of `multiple` positions, of which `max_tokens` is one. No sample has more targets than that.
     """
     groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for number in numbers:
@@ -44,10 +46,18 @@ def bundle_samples(samples: Sequence[TrainingSample], numbers: Sequence[int], ma
         groups[key].append(number)
     bundles = []
     for (_, _, before), members in groups.items():
-        room = max_tokens - before
-        own = {number: samples[number].num_targets - before for number in members}
-        bundles += _even_parts(own, room) if len(members) > 1 else [members]
+        room = max_tokens - _up(before, multiple)
+        own = {number: _up(samples[number].num_targets - before, multiple) for number in members}
+        # One that has no room beside its prompt, each in whole multiples, has room in one piece.
+        alone = [number for number in members if len(members) == 1 or own[number] > room]
+        bundles += [[number] for number in alone]
+        if len(alone) < len(members):
+            bundles += _even_parts({number: own[number] for number in members if number not in alone}, room)
     return bundles
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _even_parts(own: dict[int, int], room: int) -> list[list[int]]:

@@ -159,15 +159,16 @@ def cut_rows(groups: Sequence[RowGroup | MaskedRows], cu_seqlens: torch.Tensor, 
     return cut
 
 
-def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | MaskedRows]:
+def share_rows(cu_seqlens: torch.Tensor, prompts: list[int], tokens: torch.Tensor | None = None) -> list[RowGroup | MaskedRows]:
     """As `group_rows`, where sequences go on from others.
 
     Args:
         cu_seqlens: [S+1] boundaries.
         prompts: [S] which sequence each goes on from; itself: none.
+        tokens: [S] of each sequence, without padding behind it; None: nothing is behind any.
     """
     lengths, starts = cu_seqlens.diff().long(), cu_seqlens[:-1].long()
-    of = torch.tensor(prompts, device=lengths.device)
+    of, tokens = torch.tensor(prompts, device=lengths.device), lengths if tokens is None else tokens
     alone = of == torch.arange(len(lengths), device=lengths.device)
     first = alone.nonzero().flatten()
     bounds = torch.cat([lengths.new_zeros(1), lengths[first].cumsum(0)])
@@ -188,20 +189,22 @@ def share_rows(cu_seqlens: torch.Tensor, prompts: list[int]) -> list[RowGroup | 
                 break
             before = wider
             members.append(rest.pop(0))
-        groups.append(_shared_rows(torch.tensor(members, device=lengths.device), of, lengths, starts))
+        groups.append(_shared_rows(torch.tensor(members, device=lengths.device), of, lengths, starts, tokens))
     return groups
 
 
-def _shared_rows(members: torch.Tensor, of: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor) -> MaskedRows:
+def _shared_rows(
+    members: torch.Tensor, of: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor, tokens: torch.Tensor
+) -> MaskedRows:
     own, prompt = (_row_group(numbers, lengths, starts) for numbers in (members, of[members]))
     queries = torch.arange(own.width, device=lengths.device)
     places = torch.arange(prompt.width + own.width, device=lengths.device)
-    in_prompt = places < lengths[of[members]][:, None]
+    in_prompt = places < tokens[of[members]][:, None]
     before = (places >= prompt.width) & (places - prompt.width <= queries[:, None])
     width = prompt.width + own.width
     cells = [group.cells // group.width * width + group.cells % group.width for group in (prompt, own)]
-    tokens = torch.cat([filled(prompt.tokens), filled(own.tokens)])
-    keys = RowGroup(tokens, torch.cat([cells[0], cells[1] + prompt.width]), own.num_rows, width)
+    seen = torch.cat([filled(prompt.tokens), filled(own.tokens)])
+    keys = RowGroup(seen, torch.cat([cells[0], cells[1] + prompt.width]), own.num_rows, width)
     return MaskedRows(own, keys, (in_prompt[:, None] | before)[:, None])
 
 

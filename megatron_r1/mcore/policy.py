@@ -132,7 +132,7 @@ class MegatronPolicy(MegatronModel):
             batches: minibatches of sample numbers, each number in one.
         """
         within = self.micro_batch_tokens if self._share_prompts else None
-        return self.shares.place(samples, self.shares.assign(samples, batches, within))
+        return self.shares.place(samples, self.shares.assign(samples, batches, within, self.layout.sequence_multiple))
 
     _OUTPUT = "log-probability"
 

@@ -49,7 +49,7 @@ def packed_sequences(whole: MicroBatch, layout: Layout, groups: Groups) -> Packe
     bits = encode_sequences(bounds, whole.is_real, whole.num_tokens // layout.cp, layout.cp, groups.cp.rank(), lengths)
     if layout.sequence_parallel:
         bits = bits.chunk(layout.tp)[groups.tp.rank()]
-    rows: Sequence[RowGroup | MaskedRows] | None = share_rows(bounds, whole.prompts) if whole.prompts else None
+    rows: Sequence[RowGroup | MaskedRows] | None = share_rows(bounds, whole.prompts, lengths) if whole.prompts else None
     if layout.cp > 1 and not on_transformer_engine():
         rows = cut_rows(rows or group_rows(bounds), bounds, layout.cp, groups.cp.rank())
     if whole.prompts:

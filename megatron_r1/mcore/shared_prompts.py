@@ -30,8 +30,6 @@ def shares_prompts(
 def _refusal(arch: Architecture, layout: Layout, moe: MoeTrainingConfig, device: str) -> str | None:
     if device != "cpu":
         return "the attention of packed sequences on CUDA knows no prompt that several of them share"
-    if layout.cp > 1:
-        return "context parallelism splits every sequence, its prompt included"
     if arch.experts is not None and (moe.aux_loss_coeff or moe.bias_update_rate):
         return "grpo.moe.aux_loss_coeff and bias_update_rate count a prompt's tokens once for each response"
     if arch.mtp_depth and moe.mtp_loss_scale:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from megatron_r1.data.packing import distribute, distribute_bundles
+from megatron_r1.data.packing import distribute, distribute_bundles, round_up
 from megatron_r1.runtime.exchange import broadcast_arrays, gather_numbers, move_arrays
 from megatron_r1.types import LOGPROBS, TrainingSample, hollow
 
@@ -48,14 +48,16 @@ class Shares:
         self._speakers = [numbers.index(number) for number in range(place.count)]
 
     def assign(
-        self, samples: Sequence[TrainingSample], batches: Sequence[Sequence[int]], prompts_within: int | None = None
-    ) -> list[int]:
+        self, samples: Sequence[TrainingSample], batches: Sequence[Sequence[int]], prompts_within: int | None = None,
+        multiple: int = 1,
+    ) -> list[int]:  # fmt: skip
         """The share of every sample, for minibatches that hold each once: every minibatch is divided evenly by tokens.
 
         Args:
             samples: of the round.
             batches: minibatches of sample numbers.
             prompts_within: tokens of a micro-batch in which samples of one group share their prompt; None: they do not.
+            multiple: of positions that each sequence takes there.
         """
         homes, count = [0] * len(samples), self._place.count
         for batch in batches:
@@ -63,7 +65,7 @@ class Shares:
             if prompts_within is None:
                 divided = distribute([sample.num_targets for sample in chosen], count)
             else:
-                divided = distribute_bundles(chosen, prompts_within, count)
+                divided = distribute_bundles(chosen, round_up(prompts_within, multiple), count, multiple)
             for number, home in zip(batch, divided, strict=True):
                 homes[number] = home
         return homes

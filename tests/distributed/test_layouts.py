@@ -136,7 +136,7 @@ ROUNDS: dict[int, list[tuple[dict[str, int], list[int]]]] = {
     1: [({}, [0]), ({"share_prompts": 0}, [0])],
     2: [
         *[({}, [0, 1]), ({"pp": 2}, [1]), ({"tp": 2}, [1, 0]), ({"cp": 2}, [1])],
-        *[({"share_prompts": 1}, [0, 1]), ({"tp": 2, "share_prompts": 1}, [0])],
+        *[({"share_prompts": 1}, [0, 1]), ({"tp": 2, "share_prompts": 1}, [0]), ({"cp": 2, "share_prompts": 1}, [0])],
     ],
     4: [({}, [3, 1, 2]), ({"tp": 2}, [0, 3]), ({"pp": 2, "ep": 2}, [2, 1]), ({"pp": 2, "cp": 2}, [1, 2])],
 }

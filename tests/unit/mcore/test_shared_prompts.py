@@ -15,7 +15,7 @@ from megatron_r1.data.packing import pack_samples
 from megatron_r1.data.shared_prompts import shared_tokens
 from megatron_r1.errors import ConfigError
 from megatron_r1.mcore.layout import Layout
-from megatron_r1.mcore.packing import RowGroup, packed_positions, share_rows
+from megatron_r1.mcore.packing import RowGroup, cut_rows, local_token_indices, packed_positions, share_rows
 from megatron_r1.mcore.shared_prompts import shares_prompts
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.pipeline.builders.models import build_architecture, build_policy
@@ -88,19 +88,26 @@ def test_separate_sequences_and_shared_prompts_agree(session, preset: str, recom
 
 
 @pytest.mark.parametrize("dp_size", [1, 3])
-@pytest.mark.parametrize("max_tokens", [1000, 115])
-def test_a_row_holds_prompts_once_and_every_response_after_its_own(dp_size: int, max_tokens: int) -> None:
+@pytest.mark.parametrize(("max_tokens", "multiple"), [(1000, 1), (115, 1), (1000, 6), (109, 6)])
+def test_a_row_holds_prompts_once_and_every_response_after_its_own(dp_size: int, max_tokens: int, multiple: int) -> None:
+    """With room for a multiple of each sequence, a response may lack room beside its prompt; then it shares nothing."""
     samples = make_groups(*GROUPS)
-    ranks = pack_samples(samples, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=2, share_prompts=True)
+    pad_multiple = 2 * multiple
+    ranks = pack_samples(
+        samples, max_tokens=max_tokens, dp_size=dp_size, pad_multiple=pad_multiple, sequence_multiple=multiple, share_prompts=True
+    )
     found = []
     for batch in (batch for batches in ranks for batch in batches):
-        assert batch.num_tokens == ranks[0][0].num_tokens <= max_tokens + 1
-        bounds, before = batch.cu_seqlens.tolist(), batch.prompt_tokens().tolist()
+        assert batch.num_tokens == ranks[0][0].num_tokens < max_tokens + pad_multiple
+        assert not (batch.cu_seqlens % multiple).any()
+        starts, before = batch.cu_seqlens.tolist(), batch.prompt_tokens().tolist()
+        bounds = [*zip(starts[:-1], batch.sequence_tokens().tolist(), strict=True)]
         both = torch.stack([batch.cu_seqlens.long(), torch.tensor([*before, 0])])
-        assert packed_positions(both, batch.num_tokens).tolist() == batch.position_ids[0].tolist()
+        places = batch.of_samples()
+        assert packed_positions(both, batch.num_tokens)[places[0]].tolist() == batch.position_ids[places].tolist()
         assert batch.loss_mask.sum() == sum(samples[n].num_trained for n in batch.sample_ids if n >= 0)
         for place, number in enumerate(batch.sample_ids):
-            ids, labels = (x[0, bounds[place] : bounds[place + 1]].tolist() for x in (batch.token_ids, batch.labels))
+            ids, labels = (x[0, bounds[place][0] : sum(bounds[place])].tolist() for x in (batch.token_ids, batch.labels))
             if number >= 0:
                 found.append(number)
                 assert ids == samples[number].token_ids[before[place] : -1].tolist()
@@ -109,7 +116,7 @@ def test_a_row_holds_prompts_once_and_every_response_after_its_own(dp_size: int,
                 sharers = [s for s, p in zip(batch.sample_ids, batch.prompts, strict=True) if p == place and s != PROMPT]
                 assert len(sharers) > 1, "a prompt that nobody shares stays with its response"
                 assert all(samples[s].token_ids[: len(ids)].tolist() == ids for s in sharers)
-                assert batch.sample_at(bounds[place]) == sharers[0], "for messages"
+                assert batch.sample_at(starts[place]) == sharers[0], "for messages"
     assert sorted(found) == list(range(len(samples)))
 
 
@@ -131,13 +138,36 @@ def test_masks_of_many_responses_are_bounded() -> None:
     assert sum(len(mask) for mask in masks) == 100 and max(mask.numel() for mask in masks) <= 1 << 24
 
 
+def test_context_parallel_ranks_see_what_one_rank_sees() -> None:
+    """A prompt of 5 tokens in room for 8, whose 3 places of padding its responses do not see."""
+    lengths, real, prompts = [8, 12, 4, 8, 4], torch.tensor([5, 10, 2, 7, 4]), [0, 0, 0, 3, 3]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    starts = bounds[:-1].tolist()
+    groups = share_rows(bounds, prompts, real)
+    for rank in range(2):
+        held, seen = local_token_indices(bounds, 2, rank), {}
+        for group in cut_rows(groups, bounds, 2, rank):
+            keys = torch.arange(36) if group.keys.tokens is None else group.keys.tokens
+            row_of_key, place_of_key = group.keys.cells // group.keys.width, group.keys.cells % group.keys.width
+            for query, cell in zip(group.queries.tokens.tolist(), group.queries.cells.tolist(), strict=True):
+                mask = group.mask[cell // group.queries.width, 0, cell % group.queries.width]
+                of_row = row_of_key == cell // group.queries.width
+                seen[held[query].item()] = sorted(keys[of_row & mask[place_of_key]].tolist())
+        assert sorted(seen) == sorted(held.tolist())
+        for token, keys in seen.items():
+            number = int(torch.searchsorted(bounds, token, right=True)) - 1
+            prompt = prompts[number]
+            before = range(starts[prompt], starts[prompt] + int(real[prompt])) if prompt != number else ()
+            assert keys == [*before, *range(starts[number], token + 1)], token
+
+
 @pytest.mark.parametrize(
     ("preset", "layout", "moe", "device", "auto", "reason"),
     [
         ("tiny_qwen2", {}, {}, "cpu", True, None),
         ("tiny_qwen2", {"tp": 2, "pp": 2, "dp": 2}, {}, "cpu", True, None),
         ("tiny_qwen2", {}, {}, "cuda", False, "on CUDA"),
-        ("tiny_qwen2", {"cp": 2}, {}, "cpu", False, "context parallelism"),
+        ("tiny_qwen2", {"cp": 2}, {}, "cpu", True, None),
         ("tiny", {}, {}, "cpu", False, None),
         ("tiny", {}, {"aux_loss_coeff": 1e-4}, "cpu", False, "aux_loss_coeff and bias_update_rate"),
         ("tiny", {}, {"bias_update_rate": 1e-3}, "cpu", False, "aux_loss_coeff and bias_update_rate"),
