@@ -47,8 +47,9 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-#: Smaller batches and micro-batches of the largest model.
+#: Smaller batches, and micro-batches of the largest model.
 SMALLER: dict[str, dict[str, dict[str, int]]] = {
+    "small": {"grpo": {"prompts_per_rollout": 4, "minibatch_size": 64}},
     "smollm2": {
         "pretrain": {"global_batch_size": 8, "micro_batch_size": 4},
         "sft": {"batch_size": 16, "micro_batch_tokens": 256, "epochs": 1},
