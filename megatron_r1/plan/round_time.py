@@ -8,7 +8,7 @@ from megatron_r1.plan.decode_time import ENGINE_COSTS, Engine, EngineCosts, Samp
 from megatron_r1.plan.devices import Accelerator
 from megatron_r1.plan.layer_time import COSTS, Costs, Grid
 from megatron_r1.plan.lengths import ResponseLengths
-from megatron_r1.plan.transfer_time import TRANSFER_COSTS, TransferCosts, Way, transfer_seconds
+from megatron_r1.plan.transfer_time import TRANSFER_COSTS, SentShards, TransferCosts, Way, shards_seconds, transfer_seconds
 from megatron_r1.plan.update_time import TrainedBatch, Training, own_parameters, pass_seconds, update_seconds
 from megatron_r1.plan.work import ModelWork
 
@@ -45,7 +45,7 @@ class RoundSetting:
     scoring_batch: float  #: of a forward pass for log-probabilities
     scored: int  #: passes of log-probabilities: the policy's, the reference's
     training: Training
-    way: Way
+    way: Way | SentShards
     ahead: int = 0  #: rounds that engines with devices of their own may sample before the trainer; 0: they share them
     element: float = 2.0  #: bytes of a matrix element on its way to the engines
     offloaded: bool = True  #: whether the trainer's weights are on the host while engines sample on its devices
@@ -75,10 +75,13 @@ def round_seconds(
     share = 1 / setting.updates
     batch = TrainedBatch(whole.tokens * share, whole.pairs, setting.micro_batch, whole.sequences * share, whole.variation)
     update = update_seconds(work, device, grid, batch, training, costs.layers)
-    transfer = transfer_seconds(
-        work, device, way=setting.way, trainers=grid.devices, engines=setting.engines * setting.engine.devices,
-        element=setting.element, held=_BF16 * own_parameters(work, grid) * setting.offloaded, costs=costs.transfer,
-    )  # fmt: skip
+    if isinstance(setting.way, SentShards):
+        transfer = shards_seconds(work, device, setting.way, costs.transfer)
+    else:
+        transfer = transfer_seconds(
+            work, device, way=setting.way, trainers=grid.devices, engines=setting.engines * setting.engine.devices,
+            element=setting.element, held=_BF16 * own_parameters(work, grid) * setting.offloaded, costs=costs.transfer,
+        )  # fmt: skip
     data = {"data": setting.responses * costs.sample}
     decode = drawn.seconds - drawn.prefill - drawn.tail
     phases = {

@@ -11,13 +11,14 @@ from megatron_r1.mcore.layout import Layout
 from megatron_r1.plan.batches import batches
 from megatron_r1.plan.decode_time import ENGINE_COSTS, Engine, SampledRound, cache_bytes_of_token, sampling
 from megatron_r1.plan.devices import Accelerator
-from megatron_r1.plan.engine import engine_memory
+from megatron_r1.plan.engine import engine_memory, engine_weights
 from megatron_r1.plan.job import Job
 from megatron_r1.plan.layer_time import Grid, LayerPass, forward_layer
 from megatron_r1.plan.lengths import USUAL_SPREAD, ResponseLengths
 from megatron_r1.plan.round_time import ALL_COSTS, RoundSetting, round_seconds, samples_of
 from megatron_r1.plan.static import rank_state, reward_models
 from megatron_r1.plan.terms import Term, TimePhase
+from megatron_r1.plan.transfer_time import SentShards
 from megatron_r1.plan.update_time import PCIE, TrainedBatch, Training, pass_seconds, update_seconds
 from megatron_r1.plan.work import ModelWork, model_work
 from megatron_r1.training.pretrain_plan import PretrainPlan
@@ -147,7 +148,7 @@ def _time_grpo(job: Job, device: Accelerator, work: ModelWork, assumed: Assumed)
         group=stage.group_size, updates=stage.updates_per_rollout, prompt=min(assumed.prompt, config.data.max_prompt_tokens),
         lengths=ResponseLengths(mean, limits.max_response_tokens, assumed.spread), micro_batch=float(limits.micro_batch_tokens),
         scoring_batch=float(limits.micro_batch_tokens), scored=scored, training=training_of(job, work, device),
-        way="broadcast" if own else "gathered", offloaded=False,
+        way=shards_of(job, engines), offloaded=False,
     )  # fmt: skip
     # A round trains on every sample once an epoch.
     passes = replace(setting, responses=setting.responses * stage.inner_epochs)
@@ -219,6 +220,21 @@ def planned_engines(job: Job, device: Accelerator, work: ModelWork, assumed: Ass
             f"rollout.tensor_parallel_size={size}: {nodes} node(s) of {job.devices_per_node} hold no engine; raise --engine-nodes"
         )
     return engine, engines, nodes * job.devices_per_node
+
+
+def shards_of(job: Job, engines: int) -> SentShards:
+    """What travels in a weight sync of GRPO on GPUs, and who gives and takes how much."""
+    rollout = job.config.rollout
+    size = rollout.tensor_parallel_size
+    apart = rollout.placement == "disaggregated"
+    over_nccl = apart and rollout.transfer != "shm"
+    nodes = 1 if apart else rollout.nodes_per_engine
+    whole = engine_weights(job.arch, 1, job.width)
+    return SentShards(
+        shard=engine_weights(job.arch, size, job.width), sent=whole * engines / job.world_size, workers=size // nodes,
+        far=1.0 if apart else 1 - 1 / job.nodes, through_host=not over_nccl, verified=rollout.verify_weights,
+        wakes=rollout.engines_sleep,
+    )  # fmt: skip
 
 
 def _moved(job: Job) -> dict[str, float]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_r1.plan.devices import Accelerator
+from megatron_r1.plan.update_time import PCIE
 from megatron_r1.plan.work import ModelWork
 
 Way = Literal["gathered", "broadcast", "peers", "resharded"]
 _BF16 = 2.0
+_CHECKSUMS = 1.0002  # of pieces, beside their bytes: what the weight sync's own counters show
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,51 @@ class TransferCosts:
     gathered: float = 0.74  #: share of a link that gathering whole tensors on every rank reaches
     broadcast: float = 2.9  #: devices' links that broadcasts from several ranks keep busy
     peers: float = 4.8  #: the same, where every engine reads what it lacks from whoever has it
+    tcp: float = 3.0e9  #: bytes a second that one process receives from other nodes over gloo, or sends. Assumed
+    hash: float = 8.0e9  #: bytes a second of a checksum on a core (XXH3). Assumed
+    sums: int = 10  #: times that a checksum on a device goes over a piece: its products are of 64 bits
 
 
 TRANSFER_COSTS = TransferCosts()
+
+
+@dataclass(frozen=True)
+class SentShards:
+    """This project's own way: ranks that hold the pieces give them to a rank that feeds workers of an engine (`rollout/sync`)."""
+
+    shard: float  #: bytes that a worker holds
+    sent: float  #: bytes that a rank of the trainer gives: the model's, times engines, over the ranks
+    workers: int  #: that one rank feeds: those of its node, or of the whole engine over NCCL
+    far: float  #: share of what a feeding rank gets that comes from other nodes
+    through_host: bool  #: shm: through the node's memory, over TCP between nodes; else nccl
+    verified: bool  #: `rollout.verify_weights`
+    wakes: bool  #: whether the engine takes its memory back first
+
+
+def shards_seconds(
+    work: ModelWork, device: Accelerator, shards: SentShards, costs: TransferCosts = TRANSFER_COSTS
+) -> dict[str, float]:
+    """By part; "travel" is the slowest of the three sides, which work on different buckets at a time.
+
+    A rank of the trainer gives what it `sent`; a feeding rank gets its workers' shards, over the links of one process; a worker
+    takes its own. What is verified both read once more: through the host on a core, after a copy of it came back from the
+    worker's device; over NCCL on the devices.
+    """
+    shard, sent = shards.shard * _CHECKSUMS, shards.sent * _CHECKSUMS
+    fed = shards.workers * shard
+    if shards.through_host:
+        checked = 1 / costs.hash if shards.verified else 0.0
+        give = sent * (1 / PCIE + checked + shards.far / costs.tcp)
+        feed = fed * shards.far / costs.tcp
+        take = shard * ((2 if shards.verified else 1) / PCIE + checked)
+    else:
+        checked = costs.sums / device.memory_rate if shards.verified else 0.0
+        link = device.link_rate(True)
+        give, feed, take = sent * (1 / link + checked), fed / link, shard * (1 / link + checked)
+    return {
+        "start": costs.start + costs.wake * shards.wakes, "names": work.tensors * costs.sent_tensor,
+        "travel": max(give, feed, take),
+    }  # fmt: skip
 
 
 def transfer_seconds(

@@ -9,10 +9,12 @@ import pytest
 from megatron_r1.config.load import load_config
 from megatron_r1.errors import ConfigError
 from megatron_r1.plan.decode_time import Engine, cache_tokens, sampling
+from megatron_r1.plan.engine import engine_weights
 from megatron_r1.plan.job import Job, Stage, read_job
 from megatron_r1.plan.lengths import ResponseLengths
-from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, TimePlan, grid_of, plan_time, training_of
+from megatron_r1.plan.stage_time import NOTHING_SAID, Assumed, TimePlan, grid_of, plan_time, shards_of, training_of
 from megatron_r1.plan.terms import Term, TimePhase
+from megatron_r1.plan.transfer_time import TRANSFER_COSTS, SentShards
 from megatron_r1.plan.work import model_work
 from tests.paths import ROOT
 
@@ -129,6 +131,20 @@ def test_switches_reach_the_times() -> None:
     fp8 = timed(job("pretrain", "pretrain", "megatron.fp8=e4m3", nodes=256))
     assert fp8.seconds < timed(job("pretrain", "pretrain", "megatron.fp8=null", nodes=256)).seconds
     assert (grid_of(plain.layout).dp, grid_of(plain.layout).ep) == (plain.layout.dp, plain.layout.ep)
+
+
+def test_weights_travel_as_shards(zero: TimePlan) -> None:
+    """671B on 512 ranks, 8 engines of 64 on 8 nodes each: the rank that feeds a node's workers gets 8/64 of the model over TCP."""
+    asked = job("r1_zero", "grpo")
+    whole, shard = (engine_weights(asked.arch, size, 2) for size in (1, 64))
+    shards = shards_of(asked, 8)
+    assert shards == SentShards(shard, whole * 8 / 512, 8, 63 / 64, through_host=True, verified=True, wakes=True)
+    (parts,) = (phase.terms for phase in zero.phases if phase.name == "weight sync")
+    assert parts[-1].name == "travel" and parts[-1].amount == pytest.approx(8 * shard * 1.0002 * 63 / 64 / TRANSFER_COSTS.tcp)
+    settings = ("rollout.placement=disaggregated", "rollout.nodes_per_engine=1", "rollout.tensor_parallel_size=8")
+    apart = shards_of(job("r1_zero", "grpo", *settings), 16)
+    assert (apart.workers, apart.sent, apart.far, apart.through_host, apart.wakes) == (8, whole * 16 / 512, 1.0, False, False)
+    assert shards_of(job("r1_zero", "grpo", *settings, "rollout.transfer=shm"), 16).through_host
 
 
 def test_phases_that_do_not_wait_run_beside() -> None:
