@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -118,12 +119,14 @@ def grid_of(layout: Layout) -> Grid:
 def training_of(job: Job, work: ModelWork, device: Accelerator) -> Training:
     """How the job makes an update."""
     transformer, ddp = job.switches.transformer, job.switches.ddp
+    whole = job.stage == "reward-model" or job.config.megatron.cross_entropy_loss_fusion
     return Training(
         recompute=_recomputed(job, work, device), fp8=transformer.get("fp8") is not None, mtp=job.trains_mtp,
         overlapped_dispatch=bool(transformer.get("overlap_moe_expert_parallel_comm")),
         deepep=transformer.get("moe_token_dispatcher_type") == "flex",
         graphs=transformer.get("cuda_graph_impl", "none") != "none", overlapped_reduction=bool(ddp.get("overlap_grad_reduce")),
         offloaded_optimizer=job.switches.optimizer_on_host,
+        whole_logits=math.inf if whole else job.runtime.whole_logits_mb * 1e6,
     )  # fmt: skip
 
 

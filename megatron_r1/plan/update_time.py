@@ -42,6 +42,7 @@ class Training:
     even_ranks: bool = True  #: whether copies of the model get equal numbers of tokens; else as chance has it
     mtp: bool = False
     offloaded_optimizer: float = 0.0  #: share of Adam's state that stays on the host, where the step is made
+    whole_logits: float = math.inf  #: most bytes of a micro-batch's logits that a rank keeps; more are computed again, by tiles
 
 
 def micro_batches(batch: TrainedBatch, grid: Grid, training: Training) -> tuple[int, float]:
@@ -79,7 +80,10 @@ def pass_seconds(
         parts = [forward, backward_layer(forward, recompute=training.recompute)] if backward else [forward]
         for part in PARTS:
             stage[part] += sum(each[part] for each in parts) * layers / grid.pp
-    head = head_seconds(work, device, grid, tokens) * (3 if backward else 1)
+    head = head_seconds(work, device, grid, tokens)
+    if backward:  # the logits, the gradients by the hidden states and by the weight, and by tiles the logits again
+        logits = tokens / grid.cp * work.vocabulary / grid.tp * _WEIGHT
+        head *= 3 if logits <= training.whole_logits else 4
     stage["products"] += head * (1 + mtp) / grid.pp  # stages are cut so that the last has fewer layers
     hop = 0.0
     if grid.pp > 1:

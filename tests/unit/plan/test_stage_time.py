@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -126,6 +127,9 @@ def test_switches_reach_the_times() -> None:
     assert plain.device is not None
     training = training_of(plain, work, plain.device)
     assert training.mtp and 0 < training.recompute < 0.2, "norms and up-projections of latent attention"
+    assert training.whole_logits == 256e6, "as the output layer has it where its logits go by tiles"
+    fused = job("pretrain", "pretrain", "megatron.cross_entropy_loss_fusion=true", nodes=256)
+    assert training_of(fused, work, plain.device).whole_logits == math.inf
     full = job("pretrain", "pretrain", "runtime.recompute=full", nodes=256)
     assert training_of(full, work, plain.device).recompute == 1
     fp8 = timed(job("pretrain", "pretrain", "megatron.fp8=e4m3", nodes=256))

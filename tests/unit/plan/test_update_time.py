@@ -6,7 +6,7 @@ import pytest
 
 from megatron_r1.model.presets import PRESETS
 from megatron_r1.plan.devices import DEVICES
-from megatron_r1.plan.layer_time import Grid
+from megatron_r1.plan.layer_time import Grid, head_seconds
 from megatron_r1.plan.update_time import TrainedBatch, Training, micro_batches, own_parameters, pass_seconds, update_seconds
 from megatron_r1.plan.work import model_work
 
@@ -49,6 +49,19 @@ def test_log_probs_are_a_third_of_an_update() -> None:
     grid = Grid(8)
     forward = sum(pass_seconds(DENSE, H100, grid, ROWS, Training(), backward=False).values())
     assert sum(pass_seconds(DENSE, H100, grid, ROWS, Training(), backward=True).values()) / forward == pytest.approx(3, rel=0.05)
+
+
+def test_logits_that_are_not_kept_are_computed_again() -> None:
+    """4,096 tokens of 129,280 logits in bf16 are 1.06 GB: 265 MB on each of four ranks."""
+    grid = Grid(8, tp=4)
+    kept, tiled = (
+        pass_seconds(V3, H100, grid, ROWS, Training(whole_logits=most * 1e6), backward=True)["products"] for most in (265, 264)
+    )
+    assert tiled - kept == pytest.approx(head_seconds(V3, H100, grid, 4096.0) * 32)
+    for most in (1e9, 0.0):
+        assert pass_seconds(V3, H100, grid, ROWS, Training(whole_logits=most), backward=False)["products"] == pytest.approx(
+            pass_seconds(V3, H100, grid, ROWS, Training(), backward=False)["products"]
+        )
 
 
 def test_gradients_travel_by_hand() -> None:
