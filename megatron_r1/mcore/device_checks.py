@@ -122,7 +122,7 @@ class TorchLayers:
         """See `CheckedLayers`."""
         from megatron_r1.mcore.layers import CoreAttention
 
-        one_rank = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1))
+        one_rank = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
         attention = CoreAttention(SimpleNamespace(), softmax_scale=QUERY_DIM**-0.5, pg_collection=one_rank)
         packing = SimpleNamespace(cu_seqlens_q=cu_seqlens)
         return lambda query, key, value: attention(query, key, value, packed_seq_params=packing).flatten(1)

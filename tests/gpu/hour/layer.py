@@ -57,7 +57,7 @@ class Layer(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(_draw(rows, columns, device)))
         self.experts_in = torch.nn.ParameterList(_draw(2 * s.width, s.hidden, device) for _ in range(s.experts))
         self.experts_out = torch.nn.ParameterList(_draw(s.hidden, s.width, device) for _ in range(s.experts))
-        one_rank = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1))
+        one_rank = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
         self.attention = CoreAttention(SimpleNamespace(), softmax_scale=(s.nope + s.rope) ** -0.5, pg_collection=one_rank)
         bounds = torch.arange(0, s.tokens + 1, s.sequence, dtype=torch.int32, device=device)
         self.packing = SimpleNamespace(cu_seqlens_q=bounds)

@@ -34,7 +34,7 @@ def own_group() -> Iterator[None]:
 
 def make(dtype: str, seed: int) -> MegatronPolicy:
     arch = full_architecture()
-    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False, packed=True)
+    layout = parallel.resolve_layout(ParallelConfig(), arch, 1, mtp=False)
     parallel.build_process_groups(layout, seed=1)
     return MegatronPolicy(
         arch, layout, RuntimeConfig(dtype=dtype), MoeTrainingConfig(), optimizer=OptimizerConfig(lr=1e-2), total_updates=10,

@@ -51,7 +51,6 @@ def test_every_stage_has_its_section(stage: str) -> None:
         ([], {"gpu": "H900"}, "--gpu H900: there is no such device in the table; it has A100"),
         (["parallel.tp=3"], {}, "parallel.tp=3 does not divide num_attention_heads=4"),
         (["parallel.tp=2"], {"world_size": 3}, "does not divide the 3 processes"),
-        (["parallel.cp=2"], {}, "parallel.cp=2 needs sequence lengths"),
         ([], {"nodes": 1, "world_size": 16}, "16 ranks need 2 nodes of 8, --nodes is 1"),
         (["model.weights={nowhere}"], {}, "config.json"),
         (["model.preset=671c"], {}, "671c"),
