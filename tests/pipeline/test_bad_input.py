@@ -49,7 +49,7 @@ def test_misspelt_key(capfd, tmp_path):
         ("model.overrides.num_attention_heads=0", ["num_attention_heads"]),
         ("grpo.loss=gprpo", ["grpo.loss=gprpo", "package.module:function"]),
         ("rollout.top_p=0.9", ["rollout.top_p"]),
-        ("parallel.cp=2", ["parallel.cp"]),
+        ("parallel.cp=2", ["cp=2", "1 processes"]),
         ("model.preset=huge", ["huge", "tiny"]),
         ("runtime.device=cuda", ["cuda"]),
     ],

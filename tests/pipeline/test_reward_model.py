@@ -341,7 +341,7 @@ def test_a_policy_does_not_score(session, tmp_path: Path) -> None:
         ("reward_model.micro_batch_tokens=20", "are more than reward_model.micro_batch_tokens=20"),
         ("reward_model.kind=safety", "helpful.jsonl:1: field 'safe' is missing"),
         ("reward_model.kind=kind", "'reward_model.kind'"),
-        ("parallel.cp=2", "parallel.cp"),
+        ("parallel.cp=2", "cp=2 does not divide"),
         ("data.heldout_fraction=0.9999", "leaves no example to train on"),
     ],
 )
