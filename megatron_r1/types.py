@@ -264,6 +264,11 @@ class Metric(Generic[Value]):
     reduction: Reduction
 
 
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple, or the number if it is one."""
+    return -(-number // multiple) * multiple
+
+
 def filled(value: torch.Tensor | None) -> torch.Tensor:
     """A field that an earlier step of the loop has filled."""
     assert value is not None, "read before the step that fills it"

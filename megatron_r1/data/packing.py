@@ -15,7 +15,7 @@ import torch
 
 from megatron_r1.data.shared_prompts import bundle_samples, bundle_tokens, shared_tokens
 from megatron_r1.errors import DataError
-from megatron_r1.types import LOGPROBS, PADDING, PROMPT, MicroBatch, TrainingSample
+from megatron_r1.types import LOGPROBS, PADDING, PROMPT, MicroBatch, TrainingSample, round_up
 
 _SHELVES = 256
 _PARTS = 4  # at least so many bundles for each data-parallel rank, or one would have many more tokens than another
@@ -83,8 +83,8 @@ def pack_samples(
     if homes and len(homes) < len(samples):
         raise ValueError("some samples have a home and some do not")
     bundles, of_bundles = [[number] for number in range(len(samples))], homes or None
+    max_tokens = round_up(max_tokens, sequence_multiple)
     if share_prompts:
-        max_tokens = round_up(max_tokens, sequence_multiple)
         homes = homes or distribute_bundles(samples, max_tokens, dp_size, sequence_multiple)
         at_home: list[list[int]] = [[] for _ in range(dp_size)]
         for number, home in enumerate(homes):
@@ -94,7 +94,7 @@ def pack_samples(
     bins_per_rank, size = assign_bins(
         [bundle_tokens(samples, bundle, sequence_multiple) for bundle in bundles],
         of_bundles,
-        max_tokens=round_up(max_tokens, sequence_multiple),
+        max_tokens=max_tokens,
         dp_size=dp_size,
         pad_multiple=pad_multiple,
         count_multiple=count_multiple,
@@ -137,11 +137,6 @@ def assign_bins(
     fullest = max(sum(lengths[i] for i in chosen) for bins in bins_per_rank for chosen in bins)
     size = round_up(fullest, pad_multiple)
     return [bins + [[] for _ in range(num_bins - len(bins))] for bins in bins_per_rank], size
-
-
-def round_up(number: int, multiple: int) -> int:
-    """The next multiple, or the number if it is one."""
-    return -(-number // multiple) * multiple
 
 
 def distribute(lengths: Sequence[int], dp_size: int) -> list[int]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatron_r1.data.packing import MicroBatches, assign_bins, close_row, round_up
+from megatron_r1.data.packing import MicroBatches, assign_bins, close_row
 from megatron_r1.errors import DataError
-from megatron_r1.types import PADDING, MicroBatch
+from megatron_r1.types import PADDING, MicroBatch, round_up
 
 
 @dataclass(frozen=True)

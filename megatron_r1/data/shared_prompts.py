@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from megatron_r1.types import TrainingSample
+from megatron_r1.types import TrainingSample, round_up
 
 #: Most cells of the attention mask of one response, its tokens times all before them: 64 MiB. A response that needs more shares
 #: nothing: it is so long that its prompt hardly counts.
@@ -28,7 +28,7 @@ def bundle_tokens(samples: Sequence[TrainingSample], bundle: Sequence[int], mult
     """Positions that the bundle takes, if each of its sequences takes a multiple of `multiple`."""
     shared = shared_tokens(samples[bundle[0]]) if len(bundle) > 1 else 0
     parts = [shared, *(samples[number].num_targets - shared for number in bundle)]
-    return sum(_up(part, multiple) for part in parts)
+    return sum(round_up(part, multiple) for part in parts)
 
 
 def bundle_samples(
@@ -46,18 +46,14 @@ def bundle_samples(
         groups[key].append(number)
     bundles = []
     for (_, _, before), members in groups.items():
-        room = max_tokens - _up(before, multiple)
-        own = {number: _up(samples[number].num_targets - before, multiple) for number in members}
+        room = max_tokens - round_up(before, multiple)
+        own = {number: round_up(samples[number].num_targets - before, multiple) for number in members}
         # One that has no room beside its prompt, each in whole multiples, has room in one piece.
         alone = [number for number in members if len(members) == 1 or own[number] > room]
         bundles += [[number] for number in alone]
         if len(alone) < len(members):
             bundles += _even_parts({number: own[number] for number in members if number not in alone}, room)
     return bundles
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _even_parts(own: dict[int, int], room: int) -> list[list[int]]:

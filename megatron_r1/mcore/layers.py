@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from megatron_r1.mcore.active import require_active
 from megatron_r1.mcore.elementwise import rms_norm, swiglu
-from megatron_r1.mcore.packing import MaskedRows, RowGroup, cut_rows, group_rows, local_token_indices
+from megatron_r1.mcore.packing import MaskedRows, RowGroup, group_rows, local_token_indices
 from megatron_r1.mcore.shift import shift_left
 from megatron_r1.types import filled
 
@@ -83,23 +83,21 @@ class CoreAttention(MegatronModule):
         attn_mask_type: Any = None, attention_bias: None = None, packed_seq_params: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """Attention output [s, b, heads * v_dim] from [s, b, heads, dim], or [t, heads, v_dim] from packed [t, heads, dim]."""
-        size, rank = self.cp_group.size(), self.cp_group.rank()
+        size = self.cp_group.size()
         if packed_seq_params is None:
             mask = None
             if size > 1:
                 bounds = torch.tensor([0, query.shape[0] * size], device=query.device)
                 key, value = self._gather(key, value, bounds)
-                mask = torch.arange(len(key), device=key.device) <= local_token_indices(bounds, size, rank)[:, None]
+                mask = torch.arange(len(key), device=key.device) <= local_token_indices(bounds, size, self.cp_group.rank())[:, None]
             return self._attend(query, key, value, mask).flatten(2)
         query, key, value = (x.unsqueeze(1) for x in (query, key, value))
         bounds = packed_seq_params.cu_seqlens_q
-        rows = getattr(packed_seq_params, "rows", None) or group_rows(bounds)
+        rows = getattr(packed_seq_params, "rows", None)
         if size > 1:
-            bounds = bounds if bounds.dim() == 1 else bounds[0]
-            key, value = self._gather(key, value, bounds)
-            if not isinstance(rows[0], MaskedRows):
-                rows = cut_rows(rows, bounds, size, rank)
-        return self._packed(query, key, value, rows).squeeze(1)
+            assert rows is not None, "`packed_sequences` cuts the rows of a context-parallel rank"
+            key, value = self._gather(key, value, bounds if bounds.dim() == 1 else bounds[0])
+        return self._packed(query, key, value, rows or group_rows(bounds)).squeeze(1)
 
     def _gather(self, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor) -> list[torch.Tensor]:
         """Those of all context-parallel ranks, in the order of the micro-batch."""

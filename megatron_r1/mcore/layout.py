@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from megatron_r1.config.model import ParallelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.model.architecture import Architecture
+from megatron_r1.types import round_up
 
 _STAGE_WORDS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
 _REPEATED = re.compile(r"(?:\(([^()]*)\)|([EtmL]))\*(\d{1,4})")
@@ -161,7 +162,7 @@ def _repeat(found: re.Match[str]) -> str:
 
 def padded_vocabulary(size: int, tp: int) -> int:
     """Rows of embedding and output layer over all tensor-parallel ranks: rows that no token has are added until they divide."""
-    return -(-size // tp) * tp
+    return round_up(size, tp)
 
 
 def _check_model(arch: Architecture, tp: int, ep: int, etp: int) -> None:

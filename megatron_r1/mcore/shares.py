@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from megatron_r1.data.packing import distribute, distribute_bundles, round_up
+from megatron_r1.data.packing import distribute, distribute_bundles
 from megatron_r1.runtime.exchange import broadcast_arrays, gather_numbers, move_arrays
-from megatron_r1.types import LOGPROBS, TrainingSample, hollow
+from megatron_r1.types import LOGPROBS, TrainingSample, hollow, round_up
 
 _TOKENS = "token_ids"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from megatron_r1.mcore.layout import Layout, padded_vocabulary
 from megatron_r1.model.architecture import Architecture
 from megatron_r1.model.rows import Block, Row, Split
+from megatron_r1.types import round_up
 
 _PARAMETER_START = 64  #: elements that a parameter of a gradient buffer begins at a multiple of
 _BUFFER_END = 128  #: and with the data-parallel ranks, what a buffer ends at a common multiple of
@@ -80,9 +81,9 @@ def gradient_ranks(layout: Layout) -> tuple[int, int]:
 def _buffer(numels: list[int], ranks: int) -> int:
     if not numels:
         return 0
-    starts = sum(-(-numel // _PARAMETER_START) * _PARAMETER_START for numel in numels)
+    starts = sum(round_up(numel, _PARAMETER_START) for numel in numels)
     end = math.lcm(ranks, _BUFFER_END)
-    return -(-starts // end) * end
+    return round_up(starts, end)
 
 
 def _of_chunk(

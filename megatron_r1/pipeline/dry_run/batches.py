@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_r1.data.packing import assign_bins, round_up
+from megatron_r1.data.packing import assign_bins
 from megatron_r1.mcore.layout import Layout
+from megatron_r1.types import round_up
 
 
 @dataclass(frozen=True)
